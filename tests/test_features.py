@@ -1,0 +1,55 @@
+"""Features: nothing leaks, and a store built only from the log gives the offline numbers"""
+import os, subprocess, sys
+import numpy as np, polars as pl, pytest
+from mlref.contracts import check, rules
+from mlref.core import minute
+from mlref.events import between, encode, raw_folder, read_raw, year
+from mlref.features import static
+from mlref.log import LocalLog
+from mlref.offline import leaks, table
+
+RAW = raw_folder()
+STATIC = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
+
+@pytest.fixture(scope='module')
+def events(): return check(year(RAW), rules(list(STATIC.airports))).good
+
+def test_no_feature_of_april_leaks(events):
+    "Cut-offs at the known time of real events, one minute before and after; deep: 200 of them"
+    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-30T07:00')))
+    n = 67 if os.environ.get('MLREF_DEEP') == '1' else 4
+    at = april.filter(pl.col('kind') != 'schedule')['known_time'].sample(n, seed=1).to_list()
+    assert leaks(april, STATIC, [t + d for t in at for d in (-1, 0, 1)]) == {}
+
+ONLINE = '''
+import sys; from pathlib import Path; import numpy as np, polars as pl
+from mlref.core import minute
+from mlref.events import SCHEMA, between, decode, order, raw_folder, read_raw
+from mlref.features import compute, static
+from mlref.log import LocalLog
+from mlref.online import Online, update
+folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+log, store, at, out = LocalLog(folder/'log', readonly=True), Online(folder/'online'), 0, {}
+st, plans = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')), pl.DataFrame(schema=SCHEMA)
+while msgs := log.read('events', at, 3_000):  # about a day
+    ev = decode(msgs)[0].drop('_i'); at += len(msgs); update(store, ev, at)
+    plans = pl.concat([plans, ev.filter(pl.col('kind') == 'schedule')])
+    seen = int(ev['known_time'].max())  # every fact known before this minute is in the store
+    due = plans.filter((pl.col('sched') - 120 < seen) & (pl.col('sched') - 120 >= first) & (pl.col('sched') - 120 < end))
+    plans = plans.filter(pl.col('sched') - 120 >= seen)
+    if due.height: out.update(zip(due['flight_id'], compute(store, due, st)[1]))
+np.savez(folder/'online.npz', ids=np.array(list(out)), X=np.array(list(out.values())))
+'''
+
+def test_online_equals_offline_bit_for_bit_over_a_live_month(events, tmp_path):
+    "The online side is another process that has only the log"
+    span = minute('2013-04-01T07:00'), minute('2013-05-01T07:00')
+    part = between(events, minute('2013-01-20'), minute('2013-05-03'))
+    log = LocalLog(tmp_path/'log'); log.append('events', encode(part)); log.close()
+    subprocess.run([sys.executable, '-c', ONLINE, str(tmp_path), *map(str, span)], check=True)
+    on, off = np.load(tmp_path/'online.npz'), table(part, STATIC, *span)
+    assert len(on['ids']) == len(off) > 25_000
+    X = on['X'][np.argsort(on['ids'])]; want = off.X[np.argsort(off.ids)]
+    assert off.names and X.dtype == want.dtype == np.float32
+    differ = {n: int(k) for n, k in zip(off.names, (X.view(np.int32) != want.view(np.int32)).sum(0)) if k}
+    assert differ == {}
