@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGESTS', 'MISSING_ZONES', 'SCHEMA', 'KINDS', 'AHEAD', 'LAG', 'FLIGHT', 'raw_folder', 'check_raw', 'read_raw',
-           'add_times', 'flight_events', 'weather_events', 'order', 'year', 'disturb', 'encode', 'decode', 'between']
+           'add_times', 'flight_events', 'weather_events', 'order', 'year', 'disturb', 'blind', 'encode', 'decode',
+           'between']
 
 # %% ../nbs/02_events.ipynb #60be7a6f
 import zipfile
@@ -129,6 +130,13 @@ def disturb(events: pl.DataFrame,  # Wide events in delivery order
     at = events['known_time'].to_numpy() + np.where(g.random(events.height) < late, g.integers(1, minutes + 1, events.height), 0)
     pick = np.concatenate([np.arange(events.height), np.flatnonzero(g.random(events.height) < twice)])
     return events[pick[np.argsort(at[pick], kind='stable')]]
+
+# %% ../nbs/02_events.ipynb #7dcfe853
+def blind(events: pl.DataFrame,  # Wide events
+          start: int             # Scheduled departures from this minute on
+         ) -> pl.DataFrame:      # The same rows without `tailnum` from there on
+    "Lose the aircraft feed"
+    return events.with_columns(tailnum=pl.when(pl.col('sched') >= start).then(None).otherwise(pl.col('tailnum')))
 
 # %% ../nbs/02_events.ipynb #45b29b0e
 def encode(events: pl.DataFrame  # Wide events

@@ -75,7 +75,8 @@ def _groups(stream: str, key: str, frame: pl.DataFrame) -> Iterable[tuple[str, n
 
 def update(store: Online,          # Opened for writing
            events: pl.DataFrame,   # New wide events, any order
-           position: int=0         # Where the log has been read to, kept with the rows
+           position: int=0,        # Where the log has been read to, kept with the rows
+           notes: dict[bytes, bytes | None]={}  # Further entries to keep with the rows; None deletes one
           ) -> int:                # Records written
     "Apply events to every history they belong to, in one transaction"
     made, n = {s: facts(events, s) for s in VALUES}, 0
@@ -87,6 +88,7 @@ def update(store: Online,          # Opened for writing
                 new = extend(None if old is None else np.frombuffer(old).reshape(-1, _width(stream)), stream, t, v, keep + _SLACK)
                 txn.put(k, np.ascontiguousarray(new, np.float64).tobytes()); n += 1
         txn.put(b'!position', struct.pack('>Q', position))
+        for k, v in notes.items(): txn.put(k, v) if v is not None else txn.delete(k)
     return n
 
 # %% ../nbs/08_online.ipynb #532d909d

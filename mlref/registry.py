@@ -74,12 +74,13 @@ def promote(registry: Registry,
             why: str       # Evidence, for whoever asks later
            ) -> dict:      # The row that was added
     "Make a version the champion"
-    was = live(registry)
-    row = {'at': at, 'from': was, 'to': version, 'why': why}
-    if was and was != version: registry.client.set_registered_model_alias(NAME, 'previous', was)
+    if done := next((r for r in promotions(registry) if (r['at'], r['to']) == (at, version)), None): row = done  # an interrupted promotion is finished
+    else:
+        row = {'at': at, 'from': live(registry), 'to': version, 'why': why}
+        row = {'id': digest(row)[:12], **row}
+        with open(registry.folder/'promotions.jsonl', 'a') as f: f.write(json.dumps(row) + '\n'); f.flush(); os.fsync(f.fileno())
+    if row['from'] and row['from'] != version: registry.client.set_registered_model_alias(NAME, 'previous', row['from'])
     registry.client.set_registered_model_alias(NAME, 'champion', version)
-    row = {'id': digest(row)[:12], **row}
-    with open(registry.folder/'promotions.jsonl', 'a') as f: f.write(json.dumps(row) + '\n'); f.flush(); os.fsync(f.fileno())
     return row
 
 # %% ../nbs/14_registry.ipynb #f06c6223
