@@ -91,14 +91,14 @@ def gates(y: np.ndarray,           # Outcome of flights that neither model was t
           trained_until: int,      # Latest label the challenger has seen
           first: int,              # First cut-off of these flights
           worse: float=-.003,      # The paired difference in AUC may not be credibly below this
-          gap: float=.06           # Mean score and share late may differ by this over the stretch
+          gap: float=.06           # Mean score and share late may differ by this over the stretch, or by what the champion's do
          ) -> list[Gate]:
     "What a challenger must pass to become champion"
     d, low, high = paired(y, challenger, champion, day)
-    off = abs(float(challenger.mean() - y.mean()))
+    off, limit = abs(float(challenger.mean() - y.mean())), max(gap, abs(float(champion.mean() - y.mean())))
     return [Gate('trained before it is tested', trained_until <= first, trained_until, first, 'a label from the test stretch would be in-sample'),
             Gate('better than the champion', d > 0 and low >= worse, low, worse, f'AUC difference {d:+.4f}, 95 % by days [{low:+.4f}, {high:+.4f}]'),
-            Gate('calibrated', off <= gap, off, gap, f'mean score {challenger.mean():.3f}, share late {y.mean():.3f}')]
+            Gate('calibrated', off <= limit, off, limit, f'mean score {challenger.mean():.3f}, of the champion {champion.mean():.3f}, share late {y.mean():.3f}')]
 
 def judge(answers: list[Gate]) -> bool:
     "Promote only when every gate passed"

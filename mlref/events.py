@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGESTS', 'MISSING_ZONES', 'SCHEMA', 'KINDS', 'AHEAD', 'LAG', 'FLIGHT', 'raw_folder', 'check_raw', 'read_raw',
-           'add_times', 'flight_events', 'weather_events', 'order', 'year', 'disturb', 'blind', 'encode', 'decode',
+           'add_times', 'flight_events', 'weather_events', 'order', 'year', 'disturb', 'silence', 'encode', 'decode',
            'between']
 
 # %% ../nbs/02_events.ipynb #60be7a6f
@@ -131,12 +131,14 @@ def disturb(events: pl.DataFrame,  # Wide events in delivery order
     pick = np.concatenate([np.arange(events.height), np.flatnonzero(g.random(events.height) < twice)])
     return events[pick[np.argsort(at[pick], kind='stable')]]
 
-# %% ../nbs/02_events.ipynb #7dcfe853
-def blind(events: pl.DataFrame,  # Wide events
-          start: int             # Scheduled departures from this minute on
-         ) -> pl.DataFrame:      # The same rows without `tailnum` from there on
-    "Lose the aircraft feed"
-    return events.with_columns(tailnum=pl.when(pl.col('sched') >= start).then(None).otherwise(pl.col('tailnum')))
+# %% ../nbs/02_events.ipynb #ea804c0a
+def silence(events: pl.DataFrame,  # Wide events
+            kind: str,             # A name in KINDS
+            start: int             # Minutes UTC
+           ) -> pl.DataFrame:      # The same rows without those known from there on
+    "Lose a feed"
+    if kind not in KINDS: raise MlrefError(f'expected a kind among {", ".join(KINDS)}, got {kind!r}')
+    return events.filter((pl.col('kind') != kind) | (pl.col('known_time') < start))
 
 # %% ../nbs/02_events.ipynb #45b29b0e
 def encode(events: pl.DataFrame  # Wide events

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECISIONS', 'TOPIC', 'decision', 'Home', 'source', 'deliver', 'Plan', 'learn', 'keep', 'follow', 'bootstrap', 'score',
-           'watch', 'landed', 'measure', 'wanted', 'challenge', 'decide', 'live_day', 'live_through', 'digests']
+           'watch', 'landed', 'measure', 'wanted', 'challenge', 'decide', 'live_day', 'live_through', 'digests',
+           'story', 'summary']
 
 # %% ../nbs/22_lifecycle.ipynb #192c178e
 import io
@@ -18,8 +19,8 @@ from tqdm import tqdm
 
 from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
-from .evaluate import Gate, auc, gates, judge, log_loss
-from .events import SCHEMA, blind, disturb, encode, raw_folder, read_raw, year
+from .evaluate import Gate, auc, day_bootstrap, gates, interval, judge, log_loss
+from .events import SCHEMA, disturb, encode, raw_folder, read_raw, silence, year
 from .features import Static, compute, static, version
 from .lake import Lake, add, events_at, ingest
 from .log import LocalLog
@@ -64,11 +65,11 @@ class Home:
 # %% ../nbs/22_lifecycle.ipynb #554f3f10
 def source(raw: Path,            # The package's files
            seed: int,            # Which events come twice
-           dark: int | None=None # Lose the aircraft feed for departures from this minute on
+           dark: int | None=None # Lose the departures from this minute on
           ) -> pl.DataFrame:     # Wide events in order of delivery
     "What will arrive, in order"
     events = disturb(year(raw), seed, twice=.01)
-    return events if dark is None else blind(events, dark)
+    return events if dark is None else silence(events, 'departure', dark)
 
 def deliver(home: Home,
             source: pl.DataFrame,  # From `source`
@@ -239,3 +240,47 @@ def digests(lake: Lake) -> dict[str, str]:  # Table -> sha256
          'decisions': 'select id, decided_at, action, why, evidence, day from decisions order by decided_at, id',
          'metrics': 'select * from metrics order by measured_at, name, version, day'}
     return {k: digest(lake.sql(s)) for k, s in q.items()}
+
+# %% ../nbs/22_lifecycle.ipynb #ceb324e2
+_MARKS = {'alarm': ('C1', ':'), 'refuse': ('C3', '--'), 'promote': ('C2', '-')}
+
+def story(metrics: pl.DataFrame,    # Rows of the metrics table
+          decisions: pl.DataFrame   # Rows of the decisions table
+         ):                         # A matplotlib figure
+    "What was measured and decided, day by day"
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout='constrained')
+    day = lambda d: np.asarray(d, 'datetime64[D]')
+    for ax, names in zip(axes, (('auc', 'auc_estimated'), ('gap',), ('missing:all_dep_delay_180m', 'missing:prev_slack'))):
+        for i, name in enumerate(names):
+            m = metrics.filter(pl.col('name') == name).sort('day'); x = day(m['day'].to_numpy())
+            ax.plot(x, m['value'], '.', ms=3, color=f'C{3 * i}', alpha=.5); ax.plot(x, m['value'].fill_nan(None).rolling_mean(14, min_samples=3), color=f'C{3 * i}', label=name)
+            for c in ('low', 'high'): ax.plot(x, m[c], color=f'C{3 * i}', lw=.7, ls=':')
+        for at, what in decisions.select('decided_at', 'action').iter_rows():
+            if what in _MARKS: ax.axvline(np.datetime64(at, 'm'), color=_MARKS[what][0], ls=_MARKS[what][1], lw=1)
+        ax.legend(loc='lower left', fontsize=8); ax.set_ylabel(names[0].split(':')[0])
+    for k, (c, ls) in _MARKS.items(): axes[2].plot([], [], color=c, ls=ls, label=k)
+    axes[2].legend(loc='lower left', fontsize=8, ncols=5)
+    return fig
+
+# %% ../nbs/22_lifecycle.ipynb #cb2b8ae2
+_COUNTS = (('messages neither in the lake, repeated nor refused', "(select sum(next) from offsets) - (select count(*) from events) - (select sum(repeated) from commits) - (select count(*) from dead_letters)", '== 0'),
+    ('events in the lake', '(select count(*) from events)', ''), ('events more than once', '(select count(*) - count(distinct event_id) from events)', '== 0'),
+    ('messages quarantined', '(select count(*) from dead_letters)', ''), ('days lived', '(select count(*) from days)', ''), ('flights scored', '(select count(*) from predictions)', ''),
+    ('flights scored twice', '(select count(*) - count(distinct flight_id) from predictions)', '== 0'),
+    ('flights scored by a model that had seen later labels', '(select count(*) from predictions where trained_until > scored_at)', '== 0'),
+    ('flights not scored by the champion of their minute', """(select count(*) from predictions p asof left join (select decided_at, evidence->>'version' as version from decisions where action = 'promote') d
+        on p.scored_at >= d.decided_at where p.version is distinct from d.version)""", '== 0'),
+    ('decisions without evidence', "(select count(*) from decisions where evidence in ('', '{}'))", '== 0'),
+    *((f'decisions: {a}', f"(select count(*) from decisions where action = '{a}')", '') for a in ('alarm', 'retrain', 'refuse', 'promote')))
+
+def summary(lake: Lake) -> list[dict]:  # name, value, unit, goal, n; for scores also low and high
+    "What must hold of a run, and how good it was, with 95 % intervals by whole days"
+    n = lake.sql('select count(*) as n from predictions')['n'][0]
+    out = [{'name': k, 'value': int(lake.sql(f'select {q} as v')['v'][0] or 0), 'unit': '', 'goal': g, 'n': n} for k, q, g in _COUNTS]
+    r = lake.sql("""select p.T, p.p, (a.arr_delay > 15)::double as y from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' order by p.T, p.flight_id""")
+    T, p, y = (r[c].to_numpy() for c in ('T', 'p', 'y')); day = service_day(T)
+    for name, f in (('realised AUC', auc), ('realised log-loss', log_loss)):
+        low, high = interval(day_bootstrap(lambda i: f(y[i], p[i]), day))
+        out.append({'name': name, 'value': f(y, p), 'unit': '', 'goal': '', 'n': len(y), 'low': low, 'high': high})
+    return out
