@@ -90,6 +90,7 @@ class Plan:
     stop: int = 14       # Days at the end of the training rows to stop on
     block: int = 28      # Matured days kept from a challenger, for the gates
     cooldown: int = 28   # Days between two attempts
+    refresh: int = 42    # Days after which a champion is challenged without an alarm
     policy: Policy = field(default_factory=Policy)
 
 def learn(home: Home, plan: Plan,
@@ -165,14 +166,16 @@ def measure(home: Home, seen: pl.DataFrame, version: str, day: int) -> pl.DataFr
     old = [realised(watch(home, v), part.drop('version'), v) for (v,), part in truth.group_by(['version'], maintain_order=True)]
     return pl.concat([at_once(watch(home, version), seen, version), *old])
 
-# %% ../nbs/22_lifecycle.ipynb #76cd46d3
+# %% ../nbs/22_lifecycle.ipynb #1624b14a
 def wanted(on: dict[str, dict],       # Alarms that are on
            tried: int | None,         # Service day of the last attempt
+           born: int,                 # Service day of the first model
            day: int,                  # Today
            plan: Plan
-          ) -> str:                   # 'hold' or 'retrain'
+          ) -> str:                   # Why to train a challenger tonight; '' = not
     "Whether to train a challenger tonight"
-    return 'retrain' if on and (tried is None or day - tried >= plan.cooldown) else 'hold'
+    if on and (tried is None or day - tried >= plan.cooldown): return f'alarms: {", ".join(on)}'
+    return 'age' if day - (tried or born) >= plan.refresh else ''
 
 # %% ../nbs/22_lifecycle.ipynb #22a649df
 def _served(home: Home, model: Torch | Gbm, test: Table, p: np.ndarray) -> Gate:
@@ -202,13 +205,13 @@ def decide(home: Home, plan: Plan, metrics: pl.DataFrame, version: str, day: int
     every, now, out = _history(home, version, day, metrics), day_start(day + 1), []
     on, before = alarms(every, plan.policy), alarms(every.filter(pl.col('measured_at') < now), plan.policy)
     if new := {k: v for k, v in on.items() if k not in before}: out.append(decision(day, 'alarm', ', '.join(new), new))
-    tried = home.lake.sql("select max(day) as d from decisions where action = 'retrain'")['d'][0]
-    if wanted(on, tried, day, plan) == 'hold': return out
+    born, tried = home.lake.sql("select min(day) as b, max(day) filter (action = 'retrain') as t from decisions where action in ('promote', 'retrain')").row(0)
+    if not (why := wanted(on, tried, born, day, plan)): return out
     if now - (MATURE + plan.block + plan.stop + 7) * DAY < _first(home): return out  # too young to be judged
     model, answers, reference, past = challenge(home, plan, now)
     number, ok = keep(home, model, reference, past, plan), judge(answers)
     failed = ', '.join(g.name for g in answers if not g.passed)
-    out.append(decision(day, 'retrain', f'alarms: {", ".join(on)}', {'alarms': on, 'rows': len(past), 'version': model.version, 'trained_until': stamp(model.trained_until)}))
+    out.append(decision(day, 'retrain', why, {'alarms': on, 'rows': len(past), 'version': model.version, 'trained_until': stamp(model.trained_until)}))
     out.append(decision(day, 'promote' if ok else 'refuse', 'all gates passed' if ok else failed, {'number': number, 'version': model.version, 'instead_of': version, 'gates': [asdict(g) for g in answers]}))
     return out
 

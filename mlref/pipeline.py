@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'parameters', 'check_parameters', 'StepFailed', 'run_step', 'Run', 'save_run', 'load_run', 'execute', 'held',
-           'row', 'write_results', 'card', 'given', 'checkout', 'html', 'main']
+           'row', 'write_results', 'card', 'given', 'places', 'html', 'main']
 
 # %% ../nbs/23_pipeline.ipynb #54553648
 import argparse
@@ -154,13 +154,17 @@ def given(profile: str,  # 'year' or 'quick'
     return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, 'until': start}, 'live': {**feed, **wait, 'start': start, 'end': end},
             'monitor': {}, 'report': {'profile': profile}}
 
-# %% ../nbs/23_pipeline.ipynb #0ed6a614
-def checkout(start: Path='.') -> Path:
-    "The folder above `start` that holds settings.ini and nbs/steps; raises `MlrefError`"
-    for p in [Path(start).resolve(), *Path(start).resolve().parents]:
-        if (p/'settings.ini').exists() and (p/'nbs'/'steps').exists(): return p
-    raise MlrefError(f'expected to be inside a checkout of mlref (settings.ini, nbs/steps), {Path(start).resolve()} is not; clone it and call ./run there')
+# %% ../nbs/23_pipeline.ipynb #80c4c769
+def places(start: Path='.'  # Where you stand
+          ) -> tuple[Path, Path]:  # Folder that holds nbs/steps; folder for data and reports
+    "Where the steps are and where results go; raises `MlrefError` when there are no steps"
+    start, package = Path(start).resolve(), Path(sys.modules['mlref'].__file__).parent
+    for p in [start, *start.parents]:
+        if (p/'settings.ini').exists() and (p/'nbs'/'steps').exists(): return p, p
+    if (package/'nbs'/'steps').exists(): return package, start
+    raise MlrefError(f'expected the steps of mlref (nbs/steps) above {start} or in the installed package, found none; call this in a checkout')
 
+# %% ../nbs/23_pipeline.ipynb #0a637e9c
 def _set(given: dict[str, dict], texts: list[str]) -> None:
     for t in texts:
         if not (m := re.fullmatch(r'(\w+)\.(\w+)=(.*)', t)): raise MlrefError(f'expected --set step.name=value, got {t!r}')
@@ -178,7 +182,7 @@ def html(notebook: Path,  # An executed copy
 
 # %% ../nbs/23_pipeline.ipynb #362e9b51
 def _run(a: argparse.Namespace) -> None:
-    root = checkout(); data, reports = Path(a.data or root/'data'), Path(a.reports or root/'reports')
+    root, here = places(); data, reports = Path(a.data or here/'data'), Path(a.reports or here/'reports')
     if a.resume: run = load_run(root, data, reports, a.resume)
     else:
         profile = 'quick' if a.quick else 'year'
@@ -192,13 +196,13 @@ def _run(a: argparse.Namespace) -> None:
     print(f'{sum(run.done.values()):.0f} s in all; report: {html(at/"report.ipynb", at/"report.html")}; card: {reports/"card.md"}')
 
 def _bench(a: argparse.Namespace) -> None:
-    root = checkout(); name = f'bench_{a.name}'; have = sorted(p.stem[6:] for p in (root/'nbs'/'steps').glob('bench_*.ipynb'))
+    root, here = places(); name = f'bench_{a.name}'; have = sorted(p.stem[6:] for p in (root/'nbs'/'steps').glob('bench_*.ipynb'))
     if a.name not in have: raise MlrefError(f'expected a benchmark among {", ".join(have)}, got {a.name!r}')
-    t = run_step(root/'nbs'/'steps'/f'{name}.ipynb', root/'reports'/'runs'/f'{name}.ipynb', {'reports': str(root/'reports')})
-    write_bytes(root/'reports'/'card.md', card(root/'reports'/'results').encode()); print(f'{t:.0f} s; results: reports/results/{a.name}.json')
+    t = run_step(root/'nbs'/'steps'/f'{name}.ipynb', here/'reports'/'runs'/f'{name}.ipynb', {'reports': str(here/'reports')})
+    write_bytes(here/'reports'/'card.md', card(here/'reports'/'results').encode()); print(f'{t:.0f} s; results: reports/results/{a.name}.json')
 
 def _card(a: argparse.Namespace) -> None:
-    root = checkout(); write_bytes(root/'reports'/'card.md', card(root/'reports'/'results').encode()); print(root/'reports'/'card.md')
+    here = places()[1]; print(write_bytes(here/'reports'/'card.md', card(here/'reports'/'results').encode()))
 
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status
