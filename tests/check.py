@@ -28,7 +28,8 @@ if __name__ == '__main__':
     if bad := [a for a in sys.argv[1:] if a != '--deep']: sys.exit(f'expected nothing or --deep, got {" ".join(bad)}')
     os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')  # two pages run side by side on two cores
     steps = {'generated code': exported, 'page shapes': command(sys.executable, 'tests/pages.py', 'nbs'), 'README in step': command(sys.executable, 'tests/readme.py', '--check'), 'docs processing': docs,
-             'every page': command(BIN/'nbdev_test', '--n_workers', '2', '--do_print', '--timing', '--skip_folder_re', '^[_.]|steps')  # papermill runs the steps, 'pytest': command(sys.executable, '-m', 'pytest', 'tests', '-q')}
+             'every page': command(BIN/'nbdev_test', '--n_workers', '2', '--do_print', '--timing', '--skip_folder_re', '^[_.]|steps'),
+             'pytest': command(sys.executable, '-m', 'pytest', 'tests', '-q')}
     failed, t0 = [], time.time()
     for name, do in steps.items():
         t = time.time(); print(f'== {name}', flush=True)
