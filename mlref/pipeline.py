@@ -204,6 +204,14 @@ def _bench(a: argparse.Namespace) -> None:
 def _card(a: argparse.Namespace) -> None:
     here = places()[1]; print(write_bytes(here/'reports'/'card.md', card(here/'reports'/'results').encode()))
 
+# %% ../nbs/23_pipeline.ipynb #9bc95ffe
+def _serve(a: argparse.Namespace) -> None:
+    from mlref.serve import open_server, serve
+    data = Path(a.data or places()[1]/'data')
+    if not a.home and not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data}, found none; call ./run first or name its folder with --home')
+    home = Path(a.home) if a.home else data/'runs'/(data/'current').read_text().strip()
+    serve(open_server(home, Path(a.log) if a.log else home/'served'), a.port)
+
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status
     "The command `mlref`"
@@ -214,6 +222,9 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     r.add_argument('--seed', type=int, default=0); r.add_argument('--set', action='append', metavar='STEP.NAME=VALUE', help='another parameter of a step')
     r.add_argument('--data', help='folder of runs (default: data)'); r.add_argument('--reports', help='folder of reports (default: reports)')
     b = sub.add_parser('bench', help='measure something against its goal'); b.add_argument('name'); b.set_defaults(do=_bench)
+    v = sub.add_parser('serve', help='answer requests with the champion of a run'); v.set_defaults(do=_serve)
+    v.add_argument('--home', help='folder of the run (default: the newest that came through)'); v.add_argument('--log', help='where predictions are written down (default: served/ of the run)')
+    v.add_argument('--port', type=int, default=8080); v.add_argument('--data', help='folder of runs (default: data)')
     c = sub.add_parser('card', help='write reports/card.md from reports/results'); c.set_defaults(do=_card)
     a = p.parse_args(argv)
     try: a.do(a); return 0
