@@ -229,3 +229,4 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     a = p.parse_args(argv)
     try: a.do(a); return 0
     except MlrefError as e: print(f'mlref: {e}', file=sys.stderr); return 1
+    except ModuleNotFoundError as e: print(f"mlref: expected the package {e.name}, found none; run: pip install 'mlref[all]'", file=sys.stderr); return 1

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['ROUTES', 'Refused', 'read_json', 'matrix', 'oip', 'invocations', 'flights', 'Server', 'open_server', 'reload',
-           'predict', 'infer', 'invoke', 'application', 'serve']
+           'predict', 'infer', 'invoke', 'application', 'serve', 'Client', 'start_server']
 
 # %% ../nbs/16_serve.ipynb #b3f1a559
 import json
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import polars as pl
@@ -201,3 +205,28 @@ def serve(s: Server,          # From `open_server`
     print(f'serving {s.model.version} at http://{host}:{sock.getsockname()[1]}', flush=True)
     if started: started(u, sock.getsockname()[1])
     u.run(sockets=[sock])
+
+# %% ../nbs/16_serve.ipynb #19e61bcb
+class Client:
+    "Asks a server"
+    def __init__(self, url: str  # e.g. 'http://127.0.0.1:8080'
+                ): self.url = url
+
+    def ask(self, path: str, body: dict) -> dict:
+        "One answer; raises `Refused` with the server's sentence"
+        try: return json.load(urlopen(Request(self.url + path, json.dumps(body).encode()), timeout=60))
+        except HTTPError as e: raise Refused(e.code, json.load(e)['error']) from None
+
+    def predict(self, req: pl.DataFrame,  # Schedule events
+                batch: int=200            # Flights a request
+               ) -> np.ndarray:           # Scores, float64
+        "Scores of flights by their keys"
+        got = [self.ask('/predict', {'flights': part.select(FLIGHT).to_dicts()})['predictions'] for part in req.iter_slices(batch)]
+        return np.array([a['p'] for g in got for a in g])
+
+def start_server(home: Path, log: Path) -> tuple[subprocess.Popen, Client]:
+    "A server process over a run's folder, on a free port; it ends with this process, or by `.kill()`: what it answered is on disk"
+    code = f'import os, sys, threading; threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start(); from pathlib import Path; from mlref.serve import open_server, serve; serve(open_server(Path({str(home)!r}), Path({str(log)!r})), 0)'
+    p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if ' at ' not in (line := p.stdout.readline()): raise MlrefError(f'expected a server over {home} to start, it ended with status {p.wait()}')
+    return p, Client(line.split(' at ')[1].strip())

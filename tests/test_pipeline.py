@@ -33,6 +33,7 @@ def test_what_a_run_leaves(quick):
     assert {p.name for p in run.iterdir()} >= {f'{s}.ipynb' for s in ('prepare', 'train', 'live', 'monitor', 'report')} | {'report.html'}
     assert (at/'data'/'current').read_text().strip() == only(at/'data').name and str(run/'report.html') in r.stdout.strip().splitlines()[-1]
     rows = json.loads((at/'reports'/'results'/'quick.json').read_text())['rows']
+    n = {x['name']: x['ours'] for x in rows}; assert n['flights scored over HTTP, taken from the log of the server'] == n['flights scored'] > 28_000  # April goes through a real server
     assert len(rows) > 10 and not [x['name'] for x in rows if x['held'] is False] and '| flights scored |' in (at/'reports'/'card.md').read_text()
 
 def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):
