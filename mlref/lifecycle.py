@@ -139,10 +139,10 @@ def bootstrap(home: Home, plan: Plan,
     return follow(home)
 
 # %% ../nbs/22_lifecycle.ipynb #d169eb56
-def requests(home: Home, day: int) -> pl.DataFrame:
+def requests(lake: Lake, day: int) -> pl.DataFrame:
     "The flights of a service day as schedule events; raises `MlrefError` when there are none"
     lo = day_start(day) + HORIZON
-    req = home.lake.sql(f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and sched >= ? and sched < ? order by sched, event_id", lo, lo + DAY).cast(SCHEMA)
+    req = lake.sql(f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and sched >= ? and sched < ? order by sched, event_id", lo, lo + DAY).cast(SCHEMA)
     if not req.height: raise MlrefError(f'expected flights on {stamp(lo)[:10]}, found none; deliver that day first')
     return req
 
@@ -237,7 +237,7 @@ def live_day(home: Home, source: pl.DataFrame, plan: Plan, day: int, client: Cli
     follow(home)
     model = champion(home.registry)
     deliver(home, source, day_start(day + 1))
-    req = requests(home, day)
+    req = requests(home.lake, day)
     pred, seen = score(home, model, req, day)
     scored = over_http(home, client, pred, req) if client else {'predictions': pred}
     metrics = measure(home, seen, model.version, day)

@@ -142,7 +142,7 @@ def card(results: Path  # Folder of result files
     return '\n'.join(out)
 
 # %% ../nbs/23_pipeline.ipynb #11ad4b4c
-STEPS = ('prepare', 'train', 'live', 'monitor', 'report')
+STEPS = ('prepare', 'train', 'live', 'load', 'monitor', 'report')
 
 def given(profile: str,  # 'year' or 'quick'
           seed: int      # Which events come twice, and the models' seed
@@ -152,7 +152,7 @@ def given(profile: str,  # 'year' or 'quick'
     dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10})
     feed = {'seed': seed, 'dark': dark}
     return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, 'until': start}, 'live': {**feed, **wait, 'start': start, 'end': end},
-            'monitor': {}, 'report': {'profile': profile}}
+            'load': {'profile': profile, **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5})}, 'monitor': {}, 'report': {'profile': profile}}
 
 # %% ../nbs/23_pipeline.ipynb #80c4c769
 def places(start: Path='.'  # Where you stand
@@ -186,7 +186,8 @@ def _run(a: argparse.Namespace) -> None:
     if a.resume: run = load_run(root, data, reports, a.resume)
     else:
         profile = 'quick' if a.quick else 'year'
-        given_ = given(profile, a.seed); given_['report'] |= {'reports': str(reports.resolve())}
+        given_ = given(profile, a.seed)
+        for s in ('load', 'report'): given_[s] |= {'reports': str(reports.resolve())}
         id = f'{profile}-{datetime.now():%Y%m%d-%H%M%S}'
         run = Run(root, data, reports, id, STEPS, given_)
     _set(run.given, a.set or [])
@@ -212,6 +213,22 @@ def _serve(a: argparse.Namespace) -> None:
     home = Path(a.home) if a.home else data/'runs'/(data/'current').read_text().strip()
     serve(open_server(home, Path(a.log) if a.log else home/'served'), a.port)
 
+# %% ../nbs/23_pipeline.ipynb #12c58c50
+def _load(a: argparse.Namespace) -> None:
+    import tempfile
+    from mlref.capacity import load_step, locust_files
+    from mlref.lifecycle import requests
+    from mlref.lake import Lake
+    data = Path(a.data or places()[1]/'data')
+    if not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data} to take flights from, found none; call ./run first')
+    lake = Lake(data/'runs'/(data/'current').read_text().strip()/'lake'/'mlref.duckdb')
+    req = requests(lake, lake.sql('select max(day) as d from days')['d'][0]); lake.close()
+    if not a.web: print(load_step(a.url, req, a.users, a.seconds, 0)); return
+    with tempfile.TemporaryDirectory() as d:
+        import subprocess
+        env = locust_files(Path(d), req)
+        subprocess.run([sys.executable, '-m', 'locust', '-f', f'{d}/users.py', '--host', a.url, '--web-host', '127.0.0.1'], env=env)
+
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status
     "The command `mlref`"
@@ -225,6 +242,9 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     v = sub.add_parser('serve', help='answer requests with the champion of a run'); v.set_defaults(do=_serve)
     v.add_argument('--home', help='folder of the run (default: the newest that came through)'); v.add_argument('--log', help='where predictions are written down (default: served/ of the run)')
     v.add_argument('--port', type=int, default=8080); v.add_argument('--data', help='folder of runs (default: data)')
+    l = sub.add_parser('load', help='let users ask a running server'); l.set_defaults(do=_load)
+    l.add_argument('--url', default='http://127.0.0.1:8080', help='the server'); l.add_argument('--users', type=int, default=16); l.add_argument('--seconds', type=int, default=20)
+    l.add_argument('--web', action='store_true', help="Locust's own page instead, at http://127.0.0.1:8089"); l.add_argument('--data', help='folder of runs (default: data)')
     c = sub.add_parser('card', help='write reports/card.md from reports/results'); c.set_defaults(do=_card)
     a = p.parse_args(argv)
     try: a.do(a); return 0

@@ -198,7 +198,8 @@ def serve(s: Server,          # From `open_server`
          ) -> None:
     "Answer until stopped; raises `MlrefError` when the port is taken"
     import uvicorn
-    sock = socket.socket(); sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio switches Nagle's delay off only for a socket that says so
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: sock.bind((host, port)); sock.listen(2048)  # from here on requests wait instead of being refused
     except OSError as e: raise MlrefError(f'expected port {port} of {host} to be free, got: {e.strerror}; choose another with --port') from None
     u = uvicorn.Server(uvicorn.Config(application(s), log_level='warning', access_log=False))
