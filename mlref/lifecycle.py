@@ -274,6 +274,7 @@ def story(metrics: pl.DataFrame,    # Rows of the metrics table
          ):                         # A matplotlib figure
     "What was measured and decided, day by day"
     import matplotlib.pyplot as plt
+    from matplotlib.dates import ConciseDateFormatter
     fig, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout='constrained')
     day = lambda d: np.asarray(d, 'datetime64[D]')
     for ax, names in zip(axes, (('auc', 'auc_estimated'), ('gap',), ('missing:all_dep_delay_180m', 'missing:prev_slack'))):
@@ -286,6 +287,7 @@ def story(metrics: pl.DataFrame,    # Rows of the metrics table
         ax.legend(loc='lower left', fontsize=8); ax.set_ylabel(names[0].split(':')[0])
     for k, (c, ls) in _MARKS.items(): axes[2].plot([], [], color=c, ls=ls, label=k)
     axes[2].legend(loc='lower left', fontsize=8, ncols=5)
+    axes[2].xaxis.set_major_formatter(ConciseDateFormatter(axes[2].xaxis.get_major_locator()))
     return fig
 
 # %% ../nbs/22_lifecycle.ipynb #cb2b8ae2
