@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from .core import MlrefError
+from .core import DAY, MlrefError
 from .events import KINDS, SCHEMA
 
 # %% ../nbs/04_contracts.ipynb #5b552e16
@@ -35,11 +35,12 @@ def rules(airports: list[str]  # Every airport code that may occur as a destinat
          ) -> tuple[Rule, ...]:
     "The contract of the flights"
     has = lambda *c: pl.all_horizontal(pl.col(x).is_not_null() for x in c)
-    return (Rule('kind is known', EVERY, pl.col('kind').is_in(list(KINDS))), Rule('has its times', EVERY, has('event_time', 'known_time')),
+    return (Rule('kind is known', EVERY, pl.col('kind').is_in(list(KINDS))), Rule('has its id and times', EVERY, has('event_id', 'event_time', 'known_time')),
             Rule('known after it happened', EVERY, pl.col('known_time') >= pl.col('event_time')),
             Rule('origin is known', EVERY, pl.col('origin').is_in(ORIGINS)), Rule('destination is known', FLIGHTS, pl.col('dest').is_in(airports)),
-            Rule('has its keys', FLIGHTS, has('event_id', 'flight_id', 'carrier', 'number', 'sched', 'duration')),
+            Rule('has its keys', FLIGHTS, has('flight_id', 'carrier', 'number', 'sched', 'duration')),
             Rule('duration 20 min to 24 h', FLIGHTS, _in('duration', 20, 1440)), Rule('distance 10 to 6,000 miles', FLIGHTS, _in('distance', 10, 6000)),
+            Rule('scheduled within 8 days', ('schedule',), pl.col('sched').is_between(pl.col('known_time'), pl.col('known_time') + 8 * DAY)),
             Rule('departure delay -2 h to 48 h', ('departure',), has('dep_delay') & _in('dep_delay', -120, 2880)),
             Rule('arrival delay -6 h to 48 h', ('arrival',), has('arr_delay') & _in('arr_delay', -360, 2880)),
             Rule('departure known when it left', ('departure',), pl.col('known_time') == pl.col('sched') + pl.col('dep_delay')),

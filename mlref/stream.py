@@ -15,10 +15,10 @@ from .contracts import Rule, check
 from .core import DAY
 from .events import decode
 from .log import Log
-from .online import Online, update
+from .online import LATE, Online, update
 
 # %% ../nbs/09_stream.ipynb #e2b9b6b2
-_REMEMBER = 12  # days; longer than any fact can be late and still be applied
+_REMEMBER = LATE // DAY + 2  # days; longer than any event can be late and still be applied
 
 def _key(day: int) -> bytes: return f'!seen/{day}'.encode()
 
@@ -38,7 +38,7 @@ def unseen(store: Online,         # What was applied so far
 # %% ../nbs/09_stream.ipynb #cdf61550
 def _too_late(store: Online, events: pl.DataFrame) -> pl.Series:
     with store.env.begin() as txn: newest = int(txn.get(b'!newest') or 0)
-    return events['known_time'] < newest - (_REMEMBER - 4) * DAY
+    return events['known_time'] < newest - LATE
 
 def feed(store: Online,            # Opened for writing
          log: Log,                 # Where messages wait

@@ -1,0 +1,80 @@
+"""The online store follows the log through kills, retries, broken and late messages"""
+import random, signal, subprocess, sys, time
+import numpy as np, polars as pl, pytest
+from mlref.contracts import rules
+from mlref.core import DAY, HORIZON, minute
+from mlref.events import between, disturb, encode, raw_folder, read_raw, year
+from mlref.features import compute, static
+from mlref.log import LocalLog
+from mlref.online import LATE, Online
+from mlref.stream import feed
+
+RAW = raw_folder(); ST = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes')); CONTRACT = rules(list(ST.airports))
+END = minute('2013-04-12T07:00')
+FEED = '''
+import sys
+from pathlib import Path
+from mlref.contracts import rules
+from mlref.events import raw_folder, read_raw
+from mlref.features import static
+from mlref.log import LocalLog
+from mlref.online import Online
+from mlref.stream import feed
+raw = raw_folder(); st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes')); at = Path(sys.argv[1]); print('ready', flush=True)
+print(feed(Online(at/'store'), LocalLog(at/'log', readonly=True), 'flights', rules(list(st.airports)), 50))
+'''
+
+@pytest.fixture(scope='module')
+def events(): return between(year(RAW), END - 2 * DAY, END)
+
+@pytest.fixture(scope='module')
+def flights(): return year(RAW).filter((pl.col('kind') == 'schedule') & pl.col('sched').is_between(END - DAY + HORIZON, END + HORIZON - 1)).sort('sched', 'event_id')
+
+def applied(at, messages, batch=50_000):
+    log = LocalLog(at/'log'); log.append('flights', messages); store = Online(at/'store')
+    return store, feed(store, log, 'flights', CONTRACT, batch)
+
+def read(store, flights): return compute(store, flights, ST)[1]
+
+def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path):
+    storm = encode(disturb(events, seed=5, late=.05, minutes=90, twice=.05)); storm.insert(len(storm) // 2, b'\xff not an event')
+    whole, n = applied(tmp_path/'whole', encode(events)); assert n['applied'] == events.height
+    LocalLog(tmp_path/'killed'/'log').append('flights', storm)
+    g, kills, done = random.Random(5), 0, False
+    while not done:
+        p = subprocess.Popen([sys.executable, '-c', FEED, tmp_path/'killed'], stdout=subprocess.PIPE, text=True); assert p.stdout.readline() == 'ready\n'
+        if kills == 5: done = p.wait() == 0; assert done, 'the last run must come through'; continue
+        before = position(tmp_path/'killed'); time.sleep(g.uniform(.05, .2)); p.send_signal(signal.SIGKILL); p.wait()
+        after = position(tmp_path/'killed'); assert before <= after < len(storm), 'killed after the end: not a kill in the middle'; kills += 1
+    store = Online(tmp_path/'killed'/'store', readonly=True)
+    assert store.position() == len(storm) and np.array_equal(read(store, flights), read(whole, flights), equal_nan=True)
+    assert {k for k in keys(whole)} == {k for k in keys(store)}
+    for stream, key, value in keys(whole):  # not only what these flights read: every record, at every minute both keep
+        a, b = (newest(s.get(stream, key, value)) for s in (whole, store)); since = max(a[0, 0], b[0, 0])
+        assert np.array_equal(values(a[a[:, 0] > since]), values(b[b[:, 0] > since]), equal_nan=True), (stream, key, value)
+
+def keys(store): return [tuple(k.decode().split('/', 2)) for k in store.env.begin().cursor().iternext(values=False) if not k.startswith(b'!')]
+def newest(r): return r[np.r_[r[1:, 0] > r[:-1, 0], True]]  # a read sees the last row of a minute
+def values(r): return np.column_stack([r[:, 0], r[:, 2:]]) if len(r) else r[:, 1:]
+
+def position(at):
+    if not (at/'store'/'data.mdb').exists(): return 0
+    s = Online(at/'store', readonly=True); n = s.position(); s.close(); return n
+
+@pytest.mark.parametrize('days', [1, 1.9, 2.1, 3, 5, 8, 30])
+def test_an_event_late_by_days_is_applied_or_counted_and_never_stops_the_stream(days, events, tmp_path):
+    newest = events['known_time'].max(); at = newest - int(days * DAY)
+    late = between(year(RAW), at - 360, at + 360).filter(pl.col('kind') == 'departure'); assert late.height > 50
+    applied(tmp_path, encode(events.filter(~pl.col('event_id').is_in(late['event_id'].implode()))))[0].close()
+    store, n = applied(tmp_path, encode(late))
+    assert n['late'] == (late['known_time'] < newest - LATE).sum() and n['applied'] + n['late'] == n['messages']
+    assert store.position() == LocalLog(tmp_path/'log', readonly=True).end('flights')
+
+@pytest.mark.parametrize('field,value', [('event_id', None), ('known_time', None), ('sched', 10**9), ('origin', 'XXX')])
+def test_an_event_that_breaks_the_contract_is_refused_and_the_rest_applied(field, value, events, tmp_path):
+    for kind in ('schedule', 'weather'):
+        if kind == 'weather' and field == 'sched': continue
+        odd = events.filter(pl.col('kind') == kind).head(3).with_columns(pl.lit(value, events.schema[field]).alias(field))
+        rest = events.filter(pl.col('kind') == 'departure').head(50)
+        store, n = applied(tmp_path/kind, [*encode(odd), *encode(rest)])
+        assert (n['refused'], n['applied']) == (3, 50) and store.position() == 53
