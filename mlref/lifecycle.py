@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from .compress import Onnx, build
 from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
 from .evaluate import Gate, auc, day_bootstrap, gates, interval, judge, log_loss
@@ -92,20 +93,22 @@ class Plan:
     block: int = 28      # Matured days kept from a challenger, for the gates
     cooldown: int = 28   # Days between two attempts
     refresh: int = 42    # Days after which a champion is challenged without an alarm
+    engine: str = 'torch'  # What runs the network, a name in compress.ENGINES
+    timings: str = ''    # Digest of the recorded timings that chose it
     policy: Policy = field(default_factory=Policy)
 
 def learn(home: Home, plan: Plan,
           past: Table,            # Labelled rows that may be learnt from
           end: int                # No cut-off of `past` lies at or after this minute
          ) -> Torch | Gbm:
-    "Train on all but the last days, stop on these"
+    "Train on all but the last days, stop on these, and put the network into the engine that serves"
     edge = end - plan.stop * DAY
     head, tail = known_by(rows(past, past.T < edge), edge), rows(past, past.T >= edge)
     if not len(head) or not len(tail): raise MlrefError(f'expected labelled flights on both sides of {stamp(edge)}, got {len(head)} and {len(tail)}; ingest more days or shorten stop')
-    return fit_cached(home.folder/'cache', plan.kind, head, tail, plan.seed)
+    return build(fit_cached(home.folder/'cache', plan.kind, head, tail, plan.seed), plan.engine, head.X)
 
 # %% ../nbs/22_lifecycle.ipynb #af1b8137
-def keep(home: Home, model: Torch | Gbm, reference: pl.DataFrame, data: Table, plan: Plan) -> str:
+def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: Table, plan: Plan) -> str:
     "Register a model with its reference scores; its number in the registry"
     b = io.BytesIO(); reference.write_parquet(b)
     write_bytes(home.folder/'registry'/'models'/model.version/'reference.parquet', b.getvalue())
@@ -146,7 +149,7 @@ def requests(lake: Lake, day: int) -> pl.DataFrame:
     if not req.height: raise MlrefError(f'expected flights on {stamp(lo)[:10]}, found none; deliver that day first')
     return req
 
-def score(home: Home, model: Torch | Gbm, req: pl.DataFrame, day: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def score(home: Home, model: Torch | Gbm | Onnx, req: pl.DataFrame, day: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Predictions of a service day, and what the monitor keeps of them"
     names, X = compute(home.store, req, home.static)
     if names != tuple(model.names): raise MlrefError(f'expected the {len(model.names)} features of model {model.version}, got {len(names)} others; train again')
@@ -194,13 +197,13 @@ def wanted(on: dict[str, dict],       # Alarms that are on
     return 'age' if day - (tried or born) >= plan.refresh else ''
 
 # %% ../nbs/22_lifecycle.ipynb #22a649df
-def _served(home: Home, model: Torch | Gbm, test: Table, p: np.ndarray) -> Gate:
+def _served(home: Home, model: Torch | Gbm | Onnx, test: Table, p: np.ndarray) -> Gate:
     was = home.lake.sql('select flight_id, p from predictions where version = ? and T >= ? and T <= ?', model.version, int(test.T.min()), int(test.T.max()))
     both = pl.DataFrame({'flight_id': test.ids, 'q': p}).join(was, on='flight_id')
     off = float((both['p'] != both['q']).mean() or 0)
     return Gate('served scores = rebuilt scores', off == 0, off, 0., f'{both.height} scores compared')
 
-def challenge(home: Home, plan: Plan, now: int) -> tuple[Torch | Gbm, list[Gate], pl.DataFrame, Table]:
+def challenge(home: Home, plan: Plan, now: int) -> tuple[Torch | Gbm | Onnx, list[Gate], pl.DataFrame, Table]:
     "Train a challenger and put it to the gates: model, answers, its scores as a reference, its training rows"
     end = now - MATURE * DAY; begin = end - plan.block * DAY
     every, best = table(events_at(home.lake), home.static, _first(home), end), champion(home.registry)

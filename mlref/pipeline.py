@@ -142,7 +142,7 @@ def card(results: Path  # Folder of result files
     return '\n'.join(out)
 
 # %% ../nbs/23_pipeline.ipynb #11ad4b4c
-STEPS = ('prepare', 'train', 'live', 'load', 'monitor', 'report')
+STEPS = ('prepare', 'train', 'compress', 'live', 'load', 'monitor', 'report')
 
 def given(profile: str,  # 'year' or 'quick'
           seed: int      # Which events come twice, and the models' seed
@@ -151,7 +151,7 @@ def given(profile: str,  # 'year' or 'quick'
     start, end = '2013-04-01T07:00', '2013-12-31T07:00' if profile == 'year' else '2013-05-01T07:00'
     dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10})
     feed = {'seed': seed, 'dark': dark}
-    return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, 'until': start}, 'live': {**feed, **wait, 'start': start, 'end': end},
+    return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, 'until': start}, 'compress': {'profile': profile, 'until': start}, 'live': {**feed, **wait, 'start': start, 'end': end},
             'load': {'profile': profile, **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5})}, 'monitor': {}, 'report': {'profile': profile}}
 
 # %% ../nbs/23_pipeline.ipynb #80c4c769
@@ -187,7 +187,7 @@ def _run(a: argparse.Namespace) -> None:
     else:
         profile = 'quick' if a.quick else 'year'
         given_ = given(profile, a.seed)
-        for s in ('load', 'report'): given_[s] |= {'reports': str(reports.resolve())}
+        for s in ('compress', 'load', 'report'): given_[s] |= {'reports': str(reports.resolve())}
         id = f'{profile}-{datetime.now():%Y%m%d-%H%M%S}'
         run = Run(root, data, reports, id, STEPS, given_)
     _set(run.given, a.set or [])
@@ -233,7 +233,7 @@ def _load(a: argparse.Namespace) -> None:
 def main(argv: list[str] | None=None) -> int:  # Exit status
     "The command `mlref`"
     p = argparse.ArgumentParser('mlref', description='A year of flights through a production ML system'); sub = p.add_subparsers(required=True, metavar='command')
-    r = sub.add_parser('run', help='the pipeline: prepare, train, live, monitor, report'); r.set_defaults(do=_run)
+    r = sub.add_parser('run', help='the pipeline: prepare, train, compress, live, load, monitor, report'); r.set_defaults(do=_run)
     r.add_argument('--quick', action='store_true', help='live through April only, with a rehearsed failure')
     r.add_argument('--resume', metavar='ID', help='go on with a run that stopped')
     r.add_argument('--seed', type=int, default=0); r.add_argument('--set', action='append', metavar='STEP.NAME=VALUE', help='another parameter of a step')

@@ -10,8 +10,9 @@ import json
 import os
 from pathlib import Path
 
+from .compress import Onnx, load_engine, save_engine
 from .core import MlrefError, commit, digest, file_digest
-from .model import Gbm, Torch, load_model, save_model
+from .model import Gbm, Torch
 
 # %% ../nbs/14_registry.ipynb #609d5b85
 NAME = 'late'  # the registered model
@@ -38,7 +39,7 @@ def lock_hash() -> str:  # 12 hexadecimal digits, or 'unknown' outside a checkou
     return file_digest(lock)[:12] if lock.exists() else 'unknown'
 
 def register(registry: Registry,
-             model: Torch | Gbm,          # What was trained
+             model: Torch | Gbm | Onnx,   # What was trained, in the engine that is to serve
              data: str,                   # Digest of the rows it learnt from
              metrics: dict[str, float],   # What was measured before anybody decided
              params: dict[str, str|int|float]  # How it was trained
@@ -51,7 +52,7 @@ def register(registry: Registry,
     run = c.create_run(registry.experiment, tags=about)
     for k, v in {**about, **params}.items(): c.log_param(run.info.run_id, k, v)
     for k, v in metrics.items(): c.log_metric(run.info.run_id, k, v)
-    files = save_model(model, registry.folder/'models'/model.version)
+    files = save_engine(model, registry.folder/'models'/model.version)
     c.log_artifacts(run.info.run_id, str(files), 'model')
     c.set_terminated(run.info.run_id)
     return str(c.create_model_version(NAME, source=files.as_uri(), run_id=run.info.run_id, tags=about).version)
@@ -84,11 +85,11 @@ def promote(registry: Registry,
     return row
 
 # %% ../nbs/14_registry.ipynb #f06c6223
-def champion(registry: Registry, alias: str='champion') -> Torch | Gbm:
+def champion(registry: Registry, alias: str='champion') -> Torch | Gbm | Onnx:
     "The model an alias points to; raises `MlrefError` when there is none or its files were altered"
     from urllib.parse import unquote, urlparse
     if (v := live(registry, alias)) is None: raise MlrefError(f'expected a model with the alias {alias} in {registry.folder}, found none; train one first')
-    return load_model(Path(unquote(urlparse(registry.client.get_model_version(NAME, v).source).path)))
+    return load_engine(Path(unquote(urlparse(registry.client.get_model_version(NAME, v).source).path)))
 
 def rollback(registry: Registry, at: int, why: str) -> dict:
     "Make the previous champion the champion again; the row that was added"
