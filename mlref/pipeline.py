@@ -172,13 +172,17 @@ def _set(given: dict[str, dict], texts: list[str]) -> None:
         try: given[m[1]][m[2]] = ast.literal_eval(m[3])
         except (ValueError, SyntaxError): given[m[1]][m[2]] = m[3]
 
-def html(notebook: Path,  # An executed copy
-         out: Path        # Where the page appears
-        ) -> Path:        # `out`
-    "An executed step as a page that opens offline; code is left out"
+# %% ../nbs/23_pipeline.ipynb #c4a9e2f1
+def html(notebooks: list[Path],  # Executed copies, in the order of the page
+         out: Path               # Where the page appears
+        ) -> Path:               # `out`
+    "Executed steps as one page that opens offline; code is left out"
+    import nbformat
     from nbconvert import HTMLExporter
+    books = [nbformat.read(p, 4) for p in notebooks]
+    whole = nbformat.v4.new_notebook(cells=[c for b in books for c in b.cells])
     e = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True, mathjax_url='', require_js_url='', jquery_url='')
-    return write_bytes(out, e.from_filename(str(notebook))[0].encode())
+    return write_bytes(out, e.from_notebook_node(whole, {'metadata': {'name': f'mlref: {Path(out).parent.name}'}})[0].encode())
 
 # %% ../nbs/23_pipeline.ipynb #362e9b51
 def _run(a: argparse.Namespace) -> None:
@@ -194,7 +198,7 @@ def _run(a: argparse.Namespace) -> None:
     execute(run, show=True)
     at = reports/'runs'/run.id
     write_bytes(reports/'card.md', card(reports/'results').encode())
-    print(f'{sum(run.done.values()):.0f} s in all; report: {html(at/"report.ipynb", at/"report.html")}; card: {reports/"card.md"}')
+    print(f'{sum(run.done.values()):.0f} s in all; report: {html([at/f"{s}.ipynb" for s in ("report", *(s for s in run.steps if s != "report"))], at/"report.html")}; card: {reports/"card.md"}')
 
 def _bench(a: argparse.Namespace) -> None:
     root, here = places(); name = f'bench_{a.name}'; have = sorted(p.stem[6:] for p in (root/'nbs'/'steps').glob('bench_*.ipynb'))
