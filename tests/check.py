@@ -15,19 +15,13 @@ def exported():
 def strip(d):
     for p in [*Path(d).rglob('__pycache__'), *(ROOT/'mlref').rglob('__pycache__')]: shutil.rmtree(p, ignore_errors=True)
 
-def docs():
-    "Every page survives the processing that the site needs"
-    with tempfile.TemporaryDirectory() as d:
-        for n in ('settings.ini', 'nbs', 'mlref'): (shutil.copytree if (ROOT/n).is_dir() else shutil.copy)(ROOT/n, Path(d)/n)
-        return subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; print(len(list(proc_nbs().rglob("*.ipynb"))), "pages processed")'], cwd=d).returncode
-
 def command(*a): return lambda: subprocess.run([str(x) for x in a], cwd=ROOT).returncode
 
 if __name__ == '__main__':
     deep = '--deep' in sys.argv
     if bad := [a for a in sys.argv[1:] if a != '--deep']: sys.exit(f'expected nothing or --deep, got {" ".join(bad)}')
     os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')  # two pages run side by side on two cores
-    steps = {'generated code': exported, 'page shapes': command(sys.executable, 'tests/pages.py', 'nbs'), 'README in step': command(sys.executable, 'tests/readme.py', '--check'), 'docs processing': docs,
+    steps = {'generated code': exported, 'page shapes': command(sys.executable, 'tests/pages.py', 'nbs'), 'README in step': command(sys.executable, 'tests/readme.py', '--check'),
              'every page': command(BIN/'nbdev_test', '--n_workers', '2', '--do_print', '--timing', '--skip_folder_re', '^[_.]|steps'),
              'pytest': command(sys.executable, '-m', 'pytest', 'tests', '-q')}
     failed, t0 = [], time.time()

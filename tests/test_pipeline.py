@@ -30,7 +30,7 @@ def test_the_rehearsed_failure_raises_one_alarm_and_a_challenger_takes_over(quic
 
 def test_what_a_run_leaves(quick):
     at, r = quick; run = only(at/'reports')
-    assert {p.name for p in run.iterdir()} >= {f'{s}.ipynb' for s in ('prepare', 'train', 'live', 'load', 'monitor', 'report')} | {'report.html'}
+    assert {p.name for p in run.iterdir()} >= {f'{s}.ipynb' for s in STEPS} | {'report.html'}
     assert (at/'data'/'current').read_text().strip() == only(at/'data').name and str(run/'report.html') in r.stdout.strip().splitlines()[-1]
     rows = json.loads((at/'reports'/'results'/'quick.json').read_text())['rows']
     n = {x['name']: x['ours'] for x in rows}; assert n['flights scored over HTTP, taken from the log of the server'] == n['flights scored'] > 28_000  # April goes through a real server
