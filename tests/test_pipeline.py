@@ -3,6 +3,7 @@ import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from mlref.events import raw_folder
+from mlref.pipeline import STEPS
 
 ROOT = Path(__file__).parent.parent
 RUN = [sys.executable, '-c', 'import sys; from mlref.pipeline import main; sys.exit(main())', 'run']
