@@ -180,7 +180,8 @@ def html(notebooks: list[Path],  # Executed copies, in the order of the page
     import nbformat
     from nbconvert import HTMLExporter
     books = [nbformat.read(p, 4) for p in notebooks]
-    whole = nbformat.v4.new_notebook(cells=[c for b in books for c in b.cells])
+    cells = [nbformat.from_dict({k: v for k, v in c.items() if k != 'id'}) for b in books for c in b.cells]  # ids may meet
+    whole = nbformat.v4.new_notebook(cells=cells, nbformat_minor=4)
     e = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True, mathjax_url='', require_js_url='', jquery_url='')
     return write_bytes(out, e.from_notebook_node(whole, {'metadata': {'name': f'mlref: {Path(out).parent.name}'}})[0].encode())
 

@@ -1,5 +1,5 @@
 """A page driven as a reader would: in JupyterLab, with a browser"""
-import os, shutil, socket, subprocess, sys, time
+import json, os, shutil, socket, subprocess, sys, time
 from pathlib import Path
 from urllib.request import urlopen
 import nbformat
@@ -24,11 +24,15 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
             try: urlopen(f'http://127.0.0.1:{port}/api?token=t', timeout=5); break
             except OSError: time.sleep(.5); assert lab.poll() is None, (tmp_path/'lab.log').read_text()[-2000:]
         with sync_playwright() as pw:
-            b = browser(pw); p = b.new_page(viewport={'width': 1360, 'height': 1100}); p.set_default_timeout(120_000)
+            b = browser(pw); p = b.new_page(viewport={'width': 1360, 'height': 1100}); p.set_default_timeout(240_000)
             p.goto(f'http://127.0.0.1:{port}/lab/tree/nbs/page.ipynb?reset&token=t')
             p.wait_for_selector('.jp-Notebook .jp-Cell'); p.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
+            for _ in range(120):  # the page looks idle before its kernel is there
+                if any(k['execution_state'] == 'idle' and k['connections'] for k in json.load(urlopen(f'http://127.0.0.1:{port}/api/kernels?token=t'))): break
+                time.sleep(.5)
+            p.wait_for_timeout(1000)
             assert p.locator('.jp-RenderedImage img').count() == 0
-            p.locator('[data-jp-item-name="restart-and-run"] >> nth=0').click(); p.click('.jp-Dialog .jp-mod-accept')
+            p.click('text=Run >> nth=0'); p.click('[data-command="runmenu:run-all"]')
             p.wait_for_selector('.jp-RenderedImage img', state='attached')
             p.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status == 'idle'")
             p.locator('.jp-RenderedImage img').first.scroll_into_view_if_needed(); p.screenshot(path=str(tmp_path/'lab.png'))

@@ -72,7 +72,7 @@ def reference(src):
         for x in m.__all__:
             o = getattr(m, x)
             if callable(o): out += ['', f'<div class="api" markdown>\n\n{api(show_doc(o, renderer=BasicMarkdownRenderer, title_level=3)._repr_markdown_(), name(p))}\n\n</div>']
-            else: out += ['', f'<div class="api" markdown>\n\n### `{x}` {{#{name(p)}.{x.lower()}}}\n\n```python\n{x} = {repr(o)[:200]}\n```\n\n</div>']
+            else: out += ['', f'<div class="api" markdown>\n\n### `{x}` {{#{name(p)}.{x}}}\n\n```python\n{x} = {repr(o)[:200]}\n```\n\n</div>']
     (src/'reference.md').write_text('\n'.join(out) + '\n', encoding='utf-8')
 
 def build(out):
