@@ -6,66 +6,82 @@
 __all__ = ['History', 'Offline', 'table', 'spoil', 'leaks']
 
 # %% ../nbs/07_offline.ipynb #2042af13
+import duckdb
 import numpy as np
 import polars as pl
 
+from .contracts import ORIGINS
 from .core import HORIZON, MlrefError, Table
-from .events import order
-from .features import VALUES, Reader, Static, codes, compute, facts, key_text, pairs
-from .features import CARRIERS, ORIGINS
+from .features import CARRIERS, FLIGHTS, Entity, FeatureSet, FeatureView, SOURCES, Reader, Source, Static, compute, facts, key_text
 
 # %% ../nbs/07_offline.ipynb #6295b721
-_SPAN = 10**9  # more minutes than any time here
+_SPAN, _NOBODY = 10**9, 2**31  # more minutes than any time here; the number of a key that is not there
 
 class History:
-    "A stream under a key, sorted by key and time, with running sums"
-    def __init__(self, stream: str, key: str,
-                 frame: pl.DataFrame  # From `facts`
+    "A source under an entity, sorted by key and time, with running sums"
+    def __init__(self, source: Source, entity: Entity,
+                 frame: pl.DataFrame,       # From `facts`
+                 numbers: dict[str, int]    # Key -> its number; new keys are added
                 ):
-        text = pl.Series(key_text(frame, key), dtype=pl.String)
-        names = text.unique(maintain_order=True)
-        self.vocabulary, self._asked = {k: i for i, k in enumerate(names)}, None
-        code = text.replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64).to_numpy() if len(names) else np.array([], np.int64)
-        at = code * _SPAN + frame['t'].to_numpy()
-        o = np.argsort(at, kind='stable')
-        self.at, self.kind = at[o], np.float64 if stream == 'weather' else np.int64
-        self.values = [frame[v].cast(pl.Float64 if stream == 'weather' else pl.Int64).to_numpy()[o] for v in VALUES[stream]]
-        self.sums = None if stream == 'weather' else np.column_stack([np.arange(len(at) + 1), *(np.r_[0, np.cumsum(v)] for v in self.values)])
+        text = pl.Series(key_text(frame, entity), dtype=pl.String)
+        f, text = frame.filter(text != ''), text.filter(text != '')  # a fact about nobody has no history
+        if f.height and not (0 <= f['t'].min() and f['t'].max() < _SPAN): raise MlrefError(f'expected known times of {source.name} in minutes since 1970, got {f["t"].min()} to {f["t"].max()}; convert them')
+        names = text.unique(maintain_order=True).to_list()
+        for n in names: numbers.setdefault(n, len(numbers))
+        code = text.replace_strict(names, [numbers[n] for n in names], return_dtype=pl.Int64).to_numpy() if names else np.array([], np.int64)
+        o = np.argsort(code.astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')  # t is sorted already
+        self.at, kind = code[o] * _SPAN + f['t'].to_numpy()[o], np.float64 if source.newest else np.int64
+        self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)               # the first row of each key
+        self.values = np.empty((len(o), len(source.values)), kind)
+        for i, v in enumerate(source.values): self.values[:, i] = f[v].cast(pl.Float64 if source.newest else pl.Int64).to_numpy()[o]
+        self.state = np.empty((len(o) + 1, 1 + len(source.values)), kind)                        # what is known after so many rows
+        if source.newest: self.state[0], self.state[1:, 0], self.state[1:, 1:] = np.nan, self.at % _SPAN, self.values
+        else: self.state[0], self.state[:, 0], self.state[1:, 1:] = 0, np.arange(len(o) + 1), np.cumsum(self.values, axis=0)
 
-    def positions(self, keys: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Where each key begins, and how many rows lie before the end of minute t; equal when there are none"
-        if self._asked is not keys:  # the same array asks for many windows
-            self._asked, self._codes = keys, np.array([self.vocabulary.get(k, len(self.vocabulary)) for k in keys.tolist()], np.int64)
-        code = self._codes
-        return np.searchsorted(self.at, code * _SPAN), np.searchsorted(self.at, code * _SPAN + t, side='right')
+    def find(self, code: np.ndarray, t: np.ndarray) -> np.ndarray:
+        "How many rows lie before the end of minute t; `begin` of the key when there are none"
+        return np.searchsorted(self.at, np.minimum(code, len(self.begin) - 1) * _SPAN + np.clip(t, -1, _SPAN - 1), side='right')
 
 # %% ../nbs/07_offline.ipynb #46fd5b82
 class Offline(Reader):
     "Reads any moment of a stretch of events held in memory"
-    def __init__(self, events: pl.DataFrame  # Wide events in any order
-                ):
-        self.events, self._facts, self._histories = order(events), {}, {}
+    def __init__(self, events: pl.DataFrame,                   # Wide events in any order
+                 tables: dict[str, pl.DataFrame] | None=None   # Source name -> the table of your own that it reads
+                ): self.events, self.tables, self._facts, self._histories, self._numbers, self._asked = events, tables or {}, {}, {}, {}, {}
 
-    def _history(self, stream: str, key: str) -> History:
-        if stream not in self._facts: self._facts[stream] = facts(self.events, stream)
-        if (stream, key) not in self._histories: self._histories[stream, key] = History(stream, key, self._facts[stream])
-        return self._histories[stream, key]
+    def history(self, source: Source, entity: Entity) -> History:
+        "A source under an entity, made once"
+        if source not in self._facts: self._facts[source] = facts(self.tables.get(source.name, self.events), source)
+        if (source, entity) not in self._histories: self._histories[source, entity] = History(source, entity, self._facts[source], self._numbers.setdefault(entity, {}))
+        return self._histories[source, entity]
 
-    def sums(self, stream: str, key: str, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
-        "Running count and sums up to t, int64 (requests, 1 + values)"
-        h = self._history(stream, key)
-        if not len(h.at): return np.zeros((len(keys), 1 + len(h.values)), np.int64)
-        i, j = h.positions(keys, t)
-        return h.sums[j] - h.sums[i]
+    def _order(self, entity: Entity, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "The number of each key in sorted order, and that order"
+        numbers = self._numbers[entity]; was = self._asked.get(entity)
+        if was and was[0] is keys and was[1] == len(numbers): return was[2:]
+        code = np.array([numbers.get(k, _NOBODY) for k in keys.tolist()], np.int64); o = np.argsort(code, kind='stable')
+        self._asked[entity] = (keys, len(numbers), code[o], o)
+        return code[o], o
 
-    def last(self, stream: str, key: str, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
-        "t and values of the newest row up to t, float64 (requests, 1 + values), NaN when there is none"
-        h = self._history(stream, key)
-        if not len(h.at): return np.full((len(keys), 1 + len(h.values)), np.nan)
-        i, j = h.positions(keys, t)
-        got = np.column_stack([(h.at[j - 1] % _SPAN), *(v[j - 1] for v in h.values)]).astype(np.float64)
-        got[i == j] = np.nan
-        return got
+# %% ../nbs/07_offline.ipynb #b8c53459
+def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
+    "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
+    h = self.history(source, entity); code, o = self._order(entity, keys)
+    at = h.find(np.tile(code, t.shape[1]), t[o].T.ravel()).reshape(t.shape[1], -1).T
+    begin = h.begin[np.minimum(code, len(h.begin) - 1)][:, None]
+    out = np.empty((*t.shape, h.state.shape[1]), h.state.dtype)
+    out[o] = h.state[np.where(at > begin, at, 0)] if source.newest else h.state[at] - h.state[begin]
+    return out
+
+def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The rows with lo < t <= hi of each request, and where each begins"
+    h = self.history(source, entity); sorted_, o = self._order(entity, keys)
+    code = np.empty_like(sorted_); code[o] = sorted_
+    i, j = h.find(code, lo), h.find(code, hi); n = np.maximum(j - i, 0)
+    starts = np.r_[0, np.cumsum(n)]
+    return h.values[np.repeat(i - starts[:-1], n) + np.arange(starts[-1])], starts
+
+Offline.read, Offline.span = _read, _span
 
 # %% ../nbs/07_offline.ipynb #cf7aa6f3
 def table(events: pl.DataFrame,  # Wide events: all that may be known, at least
@@ -77,12 +93,12 @@ def table(events: pl.DataFrame,  # Wide events: all that may be known, at least
     "What was known of every flight, two hours ahead, with the label and when it became known"
     req = events.filter((pl.col('kind') == 'schedule') & (pl.col('sched') - HORIZON >= start) & (pl.col('sched') - HORIZON < end)).sort('sched', 'event_id')
     if not req.height: raise MlrefError(f'expected flights with a cut-off from {start} to {end}, found none; ingest that stretch first')
-    names, X = compute(reader or Offline(events), req, static)
+    X = compute(reader or Offline(events), req, FLIGHTS, static)
     label = events.filter(pl.col('kind') == 'arrival').select('flight_id', 'arr_delay', landed='known_time')
     got = req.select('flight_id', 'sched').join(label, on='flight_id', how='left', maintain_order='left')
     y = got['arr_delay'].cast(pl.Float32).to_numpy()
     return Table(got['flight_id'].to_numpy().astype(str), got['sched'].to_numpy() - HORIZON, got['landed'].fill_null(-1).to_numpy(),
-                 np.where(np.isnan(y), np.nan, y > 15).astype(np.float32), X, names, {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': len(static.airports) + 1})
+                 np.where(np.isnan(y), np.nan, y > 15).astype(np.float32), X, FLIGHTS.names, {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': len(static.airports) + 1})
 
 # %% ../nbs/07_offline.ipynb #fb0e6aa0
 def spoil(events: pl.DataFrame,  # Wide events
@@ -91,7 +107,7 @@ def spoil(events: pl.DataFrame,  # Wide events
     "Garbage in every fact known after the cut-off"
     after, wrong = pl.col('known_time') > cutoff, 170
     moves = {c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c) for c in ('dep_delay', 'arr_delay')}
-    air = [pl.when(after & pl.col(c).is_not_null()).then(-999.).otherwise(pl.col(c)).alias(c) for c in VALUES['weather']]
+    air = [pl.when(after & pl.col(c).is_not_null()).then(-999.).otherwise(pl.col(c)).alias(c) for c in SOURCES['weather'].values]
     return events.with_columns(*moves.values(), *air)
 
 def leaks(events: pl.DataFrame,   # Wide events of a stretch

@@ -15,15 +15,15 @@ import numpy as np
 import polars as pl
 
 from .core import DAY, MlrefError
-from .features import VALUES, Reader, facts, key_text, pairs
+from .features import ENTITIES, FLIGHTS, SOURCES, Entity, Reader, Source, facts, key_text
 
 # %% ../nbs/08_online.ipynb #114d8ba2
-_NEWEST = ('left', 'landed', 'leg', 'weather')  # streams read by their newest row, not by sums
+_NEWEST = [n for n, s in SOURCES.items() if s.newest]  # sources read by their newest row, not by sums
 
-def _width(stream: str) -> int: return 2 + len(VALUES[stream])
+def _width(stream: str) -> int: return 2 + len(SOURCES[stream].values)
 
 def extend(record: np.ndarray | None,  # A key's record, shape (rows, 2 + values), or None for a new key
-           stream: str,                # A name in VALUES
+           stream: str,                # A name in SOURCES
            t: np.ndarray,              # Times of the new facts, sorted
            values: np.ndarray,         # Their values, shape (facts, values)
            keep: int                   # Minutes of history that reads reach back
@@ -49,7 +49,7 @@ class Online(Reader):
                 ):
         if readonly and not Path(folder).exists(): raise MlrefError(f'expected an online store in {folder}, found none; ingest first')
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.env, self.pairs = lmdb.open(str(folder), map_size=size, readonly=readonly), pairs()
+        self.env, self.pairs = lmdb.open(str(folder), map_size=size, readonly=readonly), FLIGHTS.histories
 
     def get(self, stream: str, key: str, value: str) -> np.ndarray | None:
         "One key's record, or None"
@@ -68,9 +68,9 @@ LATE = 2 * DAY         # minutes an event may come after newer ones; older ones 
 _SLACK = LATE + 8 * DAY  # kept beyond what reads reach back: for late events, and for rows about the week ahead that stand in the same history
 
 def _groups(stream: str, key: str, frame: pl.DataFrame) -> Iterable[tuple[str, np.ndarray, np.ndarray]]:
-    text = key_text(frame, key)
+    text = key_text(frame, ENTITIES[key])
     o = np.argsort(text, kind='stable')
-    t, v = frame['t'].to_numpy()[o], frame.select(VALUES[stream]).to_numpy().reshape(len(o), len(VALUES[stream]))[o]
+    t, v = frame['t'].to_numpy()[o], frame.select(*SOURCES[stream].values).to_numpy().reshape(frame.height, -1 if frame.height else len(SOURCES[stream].values))[o]
     edges = np.flatnonzero(np.r_[True, text[o][1:] != text[o][:-1]]) if len(o) else []
     for i, j in zip(edges, [*edges[1:], len(o)]): yield text[o[i]], t[i:j], v[i:j]
 
@@ -80,7 +80,7 @@ def update(store: Online,          # Opened for writing
            notes: dict[bytes, bytes | None]={}  # Further entries to keep with the rows; None deletes one
           ) -> int:                # Records written
     "Apply events to every history they belong to, in one transaction"
-    made, n = {s: facts(events, s) for s in VALUES}, 0
+    made, n = {n: facts(events, s) for n, s in SOURCES.items()}, 0
     with store.env.begin(write=True) as txn:
         for (stream, key), keep in store.pairs.items():
             for value, t, v in _groups(stream, key, made[stream]):
@@ -96,24 +96,20 @@ def update(store: Online,          # Opened for writing
 def _each(store: Online, stream: str, key: str, keys: np.ndarray, t: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     names, code = np.unique(keys.astype(str), return_inverse=True)
     for i, name in enumerate(names):
+        if name == '': continue
         if (r := store.get(stream, key, name)) is None: continue
         at = np.flatnonzero(code == i)
         row = np.searchsorted(r[:, 0], t[at], side='right') - 1
         if (row < 0).any(): raise MlrefError(f'expected reads of {stream}/{key}/{name} from minute {r[0, 0]:.0f} on, got {t[at].min()}: older than what is kept; use the offline reader')
         yield at, r, row
 
-def _sums(self, stream: str, key: str, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
-    "Running count and sums up to t, int64 (requests, 1 + values)"
-    out = np.zeros((len(keys), 1 + len(VALUES[stream])), np.int64)
-    for at, r, row in _each(self, stream, key, keys, t): out[at] = r[row, 1:]
+def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
+    "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
+    out = np.full((*t.shape, 1 + len(source.values)), np.nan) if source.newest else np.zeros((*t.shape, 1 + len(source.values)), np.int64)
+    for k in range(t.shape[1]):
+        for at, r, row in _each(self, source.name, entity.name, keys, t[:, k]):
+            out[at, k] = r[row][:, [0, *range(2, r.shape[1])]] if source.newest else r[row, 1:]
+    if source.newest: out[np.isneginf(out[:, :, 0])] = np.nan
     return out
 
-def _last(self, stream: str, key: str, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
-    "t and values of the newest row up to t, float64 (requests, 1 + values), NaN when there is none"
-    out = np.full((len(keys), 1 + len(VALUES[stream])), np.nan)
-    for at, r, row in _each(self, stream, key, keys, t):
-        out[at] = r[row][:, [0, *range(2, r.shape[1])]]
-        out[at[np.isneginf(out[at, 0])]] = np.nan
-    return out
-
-Online.sums, Online.last = _sums, _last
+Online.read = _read

@@ -4,7 +4,7 @@ import numpy as np, polars as pl, pytest
 from mlref.contracts import rules
 from mlref.core import DAY, HORIZON, minute
 from mlref.events import between, disturb, encode, raw_folder, read_raw, year
-from mlref.features import compute, static
+from mlref.features import FLIGHTS, compute, static
 from mlref.log import LocalLog
 from mlref.online import LATE, Online
 from mlref.stream import feed
@@ -34,7 +34,7 @@ def applied(at, messages, batch=50_000):
     log = LocalLog(at/'log'); log.append('flights', messages); store = Online(at/'store')
     return store, feed(store, log, 'flights', CONTRACT, batch)
 
-def read(store, flights): return compute(store, flights, ST)[1]
+def read(store, flights): return compute(store, flights, FLIGHTS, ST)
 
 def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path):
     storm = encode(disturb(events, seed=5, late=.05, minutes=90, twice=.05)); storm.insert(len(storm) // 2, b'\xff not an event')
