@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 'SOURCES', 'ENTITIES', 'VIEWS', 'AIRCRAFT',
-           'WEATHER3', 'WAITED', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'Entity', 'key_text', 'code_of', 'Source',
-           'facts', 'minutes', 'from_table', 'with_squares', 'FeatureView', 'Column', 'columns', 'definition',
-           'OnDemand', 'lookup', 'Reader', 'reduce_span', 'deviation', 'FeatureSet', 'Read', 'Plan', 'compute', 'local',
-           'places', 'codes', 'Static', 'static', 'version']
+           'WEATHER3', 'WAITED', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'Entity', 'key_series', 'key_text',
+           'code_of', 'Source', 'facts', 'minutes', 'from_table', 'with_squares', 'FeatureView', 'Column', 'columns',
+           'definition', 'OnDemand', 'lookup', 'Reader', 'reduce_span', 'deviation', 'FeatureSet', 'Read', 'Plan',
+           'compute', 'local', 'places', 'codes', 'Static', 'static', 'version']
 
 # %% ../nbs/06_features.ipynb #51fdddd5
 import ast
@@ -15,6 +15,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import FunctionType
@@ -45,6 +46,15 @@ def _one(parts: tuple) -> str:
     if None in parts: return ''
     return str(parts[0]) if len(parts) == 1 else '|'.join(_escape(p) if type(p) is str else str(p) for p in parts)
 
+# %% ../nbs/06_features.ipynb #5c1695da
+def key_series(frame: pl.DataFrame,  # Has the entity's columns
+               entity: Entity
+              ) -> pl.Series:        # One text per row, null where a part is null
+    "The key of each row, as a column"
+    if gone := [k for k in entity.keys if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {entity.name}, got {", ".join(frame.columns)}')
+    if not entity.keys: return pl.repeat('*', frame.height, dtype=pl.String, eager=True)
+    return frame.select(pl.concat_str(list(_texts(frame, entity.keys)), separator='|')).to_series()
+
 # %% ../nbs/06_features.ipynb #5bf54ed1
 def key_text(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entity's columns
              entity: Entity
@@ -57,7 +67,7 @@ def key_text(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entity's co
         rows = list(zip(*(np.asarray(frame[k]).tolist() for k in entity.keys)))
         if all(type(p) in (str, int) or p is None for r in rows for p in r): return np.array([_one(r) for r in rows], object)
         frame = pl.DataFrame({k: frame[k] for k in entity.keys})
-    return frame.select(pl.concat_str(list(_texts(frame, entity.keys)), separator='|').fill_null('')).to_series().to_numpy()
+    return key_series(frame, entity).fill_null('').to_numpy()
 
 # %% ../nbs/06_features.ipynb #1560da3a
 def code_of(fn: Callable, seen: tuple=()) -> str:
@@ -310,6 +320,7 @@ def _reads(views: list[tuple[FeatureView, Column]], newest: bool) -> tuple[dict[
         out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), at, 1 + len(s.values)); at += len(offsets) * (1 + len(s.values))
     return out, at
 
+# %% ../nbs/06_features.ipynb #e9e26655
 class Plan:
     "Where everything is, worked out once per feature set"
     def __init__(self, fs: FeatureSet):
@@ -380,7 +391,8 @@ def compute(reader: Reader,                 # Offline or online
             req: pl.DataFrame | dict[str, np.ndarray],  # One request a row, or columns as arrays
             features: FeatureSet,
             static: object=None,            # Lookups of on-demand columns
-            block: int=4096                 # Requests at a time
+            block: int=8192,                # Requests at a time
+            workers: int=1                  # Threads; more than one for a reader that several may use at once
            ) -> np.ndarray:                 # float32 (requests, len(features.names))
     "Every feature of every request"
     p, cols = features.plan, _columns(req, features.plan.reads)
@@ -391,7 +403,8 @@ def compute(reader: Reader,                 # Offline or online
     keys, n = {e.name: key_text(req, e) for e in p.entities}, len(cols['T'])
     if n <= block: return _block(reader, features, cols, keys, static)
     out = np.empty((n, len(features.names)), np.float32)
-    for a in range(0, n, block): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
+    def fill(a): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(fill, range(0, n, block)))
     return out
 
 def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
