@@ -33,6 +33,7 @@ def _number(text: pl.Series, numbers: dict[str, int], add: bool=True) -> np.ndar
     first[used] = [numbers.get(n, _NOBODY) for n in names]
     return first[at]
 
+# %% ../nbs/07_offline.ipynb #e387d051
 class History:
     "A source under an entity, sorted by key and time, with running sums"
     def __init__(self, source: Source, entity: Entity,
@@ -77,24 +78,27 @@ class Offline(Reader):
         if (source, entity) not in self._histories: self._histories[source, entity] = History(source, entity, self.rows(source), self._numbers.setdefault(entity, {}))
         return self._histories[source, entity]
 
-    def _order(self, entity: Entity, keys: np.ndarray | pl.Series) -> tuple[np.ndarray, np.ndarray]:
-        "The number of each key in sorted order, and that order"
-        numbers = self._numbers[entity]; was = self._asked.get(me := (entity, get_ident()))
-        if was and was[0] is keys and was[1] == len(numbers): return was[2:]
-        if isinstance(keys, pl.Series): code = _number(keys.fill_null(''), numbers, False)
-        else: code = np.array(list(map(numbers.get, keys.tolist(), repeat(_NOBODY))), np.int64)
-        o = np.argsort(np.minimum(code, len(numbers)).astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')
-        self._asked[me] = (keys, len(numbers), code[o], o)
-        return code[o], o
-
-    def warm(self, features: FeatureSet, workers: int=1) -> None:
-        "Make every history that a feature set reads, entities side by side"
-        by = {}
-        for v in features.views: by.setdefault(v.entity, []).append(v.source)
-        for v in features.views: self.rows(v.source)
-        with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda e: [self.history(s, e) for s in by[e]], by))
-
 # %% ../nbs/07_offline.ipynb #b8c53459
+@patch
+def _order(self: Offline, entity: Entity, keys: np.ndarray | pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    "The number of each key in sorted order, and that order"
+    numbers = self._numbers[entity]; was = self._asked.get(me := (entity, get_ident()))
+    if was and was[0] is keys and was[1] == len(numbers): return was[2:]
+    if isinstance(keys, pl.Series): code = _number(keys.fill_null(''), numbers, False)
+    else: code = np.array(list(map(numbers.get, keys.tolist(), repeat(_NOBODY))), np.int64)
+    o = np.argsort(np.minimum(code, len(numbers)).astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')
+    self._asked[me] = (keys, len(numbers), code[o], o)
+    return code[o], o
+
+@patch
+def warm(self: Offline, features: FeatureSet, workers: int=1) -> None:
+    "Make every history that a feature set reads, entities side by side"
+    by = {}
+    for v in features.views: by.setdefault(v.entity, []).append(v.source)
+    for v in features.views: self.rows(v.source)
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda e: [self.history(s, e) for s in by[e]], by))
+
+# %% ../nbs/07_offline.ipynb #8fd45db5
 def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
     h = self.history(source, entity); code, o = self._order(entity, keys)
