@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 'SOURCES', 'ENTITIES', 'VIEWS', 'AIRCRAFT',
-           'WEATHER3', 'WAITED', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'Entity', 'key_series', 'key_text',
-           'code_of', 'Source', 'facts', 'minutes', 'from_table', 'with_squares', 'FeatureView', 'Column', 'columns',
-           'definition', 'OnDemand', 'lookup', 'Reader', 'reduce_span', 'deviation', 'FeatureSet', 'Read', 'Plan',
-           'compute', 'local', 'places', 'codes', 'Static', 'static', 'version']
+           'WEATHER3', 'WAITED', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'Entity', 'key_series', 'key_texts',
+           'key_text', 'code_of', 'Source', 'facts', 'minutes', 'from_table', 'with_squares', 'FeatureView', 'Column',
+           'columns', 'definition', 'OnDemand', 'lookup', 'Reader', 'reduce_span', 'deviation', 'FeatureSet', 'Read',
+           'Plan', 'compute', 'local', 'places', 'codes', 'Static', 'static', 'version']
 
 # %% ../nbs/06_features.ipynb #51fdddd5
 import ast
@@ -42,10 +42,6 @@ def _texts(frame: pl.DataFrame, keys: tuple[str, ...]) -> Iterable[pl.Expr]:
         text, free = pl.col(c).cast(pl.String), len(keys) > 1 and frame.schema[c] in (pl.String, pl.Categorical, pl.Enum)
         yield text.str.replace_all('\\', '\\\\', literal=True).str.replace_all('|', '\\|', literal=True) if free and frame[c].cast(pl.String).str.contains(r'[|\\]').any() else text
 
-def _one(parts: tuple) -> str:
-    if None in parts: return ''
-    return str(parts[0]) if len(parts) == 1 else '|'.join(_escape(p) if type(p) is str else str(p) for p in parts)
-
 # %% ../nbs/06_features.ipynb #5c1695da
 def key_series(frame: pl.DataFrame,  # Has the entity's columns
                entity: Entity
@@ -56,18 +52,31 @@ def key_series(frame: pl.DataFrame,  # Has the entity's columns
     return frame.select(pl.concat_str(list(_texts(frame, entity.keys)), separator='|')).to_series()
 
 # %% ../nbs/06_features.ipynb #5bf54ed1
-def key_text(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entity's columns
-             entity: Entity
-            ) -> np.ndarray:       # One text per row; '' where a part is null, '*' for the entity of all
-    "The key of each row"
-    n = frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values())))
-    if gone := [k for k in entity.keys if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {entity.name}, got {", ".join(frame)}')
-    if not entity.keys: return np.full(n, '*', object)
-    if isinstance(frame, dict):
-        rows = list(zip(*(np.asarray(frame[k]).tolist() for k in entity.keys)))
-        if all(type(p) in (str, int) or p is None for r in rows for p in r): return np.array([_one(r) for r in rows], object)
-        frame = pl.DataFrame({k: frame[k] for k in entity.keys})
-    return key_series(frame, entity).fill_null('').to_numpy()
+_FEW = 64  # requests; for so few, plain Python is faster than starting a query
+
+def _joined(lists: dict[str, list], e: Entity, n: int) -> list[str]:
+    if len(e.keys) < 2: return ['' if v is None else v if type(v) is str else str(v) for v in lists[e.keys[0]]] if e.keys else ['*'] * n
+    rows = zip(*(lists[k] for k in e.keys))
+    return ['' if None in r else '|'.join([_escape(v) if type(v) is str else str(v) for v in r]) for r in rows]
+
+def key_texts(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entities' columns
+              entities: Iterable[Entity]
+             ) -> dict[str, np.ndarray]:  # Entity name -> one text per row; '' where a part is null, '*' for the entity of all
+    "The keys of each row"
+    n, needed = frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values()))), {k: e for e in entities for k in e.keys}
+    if gone := [k for k in needed if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {needed[gone[0]].name}, got {", ".join(frame if isinstance(frame, dict) else frame.columns)}')
+    if isinstance(frame, dict) or n <= _FEW and all(frame.schema[k] == pl.String or frame.schema[k].is_integer() for k in needed):
+        lists = {k: frame[k].to_list() if isinstance(frame, pl.DataFrame) else np.asarray(frame[k]).tolist() for k in needed}
+        if all([type(v) is str or type(v) is int or v is None for l in lists.values() for v in l]):
+            out = {e.name: np.empty(n, object) for e in entities}
+            for e in entities: out[e.name][:] = _joined(lists, e, n)
+            return out
+        frame = pl.DataFrame({k: frame[k] for k in needed})
+    return {e.name: key_series(frame, e).fill_null('').to_numpy() for e in entities}
+
+def key_text(frame: pl.DataFrame | dict[str, np.ndarray], entity: Entity) -> np.ndarray:
+    "The key of each row, as `key_texts` gives it"
+    return np.full(frame.height, '*', object) if isinstance(frame, pl.DataFrame) and not entity.keys else key_texts(frame, (entity,))[entity.name]
 
 # %% ../nbs/06_features.ipynb #1560da3a
 def code_of(fn: Callable, seen: tuple=()) -> str:
@@ -313,7 +322,7 @@ class Read:
     start: int            # Its first place in the flat row
     width: int            # Numbers per offset
 
-def _reads(views: list[tuple[FeatureView, Column]], newest: bool) -> tuple[dict[tuple[str, str], Read], int]:
+def _reads(views: list[tuple[FeatureView, Column]]) -> tuple[dict[tuple[str, str], Read], int]:
     asked, out, at = {}, {}, 0
     for v, c in views: asked.setdefault((v.source, v.entity), set()).update({v.ahead, v.ahead - c.window} if c.window else {v.ahead})
     for (s, e), offsets in asked.items():
@@ -329,10 +338,10 @@ class Plan:
         self.names = [c.name for _, c in pairs] + [n for d in fs.on_demand for n in d.outputs]
         self.at = {n: i for i, n in enumerate(self.names)}
         self.order = np.array([self.at[n] for n in fs.names])
-        self.sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], False)
-        self.lasts, self.last_width = _reads([p for p in pairs if p[1].stat == 'last'], True)
+        self.sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS])
+        self.lasts, _ = _reads([p for p in pairs if p[1].stat == 'last'])
         self.entities = tuple({v.entity.name: v.entity for v, _ in pairs}.values())
-        self.reads = tuple(dict.fromkeys((*fs.reads, *(k for d in fs.on_demand for k in d.reads))))
+        self.reads = tuple(dict.fromkeys(k for d in fs.on_demand for k in d.reads))
         self.by = {stat: self._places(got) for stat in (*_SUMS, 'last') if (got := [p for p in pairs if p[1].stat == stat])}
         self.spans = {}
         for v, c in pairs:
@@ -371,14 +380,14 @@ def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
     age = T[:, None] + ahead - L[:, t]
     C[:, at] = np.where(age <= ttl, np.where(is_age, age, L[:, value]), np.nan)
 
-def _gather(reader: Reader, reads: dict, keys: dict, T: np.ndarray, out: np.ndarray) -> np.ndarray:
-    for r in reads.values(): out[:, r.start:r.start + len(r.offsets) * r.width] = reader.read(r.source, r.entity, keys[r.entity.name], T[:, None] + r.offsets).reshape(len(T), -1)
-    return out
+def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, T: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    n, T = len(T), T[:, None]
+    return np.concatenate([*[reader.read(r.source, r.entity, keys[r.entity.name], T + r.offsets).reshape(n, -1) for r in reads], *more], axis=1)
 
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
     p, T = fs.plan, req['T']; n = len(T); C = np.empty((n, len(p.names)))
-    if p.sums: _windows(p, _gather(reader, p.sums, keys, T, np.zeros((n, p.width + 1), np.int64)), C)
-    if p.lasts: _newest(p, _gather(reader, p.lasts, keys, T, np.empty((n, p.last_width))), T, C)
+    if p.sums: _windows(p, _gather(reader, tuple(p.sums.values()), keys, T, np.zeros((n, 1), np.int64)), C)
+    if p.lasts: _newest(p, _gather(reader, tuple(p.lasts.values()), keys, T), T, C)
     for (s, e, lo, hi), cols in p.spans.items():
         values, starts = reader.span(s, e, keys[e.name], T + lo, T + hi)
         for stat, i, at in cols: C[:, at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
@@ -395,12 +404,11 @@ def compute(reader: Reader,                 # Offline or online
             workers: int=1                  # Threads; more than one for a reader that several may use at once
            ) -> np.ndarray:                 # float32 (requests, len(features.names))
     "Every feature of every request"
-    p, cols = features.plan, _columns(req, features.plan.reads)
-    more = features.asks(cols); cols |= more
-    if isinstance(req, pl.DataFrame): req = req.with_columns(pl.Series(k, v) for k, v in more.items())
-    else: req = {**req, **more}
+    p, cols = features.plan, _columns(req, features.reads)
+    more = features.asks(cols); cols |= _columns(req, tuple(c for c in p.reads if c not in more)) | more
+    req = req.with_columns(pl.Series(k, v) for k, v in more.items()) if isinstance(req, pl.DataFrame) else {**req, **more}
     if cols['T'].dtype != np.int64: raise MlrefError(f'expected T in whole minutes UTC (int64) in every request, got {cols["T"].dtype}')
-    keys, n = {e.name: key_text(req, e) for e in p.entities}, len(cols['T'])
+    keys, n = key_texts(req, p.entities), len(cols['T'])
     if n <= block: return _block(reader, features, cols, keys, static)
     out = np.empty((n, len(features.names)), np.float32)
     def fill(a): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
@@ -541,7 +549,7 @@ def static(airports: pl.DataFrame,  # The raw airports
 _CARRIER_AT, _ORIGIN_AT, _HOLIDAY = places(CARRIERS), places(ORIGINS), np.array(_HOLIDAYS)
 
 def _schedule(req: dict, x: list[np.ndarray], static: Static) -> list[np.ndarray]:
-    here = local(req['sched']); day, start = here // 1440, here % 1440
+    day, start = np.divmod(req['here'], 1440)
     new_year = day.astype('M8[D]').astype('M8[Y]').astype('M8[D]').astype(np.int64)
     holiday = np.abs((day - new_year + 1)[:, None] - _HOLIDAY).min(1)
     dur, dist = req['duration'], req['distance']
@@ -549,11 +557,11 @@ def _schedule(req: dict, x: list[np.ndarray], static: Static) -> list[np.ndarray
             (day + 3) % 7 + 1, start, (start + dur) % 1440, holiday, dur, dist, dur - dist / 7.5]
 
 SCHEDULE = OnDemand('schedule', ('carrier', 'origin', 'dest', 'weekday', 'start', 'end', 'holiday', 'duration', 'distance', 'headwind'), _schedule, (),
-    ('carrier', 'origin', 'dest', 'sched', 'duration', 'distance'), 'planning', 'What the request itself says')
+    ('carrier', 'origin', 'dest', 'here', 'duration', 'distance'), 'planning', 'What the request itself says')
 PLANE = lookup('plane', 'tailnum', 'planes', ('year', 'seats', 'engines'))
 
 # %% ../nbs/06_features.ipynb #183d10cf
-def _asks(req: dict) -> dict: return {'T': req['sched'] - HORIZON, 'hour': local(req['sched']) // 60 % 24}
+def _asks(req: dict) -> dict: return {'T': req['sched'] - HORIZON, 'here': (here := local(req['sched'])), 'hour': here // 60 % 24}
 
 def _order() -> tuple[str, ...]:
     by = {v.name: v for v in VIEWS}
