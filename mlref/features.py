@@ -319,14 +319,16 @@ class Read:
     source: Source
     entity: Entity
     offsets: np.ndarray   # int64 (k,), added to T
+    times: slice          # Where these stand among all offsets of the plan
     start: int            # Its first place in the flat row
     width: int            # Numbers per offset
 
-def _reads(views: list[tuple[FeatureView, Column]]) -> tuple[dict[tuple[str, str], Read], int]:
+def _reads(views: list[tuple[FeatureView, Column]], first: int) -> tuple[dict[tuple[Source, Entity], Read], int]:
+    "What is asked of each history, and the numbers all of it makes; `first` offsets stand before"
     asked, out, at = {}, {}, 0
     for v, c in views: asked.setdefault((v.source, v.entity), set()).update({v.ahead, v.ahead - c.window} if c.window else {v.ahead})
     for (s, e), offsets in asked.items():
-        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), at, 1 + len(s.values)); at += len(offsets) * (1 + len(s.values))
+        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), slice(first, first + len(offsets)), at, 1 + len(s.values)); at += len(offsets) * (1 + len(s.values)); first += len(offsets)
     return out, at
 
 # %% ../nbs/06_features.ipynb #e9e26655
@@ -338,10 +340,13 @@ class Plan:
         self.names = [c.name for _, c in pairs] + [n for d in fs.on_demand for n in d.outputs]
         self.at = {n: i for i, n in enumerate(self.names)}
         self.order = np.array([self.at[n] for n in fs.names])
-        self.sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS])
-        self.lasts, _ = _reads([p for p in pairs if p[1].stat == 'last'])
+        self._at_sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], 0); self.sums = tuple(self._at_sums.values())
+        self._at_lasts, _ = _reads([p for p in pairs if p[1].stat == 'last'], sum(len(r.offsets) for r in self.sums)); self.lasts = tuple(self._at_lasts.values())
+        self.offsets = np.concatenate([np.array([], np.int64), *(r.offsets for r in (*self.sums, *self.lasts))])
+        self.on_demand = [(d.make, [self.at[i] for i in d.inputs], [self.at[o] for o in d.outputs]) for d in fs.on_demand]
         self.entities = tuple({v.entity.name: v.entity for v, _ in pairs}.values())
         self.reads = tuple(dict.fromkeys(k for d in fs.on_demand for k in d.reads))
+        self.columns = tuple(dict.fromkeys((*fs.reads, *self.reads, *(k for e in self.entities for k in e.keys))))
         self.by = {stat: self._places(got) for stat in (*_SUMS, 'last') if (got := [p for p in pairs if p[1].stat == stat])}
         self.spans = {}
         for v, c in pairs:
@@ -353,13 +358,13 @@ class Plan:
 
 # %% ../nbs/06_features.ipynb #f6bd2284
 def _sum(self, v: FeatureView, c: Column) -> list[int]:
-    r = self.sums[v.source, v.entity]; names = list(v.source.values)
+    r = self._at_sums[v.source, v.entity]; names = list(v.source.values)
     spot = lambda offset, i: r.start + int(np.searchsorted(r.offsets, offset)) * r.width + i
     both = lambda i: (spot(v.ahead, i), spot(v.ahead - c.window, i) if c.window else self.width)
     return [self.at[c.name], *both(0), *both(1 + names.index(c.value) if c.value else 0), *both(1 + names.index(f'{c.value}_sq') if c.stat == 'std' else 0), c.window]
 
 def _last(self, v: FeatureView, c: Column) -> list[int]:
-    r = self.lasts[v.source, v.entity]; base = r.start + int(np.searchsorted(r.offsets, v.ahead)) * r.width
+    r = self._at_lasts[v.source, v.entity]; base = r.start + int(np.searchsorted(r.offsets, v.ahead)) * r.width
     return [self.at[c.name], base, base + (1 + list(v.source.values).index(c.value) if c.value != 'age' else 0), c.value == 'age', v.ahead, v.ttl or 2**40]
 
 Plan._sum, Plan._last = _sum, _last
@@ -367,33 +372,33 @@ _derived(FeatureSet, 'plan', Plan)
 
 # %% ../nbs/06_features.ipynb #07f85ff0
 def _windows(p: Plan, S: np.ndarray, C: np.ndarray) -> None:
-    d = lambda w, i: S[:, w[i]] - S[:, w[i + 1]]
+    d = lambda w, i: S[w[i]] - S[w[i + 1]]
     for stat, w in p.by.items():
         if stat == 'last': continue
-        if stat in ('count', 'rate'): C[:, w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7]
-        elif stat == 'sum': C[:, w[0]] = d(w, 3)
-        elif stat == 'mean': C[:, w[0]] = np.divide(d(w, 3), n := d(w, 1), out=np.full(n.shape, np.nan), where=n > 0)
-        else: C[:, w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
+        if stat in ('count', 'rate'): C[w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7][:, None]
+        elif stat == 'sum': C[w[0]] = d(w, 3)
+        elif stat == 'mean': C[w[0]] = np.divide(d(w, 3), n := d(w, 1), out=np.full(n.shape, np.nan), where=n > 0)
+        else: C[w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
 
 def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
     at, t, value, is_age, ahead, ttl = p.by['last']
-    age = T[:, None] + ahead - L[:, t]
-    C[:, at] = np.where(age <= ttl, np.where(is_age, age, L[:, value]), np.nan)
+    age = T + ahead[:, None] - L[t]
+    C[at] = np.where(age <= ttl[:, None], np.where(is_age[:, None], age, L[value]), np.nan)
 
-def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, T: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    n, T = len(T), T[:, None]
-    return np.concatenate([*[reader.read(r.source, r.entity, keys[r.entity.name], T + r.offsets).reshape(n, -1) for r in reads], *more], axis=1)
+def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, times: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    n = len(times)
+    return np.concatenate([*[reader.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]).reshape(n, -1).T for r in reads], *more])
 
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
-    p, T = fs.plan, req['T']; n = len(T); C = np.empty((n, len(p.names)))
-    if p.sums: _windows(p, _gather(reader, tuple(p.sums.values()), keys, T, np.zeros((n, 1), np.int64)), C)
-    if p.lasts: _newest(p, _gather(reader, tuple(p.lasts.values()), keys, T), T, C)
+    p, T = fs.plan, req['T']; n = len(T); C = np.empty((len(p.names), n)); times = T[:, None] + p.offsets  # C has a row per column: a row is one piece of memory
+    if p.sums: _windows(p, _gather(reader, p.sums, keys, times, np.zeros((1, n), np.int64)), C)
+    if p.lasts: _newest(p, _gather(reader, p.lasts, keys, times), T, C)
     for (s, e, lo, hi), cols in p.spans.items():
         values, starts = reader.span(s, e, keys[e.name], T + lo, T + hi)
-        for stat, i, at in cols: C[:, at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
-    for d in fs.on_demand:
-        for name, col in zip(d.outputs, d.make(req, [C[:, p.at[i]] for i in d.inputs], static)): C[:, p.at[name]] = col
-    return C[:, p.order].astype(np.float32)
+        for stat, i, at in cols: C[at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
+    for make, inputs, outputs in p.on_demand:
+        for at, col in zip(outputs, make(req, [C[i] for i in inputs], static)): C[at] = col
+    return C[p.order].T.astype(np.float32, order='C')
 
 # %% ../nbs/06_features.ipynb #54eb131b
 def compute(reader: Reader,                 # Offline or online
@@ -404,7 +409,9 @@ def compute(reader: Reader,                 # Offline or online
             workers: int=1                  # Threads; more than one for a reader that several may use at once
            ) -> np.ndarray:                 # float32 (requests, len(features.names))
     "Every feature of every request"
-    p, cols = features.plan, _columns(req, features.reads)
+    p = features.plan
+    if isinstance(req, pl.DataFrame) and len(req) <= _FEW: req = _light(req, p.columns)
+    cols = _columns(req, features.reads)
     more = features.asks(cols); cols |= _columns(req, tuple(c for c in p.reads if c not in more)) | more
     req = req.with_columns(pl.Series(k, v) for k, v in more.items()) if isinstance(req, pl.DataFrame) else {**req, **more}
     if cols['T'].dtype != np.int64: raise MlrefError(f'expected T in whole minutes UTC (int64) in every request, got {cols["T"].dtype}')
@@ -414,6 +421,10 @@ def compute(reader: Reader,                 # Offline or online
     def fill(a): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
     with ThreadPoolExecutor(workers) as pool: list(pool.map(fill, range(0, n, block)))
     return out
+
+def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
+    have = [req[c] for c in names if c in req.columns]
+    return {c.name: c.to_numpy() for c in have} if all(c.dtype == pl.String or c.dtype.is_integer() and not c.null_count() for c in have) else req
 
 def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
     have = req.columns if isinstance(req, pl.DataFrame) else req
