@@ -400,6 +400,16 @@ def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object
         for at, col in zip(outputs, make(req, [C[i] for i in inputs], static)): C[at] = col
     return C[p.order].T.astype(np.float32, order='C')
 
+# %% ../nbs/06_features.ipynb #4311949a
+def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
+    have = [req[c] for c in names if c in req.columns]
+    return {c.name: c.to_numpy() for c in have} if all(c.dtype == pl.String or c.dtype.is_integer() and not c.null_count() for c in have) else req
+
+def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    have = req.columns if isinstance(req, pl.DataFrame) else req
+    if gone := [c for c in names if c not in have]: raise MlrefError(f'expected the column {gone[0]} in the requests, got {", ".join(have)}')
+    return {c: req[c].to_numpy() if isinstance(req, pl.DataFrame) else np.asarray(req[c]) for c in names}
+
 # %% ../nbs/06_features.ipynb #54eb131b
 def compute(reader: Reader,                 # Offline or online
             req: pl.DataFrame | dict[str, np.ndarray],  # One request a row, or columns as arrays
@@ -421,15 +431,6 @@ def compute(reader: Reader,                 # Offline or online
     def fill(a): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
     with ThreadPoolExecutor(workers) as pool: list(pool.map(fill, range(0, n, block)))
     return out
-
-def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
-    have = [req[c] for c in names if c in req.columns]
-    return {c.name: c.to_numpy() for c in have} if all(c.dtype == pl.String or c.dtype.is_integer() and not c.null_count() for c in have) else req
-
-def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    have = req.columns if isinstance(req, pl.DataFrame) else req
-    if gone := [c for c in names if c not in have]: raise MlrefError(f'expected the column {gone[0]} in the requests, got {", ".join(have)}')
-    return {c: req[c].to_numpy() if isinstance(req, pl.DataFrame) else np.asarray(req[c]) for c in names}
 
 # %% ../nbs/06_features.ipynb #42c524a6
 @cache
