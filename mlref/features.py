@@ -158,7 +158,10 @@ def with_squares(source: Source, *names: str) -> Source:
     if not names: return source
     if bad := [n for n in names if n not in source.values]: raise MlrefError(f'expected a value of {source.name} among {", ".join(source.values)}, got {bad[0]!r}')
     inner, more = source.rows, {f'{n}_sq': f'{source.values[n]}²' for n in names}
-    def rows(events: pl.DataFrame) -> pl.DataFrame: return inner(events).with_columns((pl.col(n).cast(pl.Int64) ** 2).cast(pl.Int64).alias(f'{n}_sq') for n in names)
+    def rows(events: pl.DataFrame) -> pl.DataFrame:
+        f = inner(events)
+        if big := [n for n in names if f[n].dtype.is_integer() and max(abs(f[n].max() or 0), abs(f[n].min() or 0)) >= 2**31]: raise MlrefError(f'expected {source.name}.{big[0]} to stay below 2**62 when squared, it does not; choose a larger unit')
+        return f.with_columns((pl.col(n).cast(pl.Int64) * pl.col(n).cast(pl.Int64)).alias(f'{n}_sq') for n in names)
     return Source(source.name, {**source.values, **more}, rows, source.newest, source.owner, source.description, source.columns)
 
 # %% ../nbs/06_features.ipynb #a9fad388
@@ -322,13 +325,15 @@ class Read:
     times: slice          # Where these stand among all offsets of the plan
     start: int            # Its first place in the flat row
     width: int            # Numbers per offset
+    size: int             # Numbers in all
 
 def _reads(views: list[tuple[FeatureView, Column]], first: int) -> tuple[dict[tuple[Source, Entity], Read], int]:
     "What is asked of each history, and the numbers all of it makes; `first` offsets stand before"
     asked, out, at = {}, {}, 0
     for v, c in views: asked.setdefault((v.source, v.entity), set()).update({v.ahead, v.ahead - c.window} if c.window else {v.ahead})
     for (s, e), offsets in asked.items():
-        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), slice(first, first + len(offsets)), at, 1 + len(s.values)); at += len(offsets) * (1 + len(s.values)); first += len(offsets)
+        k, width = len(offsets), 1 + len(s.values)
+        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), slice(first, first + k), at, width, k * width); at += k * width; first += k
     return out, at
 
 # %% ../nbs/06_features.ipynb #e9e26655
@@ -387,7 +392,7 @@ def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
 
 def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, times: np.ndarray, *more: np.ndarray) -> np.ndarray:
     n = len(times)
-    return np.concatenate([*[reader.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]).reshape(n, -1).T for r in reads], *more])
+    return np.concatenate([*[reader.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]).reshape(n, r.size).T for r in reads], *more])
 
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
     p, T = fs.plan, req['T']; n = len(T); C = np.empty((len(p.names), n)); times = T[:, None] + p.offsets  # C has a row per column: a row is one piece of memory
