@@ -121,7 +121,7 @@ def facts(events: pl.DataFrame,  # Any stretch of what the source reads
     if f.height and (f['t'].dtype != pl.Int64 or f['t'].null_count()): raise MlrefError(f'{who} to have a known time t in whole minutes UTC (Int64) in every row, got {f["t"].dtype} with {f["t"].null_count()} missing')
     if not f['t'].is_sorted(): raise MlrefError(f'{who} sorted by t, they are not; sort them in its function')
     for v in source.values: _check_value(f, source, v)
-    return f
+    return f.sort('t', *source.values, nulls_last=True) if source.newest and source.values else f  # of equal times the greatest values count, in whatever order they came
 
 # %% ../nbs/06_features.ipynb #6eb6f266
 def minutes(times: pl.Series  # Times with a zone, or whole minutes since 1970 UTC
