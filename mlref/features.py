@@ -249,6 +249,10 @@ class Reader:
     def span(self, source: Source, entity: Entity, keys: np.ndarray,
              lo: np.ndarray, hi: np.ndarray              # int64 (requests,)
             ) -> tuple[np.ndarray, np.ndarray]: ...      # (rows, values) of all requests one after the other, lo < t <= hi; where each begins, (requests + 1,)
+    def gather(self, reads, keys: dict[str, np.ndarray], T: np.ndarray, out: np.ndarray) -> np.ndarray:
+        "Every read of a plan, side by side into `out`"
+        for r in reads: out[:, r.start:r.start + len(r.offsets) * r.width] = self.read(r.source, r.entity, keys[r.entity.name], T[:, None] + r.offsets).reshape(len(T), -1)
+        return out
 
 def reduce_span(stat: str,           # 'min', 'max' or 'distinct'
                 values: np.ndarray,  # One value a row
@@ -371,14 +375,10 @@ def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
     age = T[:, None] + ahead - L[:, t]
     C[:, at] = np.where(age <= ttl, np.where(is_age, age, L[:, value]), np.nan)
 
-def _gather(reader: Reader, reads: dict, keys: dict, T: np.ndarray, out: np.ndarray) -> np.ndarray:
-    for r in reads.values(): out[:, r.start:r.start + len(r.offsets) * r.width] = reader.read(r.source, r.entity, keys[r.entity.name], T[:, None] + r.offsets).reshape(len(T), -1)
-    return out
-
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
     p, T = fs.plan, req['T']; n = len(T); C = np.empty((n, len(p.names)))
-    if p.sums: _windows(p, _gather(reader, p.sums, keys, T, np.zeros((n, p.width + 1), np.int64)), C)
-    if p.lasts: _newest(p, _gather(reader, p.lasts, keys, T, np.empty((n, p.last_width))), T, C)
+    if p.sums: _windows(p, reader.gather(p.sums.values(), keys, T, np.zeros((n, p.width + 1), np.int64)), C)
+    if p.lasts: _newest(p, reader.gather(p.lasts.values(), keys, T, np.empty((n, p.last_width))), T, C)
     for (s, e, lo, hi), cols in p.spans.items():
         values, starts = reader.span(s, e, keys[e.name], T + lo, T + hi)
         for stat, i, at in cols: C[:, at] = reduce_span(stat, values[:, i].astype(np.float64), starts)

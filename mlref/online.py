@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'BACK', 'PRESENT', 'MISSING', 'EXPIRED', 'LATE', 'Layout', 'pack', 'unpack', 'trim', 'extend', 'layouts',
            'Records', 'OnlineStore', 'Online', 'latest', 'push', 'update', 'reshard', 'check_store']
 
-# %% ../nbs/08_online.ipynb #11f46608
+# %% ../nbs/08_online.ipynb #f777c283
 import fcntl
 import json
 import re
@@ -26,9 +26,9 @@ import numpy as np
 import polars as pl
 
 from .core import DAY, MlrefError, digest, write_bytes, write_json
-from .features import FLIGHTS, Entity, FeatureSet, Reader, Source, facts, key_text
+from .features import FLIGHTS, Entity, FeatureSet, Read, Reader, Source, facts, key_text
 
-# %% ../nbs/08_online.ipynb #723a9de2
+# %% ../nbs/08_online.ipynb #e9b119de
 FORMAT = 1               # of folders and records; a store of another format is refused
 BACK = 2 * DAY           # minutes behind the store's clock that a read may still lie
 _STAMP, _TIMES = struct.Struct('<3sBHHQ'), struct.Struct('<qq')  # 'mlo', format, columns, newest?, definition; newest event, known
@@ -56,7 +56,7 @@ class Layout:
     @cached_property
     def stamp(self) -> bytes: return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
 
-# %% ../nbs/08_online.ipynb #90914b9c
+# %% ../nbs/08_online.ipynb #b12c45de
 def pack(layout: Layout,
          t: np.ndarray,      # int64 (rows,), sorted
          table: np.ndarray,  # (rows, 1 + values): running count and sums, or time and values
@@ -74,12 +74,13 @@ def unpack(layout: Layout,
            record: bytes | memoryview  # As stored; not copied
           ) -> tuple[np.ndarray, np.ndarray]:  # t and table, as in `pack`
     "A record's rows; raises `MlrefError` naming both versions when it was written by another definition"
+    w, size = layout.width, len(record)
     if record[:16] != layout.stamp: raise _foreign(layout, record)
-    w = layout.width; n = (len(record) - 32) // (8 * w + 8)
-    if n < 1 or n * (8 * w + 8) + 32 != len(record): raise MlrefError(f'expected whole rows in a record of {layout.name}, got {len(record)} bytes; the store is damaged, rebuild it from the log')
-    return np.frombuffer(record, np.int64, n, 32), np.frombuffer(record, layout.dtype, n * w, 32 + 8 * n).reshape(n, w)
+    n = (size - 32) // (8 * w + 8)
+    if n < 1 or n * (8 * w + 8) + 32 != size: raise MlrefError(f'expected whole rows in a record of {layout.name}, got {size} bytes; the store is damaged, rebuild it from the log')
+    return np.ndarray((n,), np.int64, record, 32), np.ndarray((n, w), layout.dtype, record, 32 + 8 * n)
 
-# %% ../nbs/08_online.ipynb #39479342
+# %% ../nbs/08_online.ipynb #6a33b375
 _NEVER, _MOST = np.iinfo(np.int64).min, 2**62
 
 def _start(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +102,7 @@ def _rows(T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray) -> tup
     o = np.lexsort((*rows.T[:0:-1], when))
     return np.concatenate([T[:j], when[o]]), np.concatenate([table[:j], rows[o]])
 
-# %% ../nbs/08_online.ipynb #6554dc57
+# %% ../nbs/08_online.ipynb #088fe34e
 def trim(layout: Layout,
          T: np.ndarray,
          table: np.ndarray,
@@ -123,7 +124,7 @@ def extend(layout: Layout,
     if not layout.newest and max(map(abs, table[-1].tolist())) > _MOST: raise MlrefError(f'expected sums of {layout.name} below 2^62, got {table[-1].tolist()}; give the source a coarser unit')
     return pack(layout, T, table, clock)
 
-# %% ../nbs/08_online.ipynb #9a093798
+# %% ../nbs/08_online.ipynb #37f6f951
 def layouts(features: FeatureSet) -> Iterable[Layout]:
     "What a feature set needs to have in the store: one layout for every history that it reads"
     by = {(v.source.name, v.entity.name): [w for w in features.views if (w.source, w.entity) == (v.source, v.entity)] for v in features.views}
@@ -131,7 +132,7 @@ def layouts(features: FeatureSet) -> Iterable[Layout]:
         views = by[s, e]; source, entity = views[0].source, views[0].entity; ttls = [v.ttl for v in views]
         yield Layout(f'{s}/{e}', tuple(source.values), source.newest, max(keep, 1), digest([source.version, list(entity.keys)])[:16], max(ttls) if source.newest and all(ttls) else None)
 
-# %% ../nbs/08_online.ipynb #0ac57e76
+# %% ../nbs/08_online.ipynb #6bf30e2d
 def _grouped(keys: np.ndarray) -> tuple[list[str], np.ndarray | slice, list[int]]:
     "The different keys, an order that puts equal ones together, where each begins"
     keys = keys.tolist()
@@ -141,7 +142,7 @@ def _grouped(keys: np.ndarray) -> tuple[list[str], np.ndarray | slice, list[int]
     edges = [0, *accumulate(map(len, at.values()))]
     return list(at), slice(None) if len(at) in (1, len(keys)) else np.array([i for g in at.values() for i in g]), edges
 
-# %% ../nbs/08_online.ipynb #687e750f
+# %% ../nbs/08_online.ipynb #07f17d8c
 class Records(Reader):
     "How features read any store that can take a snapshot"
     def layout(self, name: str) -> Layout:
@@ -165,26 +166,56 @@ class Records(Reader):
         "The newest known time of all that was applied, minutes UTC"
         return int(self.note(b'!newest') or 0)
 
-# %% ../nbs/08_online.ipynb #2f64245a
+# %% ../nbs/08_online.ipynb #370ef057
+def _early(l: Layout, names: list[str], firsts: list[int], low: np.ndarray) -> None:
+    for i in np.flatnonzero(np.array(firsts) > low)[:1]: raise MlrefError(f'expected reads of {l.name}/{names[i]} from minute {firsts[i]} on, got {low[i]}: older than what is kept; use the offline reader')
+
+def _look(l: Layout, names: list[str], records: list, edges: list[int], asked: np.ndarray, out: np.ndarray) -> None:
+    "For each key the rows of its record at the minutes asked; requests lie in the order of the keys"
+    firsts = []
+    for b, i, j in zip(records, edges, edges[1:]):
+        if b is None: firsts.append(_NEVER); continue
+        T, table = unpack(l, b)
+        row = T.searchsorted(asked[i:j], 'right'); row -= 1
+        table.take(row, 0, out[i:j], 'clip'); firsts.append(T.item(0))
+    if asked.size: _early(l, names, firsts, np.minimum.reduceat(asked.min(1), edges[:-1]))
+
 def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
-    l = self.layout(f'{source.name}/{entity.name}')
-    was = self._asked
-    if was[0] is not keys: was = self._asked = (keys, *_grouped(keys))  # one array of keys asks several histories
-    _, names, o, edges = was
-    asked, out = t[o], np.full((*t.shape, l.width), np.nan) if l.newest else np.zeros((*t.shape, l.width), np.int64)
-    with self.snapshot() as many:
-        for name, b, i, j in zip(names, many([l.prefix + k.encode() for k in names]), edges, edges[1:]):
-            if b is None: continue
-            T, table = unpack(l, b)
-            row = T.searchsorted(q := asked[i:j], 'right'); row -= 1
-            if T.item(0) > _NEVER and row.min(initial=0) < 0: raise MlrefError(f'expected reads of {l.name}/{name} from minute {T[0]} on, got {q.min()}: older than what is kept; use the offline reader')
-            table.take(row, 0, out[i:j], 'clip')
+    l, (names, o, edges) = self.layout(f'{source.name}/{entity.name}'), _grouped(keys)
+    out = np.full((*t.shape, l.width), np.nan) if l.newest else np.zeros((*t.shape, l.width), np.int64)
+    with self.snapshot() as many: _look(l, names, many([l.prefix + k.encode() for k in names]), edges, t[o], out)
     if isinstance(o, slice): return out
     back = np.empty_like(out); back[o] = out
     return back
 
-# %% ../nbs/08_online.ipynb #12540f39
+# %% ../nbs/08_online.ipynb #e7ba5481
+def _one(l: Layout, key: str, b: memoryview | None, t: int, offsets: np.ndarray, out: np.ndarray) -> None:
+    if b is None: out[:] = np.nan if l.newest else 0; return
+    T, table = unpack(l, b)
+    row = T.searchsorted(offsets + t, 'right'); row -= 1
+    table.take(row, 0, out.reshape(-1, l.width), 'clip')
+    if T.item(0) > t + offsets.item(0): _early(l, [key], [T.item(0)], offsets[:1] + t)
+
+def _gather(self, reads: Iterable[Read],
+            keys: dict[str, np.ndarray],  # Entity -> one key per request
+            T: np.ndarray,                # int64 (requests,)
+            out: np.ndarray               # (requests, width of all reads), filled
+           ) -> np.ndarray:               # `out`
+    "Several histories of the same requests, all of one moment"
+    layout, groups, n = self.layout, {}, len(T)
+    with self.snapshot() as many:
+        for r in reads:
+            l, e, a, b = layout(f'{r.source.name}/{r.entity.name}'), r.entity.name, r.start, r.start + len(r.offsets) * r.width
+            if n == 1: k = keys[e].item(); _one(l, k, many([l.prefix + k.encode()])[0], T.item(), r.offsets, out[0, a:b]); continue
+            if e not in groups: groups[e] = _grouped(keys[e])
+            names, o, edges = groups[e]
+            block = np.full((n, len(r.offsets), l.width), np.nan) if l.newest else np.zeros((n, len(r.offsets), l.width), np.int64)
+            _look(l, names, many([l.prefix + k.encode() for k in names]), edges, T[o, None] + r.offsets, block)
+            out[o, a:b] = block.reshape(n, -1)
+    return out
+
+# %% ../nbs/08_online.ipynb #d43fa078
 def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, one request after the other, and where each begins"
     l, got = self.layout(f'{source.name}/{entity.name}'), []
@@ -196,16 +227,17 @@ def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray
             got.append(table[i:max(i, j), 1:].copy() if l.newest else np.diff(table[max(i, 1) - 1:max(i, j), 1:], axis=0))
     return np.concatenate([np.empty((0, l.width - 1), l.dtype), *got]), np.r_[0, np.cumsum([len(g) for g in got], dtype=np.int64)]
 
-Records._asked, Records.read, Records.span = (None,), _read, _span
+Records.read, Records.gather, Records.span = _read, _gather, _span
 
-# %% ../nbs/08_online.ipynb #524e3f71
+# %% ../nbs/08_online.ipynb #45a95b40
 class OnlineStore(Protocol):
     "Named records: read as of one moment, written all or nothing. `push`, `latest`, `update` and `Records` need no more"
     layouts: dict[str, Layout]
     def snapshot(self) -> AbstractContextManager: ...  # gives many(names) -> records or None, in order; valid until it is left
     def write(self, records: dict[bytes, bytes | None]) -> None: ...  # None deletes; on disk when it returns
+    def names(self) -> list[bytes]: ...
 
-# %% ../nbs/08_online.ipynb #6bb05412
+# %% ../nbs/08_online.ipynb #3acc3ce7
 def _environment(path: Path, readonly: bool, size: int) -> lmdb.Environment:
     try: env = lmdb.open(str(path), map_size=size, readonly=readonly, create=not readonly, max_readers=512, max_spare_txns=8)
     except lmdb.Error as e: raise MlrefError(f'expected a part of an online store in {path}, got: {e}; rebuild the store from the log') from None
@@ -219,7 +251,7 @@ def _lock(path: Path):
     except OSError: f.close(); raise MlrefError(f'expected no other writer of {path.parent}, there is one; close it, or open the store with readonly=True') from None
     return f
 
-# %% ../nbs/08_online.ipynb #3b472a36
+# %% ../nbs/08_online.ipynb #43a09fe3
 _MOVED = b'!moved'  # in a part that a reshard has replaced
 
 class _Snapshot:
@@ -237,7 +269,11 @@ class _Snapshot:
         n, get = len(self.txns), self.txns[0].get
         return [get(k) for k in names] if n == 1 else [self.txns[crc32(k) % n].get(k) for k in names]
 
-# %% ../nbs/08_online.ipynb #7a631b23
+def _names(self) -> list[bytes]:
+    "Every name there is"
+    with _Snapshot(self) as many: return [k for t in many.__self__.txns for k in map(bytes, t.cursor().iternext(values=False))]
+
+# %% ../nbs/08_online.ipynb #2afee44d
 class Online(Records):
     "Histories in a folder, spread over LMDB files by a hash of their names: one writer, any number of reading processes"
     def __init__(self, folder: Path,             # Made when missing
@@ -261,7 +297,7 @@ class Online(Records):
         "A moment to read at"
         return _Snapshot(self)
 
-# %% ../nbs/08_online.ipynb #79d26e1d
+# %% ../nbs/08_online.ipynb #ce632d8e
 def _publish(folder: Path, generation: int, shards: int, versions: dict[str, str]) -> None:
     write_json(folder/'store.json', {'format': FORMAT, 'generation': generation, 'parts': [f'g{generation}-{i}' for i in range(shards)], 'versions': versions})
 
@@ -282,9 +318,9 @@ def _close(self):
     for e in self.envs: e.close()
     if not self.readonly: self.lock.close()
 
-Online._open, Online.close = _open, _close
+Online._open, Online.close, Online.names = _open, _close, _names
 
-# %% ../nbs/08_online.ipynb #975bd8da
+# %% ../nbs/08_online.ipynb #a5f9d2cd
 def _retire(env: lmdb.Environment) -> None:
     with env.begin(write=True) as txn: txn.put(_MOVED, b'1')
     env.close()
@@ -300,7 +336,7 @@ def _recover(self):
 
 Online._recover = _recover
 
-# %% ../nbs/08_online.ipynb #c4ddd543
+# %% ../nbs/08_online.ipynb #0f2ecfba
 def _redo(records: dict[bytes, bytes | None]) -> bytes:
     return b''.join(struct.pack('<Hq', len(k), -1 if v is None else len(v)) + k + (v or b'') for k, v in records.items())
 
@@ -311,7 +347,7 @@ def _unredo(b: bytes) -> dict[bytes, bytes | None]:
         out[k], i = (None, i) if m < 0 else (b[i:i + m], i + m)
     return out
 
-# %% ../nbs/08_online.ipynb #38e8454b
+# %% ../nbs/08_online.ipynb #016ceb3f
 def _write(self, records: dict[bytes, bytes | None]) -> None:
     "All of it or nothing, on disk when this returns; None deletes. Raises `MlrefError` when a part is full, with the store as it was"
     if self.readonly: raise MlrefError(f'expected a store opened for writing, {self.folder} is open with readonly=True')
@@ -333,7 +369,7 @@ def _write(self, records: dict[bytes, bytes | None]) -> None:
 
 Online.write = _write
 
-# %% ../nbs/08_online.ipynb #ec38ce97
+# %% ../nbs/08_online.ipynb #1d525f1b
 PRESENT, MISSING, EXPIRED = range(3)  # status of a value
 
 def latest(store: Records,
@@ -359,14 +395,14 @@ def latest(store: Records,
     if empty.any(): state[empty & (state == PRESENT)] = MISSING
     return out, state
 
-# %% ../nbs/08_online.ipynb #e47e023d
+# %% ../nbs/08_online.ipynb #04de34cd
 def _tails(l: Layout, records: list[bytes | None]) -> np.ndarray:
     size, stamp, nan = 8 * l.width, l.stamp, np.full(l.width, np.nan).tobytes()
     try: parts = [nan if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records]
     except TypeError: raise _foreign(l, b'') from None
     return np.frombuffer(b''.join(parts)).reshape(-1, l.width)
 
-# %% ../nbs/08_online.ipynb #c00da325
+# %% ../nbs/08_online.ipynb #184624d8
 def _checked(l: Layout, keys: Sequence[str], t: np.ndarray, values: np.ndarray, known: np.ndarray) -> np.ndarray:
     if not l.newest: raise MlrefError(f'expected a history of newest rows, {l.name} keeps sums; give its events to update')
     t_, v = np.asarray(t), np.asarray(values)
@@ -375,7 +411,7 @@ def _checked(l: Layout, keys: Sequence[str], t: np.ndarray, values: np.ndarray, 
     if t_.shape != (len(keys),) or np.shape(known) != t_.shape: raise MlrefError(f'expected one t and one known per key, got {t_.shape} and {np.shape(known)} for {len(keys)} keys')
     return v
 
-# %% ../nbs/08_online.ipynb #97da5331
+# %% ../nbs/08_online.ipynb #58dc3c45
 def push(store: OnlineStore,
          name: str,                   # A newest-row history of the store
          keys: Sequence[str],         # Whom each row is about
@@ -400,7 +436,7 @@ def push(store: OnlineStore,
     store.write({names[i]: raw[i * size:i * size + size] for i in new.tolist()})
     return len(new)
 
-# %% ../nbs/08_online.ipynb #c5f3e414
+# %% ../nbs/08_online.ipynb #7c5560e2
 _OLDEST = struct.pack('<qq', _NEVER, _NEVER)
 
 def _times(l: Layout, record: bytes | None) -> bytes:
@@ -421,7 +457,7 @@ def _merged(store: OnlineStore, l: Layout, keys: np.ndarray, t: np.ndarray, v: n
     with store.snapshot() as many:
         return {n: extend(l, b, t[i:j], v[i:j], clock) for n, b, i, j in zip(names, many(names), edges, edges[1:]) if n != l.prefix}
 
-# %% ../nbs/08_online.ipynb #405ec6a3
+# %% ../nbs/08_online.ipynb #e05a1e52
 LATE = 7 * DAY  # minutes an event may be behind the newest and still be told from one that came before
 
 def update(store: Online,          # Opened for writing
@@ -439,11 +475,12 @@ def update(store: Online,          # Opened for writing
         f, l = made[s.name], store.layout(f'{s.name}/{v.entity.name}')
         if not f.height: continue
         values = np.column_stack([f[c].cast(pl.Float64 if s.newest else pl.Int64).to_numpy() for c in s.values]) if s.values else np.empty((f.height, 0), l.dtype)
-        new |= _merged(store, l, key_text(f, v.entity), f['t'].to_numpy(), values, clock)
+        keys = {c: np.array(f[c].to_list(), object) for c in v.entity.keys} if v.entity.keys and f.height < 200 else f  # a few rows cost less without a frame
+        new |= _merged(store, l, key_text(keys, v.entity), f['t'].to_numpy(), values, clock)
     store.write({**new, b'!position': b'%d' % position, b'!newest': b'%d' % clock, **notes})
     return len(new)
 
-# %% ../nbs/08_online.ipynb #7b1c0fe9
+# %% ../nbs/08_online.ipynb #05ba0147
 def reshard(store: Online,  # Opened for writing
             shards: int     # Parts it shall have
            ) -> None:
@@ -466,7 +503,7 @@ def reshard(store: Online,  # Opened for writing
     for p in store.about['parts']: shutil.rmtree(store.folder/p, ignore_errors=True)
     store._open()
 
-# %% ../nbs/08_online.ipynb #ca793b3a
+# %% ../nbs/08_online.ipynb #8a33fe98
 def _expect(ok: bool, what: str) -> None:
     if not ok: raise MlrefError(f'expected a store in which {what}')
 
@@ -485,12 +522,12 @@ def check_store(make: Callable[[Layout], Records]  # An empty store, opened for 
     _expect(push(store, l.name, [], np.array([], int), np.empty((0, 2))) == 0, 'no rows are no fault')
     _check_writes(store, l)
 
-# %% ../nbs/08_online.ipynb #3d35e7d4
+# %% ../nbs/08_online.ipynb #7c8962d7
 def _check_writes(store: Records, l: Layout) -> None:
     names = [l.prefix + b'%d' % i for i in range(1000)]
     store.write({n: n for n in names}); store.write({names[0]: None, names[1]: b'new'})
     with store.snapshot() as many: got = [None if b is None else bytes(b) for b in many(names[:3] + [b'nobody'])]
-    _expect(got == [None, b'new', names[2], None], 'names are written, replaced and deleted')
+    _expect(got == [None, b'new', names[2], None] and {*names[1:]} <= {*store.names()}, 'names are written, replaced, deleted and listed')
     with store.snapshot() as many:
         before = bytes(many([names[5]])[0]); store.write({names[5]: b'later'})
         _expect(before == names[5], 'a snapshot gives what lay there when it was taken')
