@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 'SOURCES', 'ENTITIES', 'VIEWS', 'AIRCRAFT',
-           'WEATHER3', 'WAITED', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'Entity', 'key_series', 'key_text',
-           'code_of', 'Source', 'facts', 'minutes', 'from_table', 'with_squares', 'FeatureView', 'Column', 'columns',
-           'definition', 'OnDemand', 'lookup', 'Reader', 'reduce_span', 'deviation', 'FeatureSet', 'Read', 'Plan',
-           'compute', 'local', 'places', 'codes', 'Static', 'static', 'version']
+           'WEATHER3', 'WAITED', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'Entity', 'key_series', 'key_texts',
+           'key_text', 'code_of', 'Source', 'facts', 'minutes', 'from_table', 'with_squares', 'FeatureView', 'Column',
+           'columns', 'definition', 'OnDemand', 'lookup', 'Reader', 'reduce_span', 'deviation', 'FeatureSet', 'Read',
+           'Plan', 'compute', 'local', 'places', 'codes', 'Static', 'static', 'version']
 
 # %% ../nbs/06_features.ipynb #51fdddd5
 import ast
@@ -42,10 +42,6 @@ def _texts(frame: pl.DataFrame, keys: tuple[str, ...]) -> Iterable[pl.Expr]:
         text, free = pl.col(c).cast(pl.String), len(keys) > 1 and frame.schema[c] in (pl.String, pl.Categorical, pl.Enum)
         yield text.str.replace_all('\\', '\\\\', literal=True).str.replace_all('|', '\\|', literal=True) if free and frame[c].cast(pl.String).str.contains(r'[|\\]').any() else text
 
-def _one(parts: tuple) -> str:
-    if None in parts: return ''
-    return str(parts[0]) if len(parts) == 1 else '|'.join(_escape(p) if type(p) is str else str(p) for p in parts)
-
 # %% ../nbs/06_features.ipynb #5c1695da
 def key_series(frame: pl.DataFrame,  # Has the entity's columns
                entity: Entity
@@ -56,18 +52,31 @@ def key_series(frame: pl.DataFrame,  # Has the entity's columns
     return frame.select(pl.concat_str(list(_texts(frame, entity.keys)), separator='|')).to_series()
 
 # %% ../nbs/06_features.ipynb #5bf54ed1
-def key_text(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entity's columns
-             entity: Entity
-            ) -> np.ndarray:       # One text per row; '' where a part is null, '*' for the entity of all
-    "The key of each row"
-    n = frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values())))
-    if gone := [k for k in entity.keys if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {entity.name}, got {", ".join(frame)}')
-    if not entity.keys: return np.full(n, '*', object)
-    if isinstance(frame, dict):
-        rows = list(zip(*(np.asarray(frame[k]).tolist() for k in entity.keys)))
-        if all(type(p) in (str, int) or p is None for r in rows for p in r): return np.array([_one(r) for r in rows], object)
-        frame = pl.DataFrame({k: frame[k] for k in entity.keys})
-    return key_series(frame, entity).fill_null('').to_numpy()
+_FEW = 64  # requests; for so few, plain Python is faster than starting a query
+
+def _joined(lists: dict[str, list], e: Entity, n: int) -> list[str]:
+    if len(e.keys) < 2: return ['' if v is None else v if type(v) is str else str(v) for v in lists[e.keys[0]]] if e.keys else ['*'] * n
+    rows = zip(*(lists[k] for k in e.keys))
+    return ['' if None in r else '|'.join([_escape(v) if type(v) is str else str(v) for v in r]) for r in rows]
+
+def key_texts(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entities' columns
+              entities: Iterable[Entity]
+             ) -> dict[str, np.ndarray]:  # Entity name -> one text per row; '' where a part is null, '*' for the entity of all
+    "The keys of each row"
+    n, needed = frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values()))), {k: e for e in entities for k in e.keys}
+    if gone := [k for k in needed if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {needed[gone[0]].name}, got {", ".join(frame if isinstance(frame, dict) else frame.columns)}')
+    if isinstance(frame, dict) or n <= _FEW and all(frame.schema[k] == pl.String or frame.schema[k].is_integer() for k in needed):
+        lists = {k: frame[k].to_list() if isinstance(frame, pl.DataFrame) else np.asarray(frame[k]).tolist() for k in needed}
+        if all([type(v) is str or type(v) is int or v is None for l in lists.values() for v in l]):
+            out = {e.name: np.empty(n, object) for e in entities}
+            for e in entities: out[e.name][:] = _joined(lists, e, n)
+            return out
+        frame = pl.DataFrame({k: frame[k] for k in needed})
+    return {e.name: key_series(frame, e).fill_null('').to_numpy() for e in entities}
+
+def key_text(frame: pl.DataFrame | dict[str, np.ndarray], entity: Entity) -> np.ndarray:
+    "The key of each row, as `key_texts` gives it"
+    return np.full(frame.height, '*', object) if isinstance(frame, pl.DataFrame) and not entity.keys else key_texts(frame, (entity,))[entity.name]
 
 # %% ../nbs/06_features.ipynb #1560da3a
 def code_of(fn: Callable, seen: tuple=()) -> str:
@@ -149,7 +158,10 @@ def with_squares(source: Source, *names: str) -> Source:
     if not names: return source
     if bad := [n for n in names if n not in source.values]: raise MlrefError(f'expected a value of {source.name} among {", ".join(source.values)}, got {bad[0]!r}')
     inner, more = source.rows, {f'{n}_sq': f'{source.values[n]}²' for n in names}
-    def rows(events: pl.DataFrame) -> pl.DataFrame: return inner(events).with_columns((pl.col(n).cast(pl.Int64) ** 2).cast(pl.Int64).alias(f'{n}_sq') for n in names)
+    def rows(events: pl.DataFrame) -> pl.DataFrame:
+        f = inner(events)
+        if big := [n for n in names if f[n].dtype.is_integer() and max(abs(f[n].max() or 0), abs(f[n].min() or 0)) >= 2**31]: raise MlrefError(f'expected {source.name}.{big[0]} to stay below 2**62 when squared, it does not; choose a larger unit')
+        return f.with_columns((pl.col(n).cast(pl.Int64) * pl.col(n).cast(pl.Int64)).alias(f'{n}_sq') for n in names)
     return Source(source.name, {**source.values, **more}, rows, source.newest, source.owner, source.description, source.columns)
 
 # %% ../nbs/06_features.ipynb #a9fad388
@@ -249,10 +261,6 @@ class Reader:
     def span(self, source: Source, entity: Entity, keys: np.ndarray,
              lo: np.ndarray, hi: np.ndarray              # int64 (requests,)
             ) -> tuple[np.ndarray, np.ndarray]: ...      # (rows, values) of all requests one after the other, lo < t <= hi; where each begins, (requests + 1,)
-    def gather(self, reads, keys: dict[str, np.ndarray], T: np.ndarray, out: np.ndarray) -> np.ndarray:
-        "Every read of a plan, side by side into `out`"
-        for r in reads: out[:, r.start:r.start + len(r.offsets) * r.width] = self.read(r.source, r.entity, keys[r.entity.name], T[:, None] + r.offsets).reshape(len(T), -1)
-        return out
 
 def reduce_span(stat: str,           # 'min', 'max' or 'distinct'
                 values: np.ndarray,  # One value a row
@@ -314,14 +322,18 @@ class Read:
     source: Source
     entity: Entity
     offsets: np.ndarray   # int64 (k,), added to T
+    times: slice          # Where these stand among all offsets of the plan
     start: int            # Its first place in the flat row
     width: int            # Numbers per offset
+    size: int             # Numbers in all
 
-def _reads(views: list[tuple[FeatureView, Column]], newest: bool) -> tuple[dict[tuple[str, str], Read], int]:
+def _reads(views: list[tuple[FeatureView, Column]], first: int) -> tuple[dict[tuple[Source, Entity], Read], int]:
+    "What is asked of each history, and the numbers all of it makes; `first` offsets stand before"
     asked, out, at = {}, {}, 0
     for v, c in views: asked.setdefault((v.source, v.entity), set()).update({v.ahead, v.ahead - c.window} if c.window else {v.ahead})
     for (s, e), offsets in asked.items():
-        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), at, 1 + len(s.values)); at += len(offsets) * (1 + len(s.values))
+        k, width = len(offsets), 1 + len(s.values)
+        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), slice(first, first + k), at, width, k * width); at += k * width; first += k
     return out, at
 
 # %% ../nbs/06_features.ipynb #e9e26655
@@ -333,10 +345,13 @@ class Plan:
         self.names = [c.name for _, c in pairs] + [n for d in fs.on_demand for n in d.outputs]
         self.at = {n: i for i, n in enumerate(self.names)}
         self.order = np.array([self.at[n] for n in fs.names])
-        self.sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], False)
-        self.lasts, self.last_width = _reads([p for p in pairs if p[1].stat == 'last'], True)
+        self._at_sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], 0); self.sums = tuple(self._at_sums.values())
+        self._at_lasts, _ = _reads([p for p in pairs if p[1].stat == 'last'], sum(len(r.offsets) for r in self.sums)); self.lasts = tuple(self._at_lasts.values())
+        self.offsets = np.concatenate([np.array([], np.int64), *(r.offsets for r in (*self.sums, *self.lasts))])
+        self.on_demand = [(d.make, [self.at[i] for i in d.inputs], [self.at[o] for o in d.outputs]) for d in fs.on_demand]
         self.entities = tuple({v.entity.name: v.entity for v, _ in pairs}.values())
-        self.reads = tuple(dict.fromkeys((*fs.reads, *(k for d in fs.on_demand for k in d.reads))))
+        self.reads = tuple(dict.fromkeys(k for d in fs.on_demand for k in d.reads))
+        self.columns = tuple(dict.fromkeys((*fs.reads, *self.reads, *(k for e in self.entities for k in e.keys))))
         self.by = {stat: self._places(got) for stat in (*_SUMS, 'last') if (got := [p for p in pairs if p[1].stat == stat])}
         self.spans = {}
         for v, c in pairs:
@@ -348,43 +363,64 @@ class Plan:
 
 # %% ../nbs/06_features.ipynb #f6bd2284
 def _sum(self, v: FeatureView, c: Column) -> list[int]:
-    r = self.sums[v.source, v.entity]; names = list(v.source.values)
+    r = self._at_sums[v.source, v.entity]; names = list(v.source.values)
     spot = lambda offset, i: r.start + int(np.searchsorted(r.offsets, offset)) * r.width + i
     both = lambda i: (spot(v.ahead, i), spot(v.ahead - c.window, i) if c.window else self.width)
     return [self.at[c.name], *both(0), *both(1 + names.index(c.value) if c.value else 0), *both(1 + names.index(f'{c.value}_sq') if c.stat == 'std' else 0), c.window]
 
 def _last(self, v: FeatureView, c: Column) -> list[int]:
-    r = self.lasts[v.source, v.entity]; base = r.start + int(np.searchsorted(r.offsets, v.ahead)) * r.width
+    r = self._at_lasts[v.source, v.entity]; base = r.start + int(np.searchsorted(r.offsets, v.ahead)) * r.width
     return [self.at[c.name], base, base + (1 + list(v.source.values).index(c.value) if c.value != 'age' else 0), c.value == 'age', v.ahead, v.ttl or 2**40]
 
 Plan._sum, Plan._last = _sum, _last
 _derived(FeatureSet, 'plan', Plan)
 
+# %% ../nbs/06_features.ipynb #5e1a7c20
+def _each_read(self: Reader, asks: list[tuple[Source, Entity, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    "Several reads of the same requests; a store answers them from one moment"
+    return [self.read(*a) for a in asks]
+
+Reader.gather = _each_read
+
 # %% ../nbs/06_features.ipynb #07f85ff0
 def _windows(p: Plan, S: np.ndarray, C: np.ndarray) -> None:
-    d = lambda w, i: S[:, w[i]] - S[:, w[i + 1]]
+    d = lambda w, i: S[w[i]] - S[w[i + 1]]
     for stat, w in p.by.items():
         if stat == 'last': continue
-        if stat in ('count', 'rate'): C[:, w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7]
-        elif stat == 'sum': C[:, w[0]] = d(w, 3)
-        elif stat == 'mean': C[:, w[0]] = np.divide(d(w, 3), n := d(w, 1), out=np.full(n.shape, np.nan), where=n > 0)
-        else: C[:, w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
+        if stat in ('count', 'rate'): C[w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7][:, None]
+        elif stat == 'sum': C[w[0]] = d(w, 3)
+        elif stat == 'mean': C[w[0]] = np.divide(d(w, 3), n := d(w, 1), out=np.full(n.shape, np.nan), where=n > 0)
+        else: C[w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
 
 def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
     at, t, value, is_age, ahead, ttl = p.by['last']
-    age = T[:, None] + ahead - L[:, t]
-    C[:, at] = np.where(age <= ttl, np.where(is_age, age, L[:, value]), np.nan)
+    age = T + ahead[:, None] - L[t]
+    C[at] = np.where(age <= ttl[:, None], np.where(is_age[:, None], age, L[value]), np.nan)
+
+def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, times: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    n, got = len(times), reader.gather([(r.source, r.entity, keys[r.entity.name], times[:, r.times]) for r in reads])
+    return np.concatenate([*[g.reshape(n, r.size).T for g, r in zip(got, reads)], *more])
 
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
-    p, T = fs.plan, req['T']; n = len(T); C = np.empty((n, len(p.names)))
-    if p.sums: _windows(p, reader.gather(p.sums.values(), keys, T, np.zeros((n, p.width + 1), np.int64)), C)
-    if p.lasts: _newest(p, reader.gather(p.lasts.values(), keys, T, np.empty((n, p.last_width))), T, C)
+    p, T = fs.plan, req['T']; n = len(T); C = np.empty((len(p.names), n)); times = T[:, None] + p.offsets  # C has a row per column: a row is one piece of memory
+    if p.sums: _windows(p, _gather(reader, p.sums, keys, times, np.zeros((1, n), np.int64)), C)
+    if p.lasts: _newest(p, _gather(reader, p.lasts, keys, times), T, C)
     for (s, e, lo, hi), cols in p.spans.items():
         values, starts = reader.span(s, e, keys[e.name], T + lo, T + hi)
-        for stat, i, at in cols: C[:, at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
-    for d in fs.on_demand:
-        for name, col in zip(d.outputs, d.make(req, [C[:, p.at[i]] for i in d.inputs], static)): C[:, p.at[name]] = col
-    return C[:, p.order].astype(np.float32)
+        for stat, i, at in cols: C[at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
+    for make, inputs, outputs in p.on_demand:
+        for at, col in zip(outputs, make(req, [C[i] for i in inputs], static)): C[at] = col
+    return C[p.order].T.astype(np.float32, order='C')
+
+# %% ../nbs/06_features.ipynb #4311949a
+def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
+    have = [req[c] for c in names if c in req.columns]
+    return {c.name: c.to_numpy() for c in have} if all(c.dtype == pl.String or c.dtype.is_integer() and not c.null_count() for c in have) else req
+
+def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    have = req.columns if isinstance(req, pl.DataFrame) else req
+    if gone := [c for c in names if c not in have]: raise MlrefError(f'expected the column {gone[0]} in the requests, got {", ".join(have)}')
+    return {c: req[c].to_numpy() if isinstance(req, pl.DataFrame) else np.asarray(req[c]) for c in names}
 
 # %% ../nbs/06_features.ipynb #54eb131b
 def compute(reader: Reader,                 # Offline or online
@@ -395,22 +431,18 @@ def compute(reader: Reader,                 # Offline or online
             workers: int=1                  # Threads; more than one for a reader that several may use at once
            ) -> np.ndarray:                 # float32 (requests, len(features.names))
     "Every feature of every request"
-    p, cols = features.plan, _columns(req, features.plan.reads)
-    more = features.asks(cols); cols |= more
-    if isinstance(req, pl.DataFrame): req = req.with_columns(pl.Series(k, v) for k, v in more.items())
-    else: req = {**req, **more}
+    p = features.plan
+    if isinstance(req, pl.DataFrame) and len(req) <= _FEW: req = _light(req, p.columns)
+    cols = _columns(req, features.reads)
+    more = features.asks(cols); cols |= _columns(req, tuple(c for c in p.reads if c not in more)) | more
+    req = req.with_columns(pl.Series(k, v) for k, v in more.items()) if isinstance(req, pl.DataFrame) else {**req, **more}
     if cols['T'].dtype != np.int64: raise MlrefError(f'expected T in whole minutes UTC (int64) in every request, got {cols["T"].dtype}')
-    keys, n = {e.name: key_text(req, e) for e in p.entities}, len(cols['T'])
+    keys, n = key_texts(req, p.entities), len(cols['T'])
     if n <= block: return _block(reader, features, cols, keys, static)
     out = np.empty((n, len(features.names)), np.float32)
     def fill(a): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
     with ThreadPoolExecutor(workers) as pool: list(pool.map(fill, range(0, n, block)))
     return out
-
-def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    have = req.columns if isinstance(req, pl.DataFrame) else req
-    if gone := [c for c in names if c not in have]: raise MlrefError(f'expected the column {gone[0]} in the requests, got {", ".join(have)}')
-    return {c: req[c].to_numpy() if isinstance(req, pl.DataFrame) else np.asarray(req[c]) for c in names}
 
 # %% ../nbs/06_features.ipynb #42c524a6
 @cache
@@ -541,7 +573,7 @@ def static(airports: pl.DataFrame,  # The raw airports
 _CARRIER_AT, _ORIGIN_AT, _HOLIDAY = places(CARRIERS), places(ORIGINS), np.array(_HOLIDAYS)
 
 def _schedule(req: dict, x: list[np.ndarray], static: Static) -> list[np.ndarray]:
-    here = local(req['sched']); day, start = here // 1440, here % 1440
+    day, start = np.divmod(req['here'], 1440)
     new_year = day.astype('M8[D]').astype('M8[Y]').astype('M8[D]').astype(np.int64)
     holiday = np.abs((day - new_year + 1)[:, None] - _HOLIDAY).min(1)
     dur, dist = req['duration'], req['distance']
@@ -549,11 +581,11 @@ def _schedule(req: dict, x: list[np.ndarray], static: Static) -> list[np.ndarray
             (day + 3) % 7 + 1, start, (start + dur) % 1440, holiday, dur, dist, dur - dist / 7.5]
 
 SCHEDULE = OnDemand('schedule', ('carrier', 'origin', 'dest', 'weekday', 'start', 'end', 'holiday', 'duration', 'distance', 'headwind'), _schedule, (),
-    ('carrier', 'origin', 'dest', 'sched', 'duration', 'distance'), 'planning', 'What the request itself says')
+    ('carrier', 'origin', 'dest', 'here', 'duration', 'distance'), 'planning', 'What the request itself says')
 PLANE = lookup('plane', 'tailnum', 'planes', ('year', 'seats', 'engines'))
 
 # %% ../nbs/06_features.ipynb #183d10cf
-def _asks(req: dict) -> dict: return {'T': req['sched'] - HORIZON, 'hour': local(req['sched']) // 60 % 24}
+def _asks(req: dict) -> dict: return {'T': req['sched'] - HORIZON, 'here': (here := local(req['sched'])), 'hour': here // 60 % 24}
 
 def _order() -> tuple[str, ...]:
     by = {v.name: v for v in VIEWS}

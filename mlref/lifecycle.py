@@ -27,7 +27,7 @@ from .lake import Lake, add, events_at, ingest, position
 from .log import LocalLog
 from .model import Gbm, Torch, load_model
 from .monitor import MATURE, METRICS, Policy, Watch, alarms, at_once, realised, watched
-from .offline import table
+from .offline import record, table
 from .online import Online
 from .registry import Registry, champion, live, promote, register
 from .serve import Client, start_server
@@ -114,6 +114,7 @@ def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: T
     write_bytes(home.folder/'registry'/'models'/model.version/'reference.parquet', b.getvalue())
     y, p = reference['y'].to_numpy(), reference['p'].to_numpy()
     params = {'seed': plan.seed, 'rows': len(data), 'features': version(FLIGHTS, home.static), 'stop_days': plan.stop}
+    record(home.lake, FLIGHTS, model.version)
     return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params)
 
 def follow(home: Home) -> str | None:
