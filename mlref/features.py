@@ -130,7 +130,7 @@ def facts(events: pl.DataFrame,  # Any stretch of what the source reads
     if f.height and (f['t'].dtype != pl.Int64 or f['t'].null_count()): raise MlrefError(f'{who} to have a known time t in whole minutes UTC (Int64) in every row, got {f["t"].dtype} with {f["t"].null_count()} missing')
     if not f['t'].is_sorted(): raise MlrefError(f'{who} sorted by t, they are not; sort them in its function')
     for v in source.values: _check_value(f, source, v)
-    return f
+    return f.sort('t', *source.values, nulls_last=True) if source.newest and source.values else f  # of equal times the greatest values count, in whatever order they came
 
 # %% ../nbs/06_features.ipynb #6eb6f266
 def minutes(times: pl.Series  # Times with a zone, or whole minutes since 1970 UTC
@@ -376,6 +376,13 @@ def _last(self, v: FeatureView, c: Column) -> list[int]:
 Plan._sum, Plan._last = _sum, _last
 _derived(FeatureSet, 'plan', Plan)
 
+# %% ../nbs/06_features.ipynb #5e1a7c20
+def _each_read(self: Reader, asks: list[tuple[Source, Entity, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    "Several reads of the same requests; a store answers them from one moment"
+    return [self.read(*a) for a in asks]
+
+Reader.gather = _each_read
+
 # %% ../nbs/06_features.ipynb #07f85ff0
 def _windows(p: Plan, S: np.ndarray, C: np.ndarray) -> None:
     d = lambda w, i: S[w[i]] - S[w[i + 1]]
@@ -392,8 +399,8 @@ def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
     C[at] = np.where(age <= ttl[:, None], np.where(is_age[:, None], age, L[value]), np.nan)
 
 def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, times: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    n = len(times)
-    return np.concatenate([*[reader.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]).reshape(n, r.size).T for r in reads], *more])
+    n, got = len(times), reader.gather([(r.source, r.entity, keys[r.entity.name], times[:, r.times]) for r in reads])
+    return np.concatenate([*[g.reshape(n, r.size).T for g, r in zip(got, reads)], *more])
 
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
     p, T = fs.plan, req['T']; n = len(T); C = np.empty((len(p.names), n)); times = T[:, None] + p.offsets  # C has a row per column: a row is one piece of memory
