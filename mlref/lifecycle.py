@@ -22,12 +22,12 @@ from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
 from .evaluate import Gate, auc, day_bootstrap, gates, interval, judge, log_loss
 from .events import SCHEMA, disturb, encode, raw_folder, read_raw, silence, year
-from .features import Static, compute, static, version
+from .features import FLIGHTS, Static, compute, static, version
 from .lake import Lake, add, events_at, ingest, position
 from .log import LocalLog
 from .model import Gbm, Torch, load_model
 from .monitor import MATURE, METRICS, Policy, Watch, alarms, at_once, realised, watched
-from .offline import table
+from .offline import record, table
 from .online import Online
 from .registry import Registry, champion, live, promote, register
 from .serve import Client, start_server
@@ -113,7 +113,8 @@ def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: T
     b = io.BytesIO(); reference.write_parquet(b)
     write_bytes(home.folder/'registry'/'models'/model.version/'reference.parquet', b.getvalue())
     y, p = reference['y'].to_numpy(), reference['p'].to_numpy()
-    params = {'seed': plan.seed, 'rows': len(data), 'features': version(home.static), 'stop_days': plan.stop}
+    params = {'seed': plan.seed, 'rows': len(data), 'features': version(FLIGHTS, home.static), 'stop_days': plan.stop}
+    record(home.lake, FLIGHTS, model.version)
     return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params)
 
 def follow(home: Home) -> str | None:
@@ -151,7 +152,7 @@ def requests(lake: Lake, day: int) -> pl.DataFrame:
 
 def score(home: Home, model: Torch | Gbm | Onnx, req: pl.DataFrame, day: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Predictions of a service day, and what the monitor keeps of them"
-    names, X = compute(home.store, req, home.static)
+    names, X = FLIGHTS.names, compute(home.store, req, FLIGHTS, home.static)
     if names != tuple(model.names): raise MlrefError(f'expected the {len(model.names)} features of model {model.version}, got {len(names)} others; train again')
     T, p = req['sched'].to_numpy() - HORIZON, model.predict(X)
     pred = pl.DataFrame({'flight_id': req['flight_id'], 'T': T, 'scored_at': T, 'p': p, 'version': model.version, 'trained_until': model.trained_until, 'day': day})

@@ -234,6 +234,58 @@ def _load(a: argparse.Namespace) -> None:
         env = locust_files(Path(d), req)
         subprocess.run([sys.executable, '-m', 'locust', '-f', f'{d}/users.py', '--host', a.url, '--web-host', '127.0.0.1'], env=env)
 
+# %% ../nbs/23_pipeline.ipynb #400b9d3b
+def _current(a: argparse.Namespace) -> Path:
+    data = Path(a.data or places()[1]/'data')
+    if not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data}, found none; call ./run first')
+    return data/'runs'/(data/'current').read_text().strip()
+
+def _definitions(a: argparse.Namespace) -> None:
+    from mlref.features import FLIGHTS
+    from mlref.lake import Lake
+    from mlref.offline import catalogue, users
+    rows, data = catalogue(FLIGHTS), Path(a.data or places()[1]/'data')
+    if a.what == 'show':
+        got = rows.filter(view=a.name)
+        if not got.height: raise MlrefError(f'expected a view among {", ".join(rows["view"])}, got {a.name!r}')
+        for k, v in got.row(0, named=True).items(): print(f'{k}: {json.dumps(json.loads(v), indent=1) if k in ("definition", "columns") else v}')
+        return
+    used = {}
+    if (data/'current').exists(): lake = Lake(_current(a)/'lake'/'mlref.duckdb'); used = {(v, n): m for v, n, m in users(lake).iter_rows()}; lake.close()
+    for r in rows.iter_rows(named=True): print(f'{r["view"]:16} {r["version"]}  {r["entity"]:8} {r["source"][:34]:34} {r["owner"]:12} {used.get((r["view"], r["version"]), "-")}')
+    print(f'{len(FLIGHTS.names)} columns of feature set {FLIGHTS.name}, version {FLIGHTS.version}')
+
+# %% ../nbs/23_pipeline.ipynb #60d22bfe
+def _vectors(a: argparse.Namespace) -> None:
+    import polars as pl
+    from mlref.core import HORIZON, minute, stamp
+    from mlref.events import raw_folder, read_raw
+    from mlref.features import FLIGHTS, compute, static
+    from mlref.lake import Lake, events_at
+    from mlref.offline import table
+    from mlref.online import Online
+    home, st = _current(a), static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
+    lake = Lake(home/'lake'/'mlref.duckdb'); events = events_at(lake); lake.close()
+    if a.what == 'get':
+        req = events.filter((pl.col('kind') == 'schedule') & (pl.col('flight_id') == a.name))
+        if not req.height: raise MlrefError(f"expected the id of a flight of this run, got {a.name!r}; ids look like {events.filter(pl.col('kind') == 'schedule')['flight_id'][0]}")
+        for n, v in zip(FLIGHTS.names, compute(Online(home/'online', readonly=True), req, FLIGHTS, st)[0]): print(f'{n:32} {v:g}')
+        print(f'known at {stamp(req["sched"][0] - HORIZON)}'); return
+    t = table(events, st, minute(a.since), minute(a.until))
+    out = home/'features'/f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'; out.parent.mkdir(exist_ok=True)
+    frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(pl.DataFrame(t.X, schema=list(t.names), orient='row'))
+    frame.write_parquet(out); print(f'{frame.height:,} flights x {len(t.names)} features: {out}')
+
+# %% ../nbs/23_pipeline.ipynb #a2e3688d
+def _features(a: argparse.Namespace) -> None:
+    from mlref.features import FLIGHTS
+    from mlref.offline import lineage
+    if a.what in ('show', 'lineage', 'get') and not a.name: raise MlrefError(f'expected a name after {a.what}, got none; mlref features list shows the views')
+    if a.what in ('list', 'show'): return _definitions(a)
+    if a.what != 'lineage': return _vectors(a)
+    if a.name not in FLIGHTS.names: raise MlrefError(f'expected a feature among the {len(FLIGHTS.names)} of {FLIGHTS.name}, got {a.name!r}')
+    for f, part, source, column in lineage(FLIGHTS).filter(feature=a.name).iter_rows(): print(f'{source}.{column} -> {part} -> {f}')
+
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status
     "The command `mlref`"
@@ -250,6 +302,9 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     l = sub.add_parser('load', help='let users ask a running server'); l.set_defaults(do=_load)
     l.add_argument('--url', default='http://127.0.0.1:8080', help='the server'); l.add_argument('--users', type=int, default=16); l.add_argument('--seconds', type=int, default=20)
     l.add_argument('--web', action='store_true', help="Locust's own page instead, at http://127.0.0.1:8089"); l.add_argument('--data', help='folder of runs (default: data)')
+    f = sub.add_parser('features', help='definitions, versions, lineage and values of features'); f.set_defaults(do=_features)
+    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get')); f.add_argument('name', nargs='?', help='a view (show), a feature (lineage), a flight id (get)')
+    f.add_argument('--since', default='2013-01-01', help='first T of materialize'); f.add_argument('--until', default='2014-01-01', help='last T, excluded'); f.add_argument('--data', help='folder of runs (default: data)')
     c = sub.add_parser('card', help='write reports/card.md from reports/results'); c.set_defaults(do=_card)
     a = p.parse_args(argv)
     try: a.do(a); return 0

@@ -23,7 +23,7 @@ import polars as pl
 from .core import HORIZON, MlrefError, Predictor, minute
 from .contracts import ORIGINS
 from .events import FLIGHT, SCHEMA, raw_folder, read_raw
-from .features import Static, compute, static
+from .features import FLIGHTS, Static, compute, static
 from .log import Log, LocalLog
 from .observe import Meters
 from .online import Online
@@ -135,7 +135,7 @@ def _note(s: Server, ids: list[str], T: np.ndarray, p: np.ndarray) -> None:
 def predict(s: Server, body: bytes) -> tuple[dict, int]:
     "Flights by their keys: the answer and how many were scored"
     req = flights(read_json(body), s.static); T = req['sched'].to_numpy() - HORIZON
-    try: X = compute(s.store, req, s.static)[1]
+    try: X = compute(s.store, req, FLIGHTS, s.static)
     except Refused: raise
     except MlrefError as e: raise Refused(422, str(e)) from None
     p = s.model.predict(X); _note(s, req['flight_id'].to_list(), T, p)

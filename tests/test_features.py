@@ -43,7 +43,7 @@ ONLINE = '''
 import sys; from pathlib import Path; import numpy as np, polars as pl
 from mlref.core import minute
 from mlref.events import SCHEMA, between, decode, order, raw_folder, read_raw
-from mlref.features import compute, static
+from mlref.features import FLIGHTS, compute, static
 from mlref.log import LocalLog
 from mlref.online import Online, update
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -55,7 +55,7 @@ while msgs := log.read('events', at, 3_000):  # about a day
     seen = int(ev['known_time'].max())  # every fact known before this minute is in the store
     due = plans.filter((pl.col('sched') - 120 < seen) & (pl.col('sched') - 120 >= first) & (pl.col('sched') - 120 < end))
     plans = plans.filter(pl.col('sched') - 120 >= seen)
-    if due.height: out.update(zip(due['flight_id'], compute(store, due, st)[1]))
+    if due.height: out.update(zip(due['flight_id'], compute(store, due, FLIGHTS, st)))
 np.savez(folder/'online.npz', ids=np.array(list(out)), X=np.array(list(out.values())))
 '''
 
