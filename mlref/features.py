@@ -149,10 +149,11 @@ def from_table(name: str, known: str,       # Its name; the column that says whe
                owner: str='', description: str='') -> Source:
     "A source over a table of your own"
     def rows(table: pl.DataFrame) -> pl.DataFrame:
-        f = table.with_columns(minutes(table[known]).alias('t')).sort('t', maintain_order=True)
-        return f.select('t', *keys, *values)
+        f = table.select(minutes(table[known]).alias('t'), *keys, *values)
+        return f if f['t'].is_sorted() else f.sort('t', maintain_order=True)
     return with_squares(Source(name, values, rows, newest, owner, description, tuple(dict.fromkeys((known, *keys, *values)))), *squares)
 
+# %% ../nbs/06_features.ipynb #a2f7a23e
 def with_squares(source: Source, *names: str) -> Source:
     "The same source that also sums the squares of some values, for their deviation"
     if not names: return source

@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from dataclasses import replace
+from functools import cached_property
 from threading import get_ident
 
 import duckdb
@@ -43,20 +44,25 @@ class History:
                  frame: pl.DataFrame,       # From `facts`
                  numbers: dict[str, int]    # Key -> its number; new keys are added
                 ):
-        text, t, values = key_series(frame, entity), frame['t'].to_numpy(), [frame[v].to_numpy() for v in source.values]
+        text, t, keep = key_series(frame, entity), frame['t'].to_numpy(), None
         if len(t) and not (0 <= t[0] and t[-1] < _SPAN): raise MlrefError(f'expected known times of {source.name} in minutes since 1970, got {t[0]} to {t[-1]}; convert them')
-        if (nobody := text.is_null() | (text == '')).any():  # a fact about nobody has no history
-            keep = ~nobody.fill_null(True).to_numpy(); text, t, values = text.filter(keep), t[keep], [v[keep] for v in values]
+        if (nobody := text.is_null() | (text == '')).any(): keep = np.flatnonzero(~nobody.fill_null(True).to_numpy()); text, t = text.gather(keep), t[keep]  # a fact about nobody has no history
         code = _number(text, numbers)
         o = np.argsort(code.astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')  # t is sorted already
-        code, kind = code[o], np.float64 if source.newest else np.int64
-        self.at = code * _SPAN + t[o]
-        self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)  # the first row of each key
-        self.state = np.empty((len(o) + 1, 1 + len(values)), kind)                  # what is known after so many rows
-        self.state[0], base = np.nan if source.newest else 0, self.begin[code]
-        self.state[1:, 0] = t[o] if source.newest else np.arange(1, len(o) + 1) - base
-        self.values = [v[o].astype(kind) for v in values]
-        for i, v in enumerate(self.values, 1): self.state[1:, i] = v if source.newest else (c := np.r_[0, np.cumsum(v)])[1:] - c[base]
+        self.source, self.frame, self.rows = source, frame, o if keep is None else keep[o]       # where each row stands in the frame
+        self.at = code[o] * _SPAN + t[o]
+        self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)               # the first row of each key
+
+    @cached_property
+    def values(self) -> list[np.ndarray]: return [self.frame[v].to_numpy()[self.rows].astype(np.float64 if self.source.newest else np.int64) for v in self.source.values]
+
+    @cached_property
+    def state(self) -> np.ndarray:  # (1 + rows, 1 + values): what is known after so many rows
+        newest, n, base = self.source.newest, len(self.at), self.begin[self.at // _SPAN]
+        out = np.empty((n + 1, 1 + len(self.values)), np.float64 if newest else np.int64); out[0] = np.nan if newest else 0
+        out[1:, 0] = self.at % _SPAN if newest else np.arange(1, n + 1) - base
+        for i, v in enumerate(self.values, 1): out[1:, i] = v if newest else (c := np.r_[0, np.cumsum(v)])[1:] - c[base]
+        return out
 
 # %% ../nbs/07_offline.ipynb #cf17ec5f
 @patch
@@ -87,7 +93,7 @@ def _order(self: Offline, entity: Entity, keys: np.ndarray | pl.Series) -> tuple
     "The number of each key in sorted order, and that order"
     numbers = self._numbers[entity]; was = self._asked.get(me := (entity, get_ident()))
     if was and was[0] is keys and was[1] == len(numbers): return was[2:]
-    if isinstance(keys, pl.Series): code = _number(keys.fill_null(''), numbers, False)
+    if isinstance(keys, pl.Series): code = _number(keys, numbers, False)
     else: code = np.array(list(map(numbers.get, keys.tolist(), repeat(_NOBODY))), np.int64)
     o = np.argsort(np.minimum(code, len(numbers)).astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')
     self._asked[me] = (keys, len(numbers), code[o], o)
@@ -99,7 +105,7 @@ def warm(self: Offline, features: FeatureSet, workers: int=1) -> None:
     by = {}
     for v in features.views: by.setdefault(v.entity, []).append(v.source)
     for v in features.views: self.rows(v.source)
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda e: [self.history(s, e) for s in by[e]], by))
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda e: [self.history(s, e).state for s in by[e]], by))
 
 # %% ../nbs/07_offline.ipynb #8fd45db5
 def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -111,6 +117,13 @@ def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray)
     out[o] = h.state.take(np.where(at > begin, at, 0), axis=0)
     return out
 
+def _newest(self, source: Source, entity: Entity, keys: np.ndarray | pl.Series, t: np.ndarray) -> np.ndarray:
+    "Which of the source's rows is the newest up to t, (requests,); -1 when there is none"
+    h = self.history(source, entity); code, o = self._order(entity, keys)
+    at = h.find(code, t[o]); out = np.empty(len(t), np.int64)
+    out[o] = np.where(at > h.begin[np.minimum(code, len(h.begin) - 1)], h.rows[at - 1], -1) if len(h.at) else -1
+    return out
+
 def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, and where each begins"
     h = self.history(source, entity); sorted_, o = self._order(entity, keys)
@@ -120,7 +133,7 @@ def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray
     at = np.repeat(i - starts[:-1], n) + np.arange(starts[-1])
     return np.column_stack([v[at] for v in h.values]) if h.values else np.empty((len(at), 0)), starts
 
-Offline.read, Offline.span = _read, _span
+Offline.read, Offline.newest, Offline.span = _read, _newest, _span
 
 # %% ../nbs/07_offline.ipynb #fcdd39e5
 STATUS = pl.Enum(['present', 'expired', 'missing'])
@@ -135,15 +148,16 @@ def _cutoffs(requests: pl.DataFrame) -> np.ndarray:
     if requests.height and not t.dtype.is_integer(): raise MlrefError(f"expected T with a time zone or in whole minutes UTC, got {t.dtype}; say which zone: .dt.replace_time_zone('UTC')")
     return t.cast(pl.Int64).to_numpy()
 
-def _last_values(view: FeatureView, types: dict, T: np.ndarray, t: np.ndarray, values: list[np.ndarray]) -> list[pl.Series]:
-    "The columns of a last-value view and its status, from the newest row of each request"
-    age = T + view.ahead - t
-    if (age < 0).any(): raise MlrefError(f'expected only rows known by T from {view.name}, got one {-np.nanmin(age):.0f} minutes younger: a leak; look at its reader')
-    state = np.where(age <= (view.ttl or np.inf), 0, np.where(np.isnan(t), 2, 1)).astype(np.uint8)
-    ok, at = state == 0, list(view.source.values)
-    out = [pl.Series(f'{view.name}_{s}', np.where(ok, age if s == 'age' else values[at.index(s)], np.nan), nan_to_null=True) for s in view.stats]
-    out = [c.cast(pl.Int64) if s == 'age' or types[s].is_integer() else c for c, s in zip(out, view.stats)]
-    return [*out, _STATES.gather(state).alias(f'{view.name}_status')]
+def _last_values(view: FeatureView, rows: pl.DataFrame, T: np.ndarray, at: np.ndarray) -> list[pl.Series]:
+    "The columns of a last-value view and its status, from the place of each request's row"
+    known = at >= 0
+    age = T + view.ahead - rows['t'].to_numpy()[at] if rows.height else np.zeros(len(T), np.int64)
+    if (age[known] < 0).any(): raise MlrefError(f'expected only rows known by T from {view.name}, got one {-age[known].min()} minutes younger: a leak; look at its reader')
+    ok = known & (age <= (view.ttl or 2**40))
+    place = pl.DataFrame({'at': at, 'age': age, 'ok': ok}).select(pl.when('ok').then(pl.col('at', 'age')))
+    out = [(place['age'] if s == 'age' else rows[s].gather(place['at'])).alias(f'{view.name}_{s}') for s in view.stats]
+    state = np.where(ok, 0, np.where(known, 1, 2)).astype(np.uint8)
+    return [*(c.fill_nan(None) if c.dtype.is_float() else c for c in out), _STATES.gather(state).alias(f'{view.name}_status')]
 
 # %% ../nbs/07_offline.ipynb #df6d4187
 def point_in_time(requests: pl.DataFrame,                      # Keys and T: times with a zone, or whole minutes UTC; any order
@@ -156,8 +170,8 @@ def point_in_time(requests: pl.DataFrame,                      # Keys and T: tim
     T, reader, out = _cutoffs(requests), Offline(events, tables), []
     if engine not in ('numpy', 'duckdb'): raise MlrefError(f"expected the engine 'numpy' or 'duckdb', got {engine!r}")
     for v in (v for v in views if not v.windows):
-        f = reader.rows(v.source); t, values = (_newest if engine == 'numpy' else _asof)(reader, v, f, requests, T)
-        out += _last_values(v, f.schema, T, t, values)
+        keys, rows = key_series(requests, v.entity).fill_null(''), reader.rows(v.source)
+        out += _last_values(v, rows, T, reader.newest(v.source, v.entity, keys, T + v.ahead) if engine == 'numpy' else _asof(v, rows, keys, T + v.ahead))
     if (windows := tuple(v for v in views if v.windows)) and engine == 'numpy':
         fs = FeatureSet('join', windows)
         out += [pl.Series(n, c) for n, c in zip(fs.names, compute(reader, requests.with_columns(T=pl.Series(T, dtype=pl.Int64)), fs).T)]
@@ -165,19 +179,15 @@ def point_in_time(requests: pl.DataFrame,                      # Keys and T: tim
     if both := [c.name for c in out if c.name in requests.columns]: raise MlrefError(f'expected names that the requests do not have, got {both[0]}; rename the view')
     return requests.with_columns(out)
 
-def _newest(reader: Offline, v: FeatureView, f: pl.DataFrame, requests: pl.DataFrame, T: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    got = reader.read(v.source, v.entity, key_series(requests, v.entity), (T + v.ahead)[:, None])[:, 0].T
-    return got[0], list(got[1:])
-
 # %% ../nbs/07_offline.ipynb #81185aff
-def _asof(reader: Offline, v: FeatureView, f: pl.DataFrame, requests: pl.DataFrame, T: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    rows = f.with_columns(key=key_series(f, v.entity)).filter(pl.col('key') != '').unique(('key', 't'), keep='last', maintain_order=True)
-    ask = pl.DataFrame({'i': np.arange(len(T)), 'key': key_series(requests, v.entity).fill_null(''), 'until': T + v.ahead})
+def _asof(v: FeatureView, rows: pl.DataFrame, keys: pl.Series, until: np.ndarray) -> np.ndarray:
+    "As `Offline.newest`, by DuckDB"
+    have = rows.select('t', key=key_series(rows, v.entity)).with_row_index('place').filter(pl.col('key') != '').unique(('key', 't'), keep='last', maintain_order=True)
+    ask = pl.DataFrame({'i': np.arange(len(until)), 'key': keys, 'until': until})
     with duckdb.connect() as con:
-        con.register('_ask', ask.to_arrow()); con.register('_rows', rows.select('key', 't', *v.source.values).to_arrow())
-        got = pl.from_arrow(con.sql('select r.* exclude (key) from _ask a asof left join _rows r on a.key = r.key and a.until >= r.t order by a.i').to_arrow_table())
-    number = lambda c: got[c].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    return number('t'), [number(c) for c in v.source.values]
+        con.register('_ask', ask.to_arrow()); con.register('_have', have.to_arrow())
+        got = pl.from_arrow(con.sql('select h.place from _ask a asof left join _have h on a.key = h.key and a.until >= h.t order by a.i').to_arrow_table())
+    return got['place'].cast(pl.Int64).fill_null(-1).to_numpy()
 
 # %% ../nbs/07_offline.ipynb #cf7aa6f3
 def table(events: pl.DataFrame,  # Wide events: all that may be known, at least

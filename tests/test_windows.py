@@ -124,8 +124,8 @@ def test_requests_that_cannot_be_placed_in_time_say_so():
     with pytest.raises(MlrefError, match='use numpy'): ask(one(), VIEW(source=source(), stats=('count',), windows=(60,)), engine='duckdb')
 
 def test_the_join_refuses_a_row_from_the_future(monkeypatch):
-    read = Offline.read
-    monkeypatch.setattr(Offline, 'read', lambda self, s, e, keys, t: read(self, s, e, keys, t + 5))
+    newest = Offline.newest
+    monkeypatch.setattr(Offline, 'newest', lambda self, s, e, keys, t: newest(self, s, e, keys, t + 5))
     with pytest.raises(MlrefError, match='a leak'): point_in_time(one(), (VIEW(),), frame([(103, 'a', 1, 5)], TABLE))
 
 def test_no_rows_one_row_nobody_and_twins():
