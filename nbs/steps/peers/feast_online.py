@@ -20,32 +20,41 @@ refs, frames = [f'{n}:{x}' for n, v in spec['views'].items() for x in v], {n: pd
 
 def vector(r):
     "A response as a matrix, the quickest way"
-    k = len(r.proto.results) - len(refs)
-    return np.array([[v.double_val for v in c.values] for c in r.proto.results[k:]]).T
+    names = [n.split('__')[-1] for n in r.proto.metadata.feature_names.val]; at = [names.index(x.split(':')[1]) for x in refs]; c = r.proto.results
+    return np.array([[v.double_val for v in c[i].values] for i in at]).T
 
 def ways(keys):
     rows, body = [{key: k} for k in keys], json.dumps({'features': refs, 'entities': {key: keys}}).encode()
     def http():
-        with urllib.request.urlopen(urllib.request.Request('http://127.0.0.1:' + str(PORT) + '/get-online-features', body, {'Content-Type': 'application/json'})) as a: return np.array([c['values'] for c in json.loads(a.read())['results'][-len(refs):]], float).T
+        ask = urllib.request.Request(f'http://127.0.0.1:{PORT}/get-online-features', body, {'Content-Type': 'application/json'})
+        with urllib.request.urlopen(ask) as a: r = json.loads(a.read())
+        names = r['metadata']['feature_names']; at = [names.index(x.split(':')[1]) for x in refs]
+        return np.array([r['results'][i]['values'] for i in at], float).T
     return {'references': lambda: vector(store.get_online_features(refs, rows)), 'service': lambda: vector(store.get_online_features(whole, rows)),
             'precomputed': lambda: vector(store.get_online_features(made, rows)), 'server': http}
 
 def precompute():
-    "What Feast's own precompute writes, which it does for Redis only: the same bytes, through the same call of its store"
+    "What Feast's own precompute writes, which it does for Redis only: the same message, through the same call of its store, in the order its reader expects"
     from feast.protos.feast.core.PrecomputedFeatureVector_pb2 import FeatureViewTimestamp, PrecomputedFeatureVector
     from google.protobuf.timestamp_pb2 import Timestamp
-    store.apply([made])
-    online, names = store._get_provider().online_store, [f'{n}__{x}' for n, v in spec['views'].items() for x in v]
-    last = {n: f.drop_duplicates(key, keep='last').set_index(key) for n, f in frames.items()}; now = Timestamp(); now.GetCurrentTime()
+    store.apply([made]); online, expected = store._get_provider().online_store, []
+    inner = online._compute_expected_feature_names
+    def note(*a, **k): expected[:] = inner(*a, **k); return expected
+    online._compute_expected_feature_names = note
+    try: store.get_online_features(made, [{key: spec['keys'][0]}])
+    except RuntimeError: pass
+    del online._compute_expected_feature_names
+    last, now = {n: f.set_index(key) for n, f in frames.items()}, Timestamp(); now.GetCurrentTime()
+    view = {x: n for n, v in spec['views'].items() for x in v}
     for k in spec['keys']:
         stamps = []
         for n in last: t = Timestamp(); t.FromDatetime(last[n].loc[k, 'known'].to_pydatetime().replace(tzinfo=None)); stamps.append(FeatureViewTimestamp(feature_view_name=n, event_timestamp=t))
-        v = PrecomputedFeatureVector(feature_names=names, values=[Value(double_val=float(last[n].loc[k, x])) for n, xs in spec['views'].items() for x in xs], fv_timestamps=stamps, precomputed_at=now)
+        v = PrecomputedFeatureVector(feature_names=expected, values=[Value(double_val=float(last[view[x]].loc[k, x])) for x in expected], fv_timestamps=stamps, precomputed_at=now)
         online.write_precomputed_vector(config=store.config, feature_service_name='made', project=store.project, entity_key=EntityKey(join_keys=[key], entity_values=[Value(string_val=k)]), vector_bytes=v.SerializeToString())
 
 def ask(q):
     if q['op'] == 'push':
-        f = frames[q['view']].iloc[:q['rows']]; t, c = time.perf_counter(), time.process_time()
+        f = pd.read_parquet(home/q['file']); t, c = time.perf_counter(), time.process_time()
         store.push(f'{q["view"]}_push', f)
         return {'wall': time.perf_counter() - t, 'cpu': time.process_time() - c}
     if q['op'] == 'precompute': precompute(); return {}
