@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DIGESTS', 'MISSING_ZONES', 'SCHEMA', 'KINDS', 'AHEAD', 'LAG', 'FLIGHT', 'raw_folder', 'check_raw', 'read_raw',
-           'add_times', 'flight_events', 'weather_events', 'order', 'year', 'disturb', 'silence', 'encode', 'decode',
-           'between']
+           'add_times', 'flight_events', 'weather_events', 'order', 'year', 'disturb', 'replay', 'silence', 'encode',
+           'decode', 'corrupt', 'between']
 
 # %% ../nbs/02_events.ipynb #60be7a6f
+import time
 import zipfile
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -131,6 +133,21 @@ def disturb(events: pl.DataFrame,  # Wide events in delivery order
     pick = np.concatenate([np.arange(events.height), np.flatnonzero(g.random(events.height) < twice)])
     return events[pick[np.argsort(at[pick], kind='stable')]]
 
+# %% ../nbs/02_events.ipynb #06526f8f
+def replay(events: pl.DataFrame,      # Wide events in order of delivery
+           speed: float,              # Minutes of the story per second of the clock; float('inf') = at once
+           clock: Callable[[], float]=time.monotonic,  # Seconds
+           sleep: Callable[[float], None]=time.sleep   # Seconds
+          ) -> Iterator[pl.DataFrame]:  # What becomes due, together, in order
+    "Play a stretch of the stream again"
+    if not speed > 0: raise MlrefError(f'expected a speed above 0, got {speed}')
+    due = events['known_time'].cum_max(); start, at = clock(), 0
+    while at < events.height:
+        now = due[0] + (clock() - start) * speed if speed != float('inf') else due[-1]
+        n = due.search_sorted(now, 'right')
+        if n > at: yield events[at:n]; at = n
+        else: sleep(max(.001, (due[at] - now) / speed))
+
 # %% ../nbs/02_events.ipynb #ea804c0a
 def silence(events: pl.DataFrame,  # Wide events
             kind: str,             # A name in KINDS
@@ -161,6 +178,18 @@ def decode(messages: list[bytes]  # As they came
     h = len(messages) // 2
     (a, x), (b, y) = decode(messages[:h]), decode(messages[h:])
     return pl.concat([a, b.with_columns(pl.col('_i') + h)]), x + [(i + h, w) for i, w in y]
+
+# %% ../nbs/02_events.ipynb #2c8accbe
+def corrupt(messages: list[bytes],  # From `encode`
+            seed: int,              # The same seed damages the same ones
+            share: float            # Of the messages
+           ) -> tuple[list[bytes], list[int]]:  # All messages; the places of the damaged
+    "Damage some messages so that they cannot be read"
+    if not 0 <= share <= 1: raise MlrefError(f'expected a share from 0 to 1, got {share}')
+    g = np.random.default_rng(seed); out, at = list(messages), np.flatnonzero(g.random(len(messages)) < share)
+    for i, how in zip(at, g.integers(0, 3, len(at))):
+        m = out[i]; out[i] = m[:max(1, len(m) // 2)] if how == 0 else b'\xff' + m if how == 1 else b'{"sched":"soon"}'
+    return out, at.tolist()
 
 # %% ../nbs/02_events.ipynb #4d27ff69
 def between(events: pl.DataFrame,  # Wide events in delivery order

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUTES', 'Refused', 'read_json', 'matrix', 'oip', 'invocations', 'flights', 'Server', 'open_server', 'reload',
-           'predict', 'infer', 'invoke', 'application', 'serve', 'Client', 'start_server']
+           'predict', 'infer', 'invoke', 'push', 'application', 'serve', 'Client', 'start_server']
 
 # %% ../nbs/16_serve.ipynb #b3f1a559
 import json
@@ -22,7 +22,7 @@ import polars as pl
 
 from .core import HORIZON, MlrefError, Predictor, minute
 from .contracts import ORIGINS
-from .events import FLIGHT, SCHEMA, raw_folder, read_raw
+from .events import FLIGHT, SCHEMA, decode, raw_folder, read_raw
 from .features import FLIGHTS, Static, compute, static
 from .log import Log, LocalLog
 from .observe import Meters
@@ -152,8 +152,21 @@ def invoke(s: Server, body: bytes) -> tuple[dict, int]:
     p = s.model.predict(invocations(read_json(body), s.model.names))
     return {'predictions': p.tolist()}, len(p)
 
+# %% ../nbs/16_serve.ipynb #6620d8de
+def push(s: Server, body: bytes) -> tuple[dict, int]:
+    "Events into the log, durable before the answer: a JSON list, or one JSON object a line; raises `Refused` and keeps nothing when one cannot be read"
+    text = body.strip()
+    try: lines = [json.dumps(e, separators=(',', ':')).encode() for e in json.loads(text)] if text[:1] == b'[' else [l.strip() for l in text.splitlines() if l.strip()]
+    except (ValueError, UnicodeDecodeError): raise Refused(400, f'expected a JSON list of events, got {len(body)} bytes that are none; send a list, or one event a line') from None
+    if not lines: raise Refused(400, 'expected at least one event, got none; send a list, or one event a line')
+    if odd := [i for i, l in enumerate(lines) if l[:1] != b'{']: raise Refused(400, f'expected event {odd[0] + 1} of {len(lines)} as a JSON object, got {lines[odd[0]][:40]!r}; nothing of this body was kept')
+    if broken := decode(lines)[1]: raise Refused(400, f'expected event {broken[0][0] + 1} of {len(lines)} with the fields of an event, it is {broken[0][1]}; nothing of this body was kept')
+    try: first = s.log.append('events', lines)
+    except MlrefError as e: raise Refused(503, str(e)) from None
+    return {'accepted': len(lines), 'topic': 'events', 'offset': first}, 0
+
 # %% ../nbs/16_serve.ipynb #8c5ffdf9
-ROUTES = {'/v2/models/late/infer': infer, '/invocations': invoke, '/predict': predict}
+ROUTES = {'/v2/models/late/infer': infer, '/invocations': invoke, '/predict': predict, '/events': push}
 
 def _openapi() -> dict:
     ok = {'200': {'description': 'Scores'}, '400': {'description': 'Not understood'}, '413': {'description': 'Too large'}, '422': {'description': 'Understood, but not known here'}}
