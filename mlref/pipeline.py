@@ -286,6 +286,16 @@ def _features(a: argparse.Namespace) -> None:
     if a.name not in FLIGHTS.names: raise MlrefError(f'expected a feature among the {len(FLIGHTS.names)} of {FLIGHTS.name}, got {a.name!r}')
     for f, part, source, column in lineage(FLIGHTS).filter(feature=a.name).iter_rows(): print(f'{source}.{column} -> {part} -> {f}')
 
+# %% ../nbs/23_pipeline.ipynb #d47ac0de
+def _data_commands(sub: argparse._SubParsersAction) -> None:
+    f = sub.add_parser('features', help='definitions, versions, lineage and values of features'); f.set_defaults(do=_features)
+    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get')); f.add_argument('name', nargs='?', help='a view (show), a feature (lineage), a flight id (get)')
+    f.add_argument('--since', default='2013-01-01', help='first T of materialize'); f.add_argument('--until', default='2014-01-01', help='last T, excluded'); f.add_argument('--data', help='folder of runs (default: data)')
+    i = sub.add_parser('ingest', help='follow a log into a lake until stopped'); i.set_defaults(do=_ingest)
+    for name, text in (('--log', 'folder of the log'), ('--lake', 'the DuckDB file; made when missing')): i.add_argument(name, required=True, help=text)
+    i.add_argument('--topic', default='events'); i.add_argument('--batch', type=int, default=50_000, help='messages per transaction'); i.add_argument('--every', type=float, default=.2, help='seconds between two looks at an empty log')
+    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--once', action='store_true', help='stop when nothing waits')
+
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status
     "The command `mlref`"
@@ -302,13 +312,7 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     l = sub.add_parser('load', help='let users ask a running server'); l.set_defaults(do=_load)
     l.add_argument('--url', default='http://127.0.0.1:8080', help='the server'); l.add_argument('--users', type=int, default=16); l.add_argument('--seconds', type=int, default=20)
     l.add_argument('--web', action='store_true', help="Locust's own page instead, at http://127.0.0.1:8089"); l.add_argument('--data', help='folder of runs (default: data)')
-    f = sub.add_parser('features', help='definitions, versions, lineage and values of features'); f.set_defaults(do=_features)
-    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get')); f.add_argument('name', nargs='?', help='a view (show), a feature (lineage), a flight id (get)')
-    f.add_argument('--since', default='2013-01-01', help='first T of materialize'); f.add_argument('--until', default='2014-01-01', help='last T, excluded'); f.add_argument('--data', help='folder of runs (default: data)')
-    i = sub.add_parser('ingest', help='follow a log into a lake until stopped'); i.set_defaults(do=_ingest)
-    for name, text in (('--log', 'folder of the log'), ('--lake', 'the DuckDB file; made when missing')): i.add_argument(name, required=True, help=text)
-    i.add_argument('--topic', default='events'); i.add_argument('--batch', type=int, default=50_000, help='messages per transaction'); i.add_argument('--every', type=float, default=.2, help='seconds between two looks at an empty log')
-    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--once', action='store_true', help='stop when nothing waits')
+    _data_commands(sub)
     c = sub.add_parser('card', help='write reports/card.md from reports/results'); c.set_defaults(do=_card)
     a = p.parse_args(argv)
     try: a.do(a); return 0
