@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'BACK', 'PRESENT', 'MISSING', 'EXPIRED', 'LATE', 'Layout', 'pack', 'unpack', 'trim', 'extend', 'layouts',
            'Records', 'OnlineStore', 'Online', 'latest', 'push', 'update', 'reshard', 'check_store']
 
-# %% ../nbs/08_online.ipynb #dd34d2a3
+# %% ../nbs/08_online.ipynb #abc71a2c
 import fcntl
 import json
 import re
@@ -28,7 +28,7 @@ import polars as pl
 from .core import DAY, MlrefError, digest, write_bytes, write_json
 from .features import FLIGHTS, Entity, FeatureSet, Reader, Source, facts, key_text
 
-# %% ../nbs/08_online.ipynb #b4b227ec
+# %% ../nbs/08_online.ipynb #4a02aeaa
 FORMAT = 1               # of folders and records; a store of another format is refused
 BACK = 2 * DAY           # minutes behind the store's clock that a read may still lie
 _STAMP, _TIMES = struct.Struct('<3sBHHQ'), struct.Struct('<qq')  # 'mlo', format, columns, newest?, definition; newest event, known
@@ -56,7 +56,7 @@ class Layout:
     @cached_property
     def stamp(self) -> bytes: return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
 
-# %% ../nbs/08_online.ipynb #8cee2cb2
+# %% ../nbs/08_online.ipynb #e9c564de
 def pack(layout: Layout,
          t: np.ndarray,      # int64 (rows,), sorted
          table: np.ndarray,  # (rows, 1 + values): running count and sums, or time and values
@@ -80,7 +80,7 @@ def unpack(layout: Layout,
     if n < 1 or n * (8 * w + 8) + 32 != size: raise MlrefError(f'expected whole rows in a record of {layout.name}, got {size} bytes; the store is damaged, rebuild it from the log')
     return np.ndarray((n,), np.int64, record, 32), np.ndarray((n, w), layout.dtype, record, 32 + 8 * n)
 
-# %% ../nbs/08_online.ipynb #0dcdb88b
+# %% ../nbs/08_online.ipynb #24303c68
 _NEVER, _MOST = np.iinfo(np.int64).min, 2**62
 
 def _start(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,7 @@ def _rows(T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray) -> tup
     o = np.lexsort((*rows.T[:0:-1], when))
     return np.concatenate([T[:j], when[o]]), np.concatenate([table[:j], rows[o]])
 
-# %% ../nbs/08_online.ipynb #b95dc7dd
+# %% ../nbs/08_online.ipynb #d867e0af
 def trim(layout: Layout,
          T: np.ndarray,
          table: np.ndarray,
@@ -124,7 +124,7 @@ def extend(layout: Layout,
     if not layout.newest and max(map(abs, table[-1].tolist())) > _MOST: raise MlrefError(f'expected sums of {layout.name} below 2^62, got {table[-1].tolist()}; give the source a coarser unit')
     return pack(layout, T, table, clock)
 
-# %% ../nbs/08_online.ipynb #c52938c4
+# %% ../nbs/08_online.ipynb #212ef97a
 def layouts(features: FeatureSet) -> Iterable[Layout]:
     "What a feature set needs to have in the store: one layout for every history that it reads"
     by = {(v.source.name, v.entity.name): [w for w in features.views if (w.source, w.entity) == (v.source, v.entity)] for v in features.views}
@@ -132,7 +132,7 @@ def layouts(features: FeatureSet) -> Iterable[Layout]:
         views = by[s, e]; source, entity = views[0].source, views[0].entity; ttls = [v.ttl for v in views]
         yield Layout(f'{s}/{e}', tuple(source.values), source.newest, max(keep, 1), digest([source.version, list(entity.keys)])[:16], max(ttls) if source.newest and all(ttls) else None)
 
-# %% ../nbs/08_online.ipynb #34e4ab64
+# %% ../nbs/08_online.ipynb #7267bf1e
 def _grouped(keys: np.ndarray) -> tuple[list[str], np.ndarray | slice, list[int]]:
     "The different keys, an order that puts equal ones together, where each begins"
     keys = keys.tolist()
@@ -142,7 +142,7 @@ def _grouped(keys: np.ndarray) -> tuple[list[str], np.ndarray | slice, list[int]
     edges = [0, *accumulate(map(len, at.values()))]
     return list(at), slice(None) if len(at) in (1, len(keys)) else np.array([i for g in at.values() for i in g]), edges
 
-# %% ../nbs/08_online.ipynb #ec8fddad
+# %% ../nbs/08_online.ipynb #98e09bc1
 class Records(Reader):
     "How features read any store that can take a snapshot"
     def layout(self, name: str) -> Layout:
@@ -166,7 +166,7 @@ class Records(Reader):
         "The newest known time of all that was applied, minutes UTC"
         return int(self.note(b'!newest') or 0)
 
-# %% ../nbs/08_online.ipynb #c05e6943
+# %% ../nbs/08_online.ipynb #db48cc6b
 def _early(l: Layout, names: list[str], firsts: list[int], low: np.ndarray) -> None:
     for i in np.flatnonzero(np.array(firsts) > low)[:1]: raise MlrefError(f'expected reads of {l.name}/{names[i]} from minute {firsts[i]} on, got {low[i]}: older than what is kept; use the offline reader')
 
@@ -198,7 +198,7 @@ def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray)
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
     with self.snapshot() as many: return _grouped_read(self.layout(f'{source.name}/{entity.name}'), many, *_grouped(keys), t)
 
-# %% ../nbs/08_online.ipynb #6ed06b71
+# %% ../nbs/08_online.ipynb #86297ecb
 def _single(l: Layout, b: memoryview | None, t: np.ndarray) -> np.ndarray:
     if b is None: return np.full((*t.shape, l.width), np.nan) if l.newest else np.zeros((*t.shape, l.width), np.int64)
     if (f := _first(b, 32)[0]) > t.item(0): _early(l, ['a key'], [f], t.min(1))
@@ -215,7 +215,7 @@ def _gather(self, asks: list[tuple[Source, Entity, np.ndarray, np.ndarray]]) -> 
             out.append(_grouped_read(l, many, *groups[entity.name], t))
     return out
 
-# %% ../nbs/08_online.ipynb #14a64311
+# %% ../nbs/08_online.ipynb #09bba7a2
 def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, one request after the other, and where each begins"
     l, got = self.layout(f'{source.name}/{entity.name}'), []
@@ -229,7 +229,7 @@ def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray
 
 Records.read, Records.gather, Records.span = _read, _gather, _span
 
-# %% ../nbs/08_online.ipynb #ef9a76e0
+# %% ../nbs/08_online.ipynb #bb3a1cb5
 class OnlineStore(Protocol):
     "Named records: read as of one moment, written all or nothing. `push`, `latest`, `update` and `Records` need no more"
     layouts: dict[str, Layout]
@@ -237,7 +237,7 @@ class OnlineStore(Protocol):
     def write(self, records: dict[bytes, bytes | None]) -> None: ...  # None deletes; on disk when it returns
     def names(self) -> list[bytes]: ...
 
-# %% ../nbs/08_online.ipynb #5539ede7
+# %% ../nbs/08_online.ipynb #cf757949
 def _environment(path: Path, readonly: bool, size: int) -> lmdb.Environment:
     try: env = lmdb.open(str(path), map_size=size, readonly=readonly, create=not readonly, max_readers=512, max_spare_txns=8)
     except lmdb.Error as e: raise MlrefError(f'expected a part of an online store in {path}, got: {e}; rebuild the store from the log') from None
@@ -251,7 +251,7 @@ def _lock(path: Path):
     except OSError: f.close(); raise MlrefError(f'expected no other writer of {path.parent}, there is one; close it, or open the store with readonly=True') from None
     return f
 
-# %% ../nbs/08_online.ipynb #1116fcf6
+# %% ../nbs/08_online.ipynb #94ec3f17
 _MOVED = b'!moved'  # in a part that a reshard has replaced
 
 class _Snapshot:
@@ -273,7 +273,7 @@ def _names(self) -> list[bytes]:
     "Every name there is"
     with _Snapshot(self) as many: return [k for t in many.__self__.txns for k in map(bytes, t.cursor().iternext(values=False))]
 
-# %% ../nbs/08_online.ipynb #a15683c5
+# %% ../nbs/08_online.ipynb #fbdd6083
 class Online(Records):
     "Histories in a folder, spread over LMDB files by a hash of their names: one writer, any number of reading processes"
     def __init__(self, folder: Path,             # Made when missing
@@ -297,7 +297,7 @@ class Online(Records):
         "A moment to read at"
         return _Snapshot(self)
 
-# %% ../nbs/08_online.ipynb #9c8e4789
+# %% ../nbs/08_online.ipynb #63769f03
 def _publish(folder: Path, generation: int, shards: int, versions: dict[str, str]) -> None:
     write_json(folder/'store.json', {'format': FORMAT, 'generation': generation, 'parts': [f'g{generation}-{i}' for i in range(shards)], 'versions': versions})
 
@@ -320,7 +320,7 @@ def _close(self):
 
 Online._open, Online.close, Online.names = _open, _close, _names
 
-# %% ../nbs/08_online.ipynb #dcc3339a
+# %% ../nbs/08_online.ipynb #2d324a73
 def _retire(env: lmdb.Environment) -> None:
     with env.begin(write=True) as txn: txn.put(_MOVED, b'1')
     env.close()
@@ -336,7 +336,7 @@ def _recover(self):
 
 Online._recover = _recover
 
-# %% ../nbs/08_online.ipynb #685846e7
+# %% ../nbs/08_online.ipynb #9d2eb009
 def _redo(records: dict[bytes, bytes | None]) -> bytes:
     return b''.join(struct.pack('<Hq', len(k), -1 if v is None else len(v)) + k + (v or b'') for k, v in records.items())
 
@@ -347,7 +347,7 @@ def _unredo(b: bytes) -> dict[bytes, bytes | None]:
         out[k], i = (None, i) if m < 0 else (b[i:i + m], i + m)
     return out
 
-# %% ../nbs/08_online.ipynb #242e42b5
+# %% ../nbs/08_online.ipynb #8cbf4900
 def _write(self, records: dict[bytes, bytes | None]) -> None:
     "All of it or nothing, on disk when this returns; None deletes. Raises `MlrefError` when a part is full, with the store as it was"
     if self.readonly: raise MlrefError(f'expected a store opened for writing, {self.folder} is open with readonly=True')
@@ -369,7 +369,7 @@ def _write(self, records: dict[bytes, bytes | None]) -> None:
 
 Online.write = _write
 
-# %% ../nbs/08_online.ipynb #c5605eb4
+# %% ../nbs/08_online.ipynb #7acc4689
 PRESENT, MISSING, EXPIRED = range(3)  # status of a value
 
 def latest(store: Records,
@@ -395,14 +395,14 @@ def latest(store: Records,
     if empty.any(): state[empty & (state == PRESENT)] = MISSING
     return out, state
 
-# %% ../nbs/08_online.ipynb #d459e297
+# %% ../nbs/08_online.ipynb #4fb3d922
 def _tails(l: Layout, records: list[bytes | None]) -> np.ndarray:
     size, stamp, nan = 8 * l.width, l.stamp, np.full(l.width, np.nan).tobytes()
     try: parts = [nan if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records]
     except TypeError: raise _foreign(l, b'') from None
     return np.frombuffer(b''.join(parts)).reshape(-1, l.width)
 
-# %% ../nbs/08_online.ipynb #f3ac4d2a
+# %% ../nbs/08_online.ipynb #9d52b2f9
 def _checked(l: Layout, keys: Sequence[str], t: np.ndarray, values: np.ndarray, known: np.ndarray) -> np.ndarray:
     if not l.newest: raise MlrefError(f'expected a history of newest rows, {l.name} keeps sums; give its events to update')
     t_, v = np.asarray(t), np.asarray(values)
@@ -411,7 +411,7 @@ def _checked(l: Layout, keys: Sequence[str], t: np.ndarray, values: np.ndarray, 
     if t_.shape != (len(keys),) or np.shape(known) != t_.shape: raise MlrefError(f'expected one t and one known per key, got {t_.shape} and {np.shape(known)} for {len(keys)} keys')
     return v
 
-# %% ../nbs/08_online.ipynb #5c5ae938
+# %% ../nbs/08_online.ipynb #ee550072
 def push(store: OnlineStore,
          name: str,                   # A newest-row history of the store
          keys: Sequence[str],         # Whom each row is about
@@ -436,7 +436,7 @@ def push(store: OnlineStore,
     store.write({names[i]: raw[i * size:i * size + size] for i in new.tolist()})
     return len(new)
 
-# %% ../nbs/08_online.ipynb #2980c22d
+# %% ../nbs/08_online.ipynb #7f112e2c
 _OLDEST = struct.pack('<qq', _NEVER, _NEVER)
 
 def _times(l: Layout, record: bytes | None) -> bytes:
@@ -457,7 +457,7 @@ def _merged(store: OnlineStore, l: Layout, keys: np.ndarray, t: np.ndarray, v: n
     with store.snapshot() as many:
         return {n: extend(l, b, t[i:j], v[i:j], clock) for n, b, i, j in zip(names, many(names), edges, edges[1:]) if n != l.prefix}
 
-# %% ../nbs/08_online.ipynb #6fe3dd6b
+# %% ../nbs/08_online.ipynb #0e5c35eb
 LATE = 7 * DAY  # minutes an event may be behind the newest and still be told from one that came before
 
 def update(store: Online,          # Opened for writing
@@ -480,7 +480,7 @@ def update(store: Online,          # Opened for writing
     store.write({**new, b'!position': b'%d' % position, b'!newest': b'%d' % clock, **notes})
     return len(new)
 
-# %% ../nbs/08_online.ipynb #614ff448
+# %% ../nbs/08_online.ipynb #ff00e8e8
 def reshard(store: Online,  # Opened for writing
             shards: int     # Parts it shall have
            ) -> None:
@@ -503,7 +503,7 @@ def reshard(store: Online,  # Opened for writing
     for p in store.about['parts']: shutil.rmtree(store.folder/p, ignore_errors=True)
     store._open()
 
-# %% ../nbs/08_online.ipynb #0e5d2841
+# %% ../nbs/08_online.ipynb #4caa18aa
 def _expect(ok: bool, what: str) -> None:
     if not ok: raise MlrefError(f'expected a store in which {what}')
 
@@ -516,13 +516,14 @@ def check_store(make: Callable[[Layout], Records]  # An empty store, opened for 
     X, state = ask()
     _expect(X[0].tolist() == [1, 2] and np.isnan(X[1:]).all(), 'the newest row of a batch stays and an expired one is not given out')
     _expect(state.tolist() == [[PRESENT] * 2, [EXPIRED] * 2, [MISSING] * 2], 'every value is present, expired or missing')
+    _expect((ask(80)[1][1, 0], ask(81)[1][1, 0]) == (PRESENT, EXPIRED), 'a row is given out until it is older than its TTL')
     _expect(ask(50)[1][1].tolist() == [PRESENT, MISSING], 'a value that is not a number is missing')
     _expect(push(store, l.name, ['x', 'x'], np.array([89, 90]), np.array([[7., 7], [8, 8]])) == 0 and ask()[0][0].tolist() == [1, 2], 'older and repeated rows change nothing')
     _expect(push(store, l.name, ['x'], np.array([90]), np.array([[8., 8]]), np.array([95])) == 1 and ask()[0][0].tolist() == [8, 8], 'of equal times the one learnt later stays')
     _expect(push(store, l.name, [], np.array([], int), np.empty((0, 2))) == 0, 'no rows are no fault')
     _check_writes(store, l)
 
-# %% ../nbs/08_online.ipynb #b6b90e9f
+# %% ../nbs/08_online.ipynb #299f643c
 def _check_writes(store: Records, l: Layout) -> None:
     names = [l.prefix + b'%d' % i for i in range(1000)]
     store.write({n: n for n in names}); store.write({names[0]: None, names[1]: b'new'})

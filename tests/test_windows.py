@@ -132,7 +132,7 @@ def test_no_rows_one_row_nobody_and_twins():
     v, none = VIEW(), frame([], TABLE); ok = frame([(100, 'a', 1, 5), (100, 'a', 1, 7), (100, 'a', 1, 6)], TABLE)
     assert point_in_time(one().head(0), (v,), ok).columns == ['city', 'no', 'T', 'v_x', 'v_status'] and point_in_time(one().head(0), (v,), none).height == 0
     assert point_in_time(one(), (v,), none)['v_status'].to_list() == ['missing']
-    assert point_in_time(one(), (v,), ok)['v_x'].to_list() == [6]  # the last one delivered
+    assert point_in_time(one(), (v,), ok)['v_x'].to_list() == [7]  # the greatest, in whatever order they came: online and a rebuild must agree
     nobody = one(city=pl.Series([None], dtype=pl.String))
     assert point_in_time(nobody, (v,), pl.concat([ok, ok.with_columns(city=pl.lit(None, pl.String))]))['v_status'].to_list() == ['missing']
     fs = FeatureSet('f', (VIEW(source=source(), stats=STATS, windows=(60,)),))
