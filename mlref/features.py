@@ -121,7 +121,8 @@ def _check_value(f: pl.DataFrame, source: Source, v: str) -> None:
 
 # %% ../nbs/06_features.ipynb #ebbc7fe2
 def facts(events: pl.DataFrame,  # Any stretch of what the source reads
-          source: Source
+          source: Source,
+          ties: bool=True        # Put rows of equal times in the order of their values; False: as they came
          ) -> pl.DataFrame:      # t, keys and values; sorted by t
     "The rows of a source, checked"
     if gone := [c for c in source.columns if c not in events.columns]: raise MlrefError(f'expected the columns {", ".join(source.columns)} for {source.name}, {", ".join(gone)} is missing')
@@ -130,7 +131,7 @@ def facts(events: pl.DataFrame,  # Any stretch of what the source reads
     if f.height and (f['t'].dtype != pl.Int64 or f['t'].null_count()): raise MlrefError(f'{who} to have a known time t in whole minutes UTC (Int64) in every row, got {f["t"].dtype} with {f["t"].null_count()} missing')
     if not f['t'].is_sorted(): raise MlrefError(f'{who} sorted by t, they are not; sort them in its function')
     for v in source.values: _check_value(f, source, v)
-    return f.sort('t', *source.values, nulls_last=True) if source.newest and source.values else f  # of equal times the greatest values count, in whatever order they came
+    return f.sort('t', *source.values, nulls_last=True) if ties and source.newest and source.values else f  # of equal times the greatest values count, in whatever order they came
 
 # %% ../nbs/06_features.ipynb #6eb6f266
 def minutes(times: pl.Series  # Times with a zone, or whole minutes since 1970 UTC

@@ -51,6 +51,7 @@ class History:
         o = np.argsort(code.astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')  # t is sorted already
         self.source, self.frame, self.rows = source, frame, o if keep is None else keep[o]       # where each row stands in the frame
         self.at = code[o] * _SPAN + t[o]
+        if source.newest: self._settle()
         self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)               # the first row of each key
 
     @cached_property
@@ -66,6 +67,15 @@ class History:
 
 # %% ../nbs/07_offline.ipynb #cf17ec5f
 @patch
+def _settle(self: History) -> None:
+    "Of a key's rows in one minute the one with the greatest values counts, in whatever order they came"
+    same = self.at[1:] == self.at[:-1]
+    if not same.any(): return
+    w = np.flatnonzero(np.r_[same, False] | np.r_[False, same])
+    tied = self.frame[self.rows[w]].select(*self.source.values).with_columns(_at=self.at[w]).with_row_index('_i')
+    self.rows[w] = self.rows[w][tied.sort('_at', *self.source.values, nulls_last=True)['_i'].to_numpy()]
+
+@patch
 def find(self: History, code: np.ndarray, t: np.ndarray) -> np.ndarray:
     "How many rows lie before the end of minute t; `begin` of the key when there are none"
     return np.searchsorted(self.at, code * _SPAN + np.clip(t, -1, _SPAN - 1), side='right')
@@ -79,7 +89,7 @@ class Offline(Reader):
 
     def rows(self, source: Source) -> pl.DataFrame:
         "The rows of a source, made once"
-        if source not in self._facts: self._facts[source] = facts(self.tables.get(source.name, self.events), source)
+        if source not in self._facts: self._facts[source] = facts(self.tables.get(source.name, self.events), source, False)
         return self._facts[source]
 
     def history(self, source: Source, entity: Entity) -> History:
@@ -182,10 +192,10 @@ def point_in_time(requests: pl.DataFrame,                      # Keys and T: tim
 # %% ../nbs/07_offline.ipynb #81185aff
 def _asof(v: FeatureView, rows: pl.DataFrame, keys: pl.Series, until: np.ndarray) -> np.ndarray:
     "As `Offline.newest`, by DuckDB"
-    have = rows.select('t', key=key_series(rows, v.entity)).with_row_index('place').filter(pl.col('key') != '').unique(('key', 't'), keep='last', maintain_order=True)
+    have = rows.select('t', *v.source.values, key=key_series(rows, v.entity)).with_row_index('place').filter(pl.col('key') != '').sort('t', *v.source.values, nulls_last=True).unique(('key', 't'), keep='last', maintain_order=True)
     ask = pl.DataFrame({'i': np.arange(len(until)), 'key': keys, 'until': until})
     with duckdb.connect() as con:
-        con.register('_ask', ask.to_arrow()); con.register('_have', have.to_arrow())
+        con.register('_ask', ask.to_arrow()); con.register('_have', have.select('place', 'key', 't').to_arrow())
         got = pl.from_arrow(con.sql('select h.place from _ask a asof left join _have h on a.key = h.key and a.until >= h.t order by a.i').to_arrow_table())
     return got['place'].cast(pl.Int64).fill_null(-1).to_numpy()
 
