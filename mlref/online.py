@@ -28,11 +28,12 @@ import polars as pl
 from .core import DAY, MlrefError, digest, write_bytes, write_json
 from .features import FLIGHTS, Entity, FeatureSet, Reader, Source, facts, key_text
 
-# %% ../nbs/08_online.ipynb #4a02aeaa
+# %% ../nbs/08_online.ipynb #4a02aea0
 FORMAT = 1               # of folders and records; a store of another format is refused
 BACK = 2 * DAY           # minutes behind the store's clock that a read may still lie
 _STAMP, _TIMES = struct.Struct('<3sBHHQ'), struct.Struct('<qq')  # 'mlo', format, columns, newest?, definition; newest event, known
 
+# %% ../nbs/08_online.ipynb #4a02aeaa
 @dataclass(frozen=True)
 class Layout:
     "How one kind of history lies in the store"
@@ -53,6 +54,8 @@ class Layout:
     def width(self) -> int: return 1 + len(self.values)
     @cached_property
     def prefix(self) -> bytes: return f'{self.name}/'.encode()
+    @cached_property
+    def blank(self) -> bytes: return np.full(self.width, np.nan).tobytes()
     @cached_property
     def stamp(self) -> bytes: return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
 
@@ -379,9 +382,9 @@ def latest(store: Records,
            out: np.ndarray | None=None    # (requests, values) floats to fill; default: a new float32 array
           ) -> tuple[np.ndarray, np.ndarray]:  # `out`, NaN where there is nothing; uint8 of the same shape: PRESENT, MISSING, EXPIRED
     "The last values of several histories side by side, straight into one matrix"
-    every = [store.layout(n) for n in names]; shape = len(keys[0]) if len(keys) else 0, sum(l.width - 1 for l in every)
+    every = [store.layout(n) for n in names]; shape = len(keys[0]) if len(keys) else 0, sum([l.width - 1 for l in every])
     if odd := [l.name for l in every if not l.newest]: raise MlrefError(f'expected histories of newest rows, {odd[0]} keeps sums; read it with a window')
-    if len(keys) != len(names) or len({len(k) for k in keys}) > 1: raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {[len(k) for k in keys]}')
+    if len(keys) != len(names) or {*map(len, keys)} - {shape[0]}: raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {[len(k) for k in keys]}')
     if out is None: out = np.empty(shape, np.float32)
     if out.shape != shape or out.dtype.kind != 'f': raise MlrefError(f'expected out as floats of shape {shape}, got {out.dtype} of shape {out.shape}')
     state, c = np.zeros(shape, np.uint8), 0
@@ -389,15 +392,14 @@ def latest(store: Records,
         for l, ks in zip(every, keys):
             rows, d = _tails(l, many([l.prefix + k.encode() for k in ks])), c + l.width - 1
             out[:, c:d] = rows[:, 1:]
-            if l.ttl and (gone := rows[:, 0] < now - l.ttl).any(): out[gone, c:d] = np.nan; state[gone, c:d] = EXPIRED
+            if l.ttl and np.count_nonzero(gone := rows[:, 0] < now - l.ttl): out[gone, c:d] = np.nan; state[gone, c:d] = EXPIRED
             c = d
-    empty = np.isnan(out)
-    if empty.any(): state[empty & (state == PRESENT)] = MISSING
+    if np.count_nonzero(empty := np.isnan(out)): state[empty & (state == PRESENT)] = MISSING
     return out, state
 
 # %% ../nbs/08_online.ipynb #4fb3d922
 def _tails(l: Layout, records: list[bytes | None]) -> np.ndarray:
-    size, stamp, nan = 8 * l.width, l.stamp, np.full(l.width, np.nan).tobytes()
+    size, stamp, nan = 8 * l.width, l.stamp, l.blank
     try: parts = [nan if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records]
     except TypeError: raise _foreign(l, b'') from None
     return np.frombuffer(b''.join(parts)).reshape(-1, l.width)

@@ -9,7 +9,7 @@ from feast.types import Float64
 
 def cpu(): return sum(r.ru_utime + r.ru_stime for r in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 def now(): return int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS'))) // 1024
-def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def most(): return int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))) // 1024  # ru_maxrss would begin at the parent's
 
 def store(home, spec, kind):
     "`spec`: view -> keys, values, ttl in minutes"

@@ -8,7 +8,7 @@ from mlref.offline import point_in_time
 
 def cpu(): return sum(r.ru_utime + r.ru_stime for r in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 def now(): return int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS'))) // 1024
-def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def most(): return int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))) // 1024  # ru_maxrss would begin at the parent's
 
 home = Path(sys.argv[1]); spec = json.loads((home/'spec.json').read_text()); asked = {}
 sources = {n: from_table(n, 'known', tuple(v['keys']), dict.fromkeys(v['values'], '')) for n, v in spec.items()}
