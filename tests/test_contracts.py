@@ -1,0 +1,47 @@
+"""Thresholds refuse a batch whole, quarantine is released once, pandera is met both ways"""
+import polars as pl, pytest
+from mlref.contracts import Rule, check, refuse, rules
+from mlref.core import MlrefError, digest
+from mlref.events import MISSING_ZONES, encode, raw_folder, read_raw, year
+from mlref.lake import Lake, events_at, ingest, position, release
+from mlref.log import LocalLog
+
+CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
+
+@pytest.fixture(scope='module')
+def some(): return year(raw_folder()).filter(pl.col('kind') == 'departure').head(1000)
+
+@pytest.mark.parametrize('most, share, broken, over', [(0, 0., 1, True), (0, 0., 0, False), (5, 0., 5, False), (5, 0., 6, True), (0, .01, 10, False), (0, .01, 11, True), (20, .01, 20, False)])
+@pytest.mark.parametrize('action', ['info', 'warn', 'quarantine', 'fail'])
+def test_a_threshold_is_a_count_or_a_share_whichever_is_more(action, most, share, broken, over, some):
+    odd = pl.concat([some.head(broken).with_columns(distance=pl.lit(-1, pl.Int64)), some[broken:]])
+    got = check(odd, (Rule('far', ('departure',), pl.col('distance') > 0, action, most, share),)); m = got.metrics[0]
+    assert (m.of, m.broken, m.over) == (1000, broken, over)
+    assert got.bad.height == (broken if action in ('quarantine', 'fail') else 0) and bool(got.failed) == (over and action == 'fail')
+
+def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed(some, tmp_path):
+    strict = (*CONTRACT, Rule('never far', ('departure',), pl.col('distance') < 2000, 'fail', share=.05))
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('e', encode(some))
+    with pytest.raises(MlrefError, match='refused whole'): ingest(lake, log, 'e', strict)
+    assert position(lake, 'e') == 0 and lake.sql('select (select count(*) from events) + (select count(*) from commits) + (select count(*) from quality) as n')['n'][0] == 0
+    assert ingest(lake, log, 'e', CONTRACT) == 1000  # mended, the same messages go in
+
+def test_all_reasons_and_release_is_idempotent(some, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb')
+    odd = some.head(3).with_columns(distance=pl.lit(7000, pl.Int64), dest=pl.Series(['ZZZ', *some['dest'][1:3]]))
+    log.append('e', encode(pl.concat([odd, some[3:]]))); ingest(lake, log, 'e', CONTRACT); before = digest(events_at(lake, 1))
+    assert lake.sql('select reasons from dead_letters order by off')['reasons'][0] == 'destination is known; distance 10 to 6,000 miles'
+    lax = tuple(r for r in CONTRACT if not r.name.startswith('distance'))
+    assert [release(lake, r) for r in (CONTRACT, lax, lax)] == [0, 2, 0]
+    assert events_at(lake).height == 999 and digest(events_at(lake, 1)) == before
+    assert lake.sql('select sum(messages) = sum(good + repeated + dead) as ok from commits')['ok'][0]
+    assert lake.sql('select count(*) as n from dead_letters')['n'][0] == 1 and lake.sql('select count(*) as n from released')['n'][0] == 2
+
+def test_quality_accumulates_with_every_commit(some, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('e', encode(some)); ingest(lake, log, 'e', CONTRACT, 250)
+    assert lake.sql('select count(distinct commit_id) as c, sum(of_rows) filter (name = $$destination is known$$) as n from quality').row(0) == (4, 1000)
+
+@pytest.mark.parametrize('frame', ['empty', 'one', 'null', 'unsorted', 'double'])
+def test_odd_shapes(frame, some):
+    f = {'empty': some.head(0), 'one': some.head(1), 'null': some.with_columns(pl.lit(None, t).alias(c) for c, t in some.schema.items()), 'unsorted': some.sample(fraction=1, shuffle=True, seed=0), 'double': pl.concat([some, some])}[frame]
+    got = check(f, CONTRACT); assert got.good.height + got.bad.height == f.height and got.good.height == (0 if frame == 'null' else f.height)

@@ -1,0 +1,223 @@
+"""Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, cut files, readers beside the writer"""
+import json, os, random, resource, signal, subprocess, sys, tempfile, time
+from pathlib import Path
+import polars as pl, pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from mlref.contracts import rules
+from mlref.core import MlrefError, digest, minute
+from mlref.events import MISSING_ZONES, between, corrupt, disturb, encode, raw_folder, read_raw, year
+from mlref.lake import Lake, events_at, ingest, position
+from mlref.log import LocalLog, check_log, send
+from mlref.pipeline import row, write_results
+from mlref.snapshots import open_snapshot, snapshot
+
+DEEP = os.environ.get('MLREF_DEEP') == '1'
+CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
+INGEST = [sys.executable, '-c', 'import sys; from mlref.pipeline import main; sys.exit(main())', 'ingest']
+CHILD = '''
+import os, signal, sys, threading, time
+from pathlib import Path
+from mlref.contracts import rules
+from mlref.events import MISSING_ZONES, raw_folder, read_raw
+from mlref.lake import Lake, ingest
+from mlref.log import LocalLog
+folder, when, at, delay = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+class Dies:
+    "A connection that kills its process at the n-th commit"
+    def __init__(self, con): self.con, self.n = con, 0
+    def __getattr__(self, name): return getattr(self.con, name)
+    def commit(self):
+        self.n += 1
+        if self.n == at and when == 'before': die()
+        if self.n == at and when == 'during': threading.Thread(target=lambda: (time.sleep(delay), die()), daemon=True).start()
+        self.con.commit()
+        if self.n == at and when == 'after': die()
+        if self.n == at and when == 'during': time.sleep(1)
+lake = Lake(folder/'lake.duckdb'); lake.con = Dies(lake.con); log = LocalLog(folder/'log', readonly=True)
+for p in (0, 1): ingest(lake, log, 'events', rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), 40, p)
+'''
+
+@pytest.fixture(scope='module')
+def part(): return between(year(raw_folder()), minute('2013-02-11'), minute('2013-02-14'))
+
+def storm(folder, part):
+    "Two partitions with repeats, late, broken and impossible messages; messages in all, ids"
+    log = LocalLog(folder/'log'); send(log, 'events', disturb(part, seed=5, late=.1, twice=.1), 2)
+    for p in (0, 1): log.append('events', corrupt(encode(part.head(60)), seed=p, share=.3)[0], p)
+    n = log.end('events', 0) + log.end('events', 1); log.close(); return n
+
+def books(path):
+    "messages read, events, repeated, dead, doubled ids, doubled positions"
+    lake = Lake(path)
+    r = lake.sql('''select (select coalesce(sum(next), 0) from offsets)::bigint as read, (select count(*) from events) as rows, (select coalesce(sum(repeated), 0) from commits)::bigint as again, (select count(*) from dead_letters) as dead,
+        (select count(*) - count(distinct event_id) from events) as twice, (select count(*) - count(distinct (topic, part, off)) from (select topic, part, off from events union all select topic, part, off from dead_letters)) as places''').row(0)
+    lake.close(); return r
+
+def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_letters(part, tmp_path):
+    want = 120 if DEEP else 5
+    n = storm(tmp_path, part); whole = Lake(tmp_path/'whole.duckdb'); log = LocalLog(tmp_path/'log', readonly=True)
+    for p in (0, 1): ingest(whole, log, 'events', CONTRACT, part=p)
+    good = digest(events_at(whole).sort('event_id')); whole.close(); log.close()
+    g, points, lost, doubled = random.Random(7), {'before': 0, 'during': 0, 'after': 0}, 0, 0
+    while sum(points.values()) < want:
+        when = ('before', 'during', 'after')[sum(points.values()) % 3]
+        r = subprocess.run([sys.executable, '-c', CHILD, tmp_path, when, str(g.randint(1, 3)), str(g.uniform(0, .012))], capture_output=True, text=True)
+        assert r.returncode in (0, -signal.SIGKILL), r.stderr
+        points[when] += r.returncode == -signal.SIGKILL
+        read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb')
+        lost += abs(read - rows - again - dead); doubled += twice + places
+        if r.returncode == 0 or read > n - 200: (tmp_path/'lake.duckdb').rename(tmp_path/f'old{sum(points.values())}.duckdb')  # all read: a new lake
+    assert subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'never', '0', '0']).returncode == 0
+    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); lost += abs(n - rows - again - dead); doubled += twice + places
+    lake = Lake(tmp_path/'lake.duckdb'); assert digest(events_at(lake).sort('event_id')) == good; lake.close()
+    if DEEP:
+        out = [row('crash points', sum(points.values()), '', '>= 100', n)] + [row(f'killed {k} a commit', v, '', '> 0') for k, v in points.items()]
+        write_results(Path(__file__).parent.parent/'reports'/'results', 'crashes', 'MLREF_DEEP=1 pytest tests/test_ingest.py', out + [row('messages lost', lost, '', '== 0', n), row('messages doubled', doubled, '', '== 0', n)])
+    assert (lost, doubled) == (0, 0)
+
+def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
+    log = LocalLog(tmp_path/'log'); send(log, 'events', part.head(3000), 2)
+    cmd = [*INGEST, '--log', tmp_path/'log', '--lake', tmp_path/'l.duckdb', '--batch', '500', '--every', '.05', '--snapshots', tmp_path/'shots']
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    while 'snapshot' not in p.stdout.readline(): assert p.poll() is None
+    assert open_snapshot(tmp_path/'shots').sql('select count(*) as n from events')['n'][0] == 3000
+    send(log, 'events', part[3000:], 3)  # while it runs, with a partition that is new
+    while 'snapshot' not in (line := p.stdout.readline()): assert p.poll() is None
+    p.send_signal(signal.SIGTERM); rest = p.stdout.read(); assert p.wait(20) == 0 and 'stopped:' in rest
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True); p.stdout.readline(); time.sleep(.3); p.kill(); p.wait()
+    r = subprocess.run([*cmd, '--once'], capture_output=True, text=True); assert r.returncode == 0, r.stderr
+    lake = Lake(tmp_path/'l.duckdb'); assert events_at(lake).height + lake.sql('select count(*) as n from dead_letters')['n'][0] == part.height
+    assert sum(position(lake, 'events', k) for k in range(3)) == part.height
+    r = subprocess.run(cmd, capture_output=True, text=True); lake.close()
+    assert r.returncode == 1 and f'process {os.getpid()} holds it' in r.stderr and len(r.stderr.strip().splitlines()) == 1
+
+SERVER = '''
+import sys
+from pathlib import Path
+from mlref.log import LocalLog
+from mlref.observe import Meters
+from mlref.serve import Server, serve
+class No: version, trained_until, names = 'none', 0, ()
+serve(Server(No(), Path('.'), None, LocalLog(Path(sys.argv[1])), None, Meters()), 0)
+'''
+
+def post(url, body):
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+    try: return 200, json.load(urlopen(Request(url + '/events', body), timeout=30))
+    except HTTPError as e: return e.code, json.load(e)
+
+def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
+    p = subprocess.Popen([sys.executable, '-c', SERVER, tmp_path/'log'], stdout=subprocess.PIPE, text=True)
+    url = p.stdout.readline().split(' at ')[1].strip(); msgs = encode(part.head(2000))
+    assert post(url, b'\n'.join(msgs[:500])) == (200, {'accepted': 500, 'topic': 'events', 'offset': 0})
+    assert post(url, b'[' + b','.join(msgs[500:600]) + b']')[1]['offset'] == 500
+    for bad, says in ((b'', 'at least one'), (b'[{]', 'JSON list'), (b'[1]', 'event 1 of 1 as a JSON object'), (msgs[0] + b'\n{"sched": "soon"}', 'event 2 of 2'), (b'\xff', 'event 1 of 1'), (b'null', 'as a JSON object')):
+        code, said = post(url, bad); assert code == 400 and says in said['error'] and '\n' not in said['error'], said
+    for i in range(600, 2000, 100): assert post(url, b'\n'.join(msgs[i:i+100]))[1]['offset'] == i
+    p.kill(); p.wait(); log = LocalLog(tmp_path/'log', readonly=True)
+    assert [json.loads(m) for m in log.read('events', 0, 10**4)] == [json.loads(m) for m in msgs]
+    r = subprocess.run([*INGEST, '--log', tmp_path/'log', '--lake', tmp_path/'l.duckdb', '--once'], capture_output=True, text=True); assert r.returncode == 0, r.stderr
+    assert events_at(Lake(tmp_path/'l.duckdb')).height == 2000
+
+def test_as_of_an_old_commit_the_training_set_is_what_it_was(part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb')
+    send(log, 'events', part.head(4000)); ingest(lake, log, 'events', CONTRACT); n = lake.sql('select max(commit_id) as n from commits')['n'][0]
+    before = digest(events_at(lake)); shot = snapshot(lake, tmp_path/'shots')
+    send(log, 'events', disturb(part, seed=1, late=.2, twice=.2)); ingest(lake, log, 'events', CONTRACT, 700)
+    assert digest(events_at(lake, n)) == before and digest(events_at(lake)) != before
+    snapshot(lake, tmp_path/'shots')
+    assert digest(open_snapshot(tmp_path/'shots').events(n)) == digest(open_snapshot(tmp_path/'shots', shot.name).events()) == before
+
+READ = '''
+import sys, time
+from pathlib import Path
+from mlref.snapshots import open_snapshot
+seen, end = [], time.time() + float(sys.argv[2])
+while time.time() < end:
+    s = open_snapshot(Path(sys.argv[1]))
+    r = s.sql('select (select count(*) from events) + (select count(*) from dead_letters) + (select sum(repeated) from commits) as a, (select sum(messages) from commits) as b, (select max(commit_id) from commits) as c').row(0)
+    assert r[0] == r[1] and r[2] == s.commit, r
+    seen.append(s.commit)
+assert seen == sorted(seen); print(len(set(seen)))
+'''
+
+def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part.head(200))); ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s')
+    readers = [subprocess.Popen([sys.executable, '-c', READ, tmp_path/'s', '4'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    at = 200
+    while any(p.poll() is None for p in readers):
+        if at < part.height: log.append('events', encode(part[at:at+50])); at += 50; ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s')
+        else: time.sleep(.05)
+    for p in readers: out, err = p.communicate(); assert p.returncode == 0 and int(out) > 1, err
+
+READER = '''
+import sys
+from pathlib import Path
+from mlref.log import Consumer, LocalLog, mine
+log, want = LocalLog(Path(sys.argv[1]), readonly=True), int(sys.argv[3])
+c, n = Consumer(log, 'many', dict.fromkeys(mine(range(4), int(sys.argv[2]), 2), 0)), 0
+while n < want:
+    if b := c.poll(37): print(*(m.decode() for m in b.messages), sep='\\n', flush=True); n += len(b.messages); c.done(b)
+'''
+
+def test_consumers_in_processes_read_each_message_once_while_it_is_written(tmp_path):
+    log = LocalLog(tmp_path/'log'); [log.append('many', [b'%d' % p], p) for p in range(4)]
+    readers = [subprocess.Popen([sys.executable, '-c', READER, tmp_path/'log', str(i), '1002'], stdout=subprocess.PIPE, text=True) for i in (0, 1)]
+    for k in range(1, 51):
+        for p in range(4): log.append('many', [b'%d' % (p + 4 * (10 * (k - 1) + j + 1)) for j in range(10)], p)
+    got = [int(x) for r in readers for x in r.communicate(timeout=60)[0].split()]
+    assert sorted(got) == list(range(2004))
+
+FULL = '''
+import resource, signal, sys
+from pathlib import Path
+from mlref.core import MlrefError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN); f = Path(sys.argv[1]); limit = int(sys.argv[3])
+if sys.argv[2] == 'log':
+    from mlref.log import LocalLog
+    log = LocalLog(f); log.append('t', [b'x' * 1000] * 10); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: log.append('t', [b'y' * 1000] * 5000); print('kept')
+    except MlrefError as e: print(e)
+else:
+    import polars as pl
+    from mlref.lake import Lake, add
+    lake = Lake(f); add(lake, {'days': pl.DataFrame({'day': [1]})}); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: add(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
+    except MlrefError as e: print(e)
+'''
+
+@pytest.mark.parametrize('what', ['log', 'lake'])
+def test_a_full_disk_is_said_and_what_was_there_stays(what, tmp_path):
+    at = tmp_path/('log' if what == 'log' else 'l.duckdb')
+    r = subprocess.run([sys.executable, '-c', FULL, at, what, str(400_000)], capture_output=True, text=True)
+    assert 'expected room' in r.stdout and 'nothing of this' in r.stdout and len(r.stdout.strip().splitlines()) == 1, r.stdout + r.stderr
+    if what == 'log': log = LocalLog(at); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
+    else: lake = Lake(at); assert lake.sql('select (select count(*) from days) as a, (select count(*) from decisions) as b').row(0) == (1, 0)
+
+class LogMachine(RuleBasedStateMachine):
+    "Whatever is done in whatever order, the log is the lists it was given"
+    def __init__(self): super().__init__(); self.dir = tempfile.TemporaryDirectory(); self.log, self.model = LocalLog(self.dir.name), {}
+    @rule(topic=st.sampled_from('ab'), part=st.integers(0, 2), messages=st.lists(st.binary(max_size=2000), max_size=20))
+    def append(self, topic, part, messages):
+        have = self.model.setdefault((topic, part), []); assert self.log.append(topic, messages, part) == len(have); have += messages
+    @rule(topic=st.sampled_from('ab'), part=st.integers(0, 2), start=st.integers(0, 60), limit=st.integers(1, 30))
+    def read(self, topic, part, start, limit): assert self.log.read(topic, start, limit, part) == self.model.get((topic, part), [])[start:start+limit]
+    @rule(topic=st.sampled_from('ab'), messages=st.lists(st.binary(), max_size=3))
+    def refused(self, topic, messages):
+        with pytest.raises(MlrefError): self.log.append(topic, [*messages, 'text'])
+    @rule()
+    def reopen(self): self.log.close(); self.log = LocalLog(self.dir.name)
+    @rule(topic=st.sampled_from('ab'), part=st.integers(0, 2))
+    def abandoned(self, topic, part):  # a batch that did not come to its end
+        db = self.log._db(topic, part); txn = self.log.env.begin(write=True); txn.put(b'\0' * 8, b'half', db=db, overwrite=False); txn.abort()
+    @invariant()
+    def ends(self): assert all(self.log.end(t, p) == len(m) for (t, p), m in self.model.items())
+    def teardown(self): self.log.close(); self.dir.cleanup()
+
+TestLog = LogMachine.TestCase
+TestLog.settings = settings(max_examples=200 if DEEP else 15, stateful_step_count=25, deadline=None)
+
+def test_the_local_log_is_a_log(tmp_path): check_log(LocalLog(tmp_path), 't')
