@@ -286,6 +286,30 @@ def _features(a: argparse.Namespace) -> None:
     if a.name not in FLIGHTS.names: raise MlrefError(f'expected a feature among the {len(FLIGHTS.names)} of {FLIGHTS.name}, got {a.name!r}')
     for f, part, source, column in lineage(FLIGHTS).filter(feature=a.name).iter_rows(): print(f'{source}.{column} -> {part} -> {f}')
 
+# %% ../nbs/23_pipeline.ipynb #6e980de4
+def _ingest(a: argparse.Namespace) -> None:
+    import signal, threading
+    from mlref.contracts import rules
+    from mlref.events import MISSING_ZONES, raw_folder, read_raw
+    from mlref.lake import Lake, keep_up, position
+    from mlref.log import Consumer, LocalLog, partitions
+    from mlref.snapshots import snapshot
+    if a.batch < 1 or a.every <= 0: raise MlrefError(f'expected --batch and --every above 0, got {a.batch} and {a.every}')
+    halt, log, lake = threading.Event(), LocalLog(Path(a.log), readonly=True), Lake(Path(a.lake))
+    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: halt.set())
+    reader, fresh = Consumer(log, a.topic, {}), [False]
+    def look(): reader.at |= {p: position(lake, a.topic, p) for p in partitions(log, a.topic) if p not in reader.at}
+    def said(b): fresh[0] = True; print(f'{b.topic}/{b.part}: {b.start + len(b.messages):,} of {log.end(b.topic, b.part):,}', flush=True)
+    def publish():
+        if a.snapshots and fresh[0]: print(f'snapshot {snapshot(lake, Path(a.snapshots)).name}', flush=True)
+        fresh[0] = False
+    def idle():
+        publish(); look()
+        if not any(log.end(a.topic, p) > n for p, n in reader.at.items()): halt.set() if a.once else halt.wait(a.every)
+    look(); print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
+    n = keep_up(lake, reader, rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), halt.is_set, idle, said, a.batch)
+    publish(); lake.close(); print(f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}', flush=True)
+
 # %% ../nbs/23_pipeline.ipynb #d47ac0de
 def _data_commands(sub: argparse._SubParsersAction) -> None:
     f = sub.add_parser('features', help='definitions, versions, lineage and values of features'); f.set_defaults(do=_features)
@@ -318,27 +342,3 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     try: a.do(a); return 0
     except MlrefError as e: print(f'mlref: {e}', file=sys.stderr); return 1
     except ModuleNotFoundError as e: print(f"mlref: expected the package {e.name}, found none; run: pip install 'mlref[all]'", file=sys.stderr); return 1
-
-# %% ../nbs/23_pipeline.ipynb #6e980de4
-def _ingest(a: argparse.Namespace) -> None:
-    import signal, threading
-    from mlref.contracts import rules
-    from mlref.events import MISSING_ZONES, raw_folder, read_raw
-    from mlref.lake import Lake, keep_up, position
-    from mlref.log import Consumer, LocalLog, partitions
-    from mlref.snapshots import snapshot
-    if a.batch < 1 or a.every <= 0: raise MlrefError(f'expected --batch and --every above 0, got {a.batch} and {a.every}')
-    halt, log, lake = threading.Event(), LocalLog(Path(a.log), readonly=True), Lake(Path(a.lake))
-    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: halt.set())
-    reader, fresh = Consumer(log, a.topic, {}), [False]
-    def look(): reader.at |= {p: position(lake, a.topic, p) for p in partitions(log, a.topic) if p not in reader.at}
-    def said(b): fresh[0] = True; print(f'{b.topic}/{b.part}: {b.start + len(b.messages):,} of {log.end(b.topic, b.part):,}', flush=True)
-    def publish():
-        if a.snapshots and fresh[0]: print(f'snapshot {snapshot(lake, Path(a.snapshots)).name}', flush=True)
-        fresh[0] = False
-    def idle():
-        publish(); look()
-        if not any(log.end(a.topic, p) > n for p, n in reader.at.items()): halt.set() if a.once else halt.wait(a.every)
-    look(); print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
-    n = keep_up(lake, reader, rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), halt.is_set, idle, said, a.batch)
-    publish(); lake.close(); print(f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}', flush=True)
