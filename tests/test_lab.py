@@ -14,7 +14,7 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
     shutil.copy(ROOT/'settings.ini', tmp_path); (tmp_path/'nbs').mkdir(); nb = nbformat.read(ROOT/'nbs/12_evaluate.ipynb', 4)
     for c in nb.cells: c.update({'outputs': [], 'execution_count': None} if c.cell_type == 'code' else {})
     at = tmp_path/'nbs'/'page.ipynb'; nbformat.write(nb, at)
-    env = {**os.environ, 'JUPYTER_PREFER_ENV_PATH': '1', 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', 'JUPYTER_CONFIG_DIR': str(tmp_path/'config'),
+    env = {**{k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}, 'JUPYTER_PREFER_ENV_PATH': '1', 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', 'JUPYTER_CONFIG_DIR': str(tmp_path/'config'),
            'JUPYTERLAB_SETTINGS_DIR': str(tmp_path/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(tmp_path/'workspaces')}
     with open(tmp_path/'lab.log', 'w') as log:
         lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t', '--allow-root',
@@ -24,7 +24,7 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
             try: urlopen(f'http://127.0.0.1:{port}/api?token=t', timeout=5); break
             except OSError: time.sleep(.5); assert lab.poll() is None, (tmp_path/'lab.log').read_text()[-2000:]
         with sync_playwright() as pw:
-            b = browser(pw); p = b.new_page(viewport={'width': 1360, 'height': 1100}); p.set_default_timeout(240_000)
+            b = browser(pw); p = b.new_page(viewport={'width': 1360, 'height': 1100}); p.set_default_timeout(120_000)
             p.goto(f'http://127.0.0.1:{port}/lab/tree/nbs/page.ipynb?reset&token=t')
             p.wait_for_selector('.jp-Notebook .jp-Cell'); p.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
             for _ in range(120):  # the page looks idle before its kernel is there
