@@ -218,6 +218,6 @@ class LogMachine(RuleBasedStateMachine):
     def teardown(self): self.log.close(); self.dir.cleanup()
 
 TestLog = LogMachine.TestCase
-TestLog.settings = settings(max_examples=200 if DEEP else 15, stateful_step_count=25, deadline=None)
+TestLog.settings = settings(max_examples=200 if DEEP else 15, stateful_step_count=25, deadline=None, derandomize=not DEEP)
 
 def test_the_local_log_is_a_log(tmp_path): check_log(LocalLog(tmp_path), 't')

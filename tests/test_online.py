@@ -9,7 +9,7 @@ from mlref.online import BACK, EXPIRED, MISSING, PRESENT, Layout, Online, check_
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 LAST, ROWS, SUMS = (Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50), Layout('rows/k', ('a',), True, 500, 'b' * 16), Layout('sums/k', ('a', 'b'), False, 500, 'c' * 16))
-EMPTY = settings(max_examples=300 if DEEP else 40, deadline=None, suppress_health_check=list(HealthCheck))
+EMPTY = settings(max_examples=300 if DEEP else 40, deadline=None, derandomize=not DEEP, suppress_health_check=list(HealthCheck))
 number = lambda top=1000: st.integers(0, top)
 
 def store(at, **kw): return Online(at, more=(LAST, ROWS, SUMS), **kw)
@@ -89,7 +89,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self): self.s.close(); self.tmp.cleanup()
 
-Machine.TestCase.settings = settings(max_examples=200 if DEEP else 15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+Machine.TestCase.settings = settings(max_examples=200 if DEEP else 15, stateful_step_count=30, deadline=None, derandomize=not DEEP, suppress_health_check=list(HealthCheck))
 test_machine = Machine.TestCase
 
 READER = '''

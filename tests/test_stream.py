@@ -107,5 +107,5 @@ class Follower(RuleBasedStateMachine):
         finally: self.store.close(); rebuilt.close(); self.log.env.close(); self.tmp.cleanup()
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-Follower.TestCase.settings = settings(max_examples=60 if DEEP else 6, stateful_step_count=20 if DEEP else 12, deadline=None, suppress_health_check=list(HealthCheck))
+Follower.TestCase.settings = settings(max_examples=60 if DEEP else 6, stateful_step_count=20 if DEEP else 12, deadline=None, derandomize=not DEEP, suppress_health_check=list(HealthCheck))
 test_full_rebuild_equals_incremental = Follower.TestCase
