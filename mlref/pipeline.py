@@ -211,11 +211,14 @@ def _card(a: argparse.Namespace) -> None:
     here = places()[1]; print(write_bytes(here/'reports'/'card.md', card(here/'reports'/'results').encode()))
 
 # %% ../nbs/23_pipeline.ipynb #9bc95ffe
+def _current(a: argparse.Namespace, do: str='call ./run first') -> Path:
+    data = Path(a.data or places()[1]/'data')
+    if not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data}, found none; {do}')
+    return data/'runs'/(data/'current').read_text().strip()
+
 def _serve(a: argparse.Namespace) -> None:
     from mlref.serve import open_server, serve
-    data = Path(a.data or places()[1]/'data')
-    if not a.home and not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data}, found none; call ./run first or name its folder with --home')
-    home = Path(a.home) if a.home else data/'runs'/(data/'current').read_text().strip()
+    home = Path(a.home) if a.home else _current(a, 'call ./run first or name its folder with --home')
     serve(open_server(home, Path(a.log) if a.log else home/'served'), a.port)
 
 # %% ../nbs/23_pipeline.ipynb #12c58c50
@@ -224,9 +227,7 @@ def _load(a: argparse.Namespace) -> None:
     from mlref.capacity import load_step, locust_files
     from mlref.lifecycle import requests
     from mlref.lake import Lake
-    data = Path(a.data or places()[1]/'data')
-    if not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data} to take flights from, found none; call ./run first')
-    lake = Lake(data/'runs'/(data/'current').read_text().strip()/'lake'/'mlref.duckdb')
+    lake = Lake(_current(a)/'lake'/'mlref.duckdb')
     req = requests(lake, lake.sql('select max(day) as d from days')['d'][0]); lake.close()
     if not a.web: print(load_step(a.url, req, a.users, a.seconds, 0)); return
     with tempfile.TemporaryDirectory() as d:
@@ -235,11 +236,6 @@ def _load(a: argparse.Namespace) -> None:
         subprocess.run([sys.executable, '-m', 'locust', '-f', f'{d}/users.py', '--host', a.url, '--web-host', '127.0.0.1'], env=env)
 
 # %% ../nbs/23_pipeline.ipynb #400b9d3b
-def _current(a: argparse.Namespace) -> Path:
-    data = Path(a.data or places()[1]/'data')
-    if not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data}, found none; call ./run first')
-    return data/'runs'/(data/'current').read_text().strip()
-
 def _definitions(a: argparse.Namespace) -> None:
     from mlref.features import FLIGHTS
     from mlref.lake import Lake

@@ -33,7 +33,7 @@ def unseen(store: Online,         # What was applied so far
         new = ~np.isin(ids, seen)
         keep.append(e.filter(pl.Series(new)))
         notes |= {_key(day): np.sort(np.concatenate([seen, ids[new]])).tobytes()}
-    oldest = max([d for k in notes for d in [int(k[6:])]], default=0) - _REMEMBER
+    oldest = max((int(k[6:]) for k in notes), default=0) - _REMEMBER
     return (pl.concat(keep) if keep else events), notes | {_key(d): None for d in range(oldest - 40, oldest + 1)}
 
 # %% ../nbs/09_stream.ipynb #cdf61550
