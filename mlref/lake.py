@@ -18,7 +18,7 @@ import polars as pl
 
 from .contracts import Rule, check, refuse
 from .core import MlrefError, digest
-from .events import SCHEMA, decode
+from .events import SCHEMA, decode, order
 from .log import Batch, Consumer, Log
 
 # %% ../nbs/05_lake.ipynb #e0bff9d0
@@ -169,8 +169,7 @@ def events_at(lake: Lake,           # An open lake
               since: int | None=None    # Only events known at or after this minute
              ) -> pl.DataFrame:     # Wide events in delivery order
     "The events as of a commit"
-    return lake.sql(f"""select {', '.join(SCHEMA)} from events where commit_id <= coalesce(?, 9223372036854775807) and known_time >= coalesce(?, -9223372036854775807)
-        order by known_time, event_time, list_position(['schedule','departure','arrival','weather'], kind), event_id""", commit, since)
+    return order(lake.sql(f"select {', '.join(SCHEMA)} from events where commit_id <= coalesce(?, 9223372036854775807) and known_time >= coalesce(?, -9223372036854775807)", commit, since))
 
 # %% ../nbs/05_lake.ipynb #2aa6fc4b
 def release(lake: Lake,              # An open lake
