@@ -22,7 +22,8 @@ from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
 from .evaluate import Gate, auc, day_bootstrap, gates, interval, judge, log_loss
 from .events import SCHEMA, disturb, encode, raw_folder, read_raw, silence, year
-from .features import FLIGHTS, Static, compute, static, version
+from .features import compute
+from .flights import FLIGHTS, Static, static, version
 from .lake import Lake, add, events_at, ingest, position
 from .log import LocalLog
 from .model import Gbm, Torch, load_model

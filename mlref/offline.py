@@ -22,7 +22,8 @@ from fastcore.basics import patch
 from .contracts import ORIGINS
 from .core import HORIZON, MlrefError, Table
 from .lake import Lake
-from .features import CARRIERS, FLIGHTS, Entity, FeatureSet, FeatureView, SOURCES, Reader, Source, Static, columns, compute, definition, facts, key_series
+from .features import Entity, FeatureSet, FeatureView, Reader, Source, columns, compute, definition, facts, key_series
+from .flights import CARRIERS, FLIGHTS, SOURCES, Static
 
 # %% ../nbs/07_offline.ipynb #6295b721
 _SPAN, _NOBODY = 10**9, 2**31  # more minutes than any time here; the number of a key that is not there

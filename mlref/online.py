@@ -26,7 +26,8 @@ import numpy as np
 import polars as pl
 
 from .core import DAY, MlrefError, digest, write_bytes, write_json
-from .features import FLIGHTS, Entity, FeatureSet, Reader, Source, facts, key_text
+from .features import Entity, FeatureSet, Reader, Source, facts, key_text
+from .flights import FLIGHTS
 
 # %% ../nbs/08_online.ipynb #4a02aea0
 FORMAT = 1               # of folders and records; a store of another format is refused

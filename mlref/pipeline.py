@@ -237,7 +237,7 @@ def _load(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #400b9d3b
 def _definitions(a: argparse.Namespace) -> None:
-    from mlref.features import FLIGHTS
+    from mlref.flights import FLIGHTS
     from mlref.lake import Lake
     from mlref.offline import catalogue, users
     rows, data = catalogue(FLIGHTS), Path(a.data or places()[1]/'data')
@@ -256,7 +256,8 @@ def _vectors(a: argparse.Namespace) -> None:
     import polars as pl
     from mlref.core import HORIZON, minute, stamp
     from mlref.events import raw_folder, read_raw
-    from mlref.features import FLIGHTS, compute, static
+    from mlref.features import compute
+    from mlref.flights import FLIGHTS, static
     from mlref.lake import Lake, events_at
     from mlref.offline import table
     from mlref.online import Online
@@ -274,7 +275,7 @@ def _vectors(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #a2e3688d
 def _features(a: argparse.Namespace) -> None:
-    from mlref.features import FLIGHTS
+    from mlref.flights import FLIGHTS
     from mlref.offline import lineage
     if a.what in ('show', 'lineage', 'get') and not a.name: raise MlrefError(f'expected a name after {a.what}, got none; mlref features list shows the views')
     if a.what in ('list', 'show'): return _definitions(a)

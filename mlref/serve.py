@@ -23,7 +23,8 @@ import polars as pl
 from .core import HORIZON, MlrefError, Predictor, minute
 from .contracts import ORIGINS
 from .events import FLIGHT, SCHEMA, decode, raw_folder, read_raw
-from .features import FLIGHTS, Static, compute, static
+from .features import compute
+from .flights import FLIGHTS, Static, static
 from .log import Log, LocalLog
 from .observe import Meters
 from .online import Online

@@ -5,7 +5,7 @@ import numpy as np, polars as pl, pytest
 from mlref.contracts import check, rules
 from mlref.core import minute
 from mlref.events import between, encode, raw_folder, read_raw, year
-from mlref.features import static
+from mlref.flights import static
 from mlref.log import LocalLog
 from mlref.offline import leaks, table
 from mlref.pipeline import row, write_results
@@ -43,7 +43,8 @@ ONLINE = '''
 import sys; from pathlib import Path; import numpy as np, polars as pl
 from mlref.core import minute
 from mlref.events import SCHEMA, between, decode, order, raw_folder, read_raw
-from mlref.features import FLIGHTS, compute, static
+from mlref.features import compute
+from mlref.flights import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import Online, update
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np, polars as pl, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from mlref.core import MlrefError
-from mlref.features import (FLIGHTS, Entity, FeatureSet, FeatureView, OnDemand, Reader, Source, code_of, compute, facts, from_table, key_text, local, lookup, minutes, with_squares)
+from mlref.features import Entity, FeatureSet, FeatureView, OnDemand, Reader, Source, code_of, compute, facts, from_table, key_text, lookup, minutes, with_squares
+from mlref.flights import FLIGHTS, local
 from mlref.offline import Offline, catalogue, lineage, point_in_time
 
 MANY = settings(max_examples=2000 if os.environ.get('MLREF_DEEP') == '1' else 60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
