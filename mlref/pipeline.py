@@ -287,7 +287,8 @@ def _features(a: argparse.Namespace) -> None:
 def _ingest(a: argparse.Namespace) -> None:
     import signal, threading
     from mlref.contracts import rules
-    from mlref.events import MISSING_ZONES, raw_folder, read_raw
+    from mlref.events import raw_folder, read_raw
+    from mlref.flights import static
     from mlref.lake import Lake, keep_up, position
     from mlref.log import Consumer, LocalLog, partitions
     from mlref.snapshots import snapshot
@@ -304,7 +305,8 @@ def _ingest(a: argparse.Namespace) -> None:
         publish(); look()
         if not any(log.end(a.topic, p) > n for p, n in reader.at.items()): halt.set() if a.once else halt.wait(a.every)
     look(); print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
-    n = keep_up(lake, reader, rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), halt.is_set, idle, said, a.batch)
+    known = static(*(read_raw(raw_folder(), n) for n in ('airports', 'planes')))
+    n = keep_up(lake, reader, rules(list(known.airports)), halt.is_set, idle, said, a.batch)
     publish(); lake.close(); print(f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}', flush=True)
 
 # %% ../nbs/23_pipeline.ipynb #d47ac0de

@@ -6,6 +6,8 @@ from mlref.events import MISSING_ZONES, encode, raw_folder, read_raw, year
 from mlref.lake import Lake, events_at, ingest, position, release
 from mlref.lifecycle import Home, Plan, bootstrap, deliver, live_through, source
 from mlref.log import LocalLog
+from mlref.online import Online
+from mlref.stream import feed
 
 CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
 
@@ -26,6 +28,17 @@ def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed
     with pytest.raises(MlrefError, match='refused whole'): ingest(lake, log, 'e', strict)
     assert position(lake, 'e') == 0 and lake.sql('select (select count(*) from events) + (select count(*) from commits) + (select count(*) from quality) as n')['n'][0] == 0
     assert ingest(lake, log, 'e', CONTRACT) == 1000  # mended, the same messages go in
+
+@pytest.mark.parametrize('way', ['ingest', 'release', 'feed'])
+def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
+    strict = (*(r for r in CONTRACT if not r.name.startswith('distance')), Rule('never far', ('departure',), pl.col('distance').is_between(0, 2000), 'fail', share=.05))
+    log, lake, store = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'), Online(tmp_path/'online')
+    log.append('e', encode(some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some))
+    if way == 'release': ingest(lake, log, 'e', CONTRACT); assert lake.sql('select count(*) as n from dead_letters')['n'][0] == 1000
+    before = lake.sql('select (select count(*) from commits) as a, (select count(*) from dead_letters) as b').row(0)
+    with pytest.raises(MlrefError, match="'never far', got .* refused whole"): ingest(lake, log, 'e', strict) if way == 'ingest' else release(lake, strict) if way == 'release' else feed(store, log, 'e', strict)
+    assert lake.sql('select (select count(*) from commits) as a, (select count(*) from dead_letters) as b').row(0) == before and events_at(lake).height == 0
+    assert (store.position(), list(store.names())) == (0, [])
 
 def test_all_reasons_and_release_is_idempotent(some, tmp_path):
     log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb')
