@@ -32,7 +32,7 @@ from .offline import catalogue
 NAME, LOG = 'late', 'late-promotions'  # registered models: the versions; the log, a version a row
 os.environ['MLFLOW_ALLOW_PICKLE_DESERIALIZATION'] = 'false'
 for _k, _v in {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_HTTP_REQUEST_TIMEOUT': '15', 'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '2', 'MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR': '1',
-               'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false'}.items(): os.environ.setdefault(_k, _v)
+               'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false', 'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true'}.items(): os.environ.setdefault(_k, _v)
 
 class Unreachable(MlrefError):
     "The tracking server did not answer; what was kept is not lost"
@@ -150,8 +150,9 @@ def upload(registry: Registry,
         run, logged = _logged(registry, about, experiment)
         _told(registry, lambda: registry.client.log_model_artifacts(logged.model_id, str(registry.folder/'models'/model)), 'take the files')
         _ask(registry, 'finalize_logged_model', logged.model_id, 'READY'); _ask(registry, 'set_terminated', run.info.run_id)
-        made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, about['tags'], model_id=logged.model_id)
-        number, old = str(made.version), about['tags']
+        tags = {**about['tags'], 'run': run.info.run_id, 'logged': logged.model_id}
+        made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id)
+        number, old = str(made.version), tags
         _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
     if about and about['tags'].get('gates', old.get('gates')) != old.get('gates'): _ask(registry, 'set_model_version_tag', NAME, number, 'gates', about['tags']['gates'])
     note.unlink(missing_ok=True)
@@ -287,7 +288,7 @@ def _append(registry: Registry, version: str, at: int, why: str, who: str, force
     last = rows[-1] if rows else None
     row = Promotion(last.id if last else '', int(at), who, last.to if last else '', version, e.tags['model'], why, digest(e.tags['gates'])[:12] if 'gates' in e.tags else '', forced)
     content = json.dumps({k: v for k, v in asdict(row).items() if k != 'written'})
-    _ask(registry, 'create_model_version', LOG, e.source, _ask(registry, 'get_model_version', NAME, version).run_id, {'row': content, 'id': row.id}, description=f'{row.was or "-"} to {version}: {why}')
+    _ask(registry, 'create_model_version', LOG, e.source, e.tags['run'], {'row': content, 'id': row.id}, description=f'{row.was or "-"} to {version}: {why}', model_id=e.tags['logged'])
     now = promotions(registry); settle(registry)
     if row.id in {r.id for r in now}: return next(r for r in now if r.id == row.id)
     won = next(r for r in now if r.after == row.after)
