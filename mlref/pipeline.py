@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .core import MlrefError, commit, machine, write_bytes, write_json
+from .environment import lock_hash
 
 # %% ../nbs/23_pipeline.ipynb #a5acda6c
 def parameters(notebook: Path  # A step
@@ -79,13 +80,14 @@ class Run:
 
 def save_run(run: Run) -> Path:
     "Write `run.json`"
-    return write_json(run.folder/'run.json', {'id': run.id, 'steps': list(run.steps), 'given': run.given, 'done': run.done})
+    return write_json(run.folder/'run.json', {'id': run.id, 'steps': list(run.steps), 'given': run.given, 'done': run.done, 'lock': lock_hash()})
 
 def load_run(root: Path, data: Path, reports: Path, id: str) -> Run:
-    "A run that was started before; raises `MlrefError` naming those there are"
+    "A run that was started before; raises `MlrefError` naming those there are, or when packages are other ones now"
     f = data/'runs'/id/'run.json'
     if not f.exists(): raise MlrefError(f'expected a run {id} in {data/"runs"}, found {", ".join(sorted(p.parent.name for p in data.glob("runs/*/run.json"))) or "none"}')
     r = json.loads(f.read_text())
+    if (was := r.get('lock', lock_hash())) != lock_hash(): raise MlrefError(f'expected to go on under the lock {was} that run {id} began with, this process runs on {lock_hash()}; install that lock, or start another run')
     return Run(root, data, reports, id, tuple(r['steps']), r['given'], r['done'])
 
 # %% ../nbs/23_pipeline.ipynb #9fb621cc
@@ -320,7 +322,7 @@ def _decided(registry, model: str) -> list[tuple[str, str]]:
     if not (file := registry.folder.parent/'lake'/'mlref.duckdb').exists(): return []
     try: con = duckdb.connect(str(file), read_only=True)
     except duckdb.Error: return [('now', 'the lake is being written to; ask again later for its decisions')]
-    rows = con.execute("select decided_at, action, why from decisions where evidence->>'version' = ? order by decided_at, action", [model]).fetchall(); con.close()
+    rows = con.execute("select decided_at, action, why from decisions where (evidence->>'version') = ? order by decided_at, action", [model]).fetchall(); con.close()
     return [(stamp(at), f'{action}: {why}') for at, action, why in rows]
 
 # %% ../nbs/23_pipeline.ipynb #d6305331
@@ -334,7 +336,7 @@ def _change(a: argparse.Namespace, registry) -> None:
     if not a.why: raise MlrefError(f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got none; say why with --why')
     at, who = int(time.time()) // 60, a.who or getpass.getuser()
     row = r.rollback(registry, at, a.why, who) if a.what == 'rollback' else r.promote(registry, a.versions[0], at, a.why, who, a.force)
-    print(f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id} of the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}')
+    print(f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id[:12]} of the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}')
 
 def _show(a: argparse.Namespace, registry) -> None:
     from mlref import history as h

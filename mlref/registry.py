@@ -22,7 +22,7 @@ import numpy as np
 from .compress import Onnx, load_engine, save_engine
 from .core import MlrefError, commit, digest, file_digest, write_bytes, write_json
 from .environment import Environment, admit, compare, environment, lock_hash, moved, scores_differ
-from .evaluate import Gate
+from .evaluate import Gate, judge
 from .features import FeatureSet
 from .flights import FLIGHTS
 from .model import Gbm, Torch
@@ -231,8 +231,8 @@ def refusal(tags: dict[str, str],  # Of the version
     if tags.get('lock') != lock: return f'expected a model trained under the lock {lock} that this process runs on, got {tags.get("lock")}; train it again here, or install the lock of commit {tags.get("commit")}'
     if force: return ''
     if 'gates' not in tags: return '' if first else 'expected a model that the gates have judged, nobody asked them; judge it, or give force and say why'
-    failed = [g['name'] for g in json.loads(tags['gates']) if not g['passed']]
-    return f'expected all gates to have passed, these did not: {", ".join(failed)}; train a better one, or give force and say why' if failed else ''
+    answers = [Gate(**g) for g in json.loads(tags['gates'])]
+    return '' if judge(answers) else f'expected all gates to have passed, these did not: {", ".join(g.name for g in answers if not g.passed)}; train a better one, or give force and say why'
 
 # %% ../nbs/14_registry.ipynb #d3598d0d
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class Promotion:
     written: int = 0 # Wall clock, ms since 1970; not part of the id
 
     @property
-    def id(self) -> str: return digest({k: v for k, v in asdict(self).items() if k != 'written'})[:12]
+    def id(self) -> str: return digest({k: v for k, v in asdict(self).items() if k != 'written'})
 
 # %% ../nbs/14_registry.ipynb #59a636fa
 def chain(rows: list[tuple[str, Promotion]]  # Noted id and row, in the order of their numbers
@@ -258,8 +258,8 @@ def chain(rows: list[tuple[str, Promotion]]  # Noted id and row, in the order of
     "The rows that follow one another; raises `MlrefError` when one was altered or taken out"
     out, seen = [], {''}
     for i, (id, r) in enumerate(rows, 1):
-        if id != r.id: raise MlrefError(f'expected row {i} of the promotion log as it was written, it was altered (id {id}, content {r.id}); compare it with a copy of the registry before you trust it')
-        if r.after not in seen: raise MlrefError(f'expected the row {r.after} before row {i} of the promotion log, it is missing; compare it with a copy of the registry before you trust it')
+        if id != r.id: raise MlrefError(f'expected row {i} of the promotion log as it was written, it was altered (id {id[:12]}, content {r.id[:12]}); compare it with a copy of the registry before you trust it')
+        if r.after not in seen: raise MlrefError(f'expected the row {r.after[:12]} before row {i} of the promotion log, it is missing; compare it with a copy of the registry before you trust it')
         if r.after == (out[-1].id if out else ''): out.append(r)
         seen.add(r.id)
     return out
@@ -286,7 +286,7 @@ def settle(registry: Registry) -> bool:  # True: something had to be moved
 def _append(registry: Registry, version: str, at: int, why: str, who: str, forced: bool) -> Promotion:
     rows, e = promotions(registry), entry(registry, version)
     last = rows[-1] if rows else None
-    row = Promotion(last.id if last else '', int(at), who, last.to if last else '', version, e.tags['model'], why, digest(e.tags['gates'])[:12] if 'gates' in e.tags else '', forced)
+    row = Promotion(last.id if last else '', int(at), who, last.to if last else '', version, e.tags['model'], why, digest(e.tags['gates']) if 'gates' in e.tags else '', forced)
     content = json.dumps({k: v for k, v in asdict(row).items() if k != 'written'})
     _ask(registry, 'create_model_version', LOG, e.source, e.tags['run'], {'row': content, 'id': row.id}, description=f'{row.was or "-"} to {version}: {why}', model_id=e.tags['logged'])
     now = promotions(registry); settle(registry)

@@ -17,7 +17,7 @@ import duckdb
 import polars as pl
 
 from .core import MlrefError, digest, file_digest, write_bytes, write_json
-from .events import SCHEMA
+from .events import SCHEMA, order
 from .lake import TABLES, Lake
 
 # %% ../nbs/05a_snapshots.ipynb #f47c9e1c
@@ -66,8 +66,7 @@ class Snapshot:
     def events(self, commit: int | None=None  # As of this one; None = all
               ) -> pl.DataFrame:              # Wide events in delivery order
         "What `events_at` of the lake gives"
-        return self.sql(f"""select {', '.join(SCHEMA)} from events where commit_id <= ? order by known_time, event_time,
-            list_position(['schedule','departure','arrival','weather'], kind), event_id""", self.commit if commit is None else commit)
+        return order(self.sql(f"select {', '.join(SCHEMA)} from events where commit_id <= ?", self.commit if commit is None else commit))
 
 # %% ../nbs/05a_snapshots.ipynb #86b156e0
 def open_snapshot(folder: Path,           # Where snapshots are

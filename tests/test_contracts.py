@@ -1,9 +1,10 @@
 """Thresholds refuse a batch whole, quarantine is released once, pandera is met both ways"""
 import polars as pl, pytest
 from mlref.contracts import Rule, check, refuse, rules
-from mlref.core import MlrefError, digest
+from mlref.core import MlrefError, digest, minute, service_day, stamp
 from mlref.events import MISSING_ZONES, encode, raw_folder, read_raw, year
 from mlref.lake import Lake, events_at, ingest, position, release
+from mlref.lifecycle import Home, Plan, bootstrap, deliver, live_through, source
 from mlref.log import LocalLog
 
 CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
@@ -45,3 +46,22 @@ def test_quality_accumulates_with_every_commit(some, tmp_path):
 def test_odd_shapes(frame, some):
     f = {'empty': some.head(0), 'one': some.head(1), 'null': some.with_columns(pl.lit(None, t).alias(c) for c, t in some.schema.items()), 'unsorted': some.sample(fraction=1, shuffle=True, seed=0), 'double': pl.concat([some, some])}[frame]
     got = check(f, CONTRACT); assert got.good.height + got.bad.height == f.height and got.good.height == (0 if frame == 'null' else f.height)
+
+NOW = minute('2013-03-20T07:00')
+
+def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenger_is_trained(tmp_path):
+    stream = source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= minute('2013-03-01T07:00'))
+    plans = stream.filter(pl.col('kind') == 'schedule'); at = lambda d: pl.col('known_time').is_between(NOW + d * 1440, NOW + d * 1440 + 1439)
+    again = pl.concat([plans.filter(at(d)).head(2) for d in (1, 2)]).with_columns(event_id=pl.col('event_id') + '-again')  # a producer that gives a flight a second schedule, under an id of its own, on two days
+    stream = pl.concat([stream, again]).sort('known_time', maintain_order=True)
+    h = Home(tmp_path); deliver(h, stream, NOW); bootstrap(h, Plan('logistic', stop=3), NOW)
+    plan = Plan('logistic', stop=3, block=3, refresh=1)  # wants a challenger every night
+    assert live_through(h, stream, plan, NOW, NOW + 4 * 1440) == 4
+    q = h.lake.sql("select measured_at, name, over, value, says from quality where action = 'fail' and of_rows is null and name like 'schedule%' order by measured_at")
+    assert q['over'].to_list() == [False, True, True, False] and q['value'].to_list() == [0, 2, 2, 0]  # recorded
+    made = [(stamp(t)[:10], a, w) for t, a, w in h.lake.sql('select decided_at, action, why from decisions order by decided_at').iter_rows()]
+    alarms = [m for m in made if m[1] == 'alarm']; assert alarms == [('2013-03-22', 'alarm', 'schedule: unique flight_id')]  # told once
+    assert [m[0] for m in made if m[1] == 'retrain'] == ['2013-03-21', '2013-03-24']  # nothing is learnt from such a table
+    assert h.lake.sql('select day, count(*) > 500 as many from predictions group by day order by day').rows() == [(service_day(NOW) + d, True) for d in range(4)]  # every day is scored
+    assert h.lake.sql("select count(*) as n from events where event_id like '%-again'")['n'][0] == 4  # nothing that came is lost
+    h.close()

@@ -52,6 +52,9 @@ def test_this_process_runs_on_the_lock_that_serving_and_promotion_compare():
     assert not [l for l in (ROOT/'.ci'/'run').read_text().splitlines() if 'pip install' in l] and 'requirements.txt' in (ROOT/'run').read_text()  # one lock, installed in one place
 
 def test_the_command_line(folder):
+    import duckdb
+    (folder.parent/'lake').mkdir(); con = duckdb.connect(str(folder.parent/'lake'/'mlref.duckdb')); con.execute('create table decisions (decided_at bigint, action varchar, why varchar, evidence varchar)')
+    con.execute('insert into decisions values (22000000, ?, ?, ?), (22000001, ?, ?, ?)', ['promote', 'all gates passed', json.dumps({'version': model(1).version}), 'refuse', 'calibrated', json.dumps({'version': model(2).version})]); con.close()
     f, names = f' --folder {folder}', {'list': 'list', 'none': 'promote 1', 'first': 'promote 1 --why bootstrap', 'bad': 'promote 3 --why hope', 'good': "promote 2 --why 'all gates passed' --who ann", 'forced': 'promote 3 --why storm --force --who bob',
                 'back': "rollback --why 'worse at once' --who bob", 'diff': 'diff 1 2', 'same': 'diff 2 2', 'lineage': 'lineage 2', 'show': 'show 2', 'missing': 'show 9', 'after': 'list'}
     got = dict(zip(names, cli(*(f'models {l}{f}' for l in names.values()))))
@@ -62,7 +65,7 @@ def test_the_command_line(folder):
     assert 'FORCED' in got['forced'][1] and 'version 2' in got['back'][1] and got['same'][1] == 'nothing differs\n'
     assert {'tag              data', 'param            seed', 'metric           auc'} <= {l[:len('param            seed')].rstrip() for l in got['diff'][1].splitlines()}
     steps = [l.split()[0] for l in got['lineage'][1].splitlines()]
-    assert list(dict.fromkeys(steps)) == ['data', 'lake', 'feature', 'view', 'model', 'gate', 'promotion'] and steps.count('promotion') == 3
+    assert list(dict.fromkeys(steps)) == ['data', 'lake', 'feature', 'view', 'model', 'gate', 'decision', 'promotion'] and (steps.count('decision'), steps.count('promotion')) == (1, 3)
     assert 'aliases: champion' in got['show'][1] and 'metric auc: 0.71' in got['show'][1]
     r = Registry(folder); assert [(p.who, p.was, p.to, p.forced) for p in promotions(r)][1:] == [('ann', '1', '2', False), ('bob', '2', '3', True), ('bob', '3', '2', False)] and champion(r).version == model(1).version
 
@@ -83,6 +86,14 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
     killed(folder, at, 'promote', '2', 40, 'better')
     assert (live(r), len(promotions(r))) == ('1', rows)
     promote(r, '2', 40, 'better'); assert (live(r), live(r, 'previous'), len(promotions(r)), settle(r)) == ('2', '1', 2, False)
+
+@pytest.mark.parametrize('at', [['create_logged_model'], ['create_model_version', 'late'], ['set_registered_model_alias', 'late', 'challenger']], ids=' '.join)
+def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
+    r = Registry(folder); killed(folder, at, 'register', model(9), digest([9]), {'auc': .7}, {'seed': 9}, GOOD, X)
+    assert waiting(r) == [model(9).version] and g.upload(r, model(9).version) == '4' and waiting(r) == []
+    experiment, mine = [r.client.get_experiment_by_name('late').experiment_id], f"tags.model = '{model(9).version}'"
+    assert [len(r.client.search_runs(experiment, mine)), len(r.client.search_logged_models(experiment, mine)), len(r.client.search_model_versions(f"name = 'late' and {mine}"))] == [1, 1, 1]
+    assert promote(r, '4', 30, 'bootstrap').to == '4' and champion(r).version == model(9).version
 
 def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_a_minute_later(folder):
     r = Registry(folder); promote(r, '1', 30, 'bootstrap'); promote(r, '2', 40, 'better')
