@@ -57,7 +57,7 @@ def trace(registry: Registry,
     out += [('model', f'{e.tags["model"]} ({e.tags["kind"]}, commit {e.tags["commit"]}, lock {e.tags["lock"]}), version {version}')]
     out += [('gate', f'{g.name}: {"passed" if g.passed else "FAILED"}, {g.value:.4g} against {g.limit:.4g}') for g in e.gates or ()]
     out += [('decision', f'{when} {what}') for when, what in decided]
-    return out + [('promotion', f'{stamp(r.at)} {r.who}: {r.was or "-"} -> {r.to}{" FORCED" if r.forced else ""}, {r.why} (row {r.id})') for r in promotions(registry) if version in (r.to, r.was)]
+    return out + [('promotion', f'{stamp(r.at)} {r.who}: {r.was or "-"} -> {r.to}{" FORCED" if r.forced else ""}, {r.why} (row {r.id[:12]})') for r in promotions(registry) if version in (r.to, r.was)]
 
 # %% ../nbs/14a_history.ipynb #13f2f19d
 def describe(registry: Registry, version: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from .compress import Onnx, load_engine, save_engine
 from .core import MlrefError, commit, digest, file_digest, write_bytes, write_json
 from .environment import Environment, admit, compare, environment, lock_hash, moved, scores_differ
-from .gates import Gate
+from .gates import Gate, judge
 from .features import FeatureSet
 from .flights import FLIGHTS
 from .model import Gbm, Torch
@@ -32,7 +32,7 @@ from .offline import catalogue
 NAME, LOG = 'late', 'late-promotions'  # registered models: the versions; the log, a version a row
 os.environ['MLFLOW_ALLOW_PICKLE_DESERIALIZATION'] = 'false'
 for _k, _v in {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_HTTP_REQUEST_TIMEOUT': '15', 'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '2', 'MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR': '1',
-               'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false'}.items(): os.environ.setdefault(_k, _v)
+               'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false', 'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true'}.items(): os.environ.setdefault(_k, _v)
 
 class Unreachable(MlrefError):
     "The tracking server did not answer; what was kept is not lost"
@@ -150,8 +150,9 @@ def upload(registry: Registry,
         run, logged = _logged(registry, about, experiment)
         _told(registry, lambda: registry.client.log_model_artifacts(logged.model_id, str(registry.folder/'models'/model)), 'take the files')
         _ask(registry, 'finalize_logged_model', logged.model_id, 'READY'); _ask(registry, 'set_terminated', run.info.run_id)
-        made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, about['tags'], model_id=logged.model_id)
-        number, old = str(made.version), about['tags']
+        tags = {**about['tags'], 'run': run.info.run_id, 'logged': logged.model_id}
+        made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id)
+        number, old = str(made.version), tags
         _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
     if about and about['tags'].get('gates', old.get('gates')) != old.get('gates'): _ask(registry, 'set_model_version_tag', NAME, number, 'gates', about['tags']['gates'])
     note.unlink(missing_ok=True)
@@ -230,8 +231,8 @@ def refusal(tags: dict[str, str],  # Of the version
     if tags.get('lock') != lock: return f'expected a model trained under the lock {lock} that this process runs on, got {tags.get("lock")}; train it again here, or install the lock of commit {tags.get("commit")}'
     if force: return ''
     if 'gates' not in tags: return '' if first else 'expected a model that the gates have judged, nobody asked them; judge it, or give force and say why'
-    failed = [g['name'] for g in json.loads(tags['gates']) if not g['passed']]
-    return f'expected all gates to have passed, these did not: {", ".join(failed)}; train a better one, or give force and say why' if failed else ''
+    answers = [Gate(**g) for g in json.loads(tags['gates'])]
+    return '' if judge(answers) else f'expected all gates to have passed, these did not: {", ".join(g.name for g in answers if not g.passed)}; train a better one, or give force and say why'
 
 # %% ../nbs/14_registry.ipynb #d3598d0d
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class Promotion:
     written: int = 0 # Wall clock, ms since 1970; not part of the id
 
     @property
-    def id(self) -> str: return digest({k: v for k, v in asdict(self).items() if k != 'written'})[:12]
+    def id(self) -> str: return digest({k: v for k, v in asdict(self).items() if k != 'written'})
 
 # %% ../nbs/14_registry.ipynb #59a636fa
 def chain(rows: list[tuple[str, Promotion]]  # Noted id and row, in the order of their numbers
@@ -257,8 +258,8 @@ def chain(rows: list[tuple[str, Promotion]]  # Noted id and row, in the order of
     "The rows that follow one another; raises `MlrefError` when one was altered or taken out"
     out, seen = [], {''}
     for i, (id, r) in enumerate(rows, 1):
-        if id != r.id: raise MlrefError(f'expected row {i} of the promotion log as it was written, it was altered (id {id}, content {r.id}); compare it with a copy of the registry before you trust it')
-        if r.after not in seen: raise MlrefError(f'expected the row {r.after} before row {i} of the promotion log, it is missing; compare it with a copy of the registry before you trust it')
+        if id != r.id: raise MlrefError(f'expected row {i} of the promotion log as it was written, it was altered (id {id[:12]}, content {r.id[:12]}); compare it with a copy of the registry before you trust it')
+        if r.after not in seen: raise MlrefError(f'expected the row {r.after[:12]} before row {i} of the promotion log, it is missing; compare it with a copy of the registry before you trust it')
         if r.after == (out[-1].id if out else ''): out.append(r)
         seen.add(r.id)
     return out
@@ -285,9 +286,9 @@ def settle(registry: Registry) -> bool:  # True: something had to be moved
 def _append(registry: Registry, version: str, at: int, why: str, who: str, forced: bool) -> Promotion:
     rows, e = promotions(registry), entry(registry, version)
     last = rows[-1] if rows else None
-    row = Promotion(last.id if last else '', int(at), who, last.to if last else '', version, e.tags['model'], why, digest(e.tags['gates'])[:12] if 'gates' in e.tags else '', forced)
+    row = Promotion(last.id if last else '', int(at), who, last.to if last else '', version, e.tags['model'], why, digest(e.tags['gates']) if 'gates' in e.tags else '', forced)
     content = json.dumps({k: v for k, v in asdict(row).items() if k != 'written'})
-    _ask(registry, 'create_model_version', LOG, e.source, _ask(registry, 'get_model_version', NAME, version).run_id, {'row': content, 'id': row.id}, description=f'{row.was or "-"} to {version}: {why}')
+    _ask(registry, 'create_model_version', LOG, e.source, e.tags['run'], {'row': content, 'id': row.id}, description=f'{row.was or "-"} to {version}: {why}', model_id=e.tags['logged'])
     now = promotions(registry); settle(registry)
     if row.id in {r.id for r in now}: return next(r for r in now if r.id == row.id)
     won = next(r for r in now if r.after == row.after)
