@@ -35,6 +35,7 @@ TABLES = {
     'predictions': 'flight_id varchar, T bigint, scored_at bigint, p double, version varchar, trained_until bigint, day bigint',
     'decisions': 'id varchar, decided_at bigint, action varchar, why varchar, evidence varchar, day bigint',
     'metrics': 'measured_at bigint, name varchar, version varchar, value double, low double, high double, n bigint, day bigint',
+    'calibrations': 'day bigint primary key, fitted_at bigint, a double, b double, since bigint, until bigint, known bigint, n bigint, digest varchar',
     'days': 'day bigint primary key'}
 _LATER = (('events', 'topic varchar'), ('events', 'part bigint'), ('events', 'off bigint'), ('offsets', 'watermark bigint'), ('commits', 'part bigint'), ('commits', 'ingested_at double'), ('quality', 'value double'), ('quality', 'says varchar'))  # a lake of an earlier version
 
