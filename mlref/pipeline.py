@@ -289,11 +289,12 @@ def _features(a: argparse.Namespace) -> None:
 def _ingest(a: argparse.Namespace) -> None:
     import signal, threading
     from mlref.contracts import rules
-    from mlref.events import MISSING_ZONES, raw_folder, read_raw
+    from mlref.events import raw_folder, read_raw
+    from mlref.flights import static
     from mlref.lake import Lake, keep_up, position
     from mlref.log import Consumer, LocalLog, partitions
-    from mlref.snapshots import snapshot
-    if a.batch < 1 or a.every <= 0: raise MlrefError(f'expected --batch and --every above 0, got {a.batch} and {a.every}')
+    from mlref.snapshots import clear, snapshot
+    if a.batch < 1 or a.every <= 0 or a.keep < 0: raise MlrefError(f'expected --batch and --every above 0 and --keep from 0, got {a.batch}, {a.every} and {a.keep}')
     halt, log, lake = threading.Event(), LocalLog(Path(a.log), readonly=True), Lake(Path(a.lake))
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: halt.set())
     reader, fresh = Consumer(log, a.topic, {}), [False]
@@ -301,12 +302,14 @@ def _ingest(a: argparse.Namespace) -> None:
     def said(b): fresh[0] = True; print(f'{b.topic}/{b.part}: {b.start + len(b.messages):,} of {log.end(b.topic, b.part):,}', flush=True)
     def publish():
         if a.snapshots and fresh[0]: print(f'snapshot {snapshot(lake, Path(a.snapshots)).name}', flush=True)
+        if a.snapshots and a.keep: clear(Path(a.snapshots), a.keep)
         fresh[0] = False
     def idle():
         publish(); look()
         if not any(log.end(a.topic, p) > n for p, n in reader.at.items()): halt.set() if a.once else halt.wait(a.every)
     look(); print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
-    n = keep_up(lake, reader, rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), halt.is_set, idle, said, a.batch)
+    known = static(*(read_raw(raw_folder(), n) for n in ('airports', 'planes')))
+    n = keep_up(lake, reader, rules(list(known.airports)), halt.is_set, idle, said, a.batch)
     publish(); lake.close(); print(f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}', flush=True)
 
 # %% ../nbs/23_pipeline.ipynb #7114ad2b
@@ -377,7 +380,8 @@ def _data_commands(sub: argparse._SubParsersAction) -> None:
     i = sub.add_parser('ingest', help='follow a log into a lake until stopped'); i.set_defaults(do=_ingest)
     for name, text in (('--log', 'folder of the log'), ('--lake', 'the DuckDB file; made when missing')): i.add_argument(name, required=True, help=text)
     i.add_argument('--topic', default='events'); i.add_argument('--batch', type=int, default=50_000, help='messages per transaction'); i.add_argument('--every', type=float, default=.2, help='seconds between two looks at an empty log')
-    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--once', action='store_true', help='stop when nothing waits')
+    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--keep', type=int, default=0, help='keep so many of the newest snapshots, and those that are open or pinned (default: all)')
+    i.add_argument('--once', action='store_true', help='stop when nothing waits')
 
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status

@@ -1,5 +1,5 @@
 """Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, cut files, readers beside the writer"""
-import json, os, random, resource, signal, subprocess, sys, tempfile, time
+import json, os, pickle, random, resource, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import polars as pl, pytest
 from hypothesis import settings, strategies as st
@@ -10,7 +10,7 @@ from mlref.events import MISSING_ZONES, between, corrupt, disturb, encode, raw_f
 from mlref.lake import Lake, events_at, ingest, position
 from mlref.log import LocalLog, check_log, send
 from mlref.pipeline import row, write_results
-from mlref.snapshots import open_snapshot, snapshot
+from mlref.snapshots import clear, open_snapshot, pin, snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
@@ -149,9 +149,64 @@ def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(
     readers = [subprocess.Popen([sys.executable, '-c', READ, tmp_path/'s', '4'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     at = 200
     while any(p.poll() is None for p in readers):
-        if at < part.height: log.append('events', encode(part[at:at+50])); at += 50; ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s')
+        if at < part.height: log.append('events', encode(part[at:at+50])); at += 50; ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s'); clear(tmp_path/'s', 1)
         else: time.sleep(.05)
     for p in readers: out, err = p.communicate(); assert p.returncode == 0 and int(out) > 1, err
+
+HOLD = '''
+import sys
+from pathlib import Path
+from mlref.core import digest
+from mlref.snapshots import open_snapshot
+s = open_snapshot(Path(sys.argv[1])); print(s.name, flush=True)
+for line in sys.stdin: print(digest(s.events()), s.sql('select count(*) as n from offsets')['n'][0], flush=True)
+'''
+
+def publish(lake, log, part): log.append('events', encode(part)); ingest(lake, log, 'events', CONTRACT); return snapshot(lake, lake.path.parent/'s')
+def parts(at): return {p.stem for p in (at/'s'/'parts').iterdir()}
+
+def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); at = tmp_path/'s'
+    first = publish(lake, log, part[:200]); want = digest(events_at(lake))
+    p = subprocess.Popen([sys.executable, '-c', HOLD, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True); assert p.stdout.readline().strip() == first.name
+    ask = lambda: (p.stdin.write('?\n'), p.stdin.flush(), p.stdout.readline().split())[2]
+    shots = [publish(lake, log, part[i:i+200]) for i in range(200, 1400, 200)]
+    pinned = shots[1].name; pin(open_snapshot(at, pinned), 'model-1')
+    assert clear(at, 2) == [f.name for f in (shots[0], *shots[2:4])]
+    assert ask() == [want, '1'] and {f.name for f in at.glob('*.json')} == {first.name, pinned, shots[4].name, shots[5].name}
+    p.kill(); p.wait()  # a reader that dies holds nothing
+    assert clear(at, 2) == [first.name] and clear(at, 2) == []
+    (at/'pins'/'model-1').unlink(); assert clear(at, 1) == [pinned, shots[4].name]
+    s = open_snapshot(at); assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and digest(s.events(1)) == want
+
+CLEARS = '''
+import os, signal, sys
+from pathlib import Path
+from mlref.snapshots import clear
+unlink, n = Path.unlink, int(sys.argv[2])
+def dies(self, *a, **k):
+    global n
+    if n == 0: os.kill(os.getpid(), signal.SIGKILL)
+    n -= 1; return unlink(self, *a, **k)
+Path.unlink = dies
+clear(Path(sys.argv[1]), 1)
+'''
+
+@pytest.mark.parametrize('n', [0, 1, 2, 5])
+def test_killed_while_it_clears_every_snapshot_that_is_listed_is_whole(n, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); at = tmp_path/'s'
+    for i in range(0, 600, 150): publish(lake, log, part[i:i+150])
+    assert subprocess.run([sys.executable, '-c', CLEARS, at, str(n)]).returncode == -signal.SIGKILL
+    names = [f.name for f in at.glob('*.json')]; assert len(names) == 4 - min(n, 3)
+    for name in names: assert open_snapshot(at, name).events().height > 0
+    clear(at, 1); s = open_snapshot(at); assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events().equals(events_at(lake))
+
+def test_a_snapshot_sent_elsewhere_is_held_there_too(part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); publish(lake, log, part[:200]); s = open_snapshot(tmp_path/'s')
+    there = pickle.loads(pickle.dumps(s)); assert there == s and there.events().equals(s.events())
+    name = s.name; del s; publish(lake, log, part[200:300])
+    assert clear(tmp_path/'s', 1) == [] and there.events().equals(events_at(lake, 1))
+    del there; assert clear(tmp_path/'s', 1) == [name]
 
 READER = '''
 import sys
