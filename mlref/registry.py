@@ -22,7 +22,7 @@ import numpy as np
 from .compress import Onnx, load_engine, save_engine
 from .core import MlrefError, commit, digest, file_digest, write_bytes, write_json
 from .environment import Environment, admit, compare, environment, lock_hash, moved, scores_differ
-from .evaluate import Gate, judge
+from .gates import Gate, judge
 from .features import FeatureSet
 from .flights import FLIGHTS
 from .model import Gbm, Torch
