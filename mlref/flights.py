@@ -37,7 +37,6 @@ def local(t: np.ndarray      # Minutes UTC, int64
 _CLIP = (-30, 180)                       # minutes; delays beyond are counted as these
 _PATIENCE, _ZERO = 360, 22_000_000       # minutes until an unannounced flight is given up; a minute in 2011, to keep sums small
 _PLACE = ('origin', 'carrier', 'dest')
-_ORDER = ('t', 'event_time', 'event_id')
 
 def _departures(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'departure').select(*_PLACE, t='known_time', delay=pl.col('dep_delay').clip(*_CLIP)).sort('t')
 
@@ -54,23 +53,23 @@ def _overdue(e: pl.DataFrame) -> pl.DataFrame:
 def _planned(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'schedule').select(*_PLACE, t='sched').sort('t')
 
 # %% ../nbs/06a_flights.ipynb #1d3bb2ac
-def _left(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'departure').with_columns(t='known_time', delay='dep_delay').sort(_ORDER).select('t', 'tailnum', 'sched', 'delay')
+def _left(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'departure').select('tailnum', 'sched', t='known_time', delay='dep_delay').sort('t')
 
-def _landed(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'arrival').with_columns(t='known_time', delay='arr_delay').sort(_ORDER).select('t', 'tailnum', 'sched', 'delay')
+def _landed(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'arrival').select('tailnum', 'sched', t='known_time', delay='arr_delay').sort('t')
 
-def _leg(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'schedule').with_columns(t='sched').sort(_ORDER).select('t', 'tailnum', 'sched', 'duration')
+def _leg(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'schedule').select('tailnum', 'sched', 'duration', t='sched').sort('t')
 
 _AIR = {'temp': 'F', 'dewp': 'F', 'humid': '%', 'wind_dir': 'degree', 'wind_speed': 'mph', 'wind_gust': 'mph', 'precip': 'inch', 'pressure': 'hPa', 'visib': 'mile'}
-def _weather(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'weather').with_columns(t='known_time').sort(_ORDER).select('t', 'origin', *_AIR)
+def _weather(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'weather').select('origin', *_AIR, t='known_time').sort('t')
 
-_TEAM, _WHEN = 'operations', ('kind', 'known_time', 'event_time', 'event_id')
-DEP = Source('dep', {'delay': 'minute'}, _departures, False, _TEAM, 'Departures, known when the flight leaves', ('kind', 'known_time', *_PLACE, 'dep_delay'))
-ARR = Source('arr', {'delay': 'minute', 'late': 'flight'}, _arrivals, False, _TEAM, 'Arrivals, known when the flight lands', ('kind', 'known_time', *_PLACE, 'number', 'sched', 'arr_delay'))
-OVERDUE = Source('overdue', {'flights': 'flight', 'due': 'minute'}, _overdue, False, _TEAM, 'Flights past their departure and not known to have left', ('kind', 'known_time', *_PLACE, 'sched'))
+_TEAM, _WHEN = 'operations', ('kind', 'known_time')
+DEP = Source('dep', {'delay': 'minute'}, _departures, False, _TEAM, 'Departures, known when the flight leaves', (*_WHEN, *_PLACE, 'dep_delay'))
+ARR = Source('arr', {'delay': 'minute', 'late': 'flight'}, _arrivals, False, _TEAM, 'Arrivals, known when the flight lands', (*_WHEN, *_PLACE, 'number', 'sched', 'arr_delay'))
+OVERDUE = Source('overdue', {'flights': 'flight', 'due': 'minute'}, _overdue, False, _TEAM, 'Flights past their departure and not known to have left', (*_WHEN, *_PLACE, 'sched'))
 PLAN = Source('plan', {}, _planned, False, _TEAM, 'Scheduled departures, known a week before', ('kind', *_PLACE, 'sched'))
 LEFT = Source('left', {'sched': 'minute', 'delay': 'minute'}, _left, True, _TEAM, 'Departures of an aircraft', (*_WHEN, 'tailnum', 'sched', 'dep_delay'))
 LANDED = Source('landed', {'sched': 'minute', 'delay': 'minute'}, _landed, True, _TEAM, 'Arrivals of an aircraft', (*_WHEN, 'tailnum', 'sched', 'arr_delay'))
-LEG = Source('leg', {'sched': 'minute', 'duration': 'minute'}, _leg, True, _TEAM, 'Scheduled legs of an aircraft, known a week before', ('kind', 'event_time', 'event_id', 'tailnum', 'sched', 'duration'))
+LEG = Source('leg', {'sched': 'minute', 'duration': 'minute'}, _leg, True, _TEAM, 'Scheduled legs of an aircraft, known a week before', ('kind', 'tailnum', 'sched', 'duration'))
 WEATHER = Source('weather', _AIR, _weather, True, 'meteorology', 'Hourly weather at an origin, known an hour after its hour began', (*_WHEN, 'origin', *_AIR))
 SOURCES = {s.name: s for s in (DEP, ARR, OVERDUE, PLAN, LEFT, LANDED, LEG, WEATHER)}
 

@@ -19,7 +19,7 @@ import polars as pl
 
 from .contracts import Rule, check, refuse
 from .core import DAY, MlrefError, digest
-from .events import KINDS, SCHEMA, decode
+from .events import SCHEMA, decode, order
 from .log import Batch, Consumer, Log
 from .quality import Finding, table_rules
 
@@ -35,6 +35,7 @@ TABLES = {
     'predictions': 'flight_id varchar, T bigint, scored_at bigint, p double, version varchar, trained_until bigint, day bigint',
     'decisions': 'id varchar, decided_at bigint, action varchar, why varchar, evidence varchar, day bigint',
     'metrics': 'measured_at bigint, name varchar, version varchar, value double, low double, high double, n bigint, day bigint',
+    'calibrations': 'day bigint primary key, fitted_at bigint, a double, b double, since bigint, until bigint, known bigint, n bigint, digest varchar',
     'days': 'day bigint primary key'}
 _LATER = (('events', 'topic varchar'), ('events', 'part bigint'), ('events', 'off bigint'), ('offsets', 'watermark bigint'), ('commits', 'part bigint'), ('commits', 'ingested_at double'), ('quality', 'value double'), ('quality', 'says varchar'))  # a lake of an earlier version
 
@@ -177,15 +178,15 @@ def keep_up(lake: Lake,
     return n
 
 # %% ../nbs/05_lake.ipynb #4eb0dd89
-_ORDER = f"known_time, event_time, list_position({list(KINDS)}, kind), event_id"  # of delivery, as events.order
-AS_OF = f"select {', '.join(SCHEMA)} from events where commit_id <= coalesce(?, 9223372036854775807) and known_time >= coalesce(?, -9223372036854775807) order by {_ORDER}"
+AS_OF = f"select {', '.join(SCHEMA)} from events where commit_id <= coalesce(?, 9223372036854775807) and known_time >= coalesce(?, -9223372036854775807)"
 
 def events_at(lake: Lake,           # An open lake
               commit: int | None=None,  # Commits up to this one; None = all
               since: int | None=None    # Only events known at or after this minute
              ) -> pl.DataFrame:     # Wide events in delivery order
     "The events as of a commit"
-    return lake.sql(AS_OF, commit, since)
+    return order(lake.sql(AS_OF, commit, since))
+
 
 # %% ../nbs/05_lake.ipynb #c2aecf83
 _SAMPLE = 200  # messages of a day whose fields are looked at

@@ -31,7 +31,7 @@ from .monitor import MATURE, METRICS, Policy, WATCHED, Watch, alarms, at_once, r
 from .offline import record, table
 from .online import Online
 from .quality import Finding, leaking_nulls
-from .registry import Registry, champion, live, promote, register
+from .registry import Registry, champion, live, local, promote, register
 from .serve import Client, start_server
 from .stream import feed
 from .train import fit_cached, out_of_fold
@@ -59,7 +59,7 @@ class Home:
         raw = Path(raw) if raw else raw_folder()
         self.folder, self.static = Path(folder), static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
         self.rules, self.lake = rules(list(self.static.airports)), Lake(self.folder/'lake'/'mlref.duckdb')
-        self.log, self.store, self.registry = LocalLog(self.folder/'log'), Online(self.folder/'online'), Registry(self.folder/'registry')
+        self.log, self.store, self.registry = LocalLog(self.folder/'log'), Online(self.folder/'online'), Registry(self.folder/'registry', local(self.folder/'registry'))
         self.watches: dict[str, Watch] = {}
 
     def close(self):
@@ -110,21 +110,22 @@ def learn(home: Home, plan: Plan,
     return build(fit_cached(home.folder/'cache', plan.kind, head, tail, plan.seed), plan.engine, head.X)
 
 # %% ../nbs/22_lifecycle.ipynb #af1b8137
-def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: Table, plan: Plan) -> str:
-    "Register a model with its reference scores; its number in the registry"
+def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: Table, plan: Plan, answers: list[Gate] | None=None) -> str:
+    "Register a model with its reference scores and what the gates said; its number in the registry"
     b = io.BytesIO(); reference.write_parquet(b)
     write_bytes(home.folder/'registry'/'models'/model.version/'reference.parquet', b.getvalue())
     y, p = reference['y'].to_numpy(), reference['p'].to_numpy()
     params = {'seed': plan.seed, 'rows': len(data), 'features': version(FLIGHTS, home.static), 'stop_days': plan.stop}
     record(home.lake, FLIGHTS, model.version)
-    return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params)
+    lake = f"commit {home.lake.sql('select max(commit_id) as n from commits')['n'][0]}"
+    return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params, answers, data.X, lake)
 
 def follow(home: Home) -> str | None:
     "Let the registry's champion be what the last decision says; the number, None before the first"
     r = home.lake.sql("select evidence, decided_at, why from decisions where action = 'promote' order by decided_at desc limit 1")
     if not r.height: return None
     number = json.loads(r['evidence'][0])['number']
-    if live(home.registry) != number: promote(home.registry, number, r['decided_at'][0], r['why'][0])
+    if live(home.registry) != number: promote(home.registry, number, r['decided_at'][0], r['why'][0], 'lifecycle')
     return number
 
 # %% ../nbs/22_lifecycle.ipynb #245917f2
@@ -249,7 +250,7 @@ def decide(home: Home, plan: Plan, metrics: pl.DataFrame, version: str, day: int
     if not (why := wanted(on, tried, born, day, plan)) or not trusted: return out
     if now - (MATURE + plan.block + plan.stop + 7) * DAY < _first(home): return out  # too young to be judged
     model, answers, reference, past = challenge(home, plan, now)
-    number, ok = keep(home, model, reference, past, plan), judge(answers)
+    number, ok = keep(home, model, reference, past, plan, answers), judge(answers)
     failed = ', '.join(g.name for g in answers if not g.passed)
     out.append(decision(day, 'retrain', why, {'alarms': on, 'rows': len(past), 'version': model.version, 'trained_until': stamp(model.trained_until)}))
     out.append(decision(day, 'promote' if ok else 'refuse', 'all gates passed' if ok else failed, {'number': number, 'version': model.version, 'instead_of': version, 'gates': [asdict(g) for g in answers]}))

@@ -22,7 +22,9 @@ import duckdb
 import polars as pl
 
 from .core import MlrefError, digest, file_digest, write_bytes, write_json
+from .events import order
 from .lake import AS_OF, TABLES, Lake
+
 
 # %% ../nbs/05a_snapshots.ipynb #f47c9e1c
 GROWS = ('events', 'commits', 'quality', 'released')  # rows are only ever added, with a higher commit_id
@@ -94,7 +96,8 @@ class Snapshot:
     def events(self, commit: int | None=None  # As of this one; None = all
               ) -> pl.DataFrame:              # Wide events in delivery order
         "What `events_at` of the lake gives"
-        return self.sql(AS_OF, self.commit if commit is None else commit, None)
+        return order(self.sql(AS_OF, self.commit if commit is None else commit, None))
+
 
 # %% ../nbs/05a_snapshots.ipynb #86b156e0
 def _held(f: Path):  # The open manifest under a shared lock; None when it is not there, or was cleared meanwhile

@@ -15,7 +15,8 @@ from .contracts import Rule, check, refuse
 from .core import DAY
 from .events import decode
 from .log import Log
-from .online import LATE, Online, pack, trim, unpack, update
+from .online import LATE, Online, update
+from .records import pack, trim, unpack
 
 # %% ../nbs/09_stream.ipynb #e2b9b6b2
 _REMEMBER = LATE // DAY + 2  # days; longer than any event can be late and still be applied

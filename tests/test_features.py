@@ -39,6 +39,11 @@ def test_what_should_be_there_is_there(events):
     april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-30T07:00')))
     assert [r['held'] for r in filled(april)] == [None, True], filled(april)
 
+def test_events_in_any_order_give_the_same_bits(events):
+    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-30T07:00')))
+    make = lambda e: table(e, STATIC, minute('2013-04-01T07:00'), minute('2013-04-30T05:00')).X.tobytes()
+    want = make(april); assert all(make(april.sample(fraction=1., shuffle=True, seed=s)) == want for s in (1, 2))
+
 ONLINE = '''
 import sys; from pathlib import Path; import numpy as np, polars as pl
 from mlref.core import minute
