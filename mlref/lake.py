@@ -52,7 +52,7 @@ class Lake:
                 ):
         self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True); new = not self.path.exists()
         try:
-            self.con = duckdb.connect(str(self.path))
+            self.con = duckdb.connect(str(self.path)); self.con.execute('set enable_progress_bar_print = false')  # it would write into what a command prints
             for name, cols in TABLES.items(): self.con.execute(f'create table if not exists {name} ({cols})')
             for name, col in _LATER: self.con.execute(f'alter table {name} add column if not exists {col}')
             size, want = self.path.stat().st_size, _reach(self.con)
