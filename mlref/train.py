@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['blocks', 'device', 'order', 'pace', 'Drop', 'seeded', 'ready', 'suspects', 'save_checkpoint', 'load_checkpoint',
            'same_job', 'Epoch', 'State', 'packed', 'unpacked', 'bce', 'ranks', 'one_step', 'stop_loss', 'first_bad',
-           'job_of', 'Plan', 'steps', 'look', 'fit_torch', 'fit_gbm', 'fit', 'out_of_fold', 'fit_cached']
+           'job_of', 'Plan', 'start', 'steps', 'look', 'shared', 'fit_torch', 'fit_gbm', 'fit', 'out_of_fold',
+           'fit_cached']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
 import json
@@ -59,7 +60,7 @@ class Drop(nn.Dropout):
         cut = round(256 * self.p)
         if not self.training or not cut or x.is_cuda: return super().forward(x)
         bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2**63, None).view(torch.uint8)[:x.numel()]
-        keep = np.multiply(bits.numpy() >= cut, np.float32(256 / (256 - cut)))  # NumPy: its comparison of bytes takes a tenth of torch's time
+        keep = np.multiply(bits.numpy() >= cut, np.float32(256 / (256 - cut)))  # NumPy compares bytes several times as quickly as torch
         return x * torch.from_numpy(keep).view(x.shape).to(x.dtype)
 
 def seeded(seed: int, step: int, rank: int=0) -> None:
@@ -229,6 +230,12 @@ class Plan:
 
     def steps(self) -> int: return -(-self.rows // self.batch)  # of an epoch
 
+def start(net: nn.Module, plan: Plan, dev: str='cpu') -> State:
+    "A state before the first step; from now on the network's dropout is `Drop`"
+    for m in net.modules():
+        if type(m) is nn.Dropout: m.__class__ = Drop
+    return State(net, torch.optim.AdamW(net.to(dev).parameters(), lr=plan.rate, weight_decay=plan.decay, fused=True), torch.zeros(plan.steps(), device=dev), {})
+
 def steps(s: State, model: nn.Module, X: torch.Tensor, y: torch.Tensor, plan: Plan, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[int]:
     "Do what is left of this epoch; yields, after each step, how many of the epoch's steps are done"
     epoch, begin = divmod(s.step, n := plan.steps())
@@ -250,13 +257,10 @@ def look(s: State, a: int, b: int, plan: Plan, fit: Table, folder: Path|None) ->
     raise MlrefError(f'expected a finite loss, got {value if not math.isfinite(value) else "weights that are not"} in step {bad} of epoch {epoch}; in {where}: {suspects(X, fit.names)}; mend them or lower the learning rate'
                      + (f'; the last good checkpoint is kept in {folder}' if folder else ''))
 
-# %% ../nbs/11_train.ipynb #af6f19bf
-def _begin(net: nn.Module, plan: Plan, dev: str) -> State:
-    for m in net.modules():
-        if type(m) is nn.Dropout: m.__class__ = Drop
-    return State(net, torch.optim.AdamW(net.to(dev).parameters(), lr=plan.rate, weight_decay=plan.decay, fused=True), torch.zeros(plan.steps(), device=dev), {})
-
-def _share(net: nn.Module) -> nn.Module: return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+# %% ../nbs/11_train.ipynb #c6241def
+def shared(net: nn.Module, bucket_mb: float=25.) -> nn.Module:
+    "The network, its gradients averaged over ranks in pieces of so many MB; alone, the network"
+    return nn.parallel.DistributedDataParallel(net, forward_sync_buffers=False, bucket_cap_mb=bucket_mb) if ranks()[1] > 1 else net
 
 def _after(s: State, stop: Table, Xs: torch.Tensor, ys: torch.Tensor) -> None:
     now, epoch = stop_loss(s.net, Xs, ys), len(s.history)
@@ -287,15 +291,15 @@ def fit_torch(fit: Table, stop: Table,   # Labelled rows to learn from, and of l
               folder: Path|None=None,    # Of checkpoints; a fit that was killed goes on from there
               every: int=500,            # Steps between two looks at the loss, and two checkpoints
               history: list|None=None,   # Gets an `Epoch` for each epoch
-              wrap: Callable[[nn.Module], nn.Module]=_share  # How several processes share gradients
+              wrap: Callable[[nn.Module], nn.Module]=shared  # How several processes share gradients
              ) -> Torch:                 # A Predictor
     "Train a network; the same tables, seed and place give the same weights, also after a kill. Raises `MlrefError` on rows that cannot be learnt from, a loss that is no number, another fit's folder"
     y, plan, dev = ready(fit, stop, targets), Plan(len(fit), seed, epochs, batch, rate, decay, half), device()
     torch.manual_seed(seed); net = make(fit.names, fit.cats); net.scale(torch.from_numpy(fit.X))
-    s, job = _begin(net, plan, dev), job_of(net, fit, stop, y, asdict(plan), loss) if folder else {}
+    s, job = start(net, plan, dev), job_of(net, fit, stop, y, asdict(plan), loss) if folder else {}
     if folder and (found := load_checkpoint(folder)): same_job(job, found[0], folder); unpacked(s, *found)
     with tqdm(total=epochs * plan.steps() * batch, initial=s.step * batch, unit=' rows', unit_scale=True, disable=not progress or ranks()[0] > 0) as bar:
-        _run(s, wrap(net) if ranks()[1] > 1 else net, plan, fit, stop, y, loss, patience or epochs, folder, every, job, bar)
+        _run(s, wrap(net), plan, fit, stop, y, loss, patience or epochs, folder, every, job, bar)
     if history is not None: history.extend(s.history)
     best = make(fit.names, fit.cats); best.load_state_dict(s.best)
     return Torch(best, int(max(fit.known.max(), stop.known.max())))
