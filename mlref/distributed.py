@@ -24,9 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .checkpoint import load_checkpoint
 from .core import MlrefError, Table, write_json
 from .model import Net, Torch, load_model, save_model
-from .train import Epoch, device, fit_torch, load_checkpoint, ranks, shared
+from .train import Epoch, device, fit_torch, ranks, shared
 
 # %% ../nbs/11b_distributed.ipynb #d6c0fb66
 @dataclass(frozen=True)
