@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['blocks', 'device', 'order', 'pace', 'Drop', 'seeded', 'ready', 'suspects', 'Epoch', 'State', 'packed', 'unpacked',
-           'bce', 'ranks', 'one_step', 'stop_loss', 'first_bad', 'job_of', 'Plan', 'start', 'steps', 'look', 'shared',
-           'fit_torch', 'fit_gbm', 'fit', 'out_of_fold', 'fit_cached']
+           'bce', 'ranks', 'one_step', 'stop_loss', 'first_bad', 'job_of', 'Plan', 'start', 'finished', 'steps', 'look',
+           'shared', 'fit_torch', 'fit_gbm', 'fit', 'out_of_fold', 'fit_cached']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
 import math
@@ -58,7 +58,7 @@ class Drop(nn.Dropout):
         cut = round(256 * self.p)
         if not self.training or not cut or x.is_cuda: return super().forward(x)
         bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2**63, None).view(torch.uint8)[:x.numel()]
-        keep = np.multiply(bits.numpy() >= cut, np.float32(256 / (256 - cut)))  # NumPy compares bytes several times as quickly as torch
+        keep = np.multiply(bits.numpy() >= cut, np.float32(256 / (256 - cut)))  # in NumPy: it compares bytes many at a time
         return x * torch.from_numpy(keep).view(x.shape).to(x.dtype)
 
 def seeded(seed: int, step: int, rank: int=0) -> None:
@@ -188,11 +188,19 @@ class Plan:
 
     def steps(self) -> int: return -(-self.rows // self.batch)  # of an epoch
 
+# %% ../nbs/11_train.ipynb #d41f1f4e
 def start(net: nn.Module, plan: Plan, dev: str='cpu') -> State:
     "A state before the first step; from now on the network's dropout is `Drop`"
     for m in net.modules():
         if type(m) is nn.Dropout: m.__class__ = Drop
     return State(net, torch.optim.AdamW(net.to(dev).parameters(), lr=plan.rate, weight_decay=plan.decay, fused=True), torch.zeros(plan.steps(), device=dev), {})
+
+def finished(s: State) -> nn.Module:
+    "The network with its best weights and its own dropout"
+    s.net.load_state_dict(s.best)
+    for m in s.net.modules():
+        if type(m) is Drop: m.__class__ = nn.Dropout
+    return s.net
 
 def steps(s: State, model: nn.Module, X: torch.Tensor, y: torch.Tensor, plan: Plan, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[int]:
     "Do what is left of this epoch; yields, after each step, how many of the epoch's steps are done"
@@ -258,8 +266,7 @@ def fit_torch(fit: Table, stop: Table,   # Labelled rows to learn from, and of l
     with tqdm(total=epochs * plan.steps() * batch, initial=s.step * batch, unit=' rows', unit_scale=True, disable=not progress or ranks()[0] > 0) as bar:
         _run(s, wrap(net), plan, fit, stop, y, loss, patience or epochs, folder, every, job, bar)
     if history is not None: history += s.history
-    best = make(fit.names, fit.cats); best.load_state_dict(s.best)
-    return Torch(best, int(max(fit.known.max(), stop.known.max())))
+    return Torch(finished(s), int(max(fit.known.max(), stop.known.max())))
 
 # %% ../nbs/11_train.ipynb #6d3fb142
 def fit_gbm(fit: Table, stop: Table, seed: int=0, trees: int=600, rate: float=.05, leaves: int=63) -> Gbm:
