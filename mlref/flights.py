@@ -103,29 +103,27 @@ VIEWS = (*_each(DEP, [e for e in _PLACES if e.name != 'dest'], ('mean:delay', 'c
          FeatureView('weather_before', ENTITIES['origin'], WEATHER, ('wind_speed', 'pressure', 'visib'), (), -180, 360, WEATHER.owner, 'Weather at the origin three hours before'))
 
 # %% ../nbs/06a_flights.ipynb #dae38025
-def _aircraft(req: dict, x: list[np.ndarray], static: object) -> list[np.ndarray]:
+def _aircraft(req: dict, x: np.ndarray, static: object) -> list[np.ndarray]:
     left, left_sched, left_delay, landed, landed_sched, landed_delay, leg_sched, duration = x
-    T, nan = req['T'], np.nan
-    gap = T + HORIZON - leg_sched
+    gap = req['T'] + HORIZON - leg_sched
     ok, has_left = gap < 1440, left_sched >= leg_sched
-    so_far = np.where(has_left, np.where(left_sched == leg_sched, left_delay, 0), np.maximum(T - leg_sched, 0))
-    return [np.where(left < 4320, left, nan), np.where(landed < 4320, landed, nan), np.where(left < 1440, left_delay, nan), np.where(landed < 1440, landed_delay, nan),
-            np.where(ok, gap, nan), np.where(ok, np.minimum(so_far, 600), nan), np.where(ok, has_left, nan), np.where(ok, gap - 2 * duration - so_far, nan),
-            np.where(ok & (landed_sched == leg_sched), landed_delay, nan), np.where(ok, duration, nan)]
+    so_far = np.where(has_left, np.where(left_sched == leg_sched, left_delay, 0), np.maximum(gap - HORIZON, 0))
+    return [np.where(known, values, np.nan) for known, values in (
+        (left < 4320, left), (landed < 4320, landed), (left < 1440, left_delay), (landed < 1440, landed_delay), (ok, gap), (ok, np.minimum(so_far, 600)),
+        (ok, has_left), (ok, gap - 2 * duration - so_far), (ok & (landed_sched == leg_sched), landed_delay), (ok, duration))]
 
 AIRCRAFT = OnDemand('aircraft', ('tail_left_age', 'tail_landed_age', 'tail_left_delay', 'tail_landed_delay', 'prev_gap', 'prev_so_far', 'prev_has_left', 'prev_slack', 'prev_landed_delay', 'prev_duration'),
     _aircraft, ('left_age', 'left_sched', 'left_delay', 'landed_age', 'landed_sched', 'landed_delay', 'leg_sched', 'leg_duration'), ('sched',), _TEAM, "The aircraft's last known moves, and the state of the leg before this one")
 
 # %% ../nbs/06a_flights.ipynb #5aac1e04
-def _weather3(req: dict, x: list[np.ndarray], static: object) -> list[np.ndarray]: return [x[i] - x[i + 3] for i in range(3)]
-def _waited(req: dict, x: list[np.ndarray], static: object) -> list[np.ndarray]:  # n T - the sum of their schedules
-    return [x[i] * (req['T'] - _ZERO) - x[i + 5] for i in range(5)]
+def _weather3(req: dict, x: np.ndarray, static: object) -> np.ndarray: return x[:3] - x[3:]
+def _waited(req: dict, x: np.ndarray, static: object) -> np.ndarray: return x[:5] * (req['T'] - _ZERO) - x[5:]  # n T - the sum of their schedules
 
 _MOVES = ('wind_speed', 'pressure', 'visib')
 WEATHER3 = OnDemand('weather3', tuple(f'weather3_{n}' for n in _MOVES), _weather3, (*(f'weather_{n}' for n in _MOVES), *(f'weather_before_{n}' for n in _MOVES)), (), WEATHER.owner, 'How the weather moved in three hours')
 WAITED = OnDemand('waited', tuple(f'{e.name}_overdue_sum_sched_0m' for e in _PLACES), _waited, tuple(f'{e.name}_overdue_sum_{v}_0m' for v in ('flights', 'due') for e in _PLACES), ('sched',), _TEAM, 'Minutes that the overdue have waited, all together')
 _FLOWN = ('dest_arr_air_360m', 'dest_arr_air_1440m', 'route_arr_air_1440m', 'route_arr_air_20160m')
-def _spare(req: dict, x: list[np.ndarray], static: object) -> list[np.ndarray]: return [req['duration'] - flown for flown in x]
+def _spare(req: dict, x: np.ndarray, static: object) -> np.ndarray: return req['duration'] - x
 SPARE = OnDemand('spare', tuple(n.replace('_arr_air', '_spare') for n in _FLOWN), _spare, _FLOWN, ('duration',), _TEAM, 'Minutes planned from gate to gate beyond those that others have just spent in the air')
 
 # %% ../nbs/06a_flights.ipynb #41e2140b
@@ -157,16 +155,16 @@ def static(airports: pl.DataFrame,  # The raw airports
     return Static(tuple(sorted({*airports['faa'], *MISSING_ZONES})), {r[0]: r[1:] for r in rows})
 
 # %% ../nbs/06a_flights.ipynb #da7ee8b5
-_CARRIER_AT, _ORIGIN_AT, _HOLIDAY = places(CARRIERS), places(ORIGINS), np.array(_HOLIDAYS)
+_CARRIER_AT, _ORIGIN_AT = places(CARRIERS), places(ORIGINS)
+_AWAY = np.arange(1, 367)[:, None] - _HOLIDAYS
+_HOLIDAY_IN = np.take_along_axis(_AWAY, np.abs(_AWAY).argmin(1)[:, None], 1)[:, 0].clip(-7, 7)  # days since the nearest holiday, for each day of a year; before it when negative
 
-def _schedule(req: dict, x: list[np.ndarray], static: Static) -> list[np.ndarray]:
+def _schedule(req: dict, x: np.ndarray, static: Static) -> list[np.ndarray]:
     day, start = np.divmod(req['here'], 1440)
-    new_year = day.astype('M8[D]').astype('M8[Y]').astype('M8[D]').astype(np.int64)
-    away = (day - new_year + 1)[:, None] - _HOLIDAY
-    holiday = away[np.arange(len(away)), np.abs(away).argmin(1)].clip(-7, 7)  # days after it; before it when negative
+    date = day.astype('M8[D]'); of_year = (date - date.astype('M8[Y]')).astype(np.int64)
     dur, dist = req['duration'], req['distance']
     return [codes(req['carrier'].tolist(), _CARRIER_AT), codes(req['origin'].tolist(), _ORIGIN_AT), codes(req['dest'].tolist(), static.dests),
-            (day + 3) % 7 + 1, start, (start + dur) % 1440, holiday, dur, dist, dur - dist / 7.5]
+            (day + 3) % 7 + 1, start, (start + dur) % 1440, _HOLIDAY_IN[of_year], dur, dist, dur - dist / 7.5]
 
 SCHEDULE = OnDemand('schedule', ('carrier', 'origin', 'dest', 'weekday', 'start', 'end', 'holiday', 'duration', 'distance', 'headwind'), _schedule, (),
     ('carrier', 'origin', 'dest', 'here', 'duration', 'distance'), 'planning', 'What the request itself says')
