@@ -34,7 +34,7 @@ from .quality import Finding, leaking_nulls
 from .registry import Registry, champion, live, local, promote, register
 from .serve import Client, start_server
 from .stream import feed
-from .train import fit_cached, out_of_fold
+from .recipes import fit_cached, out_of_fold
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
 DECISIONS = {'id': pl.String, 'decided_at': pl.Int64, 'action': pl.String, 'why': pl.String, 'evidence': pl.String, 'day': pl.Int64}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['blocks', 'device', 'order', 'pace', 'Drop', 'seeded', 'ready', 'suspects', 'Epoch', 'State', 'packed', 'unpacked',
            'bce', 'ranks', 'one_step', 'stop_loss', 'first_bad', 'job_of', 'Plan', 'start', 'finished', 'steps', 'look',
-           'shared', 'fit_torch', 'fit_gbm', 'fit', 'out_of_fold', 'fit_cached']
+           'shared', 'fit_torch']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
 import math
@@ -20,8 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, same_job, save_checkpoint
-from .core import MlrefError, Table, digest, rows, service_day
-from .model import Gbm, Net, Torch, linear, load_model, save_model
+from .core import MlrefError, Table, digest, service_day
+from .model import Net, Torch
 
 # %% ../nbs/11_train.ipynb #8d2b996f
 def blocks(table: Table,  # Any table
@@ -267,46 +267,3 @@ def fit_torch(fit: Table, stop: Table,   # Labelled rows to learn from, and of l
         _run(s, wrap(net), plan, fit, stop, y, loss, patience or epochs, folder, every, job, bar)
     if history is not None: history += s.history
     return Torch(finished(s), int(max(fit.known.max(), stop.known.max())))
-
-# %% ../nbs/11_train.ipynb #6d3fb142
-def fit_gbm(fit: Table, stop: Table, seed: int=0, trees: int=600, rate: float=.05, leaves: int=63) -> Gbm:
-    "Train boosted trees; the same tables and seed give the same trees"
-    import lightgbm as lgb
-    cats = [fit.names.index(c) for c in fit.cats]
-    data = lgb.Dataset(fit.X, fit.y, categorical_feature=cats, params={'verbose': -1})
-    params = {'objective': 'binary', 'learning_rate': rate, 'num_leaves': leaves, 'min_data_in_leaf': 100, 'feature_fraction': .5, 'bagging_fraction': .8,
-              'bagging_freq': 1, 'lambda_l2': 5., 'seed': seed, 'deterministic': True, 'force_row_wise': True, 'num_threads': 2, 'verbose': -1}
-    best = lgb.train(params, data, trees, valid_sets=[data.create_valid(stop.X, stop.y)], callbacks=[lgb.early_stopping(40, verbose=False)])
-    return Gbm(best.model_to_string(num_iteration=best.best_iteration), fit.names, int(max(fit.known.max(), stop.known.max())))
-
-def fit(kind: str,       # 'logistic', 'gbm' or 'torch'
-        rows: Table,     # Labelled rows to learn from
-        stop: Table,     # Labelled rows of later days, to stop on
-        seed: int=0      # The same seed gives the same model
-       ) -> Torch | Gbm: # A Predictor
-    "Train one kind of model; raises `MlrefError` on an unknown kind or labels of one class"
-    if len(np.unique(rows.y)) < 2: raise MlrefError(f'expected late and punctual flights to learn from, got {len(rows)} rows of one kind; take more days')
-    if kind == 'logistic': return fit_torch(rows, stop, seed, epochs=3, make=linear)
-    if kind in (makers := {'gbm': fit_gbm, 'torch': fit_torch}): return makers[kind](rows, stop, seed)
-    raise MlrefError(f"expected the kind 'logistic', 'gbm' or 'torch', got {kind!r}")
-
-# %% ../nbs/11_train.ipynb #4582d1bf
-def out_of_fold(kind: str,    # As for `fit`
-                table: Table, # Labelled rows
-                k: int=3,     # Blocks
-                seed: int=0
-               ) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
-    "Scores of days that the scoring model was not trained on"
-    b, out = blocks(table, k), np.empty(len(table))
-    for i in range(k):
-        stop = (i + 1) % k if k > 2 else i
-        model = fit(kind, rows(table, (b != i) & ((b != stop) | (k < 3))), rows(table, b == stop), seed)
-        out[b == i] = model.predict(table.X[b == i])
-    return out
-
-# %% ../nbs/11_train.ipynb #5e7193aa
-def fit_cached(folder: Path, kind: str, rows: Table, stop: Table, seed: int=0) -> Torch | Gbm:
-    "`fit`, or the model that an equal call left in `folder`"
-    at = Path(folder)/digest(kind, str(seed), device(), *(a for t in (rows, stop) for a in (t.X, t.y, t.known)), list(rows.names))[:16]
-    if (at/'model.json').exists(): return load_model(at)
-    return load_model(save_model(fit(kind, rows, stop, seed), at))
