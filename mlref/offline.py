@@ -225,7 +225,7 @@ def spoil(events: pl.DataFrame,  # Wide events
          ) -> pl.DataFrame:      # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after the cut-off"
     after, wrong = pl.col('known_time') > cutoff, 170
-    moves = {c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c) for c in ('dep_delay', 'arr_delay')}
+    moves = {c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c) for c in ('dep_delay', 'arr_delay', 'air_time')}
     air = [pl.when(after & pl.col(c).is_not_null()).then(-999.).otherwise(pl.col(c)).alias(c) for c in SOURCES['weather'].values]
     return events.with_columns(*moves.values(), *air)
 
