@@ -132,11 +132,12 @@ def to_pandera(rules: tuple[Rule, ...], schema: dict[str, pl.DataType]=SCHEMA): 
     "A contract as a pandera schema; needs the package pandera"
     import pandera.polars as pa
     def checks(r): return pa.Check(lambda data: data.lazyframe.select(~_flag(r)), name=r.name, raise_warning=r.action in ('info', 'warn'))
-    return pa.DataFrameSchema({c: pa.Column(t, nullable=True) for c, t in schema.items()}, checks=[checks(r) for r in rules])
+    return pa.DataFrameSchema({c: pa.Column(t, nullable=True) for c, t in schema.items()}, checks=[checks(r) for r in rules], metadata={'rules': {r.name: r for r in rules}})
 
 def from_pandera(schema) -> tuple[Rule, ...]:
-    "The columns of a pandera schema as rules: nullability, ranges and vocabularies; raises `MlrefError` on a check it cannot read"
-    out = []
+    "A pandera schema as rules: those it was made from, and of its columns nullability, ranges and vocabularies; raises `MlrefError` on a check it cannot read"
+    made, out = (schema.metadata or {}).get('rules', {}), []
+    if lost := [k.name for k in schema.checks if k.name not in made]: raise MlrefError(f'expected checks of single columns, got {lost[0]} of the whole frame; write that rule by hand')
     for name, col in schema.columns.items():
         if not col.nullable: out.append(Rule(f'{name}: there', (), pl.col(name).is_not_null()))
         for k in col.checks:
@@ -145,4 +146,4 @@ def from_pandera(schema) -> tuple[Rule, ...]:
             elif {'min_value', 'max_value'} <= set(s): right = pl.col(name).is_between(s['min_value'], s['max_value'], {(True, True): 'both', (True, False): 'left', (False, True): 'right'}.get((s.get('include_min', True), s.get('include_max', True)), 'none'))
             else: raise MlrefError(f'expected in_range or isin on {name}, got {k.name}; write that rule by hand')
             out.append(Rule(f'{name}: {k.name}', (), pl.col(name).is_null() | right))
-    return tuple(out)
+    return tuple(made[k.name] for k in schema.checks) + tuple(out)

@@ -84,11 +84,16 @@ def file_digest(path: Path  # An existing file
 def write_bytes(path: Path,  # Where the file appears; its folder is made
                 data: bytes  # All of it
                ) -> Path:    # `path`
-    "Write a file atomically and durably"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name)
-    with os.fdopen(fd, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-    os.chmod(tmp, 0o644); os.replace(tmp, path)
+    "Write a file atomically and durably; raises `MlrefError` and leaves what was there when it cannot"
+    path, tmp = Path(path), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name)
+        with os.fdopen(fd, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
+        os.chmod(tmp, 0o644); os.replace(tmp, path)
+    except OSError as e:
+        if tmp: Path(tmp).unlink(missing_ok=True)
+        raise MlrefError(f'expected to write {path}, got: {e.strerror}; what was there is unchanged, make room or choose another folder') from None
     return path
 
 # %% ../nbs/01_core.ipynb #1ddeb668

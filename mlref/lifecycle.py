@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECISIONS', 'TOPIC', 'decision', 'Home', 'source', 'deliver', 'Plan', 'learn', 'keep', 'follow', 'bootstrap',
-           'requests', 'score', 'over_http', 'watch', 'landed', 'measure', 'wanted', 'challenge', 'decide', 'live_day',
-           'live_through', 'digests', 'story', 'summary']
+           'requests', 'score', 'over_http', 'watch', 'landed', 'measure', 'wanted', 'challenge', 'found_on',
+           'mistrust', 'decide', 'live_day', 'live_through', 'digests', 'story', 'summary']
 
 # %% ../nbs/22_lifecycle.ipynb #192c178e
 import io
@@ -22,14 +22,16 @@ from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
 from .evaluate import Gate, auc, day_bootstrap, gates, interval, judge, log_loss
 from .events import SCHEMA, disturb, encode, raw_folder, read_raw, silence, year
-from .features import FLIGHTS, Static, compute, static, version
-from .lake import Lake, add, events_at, ingest, position
+from .features import compute
+from .flights import FLIGHTS, Static, static, version
+from .lake import Lake, add, events_at, findings, ingest, look, position
 from .log import LocalLog
 from .model import Gbm, Torch, load_model
-from .monitor import MATURE, METRICS, Policy, Watch, alarms, at_once, realised, watched
+from .monitor import MATURE, METRICS, Policy, WATCHED, Watch, alarms, at_once, realised, watched
 from .offline import record, table
 from .online import Online
-from .registry import Registry, champion, live, promote, register
+from .quality import Finding, leaking_nulls
+from .registry import Registry, champion, live, local, promote, register
 from .serve import Client, start_server
 from .stream import feed
 from .train import fit_cached, out_of_fold
@@ -57,7 +59,7 @@ class Home:
         raw = Path(raw) if raw else raw_folder()
         self.folder, self.static = Path(folder), static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
         self.rules, self.lake = rules(list(self.static.airports)), Lake(self.folder/'lake'/'mlref.duckdb')
-        self.log, self.store, self.registry = LocalLog(self.folder/'log'), Online(self.folder/'online'), Registry(self.folder/'registry')
+        self.log, self.store, self.registry = LocalLog(self.folder/'log'), Online(self.folder/'online'), Registry(self.folder/'registry', local(self.folder/'registry'))
         self.watches: dict[str, Watch] = {}
 
     def close(self):
@@ -108,21 +110,22 @@ def learn(home: Home, plan: Plan,
     return build(fit_cached(home.folder/'cache', plan.kind, head, tail, plan.seed), plan.engine, head.X)
 
 # %% ../nbs/22_lifecycle.ipynb #af1b8137
-def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: Table, plan: Plan) -> str:
-    "Register a model with its reference scores; its number in the registry"
+def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: Table, plan: Plan, answers: list[Gate] | None=None) -> str:
+    "Register a model with its reference scores and what the gates said; its number in the registry"
     b = io.BytesIO(); reference.write_parquet(b)
     write_bytes(home.folder/'registry'/'models'/model.version/'reference.parquet', b.getvalue())
     y, p = reference['y'].to_numpy(), reference['p'].to_numpy()
     params = {'seed': plan.seed, 'rows': len(data), 'features': version(FLIGHTS, home.static), 'stop_days': plan.stop}
     record(home.lake, FLIGHTS, model.version)
-    return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params)
+    lake = f"commit {home.lake.sql('select max(commit_id) as n from commits')['n'][0]}"
+    return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params, answers, data.X, lake)
 
 def follow(home: Home) -> str | None:
     "Let the registry's champion be what the last decision says; the number, None before the first"
     r = home.lake.sql("select evidence, decided_at, why from decisions where action = 'promote' order by decided_at desc limit 1")
     if not r.height: return None
     number = json.loads(r['evidence'][0])['number']
-    if live(home.registry) != number: promote(home.registry, number, r['decided_at'][0], r['why'][0])
+    if live(home.registry) != number: promote(home.registry, number, r['decided_at'][0], r['why'][0], 'lifecycle')
     return number
 
 # %% ../nbs/22_lifecycle.ipynb #245917f2
@@ -215,21 +218,39 @@ def challenge(home: Home, plan: Plan, now: int) -> tuple[Torch | Gbm | Onnx, lis
     answers = [*gates(test.y, p, q, service_day(test.T), model.trained_until, begin), _served(home, best, test, q)]
     return model, answers, watched(test.T, p, test.X, test.names).with_columns(y=pl.Series(test.y)), past
 
+# %% ../nbs/22_lifecycle.ipynb #81eaa7df
+def found_on(home: Home, version: str,  # Of the model that serves
+             day: int) -> list[Finding]:
+    "What the table rules find at the end of a service day"
+    out = look(home.lake, home.log, pl.Series('tailnum', list(home.static.planes)), day_start(day + 1))
+    if home.lake.sql('select count(*) as n from predictions where version = ?', version)['n'][0]: return out
+    ref = pl.read_parquet(home.folder/'registry'/'models'/version/'reference.parquet')
+    return out + leaking_nulls(ref.select(WATCHED).fill_nan(None), ref['y'], .5)
+
+def mistrust(found: list[Finding],
+             before: list[str],  # Rules that failed the day before
+             day: int
+            ) -> tuple[bool, list[tuple]]:  # Whether a rule fails; a row of the decisions table when one begins to
+    "What findings mean for the models"
+    bad = {f.rule: f.says for f in found if f.action == 'fail' and not f.holds}
+    new = {k: v for k, v in bad.items() if k not in before}
+    return bool(bad), [decision(day, 'alarm', ', '.join(new), new)] if new else []
+
 # %% ../nbs/22_lifecycle.ipynb #1314abae
 def _history(home: Home, version: str, day: int, fresh: pl.DataFrame) -> pl.DataFrame:
     old = home.lake.sql('select * from metrics where version = ? and day >= ?', version, day - 21).cast(METRICS)
     return pl.concat([old, fresh]).filter(pl.col('version') == version)
 
-def decide(home: Home, plan: Plan, metrics: pl.DataFrame, version: str, day: int) -> list[tuple]:
-    "Rows of the decisions table at the end of a service day"
+def decide(home: Home, plan: Plan, metrics: pl.DataFrame, version: str, day: int, trusted: bool=True) -> list[tuple]:
+    "Rows of the decisions table at the end of a service day; no challenger is trained from tables that are not `trusted`"
     every, now, out = _history(home, version, day, metrics), day_start(day + 1), []
     on, before = alarms(every, plan.policy), alarms(every.filter(pl.col('measured_at') < now), plan.policy)
     if new := {k: v for k, v in on.items() if k not in before}: out.append(decision(day, 'alarm', ', '.join(new), new))
     born, tried = home.lake.sql("select min(day) as b, max(day) filter (action = 'retrain') as t from decisions where action in ('promote', 'retrain')").row(0)
-    if not (why := wanted(on, tried, born, day, plan)): return out
+    if not (why := wanted(on, tried, born, day, plan)) or not trusted: return out
     if now - (MATURE + plan.block + plan.stop + 7) * DAY < _first(home): return out  # too young to be judged
     model, answers, reference, past = challenge(home, plan, now)
-    number, ok = keep(home, model, reference, past, plan), judge(answers)
+    number, ok = keep(home, model, reference, past, plan, answers), judge(answers)
     failed = ', '.join(g.name for g in answers if not g.passed)
     out.append(decision(day, 'retrain', why, {'alarms': on, 'rows': len(past), 'version': model.version, 'trained_until': stamp(model.trained_until)}))
     out.append(decision(day, 'promote' if ok else 'refuse', 'all gates passed' if ok else failed, {'number': number, 'version': model.version, 'instead_of': version, 'gates': [asdict(g) for g in answers]}))
@@ -245,11 +266,15 @@ def live_day(home: Home, source: pl.DataFrame, plan: Plan, day: int, client: Cli
     pred, seen = score(home, model, req, day)
     scored = over_http(home, client, pred, req) if client else {'predictions': pred}
     metrics = measure(home, seen, model.version, day)
-    made = decide(home, plan, metrics, model.version, day)
-    add(home.lake, {**scored, 'metrics': metrics, 'decisions': pl.DataFrame(made, schema=DECISIONS, orient='row'), 'days': pl.DataFrame({'day': [day]})})
+    found = found_on(home, model.version, day)
+    failed = home.lake.sql("select name from quality where measured_at = ? and of_rows is null and action = 'fail' and over", day_start(day))['name'].to_list()
+    bad, alarm = mistrust(found, failed, day)
+    made = alarm + decide(home, plan, metrics, model.version, day, not bad)
+    add(home.lake, {**scored, 'metrics': metrics, 'decisions': pl.DataFrame(made, schema=DECISIONS, orient='row'), 'days': pl.DataFrame({'day': [day]}), **findings(home.lake, found, day_start(day + 1))})
     follow(home)
     return made
 
+# %% ../nbs/22_lifecycle.ipynb #eca8d2c7
 def live_through(home: Home, source: pl.DataFrame, plan: Plan, start: int, end: int, served: int=0, progress: bool=False) -> int:
     "Every service day from `start` to `end` (minutes UTC, excluded) that is not committed yet, those before `served` over HTTP; how many were lived"
     done = set(home.lake.sql('select day from days')['day'])

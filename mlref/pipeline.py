@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .core import MlrefError, commit, machine, write_bytes, write_json
+from .environment import lock_hash
 
 # %% ../nbs/23_pipeline.ipynb #a5acda6c
 def parameters(notebook: Path  # A step
@@ -79,13 +80,14 @@ class Run:
 
 def save_run(run: Run) -> Path:
     "Write `run.json`"
-    return write_json(run.folder/'run.json', {'id': run.id, 'steps': list(run.steps), 'given': run.given, 'done': run.done})
+    return write_json(run.folder/'run.json', {'id': run.id, 'steps': list(run.steps), 'given': run.given, 'done': run.done, 'lock': lock_hash()})
 
 def load_run(root: Path, data: Path, reports: Path, id: str) -> Run:
-    "A run that was started before; raises `MlrefError` naming those there are"
+    "A run that was started before; raises `MlrefError` naming those there are, or when packages are other ones now"
     f = data/'runs'/id/'run.json'
     if not f.exists(): raise MlrefError(f'expected a run {id} in {data/"runs"}, found {", ".join(sorted(p.parent.name for p in data.glob("runs/*/run.json"))) or "none"}')
     r = json.loads(f.read_text())
+    if (was := r.get('lock', lock_hash())) != lock_hash(): raise MlrefError(f'expected to go on under the lock {was} that run {id} began with, this process runs on {lock_hash()}; install that lock, or start another run')
     return Run(root, data, reports, id, tuple(r['steps']), r['given'], r['done'])
 
 # %% ../nbs/23_pipeline.ipynb #9fb621cc
@@ -219,7 +221,7 @@ def _current(a: argparse.Namespace, do: str='call ./run first') -> Path:
 def _serve(a: argparse.Namespace) -> None:
     from mlref.serve import open_server, serve
     home = Path(a.home) if a.home else _current(a, 'call ./run first or name its folder with --home')
-    serve(open_server(home, Path(a.log) if a.log else home/'served'), a.port)
+    serve(open_server(home, Path(a.log) if a.log else home/'served', uri=a.uri), a.port)
 
 # %% ../nbs/23_pipeline.ipynb #12c58c50
 def _load(a: argparse.Namespace) -> None:
@@ -237,7 +239,7 @@ def _load(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #400b9d3b
 def _definitions(a: argparse.Namespace) -> None:
-    from mlref.features import FLIGHTS
+    from mlref.flights import FLIGHTS
     from mlref.lake import Lake
     from mlref.offline import catalogue, users
     rows, data = catalogue(FLIGHTS), Path(a.data or places()[1]/'data')
@@ -255,18 +257,21 @@ def _definitions(a: argparse.Namespace) -> None:
 def _vectors(a: argparse.Namespace) -> None:
     import polars as pl
     from mlref.core import HORIZON, minute, stamp
-    from mlref.events import raw_folder, read_raw
-    from mlref.features import FLIGHTS, compute, static
+    from mlref.events import SCHEMA, raw_folder, read_raw
+    from mlref.features import compute
+    from mlref.flights import FLIGHTS, static
     from mlref.lake import Lake, events_at
     from mlref.offline import table
     from mlref.online import Online
     home, st = _current(a), static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
-    lake = Lake(home/'lake'/'mlref.duckdb'); events = events_at(lake); lake.close()
+    lake = Lake(home/'lake'/'mlref.duckdb')
     if a.what == 'get':
-        req = events.filter((pl.col('kind') == 'schedule') & (pl.col('flight_id') == a.name))
-        if not req.height: raise MlrefError(f"expected the id of a flight of this run, got {a.name!r}; ids look like {events.filter(pl.col('kind') == 'schedule')['flight_id'][0]}")
+        req = lake.sql(f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?", a.name).cast(SCHEMA)
+        last = lake.sql("select flight_id from predictions order by T desc, flight_id limit 1"); lake.close()
+        if not req.height: raise MlrefError(f"expected the id of a flight of this run, got {a.name!r}; the last one scored is {last['flight_id'][0] if last.height else 'none'}")
         for n, v in zip(FLIGHTS.names, compute(Online(home/'online', readonly=True), req, FLIGHTS, st)[0]): print(f'{n:32} {v:g}')
         print(f'known at {stamp(req["sched"][0] - HORIZON)}'); return
+    events = events_at(lake); lake.close()
     t = table(events, st, minute(a.since), minute(a.until))
     out = home/'features'/f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'; out.parent.mkdir(exist_ok=True)
     frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(pl.DataFrame(t.X, schema=list(t.names), orient='row'))
@@ -274,7 +279,7 @@ def _vectors(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #a2e3688d
 def _features(a: argparse.Namespace) -> None:
-    from mlref.features import FLIGHTS
+    from mlref.flights import FLIGHTS
     from mlref.offline import lineage
     if a.what in ('show', 'lineage', 'get') and not a.name: raise MlrefError(f'expected a name after {a.what}, got none; mlref features list shows the views')
     if a.what in ('list', 'show'): return _definitions(a)
@@ -286,11 +291,12 @@ def _features(a: argparse.Namespace) -> None:
 def _ingest(a: argparse.Namespace) -> None:
     import signal, threading
     from mlref.contracts import rules
-    from mlref.events import MISSING_ZONES, raw_folder, read_raw
+    from mlref.events import raw_folder, read_raw
+    from mlref.flights import static
     from mlref.lake import Lake, keep_up, position
     from mlref.log import Consumer, LocalLog, partitions
-    from mlref.snapshots import snapshot
-    if a.batch < 1 or a.every <= 0: raise MlrefError(f'expected --batch and --every above 0, got {a.batch} and {a.every}')
+    from mlref.snapshots import clear, snapshot
+    if a.batch < 1 or a.every <= 0 or a.keep < 0: raise MlrefError(f'expected --batch and --every above 0 and --keep from 0, got {a.batch}, {a.every} and {a.keep}')
     halt, log, lake = threading.Event(), LocalLog(Path(a.log), readonly=True), Lake(Path(a.lake))
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: halt.set())
     reader, fresh = Consumer(log, a.topic, {}), [False]
@@ -298,13 +304,75 @@ def _ingest(a: argparse.Namespace) -> None:
     def said(b): fresh[0] = True; print(f'{b.topic}/{b.part}: {b.start + len(b.messages):,} of {log.end(b.topic, b.part):,}', flush=True)
     def publish():
         if a.snapshots and fresh[0]: print(f'snapshot {snapshot(lake, Path(a.snapshots)).name}', flush=True)
+        if a.snapshots and a.keep: clear(Path(a.snapshots), a.keep)
         fresh[0] = False
     def idle():
         publish(); look()
         if not any(log.end(a.topic, p) > n for p, n in reader.at.items()): halt.set() if a.once else halt.wait(a.every)
     look(); print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
-    n = keep_up(lake, reader, rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), halt.is_set, idle, said, a.batch)
+    known = static(*(read_raw(raw_folder(), n) for n in ('airports', 'planes')))
+    n = keep_up(lake, reader, rules(list(known.airports)), halt.is_set, idle, said, a.batch)
     publish(); lake.close(); print(f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}', flush=True)
+
+# %% ../nbs/23_pipeline.ipynb #7114ad2b
+def _registry(a: argparse.Namespace):
+    from mlref.registry import Registry
+    if a.folder: return Registry(Path(a.folder), a.uri)
+    if not a.home and (a.uri or os.environ.get('MLFLOW_TRACKING_URI')): return Registry(Path(a.data or places()[1]/'data')/'registry', a.uri)
+    return Registry((Path(a.home) if a.home else _current(a, 'call ./run first, or name a registry with --home, --folder or --uri'))/'registry', a.uri)
+
+def _decided(registry, model: str) -> list[tuple[str, str]]:
+    import duckdb
+    from mlref.core import stamp
+    if not (file := registry.folder.parent/'lake'/'mlref.duckdb').exists(): return []
+    try: con = duckdb.connect(str(file), read_only=True)
+    except duckdb.Error: return [('now', 'the lake is being written to; ask again later for its decisions')]
+    rows = con.execute("select decided_at, action, why from decisions where (evidence->>'version') = ? order by decided_at, action", [model]).fetchall(); con.close()
+    return [(stamp(at), f'{action}: {why}') for at, action, why in rows]
+
+# %% ../nbs/23_pipeline.ipynb #d6305331
+def _change(a: argparse.Namespace, registry) -> None:
+    import getpass
+    from mlref import registry as r
+    if a.what == 'upload':
+        for m in (left := r.waiting(registry)): print(f'{m}: version {r.upload(registry, m)}')
+        if not left: print('nothing waits')
+        return
+    if not a.why: raise MlrefError(f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got none; say why with --why')
+    at, who = int(time.time()) // 60, a.who or getpass.getuser()
+    row = r.rollback(registry, at, a.why, who) if a.what == 'rollback' else r.promote(registry, a.versions[0], at, a.why, who, a.force)
+    print(f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id[:12]} of the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}')
+
+def _show(a: argparse.Namespace, registry) -> None:
+    from mlref import history as h
+    from mlref.registry import entry, waiting
+    if a.what == 'show': print(h.describe(registry, a.versions[0]))
+    elif a.what == 'diff': print('\n'.join(f'{w:16} {n:28} {x:28} {y}' for w, n, x, y in h.diff(*(entry(registry, v) for v in a.versions), *(h.columns(registry, v) for v in a.versions))) or 'nothing differs')
+    elif a.what == 'lineage': print('\n'.join(f'{s:12} {t}' for s, t in h.trace(registry, a.versions[0], _decided(registry, entry(registry, a.versions[0]).tags.get('model', '')))))
+    else:
+        head = ('version', 'alias', 'kind', 'trained until', 'AUC', 'features', 'lock')
+        for r in [head, *h.listing(registry)]: print(f'{r[0]:8} {r[1]:20} {r[2]:12} {r[3]:18} {r[4]:7} {r[5]:13} {r[6]}')
+        for m in waiting(registry): print(f'{m} waits to be sent: mlref models upload')
+        if said := h.unsettled(registry): print(said)
+
+# %% ../nbs/23_pipeline.ipynb #d62f3a9d
+def _models(a: argparse.Namespace) -> None:
+    import warnings
+    n = {'show': 1, 'promote': 1, 'lineage': 1, 'diff': 2}.get(a.what, 0)
+    if len(a.versions) != n: raise MlrefError(f'expected {n or "no"} version{"" if n == 1 else "s"} after {a.what}, got {len(a.versions)}; mlref models list shows those there are')
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always', UserWarning)
+        try: (_change if a.what in ('promote', 'rollback', 'upload') else _show)(a, _registry(a))
+        finally:
+            for w in heard:
+                if issubclass(w.category, UserWarning): print(f'mlref: {w.message}', file=sys.stderr)
+
+def _model_commands(sub: argparse._SubParsersAction) -> None:
+    m = sub.add_parser('models', help='versions of the model: which is live, why, what differs, and back'); m.set_defaults(do=_models)
+    m.add_argument('what', choices=('list', 'show', 'promote', 'rollback', 'diff', 'lineage', 'upload')); m.add_argument('versions', nargs='*', help='one version (show, promote, lineage), two (diff)')
+    m.add_argument('--why', help='evidence for a promotion or rollback; goes into the log'); m.add_argument('--who', help='who decides (default: the name you are logged in with)')
+    m.add_argument('--force', action='store_true', help='promote although gates failed or nobody asked them; the log says so')
+    m.add_argument('--home', help='folder of a run (default: the newest that came through)'); m.add_argument('--folder', help='folder of a registry'); m.add_argument('--uri', help='tracking URI of MLflow (default: MLFLOW_TRACKING_URI, or the file in the folder)'); m.add_argument('--data', help='folder of runs (default: data)')
 
 # %% ../nbs/23_pipeline.ipynb #d47ac0de
 def _data_commands(sub: argparse._SubParsersAction) -> None:
@@ -314,7 +382,8 @@ def _data_commands(sub: argparse._SubParsersAction) -> None:
     i = sub.add_parser('ingest', help='follow a log into a lake until stopped'); i.set_defaults(do=_ingest)
     for name, text in (('--log', 'folder of the log'), ('--lake', 'the DuckDB file; made when missing')): i.add_argument(name, required=True, help=text)
     i.add_argument('--topic', default='events'); i.add_argument('--batch', type=int, default=50_000, help='messages per transaction'); i.add_argument('--every', type=float, default=.2, help='seconds between two looks at an empty log')
-    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--once', action='store_true', help='stop when nothing waits')
+    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--keep', type=int, default=0, help='keep so many of the newest snapshots, and those that are open or pinned (default: all)')
+    i.add_argument('--once', action='store_true', help='stop when nothing waits')
 
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
 def main(argv: list[str] | None=None) -> int:  # Exit status
@@ -328,11 +397,11 @@ def main(argv: list[str] | None=None) -> int:  # Exit status
     b = sub.add_parser('bench', help='measure something against its goal'); b.add_argument('name'); b.set_defaults(do=_bench)
     v = sub.add_parser('serve', help='answer requests with the champion of a run'); v.set_defaults(do=_serve)
     v.add_argument('--home', help='folder of the run (default: the newest that came through)'); v.add_argument('--log', help='where predictions are written down (default: served/ of the run)')
-    v.add_argument('--port', type=int, default=8080); v.add_argument('--data', help='folder of runs (default: data)')
+    v.add_argument('--port', type=int, default=8080); v.add_argument('--uri', help='tracking URI of the registry (default: the file in the run, or MLFLOW_TRACKING_URI)'); v.add_argument('--data', help='folder of runs (default: data)')
     l = sub.add_parser('load', help='let users ask a running server'); l.set_defaults(do=_load)
     l.add_argument('--url', default='http://127.0.0.1:8080', help='the server'); l.add_argument('--users', type=int, default=16); l.add_argument('--seconds', type=int, default=20)
     l.add_argument('--web', action='store_true', help="Locust's own page instead, at http://127.0.0.1:8089"); l.add_argument('--data', help='folder of runs (default: data)')
-    _data_commands(sub)
+    _data_commands(sub); _model_commands(sub)
     c = sub.add_parser('card', help='write reports/card.md from reports/results'); c.set_defaults(do=_card)
     a = p.parse_args(argv)
     try: a.do(a); return 0

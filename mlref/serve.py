@@ -23,7 +23,8 @@ import polars as pl
 from .core import HORIZON, MlrefError, Predictor, minute
 from .contracts import ORIGINS
 from .events import FLIGHT, SCHEMA, decode, raw_folder, read_raw
-from .features import FLIGHTS, Static, compute, static
+from .features import compute
+from .flights import FLIGHTS, Static, static
 from .log import Log, LocalLog
 from .observe import Meters
 from .online import Online
@@ -99,7 +100,7 @@ def flights(ask: dict, static: Static) -> pl.DataFrame:
 class Server:
     "What answers need"
     model: Predictor
-    registry: Path    # Asked again by `reload`
+    registry: Registry  # Asked again by `reload`
     store: Online     # Read only
     log: Log          # Predictions are appended to its topic 'predictions'
     static: Static
@@ -108,11 +109,13 @@ class Server:
 
 def open_server(home: Path,              # Folder of a run: registry, online
                 log: Path,               # The server's own log; made when missing
-                raw: Path | None=None    # The package's files
+                raw: Path | None=None,   # The package's files
+                uri: str | None=None     # Of the registry; default as for `Registry`
                ) -> Server:
     "A server over a run's registry and online store; raises `MlrefError` when one is missing"
     raw = Path(raw) if raw else raw_folder()
-    s = Server(champion(Registry(Path(home)/'registry')), Path(home)/'registry', Online(Path(home)/'online', readonly=True), LocalLog(log),
+    registry = Registry(Path(home)/'registry', uri)
+    s = Server(champion(registry), registry, Online(Path(home)/'online', readonly=True), LocalLog(log),
                static(read_raw(raw, 'airports'), read_raw(raw, 'planes')), Meters())
     s.meters.serves(s.model.version)
     return s
@@ -120,9 +123,7 @@ def open_server(home: Path,              # Folder of a run: registry, online
 # %% ../nbs/16_serve.ipynb #88f04452
 def reload(s: Server) -> str:
     "Serve what the registry calls champion now; the version; raises `Refused` and keeps serving when the registry is gone"
-    try:
-        if not (s.registry/'mlflow.db').exists(): raise MlrefError(f'no registry in {s.registry}')
-        s.model = champion(Registry(s.registry))
+    try: s.model = champion(s.registry)
     except Exception as e: raise Refused(503, f'expected a champion in the registry, got: {e}; still serving {s.model.version}') from None
     s.meters.serves(s.model.version)
     return s.model.version

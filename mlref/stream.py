@@ -11,11 +11,12 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-from .contracts import Rule, check
+from .contracts import Rule, check, refuse
 from .core import DAY
 from .events import decode
 from .log import Log
-from .online import LATE, Online, pack, trim, unpack, update
+from .online import LATE, Online, update
+from .records import pack, trim, unpack
 
 # %% ../nbs/09_stream.ipynb #e2b9b6b2
 _REMEMBER = LATE // DAY + 2  # days; longer than any event can be late and still be applied
@@ -50,10 +51,10 @@ def feed(store: Online,            # Opened for writing
          rules: tuple[Rule, ...],  # The contract
          batch: int=50_000         # Messages read at once
         ) -> dict[str, int]:       # messages read; applied, refused, repeated, late: what became of them
-    "Apply what waits in the log; safe to kill at any moment and to run again"
+    "Apply what waits in the log; safe to kill at any moment and to run again; raises `MlrefError` and leaves the store as it was when a rule refuses a batch"
     n = dict.fromkeys(('messages', 'applied', 'refused', 'repeated', 'late'), 0)
     while msgs := log.read(topic, at := store.position(), batch):
-        good = check(decode(msgs)[0], rules).good.sort('_i').drop('_i'); late = too_late(store, good)
+        good = refuse(check(decode(msgs)[0], rules)).good.sort('_i').drop('_i'); late = too_late(store, good)
         new, notes = unseen(store, good.filter(~late))
         update(store, new, at + len(msgs), notes)
         n['messages'] += len(msgs); n['refused'] += len(msgs) - good.height

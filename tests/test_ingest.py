@@ -1,5 +1,5 @@
-"""Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, cut files, readers beside the writer"""
-import json, os, random, resource, signal, subprocess, sys, tempfile, time
+"""Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, locked and cut files, readers beside the writer, snapshots that are cleared while they are read"""
+import json, os, pickle, random, resource, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import polars as pl, pytest
 from hypothesis import settings, strategies as st
@@ -10,7 +10,7 @@ from mlref.events import MISSING_ZONES, between, corrupt, disturb, encode, raw_f
 from mlref.lake import Lake, events_at, ingest, position
 from mlref.log import LocalLog, check_log, send
 from mlref.pipeline import row, write_results
-from mlref.snapshots import open_snapshot, snapshot
+from mlref.snapshots import clear, open_snapshot, pin, snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
@@ -149,9 +149,64 @@ def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(
     readers = [subprocess.Popen([sys.executable, '-c', READ, tmp_path/'s', '4'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     at = 200
     while any(p.poll() is None for p in readers):
-        if at < part.height: log.append('events', encode(part[at:at+50])); at += 50; ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s')
+        if at < part.height: log.append('events', encode(part[at:at+50])); at += 50; ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s'); clear(tmp_path/'s', 1)
         else: time.sleep(.05)
     for p in readers: out, err = p.communicate(); assert p.returncode == 0 and int(out) > 1, err
+
+HOLD = '''
+import sys
+from pathlib import Path
+from mlref.core import digest
+from mlref.snapshots import open_snapshot
+s = open_snapshot(Path(sys.argv[1])); print(s.name, flush=True)
+for line in sys.stdin: print(digest(s.events()), s.sql('select count(*) as n from offsets')['n'][0], flush=True)
+'''
+
+def publish(lake, log, part): log.append('events', encode(part)); ingest(lake, log, 'events', CONTRACT); return snapshot(lake, lake.path.parent/'s')
+def parts(at): return {p.stem for p in (at/'s'/'parts').iterdir()}
+
+def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); at = tmp_path/'s'
+    first = publish(lake, log, part[:200]); want = digest(events_at(lake))
+    p = subprocess.Popen([sys.executable, '-c', HOLD, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True); assert p.stdout.readline().strip() == first.name
+    ask = lambda: (p.stdin.write('?\n'), p.stdin.flush(), p.stdout.readline().split())[2]
+    shots = [publish(lake, log, part[i:i+200]) for i in range(200, 1400, 200)]
+    pinned = shots[1].name; pin(open_snapshot(at, pinned), 'model-1')
+    assert clear(at, 2) == [f.name for f in (shots[0], *shots[2:4])]
+    assert ask() == [want, '1'] and {f.name for f in at.glob('*.json')} == {first.name, pinned, shots[4].name, shots[5].name}
+    p.kill(); p.wait()  # a reader that dies holds nothing
+    assert clear(at, 2) == [first.name] and clear(at, 2) == []
+    (at/'pins'/'model-1').unlink(); assert clear(at, 1) == [pinned, shots[4].name]
+    s = open_snapshot(at); assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and digest(s.events(1)) == want
+
+CLEARS = '''
+import os, signal, sys
+from pathlib import Path
+from mlref.snapshots import clear
+unlink, n = Path.unlink, int(sys.argv[2])
+def dies(self, *a, **k):
+    global n
+    if n == 0: os.kill(os.getpid(), signal.SIGKILL)
+    n -= 1; return unlink(self, *a, **k)
+Path.unlink = dies
+clear(Path(sys.argv[1]), 1)
+'''
+
+@pytest.mark.parametrize('n', [0, 1, 2, 5])
+def test_killed_while_it_clears_every_snapshot_that_is_listed_is_whole(n, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); at = tmp_path/'s'
+    for i in range(0, 600, 150): publish(lake, log, part[i:i+150])
+    assert subprocess.run([sys.executable, '-c', CLEARS, at, str(n)]).returncode == -signal.SIGKILL
+    names = [f.name for f in at.glob('*.json')]; assert len(names) == 4 - min(n, 3)
+    for name in names: assert open_snapshot(at, name).events().height > 0
+    clear(at, 1); s = open_snapshot(at); assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events().equals(events_at(lake))
+
+def test_a_snapshot_sent_elsewhere_is_held_there_too(part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); publish(lake, log, part[:200]); s = open_snapshot(tmp_path/'s')
+    there = pickle.loads(pickle.dumps(s)); assert there == s and there.events().equals(s.events())
+    name = s.name; del s; publish(lake, log, part[200:300])
+    assert clear(tmp_path/'s', 1) == [] and there.events().equals(events_at(lake, 1))
+    del there; assert clear(tmp_path/'s', 1) == [name]
 
 READER = '''
 import sys
@@ -196,6 +251,109 @@ def test_a_full_disk_is_said_and_what_was_there_stays(what, tmp_path):
     assert 'expected room' in r.stdout and 'nothing of this' in r.stdout and len(r.stdout.strip().splitlines()) == 1, r.stdout + r.stderr
     if what == 'log': log = LocalLog(at); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
     else: lake = Lake(at); assert lake.sql('select (select count(*) from days) as a, (select count(*) from decisions) as b').row(0) == (1, 0)
+
+@pytest.fixture
+def small(tmp_path):
+    "A disk of 4 MB that is really full when it is"
+    at = tmp_path/'disk'; at.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', at], capture_output=True).returncode: pytest.skip('expected to be allowed to mount a small disk, was not; run as root')
+    yield at
+    subprocess.run(['umount', '-l', at], check=True)
+
+def fill(at):
+    "Leave one page free"
+    f = os.open(at/'filler', os.O_CREAT | os.O_WRONLY)
+    try:
+        while True: os.write(f, b'x' * 4096)
+    except OSError: os.ftruncate(f, os.lseek(f, 0, os.SEEK_CUR) - 4096)
+    os.close(f)
+
+def test_a_log_on_a_full_disk(small):
+    log = LocalLog(small/'log'); log.append('t', [b'x' * 1000] * 10)
+    with pytest.raises(MlrefError, match='expected room on the disk .* nothing of this batch was kept'): log.append('t', [b'y' * 1000] * 9000)
+    log.close(); log = LocalLog(small/'log'); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
+
+def test_events_over_http_when_the_disk_is_full(small, part):
+    from mlref.observe import Meters
+    from mlref.serve import Refused, Server, push
+    s = Server(None, small, None, LocalLog(small/'log'), None, Meters()); msgs = encode(part.head(100)); push(s, b'\n'.join(msgs)); fill(small)
+    with pytest.raises(Refused, match='nothing of this batch was kept') as e:
+        for _ in range(99): push(s, b'\n'.join(encode(part.head(2000))))
+    end = s.log.end('events'); assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
+    (small/'filler').unlink(); assert push(s, msgs[0])[0]['offset'] == end
+
+def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(small/'l.duckdb'); log.append('events', encode(part.head(1000))); ingest(lake, log, 'events', CONTRACT); lake.con.execute('checkpoint'); fill(small)
+    before = digest(events_at(lake)); log.append('events', encode(part[1000:5000]))
+    with pytest.raises(MlrefError, match='expected room for .* nothing of this transaction was kept'): ingest(lake, log, 'events', CONTRACT)
+    try: lake.close()
+    except Exception: pass  # the connection may be lost with the disk
+    (small/'filler').unlink(); lake = Lake(small/'l.duckdb')
+    assert (position(lake, 'events'), digest(events_at(lake))) == (1000, before)
+    ingest(lake, log, 'events', CONTRACT); lake.close()
+    assert books(small/'l.duckdb')[0] == 5000 and books(small/'l.duckdb')[4:] == (0, 0)
+
+def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part.head(500))); ingest(lake, log, 'events', CONTRACT)
+    snapshot(lake, small/'s'); before = open_snapshot(small/'s'); fill(small); log.append('events', encode(part[500:4000])); ingest(lake, log, 'events', CONTRACT)
+    with pytest.raises(MlrefError, match='expected to write .* what was there is unchanged'): snapshot(lake, small/'s')
+    assert open_snapshot(small/'s') == before and not [p for p in (small/'s').rglob('.*')] and before.events().height == events_at(lake, 1).height
+    (small/'filler').unlink(); snapshot(lake, small/'s'); assert open_snapshot(small/'s').events().equals(events_at(lake))
+
+@pytest.mark.parametrize('what', [LocalLog, Lake])
+def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, small):
+    fill(small)
+    with pytest.raises(MlrefError, match='could not open it'): what(small/'new')
+    (small/'filler').unlink(); what(small/'new').close()
+
+@pytest.mark.parametrize('cut', [0, 1000, .25, .5, -300_000, -1])
+def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part)); ingest(lake, log, 'events', CONTRACT); lake.close()
+    f = tmp_path/'l.duckdb'; n = f.stat().st_size; os.truncate(f, int(n * cut) if isinstance(cut, float) else cut % n); left = f.read_bytes()
+    with pytest.raises(MlrefError, match='(could not open it|it was cut off).*; restore it'): Lake(f)
+    assert f.read_bytes() == left
+
+def test_a_transaction_log_that_was_cut_off_loses_whole_commits_and_they_come_again(part, tmp_path):
+    n = storm(tmp_path, part); r = subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'after', '40', '0']); assert r.returncode == -signal.SIGKILL
+    wal = tmp_path/'lake.duckdb.wal'; os.truncate(wal, wal.stat().st_size * 2 // 3)
+    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); assert 0 < read < n and (read, twice, places) == (rows + again + dead, 0, 0) and read % 40 == 0
+    lake, log = Lake(tmp_path/'lake.duckdb'), LocalLog(tmp_path/'log', readonly=True); [ingest(lake, log, 'events', CONTRACT, part=p) for p in (0, 1)]; lake.close()
+    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); assert (read, twice, places) == (n, 0, 0) and read == rows + again + dead
+
+@pytest.mark.parametrize('what, says', [('manifest', 'cut off or altered'), ('current', 'it was cut off'), ('part', 'it is altered')])
+def test_a_snapshot_that_was_cut_off_is_refused(what, says, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); publish(lake, log, part[:200]); at = tmp_path/'s'; s = open_snapshot(at)
+    f = {'manifest': at/s.name, 'current': at/'current', 'part': at/'parts'/f'{s.tables["events"][0]}.parquet'}[what]; os.truncate(f, f.stat().st_size // 2 if what != 'current' else 5)
+    with pytest.raises(MlrefError, match=says): open_snapshot(at)
+    if what != 'part':
+        with pytest.raises(MlrefError, match=says): publish(lake, log, part[200:300])
+
+OWNER = '''
+import sys, time
+from pathlib import Path
+from mlref.log import LocalLog
+log = LocalLog(Path(sys.argv[1])); db = log._db('t', 0)
+with log.env.begin(write=True) as txn: txn.put(b'\\0' * 8, b'half', db=db); print('holds', flush=True); time.sleep(60)
+'''
+MANY = '''
+import sys
+from pathlib import Path
+from mlref.log import LocalLog
+log = LocalLog(Path(sys.argv[1]))
+for i in range(200): log.append('t', [f'{sys.argv[2]} {i}'.encode()] * 3)
+'''
+
+def test_a_log_locked_by_a_writer_that_dies_is_free_again_without_its_half_batch(tmp_path):
+    LocalLog(tmp_path).close(); p = subprocess.Popen([sys.executable, '-c', OWNER, tmp_path], stdout=subprocess.PIPE, text=True); assert p.stdout.readline()
+    w = subprocess.Popen([sys.executable, '-c', MANY, tmp_path, 'a']); time.sleep(1); assert w.poll() is None  # it waits for its turn
+    assert LocalLog(tmp_path, readonly=True).end('t') == 0  # readers do not
+    p.kill(); p.wait(); assert w.wait(30) == 0
+    log = LocalLog(tmp_path, readonly=True); assert log.end('t') == 600 and log.read('t', 0, 3) == [b'a 0'] * 3
+
+def test_two_writers_take_turns_batch_by_batch(tmp_path):
+    both = [subprocess.Popen([sys.executable, '-c', MANY, tmp_path, x]) for x in 'ab']; assert [p.wait(60) for p in both] == [0, 0]
+    got = [m.decode() for m in LocalLog(tmp_path, readonly=True).read('t', 0, 9999)]; assert all(got[i] == got[i + 1] == got[i + 2] for i in range(0, 1200, 3))
+    assert all([m for m in got[::3] if m[0] == x] == [f'{x} {i}' for i in range(200)] for x in 'ab')
 
 class LogMachine(RuleBasedStateMachine):
     "Whatever is done in whatever order, the log is the lists it was given"

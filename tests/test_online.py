@@ -5,7 +5,8 @@ import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mlref.core import MlrefError
-from mlref.online import BACK, EXPIRED, MISSING, PRESENT, Layout, Online, check_store, extend, latest, pack, push, reshard, trim, unpack
+from mlref.online import EXPIRED, MISSING, PRESENT, Online, check_store, latest, push, reshard
+from mlref.records import BACK, Layout, extend, pack, trim, unpack
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 LAST, ROWS, SUMS = (Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50), Layout('rows/k', ('a',), True, 500, 'b' * 16), Layout('sums/k', ('a', 'b'), False, 500, 'c' * 16))
@@ -94,7 +95,8 @@ test_machine = Machine.TestCase
 
 READER = '''
 import sys, time; from pathlib import Path; import numpy as np
-from mlref.online import Layout, Online, latest
+from mlref.online import Online, latest
+from mlref.records import Layout
 l = Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
 s, keys, n, wrong, gen, low = Online(Path(sys.argv[1]), readonly=True, more=(l,)), [f'k{i}' for i in range(200)], 0, 0, set(), -1
 print('ready', flush=True)
@@ -120,7 +122,8 @@ def test_readers_see_no_wrong_answer_while_the_store_is_resharded_and_written(re
 
 WRITER = '''
 import sys; from pathlib import Path; import numpy as np
-from mlref.online import Layout, Online, reshard
+from mlref.online import Online, reshard
+from mlref.records import Layout
 l = Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
 s = Online(Path(sys.argv[1]), more=(l,), shards=3); print('ready', flush=True)
 v = int(s.note(b'!v') or 0)

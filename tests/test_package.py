@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LIGHT = [m for m in 'core events log contracts lake features offline online stream'.split() if (ROOT/f'mlref/{m}.py').exists()]
+LIGHT = [m for m in 'core events log contracts lake features flights offline records online stream'.split() if (ROOT/f'mlref/{m}.py').exists()]
 
 @pytest.mark.parametrize('module', LIGHT)
 def test_light_modules_import_nothing_heavy(module):

@@ -75,7 +75,7 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
     import polars as pl
     from mlref.contracts import rules
     from mlref.events import encode, read_raw, year
-    from mlref.features import static
+    from mlref.flights import static
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
     st = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))

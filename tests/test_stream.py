@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from mlref.contracts import rules
 from mlref.core import DAY, HORIZON, MlrefError, minute
 from mlref.events import between, disturb, encode, raw_folder, read_raw, year
-from mlref.features import FLIGHTS, compute, static
+from mlref.features import compute
+from mlref.flights import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import LATE, Online, reshard
 from mlref.stream import feed, records
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from mlref.contracts import rules
 from mlref.events import raw_folder, read_raw
-from mlref.features import static
+from mlref.flights import static
 from mlref.log import LocalLog
 from mlref.online import Online
 from mlref.stream import feed

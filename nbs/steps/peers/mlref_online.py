@@ -3,7 +3,8 @@ import json, sys, time
 from pathlib import Path
 import numpy as np, polars as pl
 from mlref.features import FeatureSet, minutes
-from mlref.online import Layout, Online, latest, push
+from mlref.online import Online, latest, push
+from mlref.records import Layout
 
 home = Path(sys.argv[1]); spec = json.loads((home/'spec.json').read_text()); key = spec['key']
 layouts = tuple(Layout(n, tuple(v), True, 0, f'{i:016x}', 10**7) for i, (n, v) in enumerate(spec['views'].items()))  # the last row of a key, with a TTL that is looked at

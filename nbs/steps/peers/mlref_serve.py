@@ -3,7 +3,8 @@ import sys
 from pathlib import Path
 import numpy as np, polars as pl
 from mlref.events import SCHEMA, decode, raw_folder, read_raw
-from mlref.features import FLIGHTS, compute, static
+from mlref.features import compute
+from mlref.flights import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import Online, update
 
