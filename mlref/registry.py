@@ -22,7 +22,7 @@ import numpy as np
 from .compress import Onnx, load_engine, save_engine
 from .core import MlrefError, commit, digest, file_digest, write_bytes, write_json
 from .environment import Environment, admit, compare, environment, lock_hash, moved, scores_differ
-from .evaluate import Gate, judge
+from .gates import Gate, judge
 from .features import FeatureSet
 from .flights import FLIGHTS
 from .model import Gbm, Torch
@@ -153,7 +153,8 @@ def upload(registry: Registry,
         tags = {**about['tags'], 'run': run.info.run_id, 'logged': logged.model_id}
         made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id)
         number, old = str(made.version), tags
-        _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
+    known = _ask(registry, 'get_registered_model', NAME).aliases
+    if int(number) > max(map(int, known.values()), default=0): _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
     if about and about['tags'].get('gates', old.get('gates')) != old.get('gates'): _ask(registry, 'set_model_version_tag', NAME, number, 'gates', about['tags']['gates'])
     note.unlink(missing_ok=True)
     return number

@@ -5,13 +5,13 @@ from urllib.request import urlopen
 import numpy as np, pytest, torch
 from mlref.core import MlrefError, digest
 from mlref.environment import installed, lock_file, lock_hash, locked, strayed
-from mlref.evaluate import Gate
+from mlref.gates import Gate
 from mlref.flights import FLIGHTS
 from mlref.model import Torch, linear
 from mlref import registry as g
 from mlref.registry import Registry, champion, live, local, promote, promotions, register, rollback, settle, waiting
 
-ROOT = Path(__file__).parent.parent
+ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
 FORK = multiprocessing.get_context('forkserver'); FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])  # processes of their own that need not import everything again
 X = np.random.default_rng(0).normal(size=(64, len(FLIGHTS.names))).astype(np.float32)
 GOOD, BAD = [Gate('better than the champion', True, .01, -.003, '')], [Gate('better than the champion', False, -.02, -.003, '')]
@@ -90,7 +90,7 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
 @pytest.mark.parametrize('at', [['create_logged_model'], ['create_model_version', 'late'], ['set_registered_model_alias', 'late', 'challenger']], ids=' '.join)
 def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
     r = Registry(folder); killed(folder, at, 'register', model(9), digest([9]), {'auc': .7}, {'seed': 9}, GOOD, X)
-    assert waiting(r) == [model(9).version] and g.upload(r, model(9).version) == '4' and waiting(r) == []
+    assert waiting(r) == [model(9).version] and g.upload(r, model(9).version) == live(r, 'challenger') == '4' and waiting(r) == []
     experiment, mine = [r.client.get_experiment_by_name('late').experiment_id], f"tags.model = '{model(9).version}'"
     assert [len(r.client.search_runs(experiment, mine)), len(r.client.search_logged_models(experiment, mine)), len(r.client.search_model_versions(f"name = 'late' and {mine}"))] == [1, 1, 1]
     assert promote(r, '4', 30, 'bootstrap').to == '4' and champion(r).version == model(9).version
@@ -99,6 +99,26 @@ def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_
     r = Registry(folder); promote(r, '1', 30, 'bootstrap'); promote(r, '2', 40, 'better')
     killed(folder, ['set_registered_model_alias', 'late', 'champion'], 'rollback', 50, 'worse'); assert live(r) == '2'
     rollback(r, 51, 'worse'); assert (live(r), [x.to for x in promotions(r)]) == ('1', ['1', '2', '1'])
+
+def _killed_at(folder, k, do, *more):
+    real, calls = g._ask, iter(range(10**6))
+    def ask(*a, **kw):
+        if next(calls) == k: os.kill(os.getpid(), signal.SIGKILL)
+        return real(*a, **kw)
+    g._ask = ask; getattr(g, do)(Registry(folder), *more)
+
+def test_killed_at_any_call_to_mlflow(whole, tmp_path):
+    "Two rows at the end, whatever call a promotion and a rollback died at; a sample of the calls in the first tier"
+    for do, more in (('promote', ('2', 40, 'better')), ('rollback', (50, 'worse'))):
+        for k in range(0, 100, 1 if DEEP else 9):
+            folder = Path(shutil.copytree(whole, tmp_path/f'{do}{k}')); r = Registry(folder); promote(r, '1', 30, 'bootstrap')
+            if do == 'rollback': promote(r, '2', 35, 'better')
+            p = FORK.Process(target=_killed_at, args=(folder, k, do, *more)); p.start(); p.join()
+            getattr(g, do)(r, *more); want = ['1', '2', '1'][:3 if do == 'rollback' else 2]
+            assert ([x.to for x in promotions(r)], live(r), live(r, 'previous')) == (want, want[-1], want[-2]), k
+            if p.exitcode == 0: break
+            assert p.exitcode == -signal.SIGKILL
+        assert p.exitcode == 0 and k > 9
 
 def _both(folder, version, meet, said):
     real = g._ask
@@ -154,6 +174,8 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
         with pytest.raises(MlrefError, match='altered'): promote(there, order[1], 60, 'again')
         (rc, listed, _), = cli('models list --data ' + str(tmp_path/'data'), MLFLOW_TRACKING_URI=uri); assert rc == 0 and 'champion' in listed
     finally: os.killpg(server.pid, signal.SIGKILL); server.wait()
+    with pytest.raises(g.Unreachable, match='to answer'): champion(there)
+    with pytest.raises(g.Unreachable, match='to answer'): rollback(there, 70, 'worse')
 
 TRAP = '''
 import os, sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path; at, mark = Path(sys.argv[1]), sys.argv[2]
