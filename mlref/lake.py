@@ -35,28 +35,39 @@ TABLES = {
     'predictions': 'flight_id varchar, T bigint, scored_at bigint, p double, version varchar, trained_until bigint, day bigint',
     'decisions': 'id varchar, decided_at bigint, action varchar, why varchar, evidence varchar, day bigint',
     'metrics': 'measured_at bigint, name varchar, version varchar, value double, low double, high double, n bigint, day bigint',
+    'calibrations': 'day bigint primary key, fitted_at bigint, a double, b double, since bigint, until bigint, known bigint, n bigint, digest varchar',
     'days': 'day bigint primary key'}
 _LATER = (('events', 'topic varchar'), ('events', 'part bigint'), ('events', 'off bigint'), ('offsets', 'watermark bigint'), ('commits', 'part bigint'), ('commits', 'ingested_at double'), ('quality', 'value double'), ('quality', 'says varchar'))  # a lake of an earlier version
 
 # %% ../nbs/05_lake.ipynb #95ab920a
+def _reach(con: duckdb.DuckDBPyConnection) -> int:  # Bytes up to the end of the last block that holds rows
+    each = "select max(greatest(block_id, coalesce(list_max(additional_block_ids), -1))) as b from pragma_storage_info('{}') where persistent"
+    last = con.execute(f"select max(b) from ({' union all '.join(each.format(t) for t in TABLES)})").fetchall()[0][0]
+    return 0 if last is None else 3 * 4096 + (last + 1) * con.execute('select block_size from pragma_database_size()').fetchall()[0][0]
+
 class Lake:
     "The store of record: a DuckDB file owned by one process"
     def __init__(self, path: Path  # The file; made when missing
                 ):
-        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True)
-        try: self.con = duckdb.connect(str(self.path))
+        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True); new = not self.path.exists()
+        try:
+            self.con = duckdb.connect(str(self.path))
+            for name, cols in TABLES.items(): self.con.execute(f'create table if not exists {name} ({cols})')
+            for name, col in _LATER: self.con.execute(f'alter table {name} add column if not exists {col}')
+            size, want = self.path.stat().st_size, _reach(self.con)
         except duckdb.Error as e:
+            if new: self.path.unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
             who = re.search(r'PID (\d+)', str(e))
-            if 'lock' not in str(e).lower() or not who: raise MlrefError(f'expected a DuckDB file in {self.path}, got something else: {str(e).splitlines()[0]}') from None
+            if 'lock' not in str(e).lower() or not who: raise MlrefError(f'expected a DuckDB file in {self.path}, could not open it: {str(e).splitlines()[0]}; restore it, or ingest the log into another file') from None
             raise MlrefError(f"expected to be the only writer of {self.path}, process {who[1]} holds it; wait for it or stop it") from None
-        for name, cols in TABLES.items(): self.con.execute(f'create table if not exists {name} ({cols})')
-        for name, col in _LATER: self.con.execute(f'alter table {name} add column if not exists {col}')
+        if size < want: self.con.close(); raise MlrefError(f'expected {want:,} bytes in {self.path}, found {size:,}: it was cut off; restore it, or ingest the log into another file')
 
     def sql(self, query: str,        # Plain DuckDB SQL
             *args: object            # Values for its question marks
            ) -> pl.DataFrame:        # The result
         "Ask anything"
-        return pl.from_arrow(self.con.sql(query, params=list(args)).to_arrow_table())
+        try: return pl.from_arrow(self.con.sql(query, params=list(args)).to_arrow_table())
+        except (duckdb.IOException, duckdb.FatalException) as e: raise MlrefError(f'expected to read {self.path}, got: {str(e).splitlines()[0]}; restore it, or ingest the log into another file') from None
 
     def close(self):
         "Let another process open the file"
@@ -78,7 +89,7 @@ def add(lake: Lake,                      # An open lake
     except BaseException as e:
         try: lake.con.rollback()
         except duckdb.Error: pass  # the connection is lost with the disk; the file is as the last commit left it
-        if isinstance(e, (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException)): raise MlrefError(f'expected room for {lake.path}, got: {str(e).splitlines()[0]}; nothing of this transaction was kept, make room and open the lake again') from None
+        if isinstance(e, (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException)) or isinstance(e, duckdb.TransactionException) and 'write' in str(e): raise MlrefError(f'expected room for {lake.path}, got: {str(e).splitlines()[0]}; nothing of this transaction was kept, make room and open the lake again') from None
         raise
 
 # %% ../nbs/05_lake.ipynb #e4d9bd35

@@ -41,9 +41,11 @@ class LocalLog:
                 ):
         self.folder, self.dbs = Path(folder), {}
         if readonly and not (self.folder/'data.mdb').exists(): raise MlrefError(f'expected a log in {folder}, found none; ingest first')
-        _whole(self.folder)
+        _whole(self.folder); new = not (self.folder/'data.mdb').exists()
         try: self.folder.mkdir(parents=True, exist_ok=True); self.env = lmdb.open(str(self.folder), map_size=size, max_dbs=256, readonly=readonly, subdir=True)
-        except (lmdb.Error, OSError) as e: raise MlrefError(f'expected a log in {folder}, could not open it: {e}; restore it or choose another folder') from None
+        except (lmdb.Error, OSError) as e:
+            for f in ('data.mdb', 'lock.mdb') if new else (): (self.folder/f).unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
+            raise MlrefError(f'expected a log in {folder}, could not open it: {e}; restore it or choose another folder') from None
         pages, psize = self.env.info()['last_pgno'] + 1, self.env.stat()['psize']
         if (have := (self.folder/'data.mdb').stat().st_size) < pages * psize:
             self.env.close(); raise MlrefError(f'expected {pages * psize:,} bytes in {folder}/data.mdb, found {have:,}: it was cut off; restore it from a copy')

@@ -1,4 +1,4 @@
-"""Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, cut files, readers beside the writer"""
+"""Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, locked and cut files, readers beside the writer, snapshots that are cleared while they are read"""
 import json, os, pickle, random, resource, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import polars as pl, pytest
@@ -251,6 +251,109 @@ def test_a_full_disk_is_said_and_what_was_there_stays(what, tmp_path):
     assert 'expected room' in r.stdout and 'nothing of this' in r.stdout and len(r.stdout.strip().splitlines()) == 1, r.stdout + r.stderr
     if what == 'log': log = LocalLog(at); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
     else: lake = Lake(at); assert lake.sql('select (select count(*) from days) as a, (select count(*) from decisions) as b').row(0) == (1, 0)
+
+@pytest.fixture
+def small(tmp_path):
+    "A disk of 4 MB that is really full when it is"
+    at = tmp_path/'disk'; at.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', at], capture_output=True).returncode: pytest.skip('expected to be allowed to mount a small disk, was not; run as root')
+    yield at
+    subprocess.run(['umount', '-l', at], check=True)
+
+def fill(at):
+    "Leave one page free"
+    f = os.open(at/'filler', os.O_CREAT | os.O_WRONLY)
+    try:
+        while True: os.write(f, b'x' * 4096)
+    except OSError: os.ftruncate(f, os.lseek(f, 0, os.SEEK_CUR) - 4096)
+    os.close(f)
+
+def test_a_log_on_a_full_disk(small):
+    log = LocalLog(small/'log'); log.append('t', [b'x' * 1000] * 10)
+    with pytest.raises(MlrefError, match='expected room on the disk .* nothing of this batch was kept'): log.append('t', [b'y' * 1000] * 9000)
+    log.close(); log = LocalLog(small/'log'); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
+
+def test_events_over_http_when_the_disk_is_full(small, part):
+    from mlref.observe import Meters
+    from mlref.serve import Refused, Server, push
+    s = Server(None, small, None, LocalLog(small/'log'), None, Meters()); msgs = encode(part.head(100)); push(s, b'\n'.join(msgs)); fill(small)
+    with pytest.raises(Refused, match='nothing of this batch was kept') as e:
+        for _ in range(99): push(s, b'\n'.join(encode(part.head(2000))))
+    end = s.log.end('events'); assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
+    (small/'filler').unlink(); assert push(s, msgs[0])[0]['offset'] == end
+
+def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(small/'l.duckdb'); log.append('events', encode(part.head(1000))); ingest(lake, log, 'events', CONTRACT); lake.con.execute('checkpoint'); fill(small)
+    before = digest(events_at(lake)); log.append('events', encode(part[1000:5000]))
+    with pytest.raises(MlrefError, match='expected room for .* nothing of this transaction was kept'): ingest(lake, log, 'events', CONTRACT)
+    try: lake.close()
+    except Exception: pass  # the connection may be lost with the disk
+    (small/'filler').unlink(); lake = Lake(small/'l.duckdb')
+    assert (position(lake, 'events'), digest(events_at(lake))) == (1000, before)
+    ingest(lake, log, 'events', CONTRACT); lake.close()
+    assert books(small/'l.duckdb')[0] == 5000 and books(small/'l.duckdb')[4:] == (0, 0)
+
+def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part.head(500))); ingest(lake, log, 'events', CONTRACT)
+    snapshot(lake, small/'s'); before = open_snapshot(small/'s'); fill(small); log.append('events', encode(part[500:4000])); ingest(lake, log, 'events', CONTRACT)
+    with pytest.raises(MlrefError, match='expected to write .* what was there is unchanged'): snapshot(lake, small/'s')
+    assert open_snapshot(small/'s') == before and not [p for p in (small/'s').rglob('.*')] and before.events().height == events_at(lake, 1).height
+    (small/'filler').unlink(); snapshot(lake, small/'s'); assert open_snapshot(small/'s').events().equals(events_at(lake))
+
+@pytest.mark.parametrize('what', [LocalLog, Lake])
+def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, small):
+    fill(small)
+    with pytest.raises(MlrefError, match='could not open it'): what(small/'new')
+    (small/'filler').unlink(); what(small/'new').close()
+
+@pytest.mark.parametrize('cut', [0, 1000, .25, .5, -300_000, -1])
+def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part)); ingest(lake, log, 'events', CONTRACT); lake.close()
+    f = tmp_path/'l.duckdb'; n = f.stat().st_size; os.truncate(f, int(n * cut) if isinstance(cut, float) else cut % n); left = f.read_bytes()
+    with pytest.raises(MlrefError, match='(could not open it|it was cut off).*; restore it'): Lake(f)
+    assert f.read_bytes() == left
+
+def test_a_transaction_log_that_was_cut_off_loses_whole_commits_and_they_come_again(part, tmp_path):
+    n = storm(tmp_path, part); r = subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'after', '40', '0']); assert r.returncode == -signal.SIGKILL
+    wal = tmp_path/'lake.duckdb.wal'; os.truncate(wal, wal.stat().st_size * 2 // 3)
+    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); assert 0 < read < n and (read, twice, places) == (rows + again + dead, 0, 0) and read % 40 == 0
+    lake, log = Lake(tmp_path/'lake.duckdb'), LocalLog(tmp_path/'log', readonly=True); [ingest(lake, log, 'events', CONTRACT, part=p) for p in (0, 1)]; lake.close()
+    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); assert (read, twice, places) == (n, 0, 0) and read == rows + again + dead
+
+@pytest.mark.parametrize('what, says', [('manifest', 'cut off or altered'), ('current', 'it was cut off'), ('part', 'it is altered')])
+def test_a_snapshot_that_was_cut_off_is_refused(what, says, part, tmp_path):
+    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); publish(lake, log, part[:200]); at = tmp_path/'s'; s = open_snapshot(at)
+    f = {'manifest': at/s.name, 'current': at/'current', 'part': at/'parts'/f'{s.tables["events"][0]}.parquet'}[what]; os.truncate(f, f.stat().st_size // 2 if what != 'current' else 5)
+    with pytest.raises(MlrefError, match=says): open_snapshot(at)
+    if what != 'part':
+        with pytest.raises(MlrefError, match=says): publish(lake, log, part[200:300])
+
+OWNER = '''
+import sys, time
+from pathlib import Path
+from mlref.log import LocalLog
+log = LocalLog(Path(sys.argv[1])); db = log._db('t', 0)
+with log.env.begin(write=True) as txn: txn.put(b'\\0' * 8, b'half', db=db); print('holds', flush=True); time.sleep(60)
+'''
+MANY = '''
+import sys
+from pathlib import Path
+from mlref.log import LocalLog
+log = LocalLog(Path(sys.argv[1]))
+for i in range(200): log.append('t', [f'{sys.argv[2]} {i}'.encode()] * 3)
+'''
+
+def test_a_log_locked_by_a_writer_that_dies_is_free_again_without_its_half_batch(tmp_path):
+    LocalLog(tmp_path).close(); p = subprocess.Popen([sys.executable, '-c', OWNER, tmp_path], stdout=subprocess.PIPE, text=True); assert p.stdout.readline()
+    w = subprocess.Popen([sys.executable, '-c', MANY, tmp_path, 'a']); time.sleep(1); assert w.poll() is None  # it waits for its turn
+    assert LocalLog(tmp_path, readonly=True).end('t') == 0  # readers do not
+    p.kill(); p.wait(); assert w.wait(30) == 0
+    log = LocalLog(tmp_path, readonly=True); assert log.end('t') == 600 and log.read('t', 0, 3) == [b'a 0'] * 3
+
+def test_two_writers_take_turns_batch_by_batch(tmp_path):
+    both = [subprocess.Popen([sys.executable, '-c', MANY, tmp_path, x]) for x in 'ab']; assert [p.wait(60) for p in both] == [0, 0]
+    got = [m.decode() for m in LocalLog(tmp_path, readonly=True).read('t', 0, 9999)]; assert all(got[i] == got[i + 1] == got[i + 2] for i in range(0, 1200, 3))
+    assert all([m for m in got[::3] if m[0] == x] == [f'{x} {i}' for i in range(200)] for x in 'ab')
 
 class LogMachine(RuleBasedStateMachine):
     "Whatever is done in whatever order, the log is the lists it was given"

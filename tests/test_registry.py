@@ -167,7 +167,9 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
         order = {i: v for i in (0, 1) for v in '12' if there.client.get_model_version('late', v).tags['model'] == model(i).version}
         promote(there, order[0], 30, 'bootstrap'); promote(there, order[1], 40, 'all gates passed')
         assert np.array_equal(champion(there).predict(X), model(1).predict(X)) and (there.folder/'models'/model(1).version/'weights.safetensors').exists()
-        third = Registry(tmp_path/'third', uri); rollback(third, 50, 'worse')
+        (there.folder/'models'/model(1).version/'card.md').write_text('# A card'); g.attach(there, order[1], 'card.md')
+        third = Registry(tmp_path/'third', uri); assert g.attached(third, order[1], 'card.md').read_text() == '# A card'; rollback(third, 50, 'worse')
+        logged = there.client.get_logged_model(g.entry(there, order[1]).tags['logged']); assert [(m.key, m.value) for m in logged.metrics] == [('auc', .7)] and there.client.get_run(logged.source_run_id).outputs.model_outputs[0].model_id == logged.model_id
         assert (live(there), champion(third).version, [p.to for p in promotions(third)]) == (order[0], model(0).version, [order[0], order[1], order[0]])
         assert register(there, model(0), digest([0]), {}, {}) == order[0] and len(there.client.search_model_versions("name = 'late'")) == 2 and len(there.client.search_logged_models([there.client.get_experiment_by_name('late').experiment_id])) == 2
         w = there.folder/'models'/model(1).version/'weights.safetensors'; w.write_bytes(w.read_bytes()[:-1] + b'x')
