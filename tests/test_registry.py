@@ -110,7 +110,7 @@ def _killed_at(folder, k, do, *more):
 def test_killed_at_any_call_to_mlflow(whole, tmp_path):
     "Two rows at the end, whatever call a promotion and a rollback died at; a sample of the calls in the first tier"
     for do, more in (('promote', ('2', 40, 'better')), ('rollback', (50, 'worse'))):
-        for k in range(0, 100, 1 if DEEP else 9):
+        for k in range(0, 100, 1 if DEEP else 13):
             folder = Path(shutil.copytree(whole, tmp_path/f'{do}{k}')); r = Registry(folder); promote(r, '1', 30, 'bootstrap')
             if do == 'rollback': promote(r, '2', 35, 'better')
             p = FORK.Process(target=_killed_at, args=(folder, k, do, *more)); p.start(); p.join()
@@ -220,12 +220,13 @@ def test_a_pickle_with_a_trap_is_refused_and_does_not_go_off(folder, tmp_path):
 def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folder, tmp_path):
     shutil.copytree(ROOT/'mlref', tmp_path/'mlref', ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path/'requirements.txt').write_text((ROOT/'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.'))  # a checkout with another lock, which this process strays from
-    f = f'--folder {folder}'
-    shown, promoted, forced = cli(f'models show 1 {f}', f'models promote 1 --why bootstrap {f}', f'models promote 1 --why hope --force {f}', PYTHONPATH=str(tmp_path))
-    assert shown[0] == 0 and (promoted[0], forced[0]) == (1, 1)
-    assert 'under the lock' in promoted[2] and '+' in promoted[2] and 'train it again here' in promoted[2] and promotions(Registry(folder)) == []
-    code = 'import sys; from pathlib import Path; from mlref.registry import Registry, load; load(Registry(Path(sys.argv[1])), "1"); print("loaded")'
-    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate(); assert out == 'loaded\n' and 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err
+    code = """
+import sys; from pathlib import Path; from mlref.pipeline import main; from mlref.registry import Registry, load
+f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
+load(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
+    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate(); refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
+    assert out == '1 1\nloaded\n' and len(refused) == 2 and all('under the lock' in l and '+' in l and 'train it again here' in l for l in refused) and promotions(Registry(folder)) == []
+    assert 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err
 
 @pytest.mark.parametrize('change, says', [({}, ''), ({'python': '3.11.0'}, 'warning'), ({'flags': ['sse4_2', 'amx_fp8']}, 'warning'), ({'features': 'other'}, 'check out the commit'), ({'python': '4.0.0'}, 'install Python 4.0.0')], ids=['same', 'patch', 'processor', 'features', 'python'])
 def test_what_the_environment_was_is_compared_at_loading(folder, change, says, recwarn):
