@@ -24,9 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .checkpoint import load_checkpoint
 from .core import MlrefError, Table, write_json
 from .model import Net, Torch, load_model, save_model
-from .train import Epoch, device, fit_torch, load_checkpoint, ranks
+from .train import Epoch, device, fit_torch, ranks, shared
 
 # %% ../nbs/11b_distributed.ipynb #d6c0fb66
 @dataclass(frozen=True)
@@ -85,11 +86,13 @@ def share(net: nn.Module,
           bucket_mb: float=25.,    # Size of a bucket
           compress: str='none',    # One of COMPRESS
           moved: Moved|None=None   # Counts
-         ) -> nn.parallel.DistributedDataParallel:
-    "A network whose gradients are averaged over all ranks"
+         ) -> nn.Module:
+    "A network whose gradients are averaged over all ranks, packed and counted on the way"
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook as power
     if compress not in COMPRESS: raise MlrefError(f'expected a compression among {", ".join(COMPRESS)}, got {compress!r}')
-    model, moved = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, bucket_cap_mb=bucket_mb), moved or Moved()
+    if compress == 'bf16' and device() != 'cuda': raise MlrefError('expected graphics processors for bf16, which NCCL sends and gloo does not, got CPUs; use fp16')
+    model, moved = shared(net, bucket_mb), moved or Moved()
+    if ranks()[1] == 1: return model
     plain = counted(default_hooks.allreduce_hook, moved)
     if compress == 'powersgd': model.register_comm_hook(power.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=10), counted(power.powerSGD_hook, moved))
     else: model.register_comm_hook(None, {'none': plain, 'fp16': default_hooks.fp16_compress_wrapper(plain), 'bf16': default_hooks.bf16_compress_wrapper(plain)}[compress])
@@ -150,7 +153,7 @@ def blame(text: str  # What torchrun printed
     ends = [(int(r), int(c)) for r, c in re.findall(r'rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)', text, re.S)]
     if killed := sorted({r for r, c in ends if c < 0 and c != -15}): return f'rank {killed[0]} was killed by signal {-dict(ends)[killed[0]]}'
     said = re.findall(r'mlref: (rank \d+: .*)', text)
-    return said[0] if said else text.strip()[-800:]
+    return said[0] if said else (re.findall(r'\w+Error: .*', text) or [text.strip()[-400:]])[0]
 
 def train_together(folder: Path,      # A job
                    procs: int=2,      # Processes on this machine

@@ -47,7 +47,7 @@ def key_series(frame: pl.DataFrame,  # Has the entity's columns
     return frame.select(pl.concat_str(list(_texts(frame, entity.keys)), separator='|')).to_series()
 
 # %% ../nbs/06_features.ipynb #5bf54ed1
-_FEW = 64  # requests; for so few, plain Python is faster than starting a query
+_FEW = 500  # requests; for so few, plain Python is faster than starting a query
 
 def _joined(lists: dict[str, list], e: Entity, n: int) -> list[str]:
     if len(e.keys) < 2: return ['' if v is None else v if type(v) is str else str(v) for v in lists[e.keys[0]]] if e.keys else ['*'] * n
@@ -56,22 +56,19 @@ def _joined(lists: dict[str, list], e: Entity, n: int) -> list[str]:
 
 def key_texts(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entities' columns
               entities: Iterable[Entity]
-             ) -> dict[str, np.ndarray]:  # Entity name -> one text per row; '' where a part is null, '*' for the entity of all
+             ) -> dict[str, list[str]]:  # Entity name -> one text per row; '' where a part is null, '*' for the entity of all
     "The keys of each row"
     n, needed = frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values()))), {k: e for e in entities for k in e.keys}
     if gone := [k for k in needed if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {needed[gone[0]].name}, got {", ".join(frame if isinstance(frame, dict) else frame.columns)}')
     if isinstance(frame, dict) or n <= _FEW and all(frame.schema[k] == pl.String or frame.schema[k].is_integer() for k in needed):
         lists = {k: frame[k].to_list() if isinstance(frame, pl.DataFrame) else np.asarray(frame[k]).tolist() for k in needed}
-        if all([type(v) is str or type(v) is int or v is None for l in lists.values() for v in l]):
-            out = {e.name: np.empty(n, object) for e in entities}
-            for e in entities: out[e.name][:] = _joined(lists, e, n)
-            return out
+        if all([type(v) is str or type(v) is int or v is None for l in lists.values() for v in l]): return {e.name: _joined(lists, e, n) for e in entities}
         frame = pl.DataFrame({k: frame[k] for k in needed})
-    return {e.name: key_series(frame, e).fill_null('').to_numpy() for e in entities}
+    return {e.name: key_series(frame, e).fill_null('').to_list() for e in entities}
 
-def key_text(frame: pl.DataFrame | dict[str, np.ndarray], entity: Entity) -> np.ndarray:
+def key_text(frame: pl.DataFrame | dict[str, np.ndarray], entity: Entity) -> list[str]:
     "The key of each row, as `key_texts` gives it"
-    return np.full(frame.height, '*', object) if isinstance(frame, pl.DataFrame) and not entity.keys else key_texts(frame, (entity,))[entity.name]
+    return ['*'] * frame.height if isinstance(frame, pl.DataFrame) and not entity.keys else key_texts(frame, (entity,))[entity.name]
 
 # %% ../nbs/06_features.ipynb #1560da3a
 def code_of(fn: Callable, seen: tuple=()) -> str:
@@ -84,6 +81,7 @@ def code_of(fn: Callable, seen: tuple=()) -> str:
     for k, v in sorted({**names.globals, **names.nonlocals}.items()):
         if isinstance(v, FunctionType) and v.__module__ == fn.__module__ and v not in seen and v is not fn: out.append(f'{k}: {code_of(v, (*seen, fn))}')
         elif isinstance(v, (bool, int, float, str, tuple, dict)): out.append(f'{k} = {v!r}')
+        elif isinstance(v, np.ndarray): out.append(f'{k} = {v.dtype} {v.tolist()}')
     return '\n'.join(out)
 
 # %% ../nbs/06_features.ipynb #9f1d0a46
@@ -228,7 +226,7 @@ class OnDemand:
     "Columns computed when asked"
     name: str
     outputs: tuple[str, ...]
-    make: Callable[[dict, list, object], Iterable[np.ndarray]]  # (request columns, one float64 array per input, lookups) -> one array per output
+    make: Callable[[dict, np.ndarray, object], Iterable[np.ndarray]]  # (request columns, float64 (inputs, requests), lookups) -> one array per output
     inputs: tuple[str, ...] = ()   # Columns of views, or of those on demand before it
     reads: tuple[str, ...] = ()    # Columns of the request
     owner: str = ''
@@ -252,10 +250,10 @@ def lookup(name: str, key: str,         # Prefix of the columns; column of the r
 class Reader:
     "What features are computed from; the offline and the online side each are one"
     def read(self, source: Source, entity: Entity,
-             keys: np.ndarray,    # One key text per request; '' has no history
+             keys: list[str],     # One key text per request; '' has no history
              t: np.ndarray        # int64 (requests, k): up to these minutes, included
             ) -> np.ndarray: ...  # (requests, k, 1 + values): int64 running count and sums; newest: float64 t and values of the newest row, NaN when there is none
-    def span(self, source: Source, entity: Entity, keys: np.ndarray,
+    def span(self, source: Source, entity: Entity, keys: list[str],
              lo: np.ndarray, hi: np.ndarray              # int64 (requests,)
             ) -> tuple[np.ndarray, np.ndarray]: ...      # (rows, values) of all requests one after the other, lo < t <= hi; where each begins, (requests + 1,)
 
@@ -318,6 +316,7 @@ class Read:
     "All that is asked of one history"
     source: Source
     entity: Entity
+    name: str             # 'source/entity'
     offsets: np.ndarray   # int64 (k,), added to T
     times: slice          # Where these stand among all offsets of the plan
     start: int            # Its first place in the flat row
@@ -330,7 +329,7 @@ def _reads(views: list[tuple[FeatureView, Column]], first: int) -> tuple[dict[tu
     for v, c in views: asked.setdefault((v.source, v.entity), set()).update({v.ahead, v.ahead - c.window} if c.window else {v.ahead})
     for (s, e), offsets in asked.items():
         k, width = len(offsets), 1 + len(s.values)
-        out[s, e] = Read(s, e, np.array(sorted(offsets), np.int64), slice(first, first + k), at, width, k * width); at += k * width; first += k
+        out[s, e] = Read(s, e, f'{s.name}/{e.name}', np.array(sorted(offsets), np.int64), slice(first, first + k), at, width, k * width); at += k * width; first += k
     return out, at
 
 # %% ../nbs/06_features.ipynb #e9e26655
@@ -345,7 +344,7 @@ class Plan:
         self._at_sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], 0); self.sums = tuple(self._at_sums.values())
         self._at_lasts, _ = _reads([p for p in pairs if p[1].stat == 'last'], sum(len(r.offsets) for r in self.sums)); self.lasts = tuple(self._at_lasts.values())
         self.offsets = np.concatenate([np.array([], np.int64), *(r.offsets for r in (*self.sums, *self.lasts))])
-        self.on_demand = [(d.make, [self.at[i] for i in d.inputs], [self.at[o] for o in d.outputs]) for d in fs.on_demand]
+        self.on_demand = [(d.make, np.array([self.at[i] for i in d.inputs], np.int64), [self.at[o] for o in d.outputs]) for d in fs.on_demand]
         self.entities = tuple({v.entity.name: v.entity for v, _ in pairs}.values())
         self.reads = tuple(dict.fromkeys(k for d in fs.on_demand for k in d.reads))
         self.columns = tuple(dict.fromkeys((*fs.reads, *self.reads, *(k for e in self.entities for k in e.keys))))
@@ -373,11 +372,19 @@ Plan._sum, Plan._last = _sum, _last
 _derived(FeatureSet, 'plan', Plan)
 
 # %% ../nbs/06_features.ipynb #5e1a7c20
-def _each_read(self: Reader, asks: list[tuple[Source, Entity, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    "Several reads of the same requests; a store answers them from one moment"
-    return [self.read(*a) for a in asks]
+def _stacked(self: Reader, reads: tuple[Read, ...], keys: dict[str, list[str]], times: np.ndarray) -> np.ndarray:
+    n, got = len(times), [self.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]) for r in reads]
+    return np.concatenate([*(g.reshape(n, r.size).T for g, r in zip(got, reads)), np.zeros((1, n), np.int64)])
 
-Reader.gather = _each_read
+def _gather(self: Reader,
+            plan: Plan,
+            keys: dict[str, list[str]],  # Entity name -> one key text per request
+            times: np.ndarray            # int64 (requests, offsets of the plan), minutes UTC
+           ) -> tuple[np.ndarray, np.ndarray]:  # Running sums and newest rows: (numbers + 1, requests) each, the last row zeros
+    "All that the columns of a vector are made of; a store answers it from one moment"
+    return _stacked(self, plan.sums, keys, times), _stacked(self, plan.lasts, keys, times)
+
+Reader.gather = _gather
 
 # %% ../nbs/06_features.ipynb #07f85ff0
 def _windows(p: Plan, S: np.ndarray, C: np.ndarray) -> None:
@@ -386,33 +393,31 @@ def _windows(p: Plan, S: np.ndarray, C: np.ndarray) -> None:
         if stat == 'last': continue
         if stat in ('count', 'rate'): C[w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7][:, None]
         elif stat == 'sum': C[w[0]] = d(w, 3)
-        elif stat == 'mean': C[w[0]] = np.divide(d(w, 3), n := d(w, 1), out=np.full(n.shape, np.nan), where=n > 0)
+        elif stat == 'mean': C[w[0]] = d(w, 3) / np.where((n := d(w, 1)) > 0, n, np.nan)
         else: C[w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
 
 def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
+    if 'last' not in p.by: return
     at, t, value, is_age, ahead, ttl = p.by['last']
     age = T + ahead[:, None] - L[t]
     C[at] = np.where(age <= ttl[:, None], np.where(is_age[:, None], age, L[value]), np.nan)
 
-def _gather(reader: Reader, reads: tuple[Read, ...], keys: dict, times: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    n, got = len(times), reader.gather([(r.source, r.entity, keys[r.entity.name], times[:, r.times]) for r in reads])
-    return np.concatenate([*[g.reshape(n, r.size).T for g, r in zip(got, reads)], *more])
-
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
-    p, T = fs.plan, req['T']; n = len(T); C = np.empty((len(p.names), n)); times = T[:, None] + p.offsets  # C has a row per column: a row is one piece of memory
-    if p.sums: _windows(p, _gather(reader, p.sums, keys, times, np.zeros((1, n), np.int64)), C)
-    if p.lasts: _newest(p, _gather(reader, p.lasts, keys, times), T, C)
+    p, T = fs.plan, req['T']; C = np.empty((len(p.names), len(T)))  # C has a row per column: a row is one piece of memory
+    S, L = reader.gather(p, keys, T[:, None] + p.offsets)
+    _windows(p, S, C); _newest(p, L, T, C)
     for (s, e, lo, hi), cols in p.spans.items():
         values, starts = reader.span(s, e, keys[e.name], T + lo, T + hi)
         for stat, i, at in cols: C[at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
     for make, inputs, outputs in p.on_demand:
-        for at, col in zip(outputs, make(req, [C[i] for i in inputs], static)): C[at] = col
+        for at, col in zip(outputs, make(req, C[inputs], static)): C[at] = col
     return C[p.order].T.astype(np.float32, order='C')
 
 # %% ../nbs/06_features.ipynb #4311949a
 def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
-    have = [req[c] for c in names if c in req.columns]
-    return {c.name: c.to_numpy() for c in have} if all(c.dtype == pl.String or c.dtype.is_integer() and not c.null_count() for c in have) else req
+    have = [req.get_column(c) for c in names if c in req.columns]
+    arrays = {c.name: c.to_numpy() for c in have}
+    return arrays if all([a.dtype.kind in 'iu' or c.dtype == pl.String for a, c in zip(arrays.values(), have)]) else req  # whole numbers with nulls are an array of floats
 
 def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
     have = req.columns if isinstance(req, pl.DataFrame) else req

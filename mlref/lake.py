@@ -39,19 +39,20 @@ TABLES = {
     'days': 'day bigint primary key'}
 _LATER = (('events', 'topic varchar'), ('events', 'part bigint'), ('events', 'off bigint'), ('offsets', 'watermark bigint'), ('commits', 'part bigint'), ('commits', 'ingested_at double'), ('quality', 'value double'), ('quality', 'says varchar'))  # a lake of an earlier version
 
-# %% ../nbs/05_lake.ipynb #95ab920a
+# %% ../nbs/05_lake.ipynb #5f0e93c1
 def _reach(con: duckdb.DuckDBPyConnection) -> int:  # Bytes up to the end of the last block that holds rows
     each = "select max(greatest(block_id, coalesce(list_max(additional_block_ids), -1))) as b from pragma_storage_info('{}') where persistent"
     last = con.execute(f"select max(b) from ({' union all '.join(each.format(t) for t in TABLES)})").fetchall()[0][0]
     return 0 if last is None else 3 * 4096 + (last + 1) * con.execute('select block_size from pragma_database_size()').fetchall()[0][0]
 
+# %% ../nbs/05_lake.ipynb #95ab920a
 class Lake:
     "The store of record: a DuckDB file owned by one process"
     def __init__(self, path: Path  # The file; made when missing
                 ):
         self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True); new = not self.path.exists()
         try:
-            self.con = duckdb.connect(str(self.path))
+            self.con = duckdb.connect(str(self.path)); self.con.execute('set enable_progress_bar_print = false')  # it would write into what a command prints
             for name, cols in TABLES.items(): self.con.execute(f'create table if not exists {name} ({cols})')
             for name, col in _LATER: self.con.execute(f'alter table {name} add column if not exists {col}')
             size, want = self.path.stat().st_size, _reach(self.con)

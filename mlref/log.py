@@ -28,10 +28,6 @@ class Log(Protocol):
     def end(self, topic: str, partition: int=0) -> int: ...
 
 # %% ../nbs/03_log.ipynb #867e4a3a
-def _whole(folder: Path) -> None:
-    f = folder/'data.mdb'
-    if f.exists() and f.stat().st_size == 0: raise MlrefError(f'expected a log in {folder}, its file data.mdb is empty; restore it, or remove it to begin a new one')
-
 class LocalLog:
     "A durable log in a folder: one append at a time, any number of reading processes"
     def __init__(self,
@@ -40,14 +36,15 @@ class LocalLog:
                  size: int=8*2**30       # The most it may grow to, bytes; address space, not disk
                 ):
         self.folder, self.dbs = Path(folder), {}
-        if readonly and not (self.folder/'data.mdb').exists(): raise MlrefError(f'expected a log in {folder}, found none; ingest first')
-        _whole(self.folder); new = not (self.folder/'data.mdb').exists()
+        new = not (f := self.folder/'data.mdb').exists()
+        if readonly and new: raise MlrefError(f'expected a log in {folder}, found none; ingest first')
+        if not new and not f.stat().st_size: raise MlrefError(f'expected a log in {folder}, its file data.mdb is empty; restore it, or remove it to begin a new one')
         try: self.folder.mkdir(parents=True, exist_ok=True); self.env = lmdb.open(str(self.folder), map_size=size, max_dbs=256, readonly=readonly, subdir=True)
         except (lmdb.Error, OSError) as e:
-            for f in ('data.mdb', 'lock.mdb') if new else (): (self.folder/f).unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
+            for x in (f, self.folder/'lock.mdb') if new else (): x.unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
             raise MlrefError(f'expected a log in {folder}, could not open it: {e}; restore it or choose another folder') from None
         pages, psize = self.env.info()['last_pgno'] + 1, self.env.stat()['psize']
-        if (have := (self.folder/'data.mdb').stat().st_size) < pages * psize:
+        if (have := f.stat().st_size) < pages * psize:
             self.env.close(); raise MlrefError(f'expected {pages * psize:,} bytes in {folder}/data.mdb, found {have:,}: it was cut off; restore it from a copy')
 
     def _db(self, topic: str, partition: int):

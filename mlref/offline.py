@@ -100,12 +100,12 @@ class Offline(Reader):
 
 # %% ../nbs/07_offline.ipynb #b8c53459
 @patch
-def _order(self: Offline, entity: Entity, keys: np.ndarray | pl.Series) -> tuple[np.ndarray, np.ndarray]:
+def _order(self: Offline, entity: Entity, keys: list[str] | pl.Series) -> tuple[np.ndarray, np.ndarray]:
     "The number of each key in sorted order, and that order"
     numbers = self._numbers[entity]; was = self._asked.get(me := (entity, get_ident()))
     if was and was[0] is keys and was[1] == len(numbers): return was[2:]
     if isinstance(keys, pl.Series): code = _number(keys, numbers, False)
-    else: code = np.array(list(map(numbers.get, keys.tolist(), repeat(_NOBODY))), np.int64)
+    else: code = np.array(list(map(numbers.get, keys, repeat(_NOBODY))), np.int64)
     o = np.argsort(np.minimum(code, len(numbers)).astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')
     self._asked[me] = (keys, len(numbers), code[o], o)
     return code[o], o
@@ -119,7 +119,7 @@ def warm(self: Offline, features: FeatureSet, workers: int=1) -> None:
     with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda e: [self.history(s, e).state for s in by[e]], by))
 
 # %% ../nbs/07_offline.ipynb #8fd45db5
-def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
+def _read(self, source: Source, entity: Entity, keys: list[str], t: np.ndarray) -> np.ndarray:
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
     h = self.history(source, entity); code, o = self._order(entity, keys)
     at = h.find(code, t[o].T).T
@@ -128,14 +128,14 @@ def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray)
     out[o] = h.state.take(np.where(at > begin, at, 0), axis=0)
     return out
 
-def _newest(self, source: Source, entity: Entity, keys: np.ndarray | pl.Series, t: np.ndarray) -> np.ndarray:
+def _newest(self, source: Source, entity: Entity, keys: list[str] | pl.Series, t: np.ndarray) -> np.ndarray:
     "Which of the source's rows is the newest up to t, (requests,); -1 when there is none"
     h = self.history(source, entity); code, o = self._order(entity, keys)
     at = h.find(code, t[o]); out = np.empty(len(t), np.int64)
     out[o] = np.where(at > h.begin[np.minimum(code, len(h.begin) - 1)], h.rows[at - 1], -1) if len(h.at) else -1
     return out
 
-def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _span(self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, and where each begins"
     h = self.history(source, entity); sorted_, o = self._order(entity, keys)
     code = np.empty_like(sorted_); code[o] = sorted_
@@ -225,7 +225,7 @@ def spoil(events: pl.DataFrame,  # Wide events
          ) -> pl.DataFrame:      # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after the cut-off"
     after, wrong = pl.col('known_time') > cutoff, 170
-    moves = {c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c) for c in ('dep_delay', 'arr_delay')}
+    moves = {c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c) for c in ('dep_delay', 'arr_delay', 'air_time')}
     air = [pl.when(after & pl.col(c).is_not_null()).then(-999.).otherwise(pl.col(c)).alias(c) for c in SOURCES['weather'].values]
     return events.with_columns(*moves.values(), *air)
 

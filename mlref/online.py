@@ -23,14 +23,13 @@ import numpy as np
 import polars as pl
 
 from .core import DAY, MlrefError, write_bytes, write_json
-from .features import Entity, FeatureSet, Reader, Source, facts, key_text
+from .features import Entity, FeatureSet, Plan, Read, Reader, Source, facts, key_text
 from .flights import FLIGHTS
-from .records import FORMAT, NEVER, Layout, extend, foreign, layouts, start, unpack
+from .records import FORMAT, NEVER, Layout, extend, foreign, layouts, rows, start, unpack
 
 # %% ../nbs/08_online.ipynb #7267bf1e
-def _grouped(keys: np.ndarray) -> tuple[list[str], np.ndarray | slice, list[int]]:
+def _grouped(keys: list[str]) -> tuple[list[str], np.ndarray | slice, list[int]]:
     "The different keys, an order that puts equal ones together, where each begins"
-    keys = keys.tolist()
     if len(keys) == 1: return keys, slice(None), [0, 1]
     at = {}
     for i, k in enumerate(keys): at.setdefault(k, []).append(i)
@@ -62,60 +61,45 @@ class Records(Reader):
         return int(self.note(b'!newest') or 0)
 
 # %% ../nbs/08_online.ipynb #db48cc6b
-def _early(l: Layout, names: list[str], firsts: list[int], low: np.ndarray) -> None:
-    for i in np.flatnonzero(np.array(firsts) > low)[:1]: raise MlrefError(f'expected reads of {l.name}/{names[i]} from minute {firsts[i]} on, got {low[i]}: older than what is kept; use the offline reader')
-
-_first = struct.Struct('<q').unpack_from
-
-def _found(l: Layout, b: memoryview, t: np.ndarray, out: np.ndarray | None=None) -> np.ndarray:
-    "Rows of a record at some minutes; the first row for those before it"
-    w, size = l.width, len(b); n, rest = divmod(size - 32, 8 * w + 8)
-    if rest or n < 1 or b[:16] != l.stamp: unpack(l, b)  # says what is wrong
-    row = np.ndarray((n - 1,), np.int64, b, 40).searchsorted(t, 'right')
-    return np.ndarray((n, w), l.dtype, b, 32 + 8 * n).take(row, 0, out, 'clip')
-
-def _look(l: Layout, names: list[str], records: list, edges: list[int], asked: np.ndarray, out: np.ndarray) -> None:
-    "For each key the rows of its record at the minutes asked; requests lie in the order of the keys"
-    firsts = []
-    for b, i, j in zip(records, edges, edges[1:]):
-        if b is None: firsts.append((NEVER,)); continue
-        _found(l, b, asked[i:j], out[i:j]); firsts.append(_first(b, 32))
-    if asked.size: _early(l, names, [f for f, in firsts], np.minimum.reduceat(asked.min(1), edges[:-1]))
-
 def _grouped_read(l: Layout, many: Callable, names: list[str], o: np.ndarray | slice, edges: list[int], t: np.ndarray) -> np.ndarray:
-    out = np.full((*t.shape, l.width), np.nan) if l.newest else np.zeros((*t.shape, l.width), np.int64)
-    _look(l, names, many([l.prefix + k.encode() for k in names]), edges, t[o], out)
-    if isinstance(o, slice): return out
-    back = np.empty_like(out); back[o] = out
+    records, asked, parts = many([l.prefix + k.encode() for k in names]), t[o], []
+    for k, b, i, j in zip(names, records, edges, edges[1:]): parts += rows(l, k, b, asked[i:j].ravel())
+    got = np.frombuffer(b''.join(parts), l.dtype).reshape(*t.shape, l.width)
+    if isinstance(o, slice): return got
+    back = np.empty_like(got); back[o] = got
     return back
 
-def _read(self, source: Source, entity: Entity, keys: np.ndarray, t: np.ndarray) -> np.ndarray:
+def _read(self, source: Source, entity: Entity, keys: list[str], t: np.ndarray) -> np.ndarray:
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
     with self.snapshot() as many: return _grouped_read(self.layout(f'{source.name}/{entity.name}'), many, *_grouped(keys), t)
 
 # %% ../nbs/08_online.ipynb #86297ecb
-def _single(l: Layout, b: memoryview | None, t: np.ndarray) -> np.ndarray:
-    if b is None: return np.full((*t.shape, l.width), np.nan) if l.newest else np.zeros((*t.shape, l.width), np.int64)
-    if (f := _first(b, 32)[0]) > t.item(0): _early(l, ['a key'], [f], t.min(1))
-    return _found(l, b, t)
+def _one(self, many: Callable, reads: tuple[Read, ...], keys: dict[str, list[str]], minutes: list[int]) -> bytes:
+    "What a single request reads lies in one piece, history after history"
+    every, who, parts = [self.layout(r.name) for r in reads], [keys[r.entity.name][0] for r in reads], []
+    records = many([l.prefix + k.encode() for l, k in zip(every, who)])
+    for l, k, b, r in zip(every, who, records, reads): parts += rows(l, k, b, minutes[r.times])
+    return b''.join([*parts, bytes(8)])
 
-def _gather(self, asks: list[tuple[Source, Entity, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    "Several reads of the same requests, all of one moment"
-    layout, groups, out = self.layout, {}, []
+def _several(self, many: Callable, reads: tuple[Read, ...], groups: dict[str, tuple], times: np.ndarray) -> np.ndarray:
+    got = [_grouped_read(self.layout(r.name), many, *groups[r.entity.name], times[:, r.times]) for r in reads]
+    return np.concatenate([*(g.reshape(len(times), r.size).T for g, r in zip(got, reads)), np.zeros((1, len(times)), np.int64)])
+
+def _gather(self, plan: Plan, keys: dict[str, list[str]], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Running sums and newest rows of all that a vector is made of, from one moment"
     with self.snapshot() as many:
-        for source, entity, keys, t in asks:
-            l = layout(f'{source.name}/{entity.name}')
-            if len(keys) == 1: out.append(_single(l, many([l.prefix + keys.item().encode()])[0], t)); continue
-            if entity.name not in groups: groups[entity.name] = _grouped(keys)
-            out.append(_grouped_read(l, many, *groups[entity.name], t))
-    return out
+        if len(times) == 1:
+            sums, lasts = (_one(self, many, reads, keys, times[0].tolist()) for reads in (plan.sums, plan.lasts))
+            return np.frombuffer(sums, np.int64)[:, None], np.frombuffer(lasts, np.float64)[:, None]
+        groups = {name: _grouped(k) for name, k in keys.items()}
+        return _several(self, many, plan.sums, groups, times), _several(self, many, plan.lasts, groups, times)
 
 # %% ../nbs/08_online.ipynb #09bba7a2
-def _span(self, source: Source, entity: Entity, keys: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _span(self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, one request after the other, and where each begins"
     l, got = self.layout(f'{source.name}/{entity.name}'), []
     with self.snapshot() as many:
-        for k, b, t0, t1 in zip(keys.tolist(), many([l.prefix + k.encode() for k in keys.tolist()]), lo, hi):
+        for k, b, t0, t1 in zip(keys, many([l.prefix + k.encode() for k in keys]), lo, hi):
             T, table = start(l) if b is None else unpack(l, b)
             i, j = T.searchsorted(t0, 'right'), T.searchsorted(t1, 'right')
             if i == 0 and T[0] > NEVER: raise MlrefError(f'expected reads of {l.name}/{k} from minute {T[0]} on, got {t0}: older than what is kept; use the offline reader')
@@ -276,23 +260,28 @@ def latest(store: Records,
     "The last values of several histories side by side, straight into one matrix"
     every = [store.layout(n) for n in names]; shape = len(keys[0]) if len(keys) else 0, sum([l.width - 1 for l in every])
     if odd := [l.name for l in every if not l.newest]: raise MlrefError(f'expected histories of newest rows, {odd[0]} keeps sums; read it with a window')
-    if len(keys) != len(names) or {*map(len, keys)} - {shape[0]}: raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {[len(k) for k in keys]}')
+    if len(keys) != len(names) or [*map(len, keys)] != [shape[0]] * len(keys): raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {[len(k) for k in keys]}')
     if out is None: out = np.empty(shape, np.float32)
     if out.shape != shape or out.dtype.kind != 'f': raise MlrefError(f'expected out as floats of shape {shape}, got {out.dtype} of shape {out.shape}')
-    state, c = np.zeros(shape, np.uint8), 0
+    state, c, n = np.zeros(shape, np.uint8), 0, shape[0]
     with store.snapshot() as many:
-        for l, ks in zip(every, keys):
-            rows, d = _tails(l, many([l.prefix + k.encode() for k in ks])), c + l.width - 1
-            out[:, c:d] = rows[:, 1:]
-            if l.ttl and np.count_nonzero(gone := rows[:, 0] < now - l.ttl): out[gone, c:d] = np.nan; state[gone, c:d] = EXPIRED
+        found = many([l.prefix + k.encode() for l, ks in zip(every, keys) for k in ks])
+        for i, l in enumerate(every):
+            last, d = _tails(l, found[i * n:i * n + n]), c + l.width - 1
+            out[:, c:d] = last[:, 1:]
+            if l.ttl and np.count_nonzero(gone := last[:, 0] < float(now - l.ttl)): out[gone, c:d] = np.nan; state[gone, c:d] = EXPIRED
             c = d
     if np.count_nonzero(empty := np.isnan(out)): state[empty & (state == PRESENT)] = MISSING
     return out, state
 
 # %% ../nbs/08_online.ipynb #4fb3d922
 def _tails(l: Layout, records: list[bytes | None]) -> np.ndarray:
-    size, stamp, nan = 8 * l.width, l.stamp, l.blank
-    try: parts = [nan if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records]
+    "The newest rows; many records of one row each are looked at together"
+    size, stamp, none = 8 * l.width, l.stamp, l.blank
+    if len(records) > 8 and not l.keep:
+        whole = np.frombuffer(b''.join([stamp + bytes(24) + none if b is None else b for b in records]))
+        if len(whole) == len(records) * (5 + l.width) and (whole := whole.reshape(len(records), -1))[:, :2].tobytes() == stamp * len(records): return whole[:, 5:]
+    try: parts = [none if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records]
     except TypeError: raise foreign(l, b'') from None
     return np.frombuffer(b''.join(parts)).reshape(-1, l.width)
 
@@ -339,13 +328,13 @@ def _times(l: Layout, record: bytes | None) -> bytes:
     return record[16:32]
 
 def _push_rows(store: OnlineStore, l: Layout, keys: Sequence[str], t: np.ndarray, v: np.ndarray) -> int:
-    new = _merged(store, l, np.asarray(keys, object), t, v, int(t.max(initial=NEVER)))
+    new = _merged(store, l, keys, t, v, int(t.max(initial=NEVER)))
     store.write(new)
     return len(new)
 
-def _merged(store: OnlineStore, l: Layout, keys: np.ndarray, t: np.ndarray, v: np.ndarray, clock: int) -> dict[bytes, bytes]:
+def _merged(store: OnlineStore, l: Layout, keys: Sequence[str], t: np.ndarray, v: np.ndarray, clock: int) -> dict[bytes, bytes]:
     "The records of every key in a batch of facts, with these in them"
-    number = {}; code = np.array([number.setdefault(k, len(number)) for k in keys.tolist()], np.int64)
+    number = {}; code = np.array([number.setdefault(k, len(number)) for k in keys], np.int64)
     o = np.lexsort((*v.T[::-1], t, code)); t, v = t[o], v[o]
     edges = np.searchsorted(code[o], np.arange(len(number) + 1)).tolist(); names = [l.prefix + k.encode() for k in number]
     with store.snapshot() as many:

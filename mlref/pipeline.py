@@ -257,19 +257,21 @@ def _definitions(a: argparse.Namespace) -> None:
 def _vectors(a: argparse.Namespace) -> None:
     import polars as pl
     from mlref.core import HORIZON, minute, stamp
-    from mlref.events import raw_folder, read_raw
+    from mlref.events import SCHEMA, raw_folder, read_raw
     from mlref.features import compute
     from mlref.flights import FLIGHTS, static
     from mlref.lake import Lake, events_at
     from mlref.offline import table
     from mlref.online import Online
     home, st = _current(a), static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
-    lake = Lake(home/'lake'/'mlref.duckdb'); events = events_at(lake); lake.close()
+    lake = Lake(home/'lake'/'mlref.duckdb')
     if a.what == 'get':
-        req = events.filter((pl.col('kind') == 'schedule') & (pl.col('flight_id') == a.name))
-        if not req.height: raise MlrefError(f"expected the id of a flight of this run, got {a.name!r}; ids look like {events.filter(pl.col('kind') == 'schedule')['flight_id'][0]}")
+        req = lake.sql(f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?", a.name).cast(SCHEMA)
+        last = lake.sql("select flight_id from predictions order by T desc, flight_id limit 1"); lake.close()
+        if not req.height: raise MlrefError(f"expected the id of a flight of this run, got {a.name!r}; the last one scored is {last['flight_id'][0] if last.height else 'none'}")
         for n, v in zip(FLIGHTS.names, compute(Online(home/'online', readonly=True), req, FLIGHTS, st)[0]): print(f'{n:32} {v:g}')
         print(f'known at {stamp(req["sched"][0] - HORIZON)}'); return
+    events = events_at(lake); lake.close()
     t = table(events, st, minute(a.since), minute(a.until))
     out = home/'features'/f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'; out.parent.mkdir(exist_ok=True)
     frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(pl.DataFrame(t.X, schema=list(t.names), orient='row'))

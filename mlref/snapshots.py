@@ -90,6 +90,7 @@ class Snapshot:
            ) -> pl.DataFrame:  # The result
         "Ask anything"
         with duckdb.connect() as con:
+            con.execute('set enable_progress_bar_print = false')
             for t, files in self.tables.items(): con.execute(f"create view {t} as select * from read_parquet({[str(self.folder/'parts'/f'{f}.parquet') for f in files]})")
             return pl.from_arrow(con.sql(query, params=list(args)).to_arrow_table())
 

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def readme():
     cells = json.loads((ROOT/'nbs'/'index.ipynb').read_text())['cells']
     text = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
-    return re.sub(r'\]\(\.\./', '](', re.sub(r'\]\((\w+\.ipynb)\)', r'](nbs/\1)', text)) + '\n'
+    return re.sub(r'\]\(\.\./', '](', re.sub(r'\]\(((?:\w+/)?\w+\.ipynb)\)', r'](nbs/\1)', text)) + '\n'
 
 if __name__ == '__main__':
     f = ROOT/'README.md'

@@ -6,6 +6,7 @@ def install(folder: Path, *packages: str) -> tuple[Path | None, str]:
     "Its Python, made on first use; or None and why there is none"
     python = Path(folder).resolve()/'bin'/'python'
     if (Path(folder)/'done').exists(): return python, ''
+    print(f'installing {" ".join(packages)} into {folder}; this takes a minute or two', flush=True)
     try:
         venv.create(folder, with_pip=True)
         r = subprocess.run([str(python), '-m', 'pip', 'install', '-q', *packages], capture_output=True, text=True, timeout=600)
