@@ -353,8 +353,9 @@ def _change(a: argparse.Namespace, registry) -> None:
         if not left: print('nothing waits')
         return
     if not a.why: raise MlrefError(f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got none; say why with --why')
-    at, who = int(time.time()) // 60, a.who or getpass.getuser()
+    at, who, before = int(time.time()) // 60, a.who or getpass.getuser(), r.promotions(registry)
     row = r.rollback(registry, at, a.why, who) if a.what == 'rollback' else r.promote(registry, a.versions[0], at, a.why, who, a.force)
+    if row in before: print(f'version {row.to} is champion already, nothing is added; row {row.id[:12]} of the log: {row.why}'); return
     print(f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id[:12]} of the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}')
 
 def _show(a: argparse.Namespace, registry) -> None:
