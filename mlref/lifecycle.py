@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+# %% ../nbs/22_lifecycle.ipynb #192c178f
 from .calibration import LANDS, WEEKS, Calibration, calibrate, move
 from .compress import Onnx, build, recorded, size
 from .contracts import rules
@@ -114,6 +115,7 @@ def with_record(plan: Plan,
     ms = next(m['ms_1'] for m in json.loads(Path(file).read_text())['engines'] if m['engine'] == engine)
     return replace(plan, engine=engine, timings=timings[:12], ms=ms)
 
+# %% ../nbs/22_lifecycle.ipynb #b1a8e29d
 def learn(home: Home, plan: Plan,
           past: Table,            # Labelled rows that may be learnt from
           end: int                # No cut-off of `past` lies at or after this minute

@@ -82,12 +82,10 @@ class Net(nn.Module):
                  pieces: int=0,                 # Of each number; 0 = straight lines only
                  members: int=1                 # Networks in one
                 ):
-        super().__init__()
-        self.names, self.cats, self.shape = tuple(names), dict(cats), {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
+        super().__init__(); self.names, self.cats, self.shape = tuple(names), dict(cats), {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
         self.register_buffer('num', torch.tensor([i for i, n in enumerate(names) if n not in cats]))
         self.register_buffer('cat', torch.tensor([i for i, n in enumerate(names) if n in cats]))
-        k = len(self.num)
-        self.register_buffer('mean', torch.zeros(k)); self.register_buffer('sd', torch.ones(k))
+        k = len(self.num); self.register_buffer('mean', torch.zeros(k)); self.register_buffer('sd', torch.ones(k))
         self.embed = nn.ModuleList(nn.Embedding(cats[names[i]], min(16, (cats[names[i]] + 1) // 2)) for i in self.cat.tolist())
         self.pieces = Pieces(k, pieces, 3) if pieces else None
         ins = 2 * k + sum(e.embedding_dim for e in self.embed) + 3 * k * bool(pieces)
