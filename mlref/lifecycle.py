@@ -102,6 +102,7 @@ class Plan:
     block: int = 28      # Matured days kept from a challenger, for the gates
     cooldown: int = 28   # Days between two attempts
     refresh: int = 42    # Days after which a champion is challenged without an alarm
+    level: float = .95   # Of the interval of the gain that must lie above zero
     engine: str = 'torch'  # What runs the network, a name in compress.ENGINES
     timings: str = ''    # Digest of the recorded timings that chose it; '' = none, and no gate asks for latency
     ms: float = 0.       # Wall ms for one flight in these timings
@@ -274,7 +275,7 @@ def ask(home: Home, plan: Plan, model: Torch | Gbm | Onnx, past: Table, test: Ta
     serves = entry(home.registry, live(home.registry)).params['features']
     return [same_features(model.names, version(FLIGHTS, home.static), FLIGHTS.names, serves), *not_leaked(past.T, past.known, model.trained_until, now - (MATURE + plan.block) * DAY),
             fresh('labels', int(test.known.max()), now, (MATURE + 1) * DAY), fresh('events', newest, now, DAY),
-            better(*paired_auc(test.y, p, q, service_day(test.T))), calibrated(test.y, p, q), no_slice_worse(gaps),
+            better(*paired_auc(test.y, p, q, service_day(test.T), level=plan.level), plan.level), calibrated(test.y, p, q), no_slice_worse(gaps),
             parity(p, source.predict(test.X), .02 if 'int8' in plan.engine else 1e-5), *([latency(plan.ms, plan.timings)] if plan.timings else []), small(size(model)),
             served_as_rebuilt(was['p'].to_numpy(), was['q'].to_numpy())], told
 

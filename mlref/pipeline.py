@@ -151,7 +151,7 @@ def given(profile: str,  # 'year' or 'quick'
          ) -> dict[str, dict]:  # Step -> parameters
     "The parameters of a profile"
     start, end = '2013-04-01T07:00', '2013-12-31T07:00' if profile == 'year' else '2013-05-01T07:00'
-    dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10})
+    dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10, 'level': .5})  # ten days say little: a rehearsal takes the likelier side
     feed = {'seed': seed, 'dark': dark}
     return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, 'until': start}, 'compress': {'profile': profile, 'until': start}, 'live': {**feed, **wait, 'start': start, 'end': end},
             'load': {'profile': profile, **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5})}, 'monitor': {}, 'report': {'profile': profile}}
