@@ -150,11 +150,11 @@ def day_aucs(y: np.ndarray, p: np.ndarray, day: np.ndarray,
     n = (c @ np.bincount(at[late], minlength=len(days))) * (c @ np.bincount(at[~late], minlength=len(days)))
     with np.errstate(invalid='ignore'): return np.einsum('ni,ij,nj->n', c, pairs, c, optimize=True) / n
 
-def paired_auc(y: np.ndarray, p: np.ndarray, q: np.ndarray, day: np.ndarray, n: int=200, seed: int=0) -> tuple[float, float, float]:
+def paired_auc(y: np.ndarray, p: np.ndarray, q: np.ndarray, day: np.ndarray, n: int=200, seed: int=0, level: float=.95) -> tuple[float, float, float]:
     "What `paired` gives for the AUC, in a fraction of the time"
     check_scores(y, p, q, day, both=True); check_scores(y, q)
     days = np.unique(day); taken = draw(len(days), n, seed)
-    return (auc(y, p) - auc(y, q), *interval(day_aucs(y, p, day, days, taken) - day_aucs(y, q, day, days, taken)))
+    return (auc(y, p) - auc(y, q), *interval(day_aucs(y, p, day, days, taken) - day_aucs(y, q, day, days, taken), level))
 
 # %% ../nbs/12_evaluate.ipynb #08c87b16
 def delong(y: np.ndarray, p: np.ndarray, q: np.ndarray,  # As for `paired`

@@ -61,10 +61,11 @@ def fresh(what: str,     # 'labels' or 'events'
     return Gate(f'{what} are fresh', 0 <= age <= most, age, most, f'newest {stamp(newest)}, decided at {stamp(now)}')
 
 # %% ../nbs/12c_gates.ipynb #e10ac0c6
-def better(difference: float, low: float, high: float  # From `paired_auc`, challenger minus champion
+def better(difference: float, low: float, high: float,  # From `paired_auc`, challenger minus champion
+           level: float=.95                             # Of that interval
           ) -> Gate:
     "Credibly better than the champion"
-    return Gate('better than the champion', low > 0, low, 0., f'AUC difference {difference:+.4f}, 95 % by days [{low:+.4f}, {high:+.4f}]')
+    return Gate('better than the champion', low > 0, low, 0., f'AUC difference {difference:+.4f}, {100 * level:g} % by days [{low:+.4f}, {high:+.4f}]')
 
 # %% ../nbs/12c_gates.ipynb #59b90f52
 def calibrated(y: np.ndarray, challenger: np.ndarray, champion: np.ndarray,  # Outcomes, and scores of the same flights

@@ -9,7 +9,7 @@ __all__ = ['listing', 'columns', 'unsettled', 'diff', 'trace', 'describe']
 import json
 
 from .core import stamp
-from .registry import Entry, Registry, entry, fetch, live, numbers, promotions
+from .registry import Entry, Registry, attached, entry, fetch, live, numbers, promotions
 
 # %% ../nbs/14a_history.ipynb #1ddb7150
 def listing(registry: Registry) -> list[tuple[str, ...]]:  # version, aliases, kind, trained until, AUC, feature set, lock
@@ -62,8 +62,8 @@ def trace(registry: Registry,
 # %% ../nbs/14a_history.ipynb #13f2f19d
 def describe(registry: Registry, version: str) -> str:
     "A version for a person to read"
-    e, at = entry(registry, version), fetch(registry, version)
-    card = f'{(at/"card.md").read_text().strip()}\n\n' if (at/'card.md').exists() else ''
+    e, at = entry(registry, version), attached(registry, version, 'card.md')
+    card = f'{at.read_text().strip()}\n\n' if at else ''
     rows = [(k, v) for k, v in e.tags.items() if k not in ('environment', 'files', 'gates')] + [('aliases', ', '.join(e.aliases) or '-'), ('files', ', '.join(json.loads(e.tags['files'])))]
     rows += [(f'param {k}', v) for k, v in sorted(e.params.items())] + [(f'metric {k}', f'{v:.6g}') for k, v in sorted(e.metrics.items())] + [(f'here: {k}', str(v)) for k, v in _environment(e).items()]
     return card + '\n'.join(f'{k}: {v}' for k, v in rows + [(s, t) for s, t in trace(registry, version) if s in ('gate', 'promotion')])

@@ -45,23 +45,29 @@ def _reach(con: duckdb.DuckDBPyConnection) -> int:  # Bytes up to the end of the
     last = con.execute(f"select max(b) from ({' union all '.join(each.format(t) for t in TABLES)})").fetchall()[0][0]
     return 0 if last is None else 3 * 4096 + (last + 1) * con.execute('select block_size from pragma_database_size()').fetchall()[0][0]
 
+def _connect(path: Path) -> duckdb.DuckDBPyConnection:
+    new, whose = not path.exists(), 'restore it, or ingest the log into another file'
+    try:
+        con = duckdb.connect(str(path)); con.execute('set enable_progress_bar_print = false')  # it would write into what a command prints
+        if con.execute('select path from duckdb_databases() where database_name = current_database()').fetchall()[0][0] is None:
+            con.close(); raise MlrefError(f'expected a DuckDB file in {path}, got a name that DuckDB reads as data and keeps in memory only; choose one that ends in .duckdb')
+        for name, cols in TABLES.items(): con.execute(f'create table if not exists {name} ({cols})')
+        for name, col in _LATER: con.execute(f'alter table {name} add column if not exists {col}')
+        size, want = path.stat().st_size, _reach(con)
+    except duckdb.Error as e:
+        if new: path.unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
+        if 'lock' in str(e).lower() and (who := re.search(r'PID (\d+)', str(e))): raise MlrefError(f"expected to be the only writer of {path}, process {who[1]} holds it; wait for it or stop it") from None
+        raise MlrefError(f'expected a DuckDB file in {path}, could not open it: {str(e).splitlines()[0]}; {whose}') from None
+    if size < want: con.close(); raise MlrefError(f'expected {want:,} bytes in {path}, found {size:,}: it was cut off; {whose}')
+    return con
+
 # %% ../nbs/05_lake.ipynb #95ab920a
 class Lake:
     "The store of record: a DuckDB file owned by one process"
     def __init__(self, path: Path  # The file; made when missing
                 ):
-        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True); new = not self.path.exists()
-        try:
-            self.con = duckdb.connect(str(self.path)); self.con.execute('set enable_progress_bar_print = false')  # it would write into what a command prints
-            for name, cols in TABLES.items(): self.con.execute(f'create table if not exists {name} ({cols})')
-            for name, col in _LATER: self.con.execute(f'alter table {name} add column if not exists {col}')
-            size, want = self.path.stat().st_size, _reach(self.con)
-        except duckdb.Error as e:
-            if new: self.path.unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
-            who = re.search(r'PID (\d+)', str(e))
-            if 'lock' not in str(e).lower() or not who: raise MlrefError(f'expected a DuckDB file in {self.path}, could not open it: {str(e).splitlines()[0]}; restore it, or ingest the log into another file') from None
-            raise MlrefError(f"expected to be the only writer of {self.path}, process {who[1]} holds it; wait for it or stop it") from None
-        if size < want: self.con.close(); raise MlrefError(f'expected {want:,} bytes in {self.path}, found {size:,}: it was cut off; restore it, or ingest the log into another file')
+        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.con = _connect(self.path)
 
     def sql(self, query: str,        # Plain DuckDB SQL
             *args: object            # Values for its question marks

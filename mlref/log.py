@@ -37,7 +37,7 @@ class LocalLog:
                 ):
         self.folder, self.dbs = Path(folder), {}
         new = not (f := self.folder/'data.mdb').exists()
-        if readonly and new: raise MlrefError(f'expected a log in {folder}, found none; ingest first')
+        if readonly and new: raise MlrefError(f'expected a log in {folder}, found none; append events to it first')
         if not new and not f.stat().st_size: raise MlrefError(f'expected a log in {folder}, its file data.mdb is empty; restore it, or remove it to begin a new one')
         try: self.folder.mkdir(parents=True, exist_ok=True); self.env = lmdb.open(str(self.folder), map_size=size, max_dbs=256, readonly=readonly, subdir=True)
         except (lmdb.Error, OSError) as e:

@@ -83,8 +83,7 @@ class Net(nn.Module):
                  pieces: int=0,                 # Of each number; 0 = straight lines only
                  members: int=1                 # Networks in one
                 ):
-        super().__init__()
-        self.names, self.cats, self.shape = tuple(names), dict(cats), {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
+        super().__init__(); self.names, self.cats, self.shape = tuple(names), dict(cats), {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
         self.register_buffer('num', torch.tensor([i for i, n in enumerate(names) if n not in cats]))
         self.register_buffer('cat', torch.tensor([i for i, n in enumerate(names) if n in cats]))
         k = len(self.num); self.register_buffer('mean', torch.zeros(k)); self.register_buffer('sd', torch.ones(k))

@@ -6,6 +6,7 @@
 __all__ = ['BUCKETS', 'Meters']
 
 # %% ../nbs/15_observe.ipynb #47772dd7
+from fastcore.basics import patch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 # %% ../nbs/15_observe.ipynb #2121a642
@@ -18,6 +19,7 @@ class Meters:
         self.requests = Counter('mlref_requests', 'Requests answered', ('route', 'status'), registry=r)
         self.seconds = Histogram('mlref_request_seconds', 'Time from request to answer', ('route',), buckets=BUCKETS, registry=r)
         self.flights = Counter('mlref_flights', 'Flights scored', ('route',), registry=r)
+        self.values = Counter('mlref_values', 'Last values read for the first flight of a request', ('history', 'status'), registry=r)
         self.model = Gauge('mlref_model_info', 'The model that answers', ('version',), registry=r)
 
     def answered(self, route: str,     # Path of the request
@@ -35,3 +37,12 @@ class Meters:
     def text(self) -> bytes:
         "The page a scraper reads"
         return generate_latest(self.registry)
+
+# %% ../nbs/15_observe.ipynb #cd56a4d6
+@patch
+def read(self: Meters, history: str,  # e.g. 'weather/origin'
+         status: str,                 # 'present', 'missing' or 'expired'
+         n: int                       # Values
+        ) -> None:
+    "Count what a store had"
+    self.values.labels(history, status).inc(n)

@@ -151,7 +151,7 @@ def given(profile: str,  # 'year' or 'quick'
          ) -> dict[str, dict]:  # Step -> parameters
     "The parameters of a profile"
     start, end = '2013-04-01T07:00', '2013-12-31T07:00' if profile == 'year' else '2013-05-01T07:00'
-    dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10})
+    dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10, 'level': .5})  # ten days say little: a rehearsal takes the likelier side
     feed = {'seed': seed, 'dark': dark}
     return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, 'until': start}, 'compress': {'profile': profile, 'until': start}, 'live': {**feed, **wait, 'start': start, 'end': end},
             'load': {'profile': profile, **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5})}, 'monitor': {}, 'report': {'profile': profile}}
@@ -277,10 +277,24 @@ def _vectors(a: argparse.Namespace) -> None:
     frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(pl.DataFrame(t.X, schema=list(t.names), orient='row'))
     frame.write_parquet(out); print(f'{frame.height:,} flights x {len(t.names)} features: {out}')
 
+# %% ../nbs/23_pipeline.ipynb #dbbca11f
+def _reshard(a: argparse.Namespace) -> None:
+    from mlref.features import FeatureSet
+    from mlref.online import Online, reshard
+    if not (a.name or '').isdecimal(): raise MlrefError(f'expected a number of parts after reshard, got {a.name!r}')
+    folder, n = Path(a.store) if a.store else _current(a)/'online', int(a.name)
+    new, store = not folder.exists(), Online(folder, shards=n, features=FeatureSet('any', ()))  # whatever it holds, records move as they are
+    was = 'none' if new else len(store.envs)
+    try:
+        if not new and was != n: reshard(store, n)
+        print(f'{len(store.names()):,} records in {n} part{"s" * (n > 1)} of {folder}, {was} before')
+    finally: store.close()
+
 # %% ../nbs/23_pipeline.ipynb #a2e3688d
 def _features(a: argparse.Namespace) -> None:
     from mlref.flights import FLIGHTS
     from mlref.offline import lineage
+    if a.what == 'reshard': return _reshard(a)
     if a.what in ('show', 'lineage', 'get') and not a.name: raise MlrefError(f'expected a name after {a.what}, got none; mlref features list shows the views')
     if a.what in ('list', 'show'): return _definitions(a)
     if a.what != 'lineage': return _vectors(a)
@@ -339,8 +353,9 @@ def _change(a: argparse.Namespace, registry) -> None:
         if not left: print('nothing waits')
         return
     if not a.why: raise MlrefError(f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got none; say why with --why')
-    at, who = int(time.time()) // 60, a.who or getpass.getuser()
+    at, who, before = int(time.time()) // 60, a.who or getpass.getuser(), r.promotions(registry)
     row = r.rollback(registry, at, a.why, who) if a.what == 'rollback' else r.promote(registry, a.versions[0], at, a.why, who, a.force)
+    if row in before: print(f'version {row.to} is champion already, nothing is added; row {row.id[:12]} of the log: {row.why}'); return
     print(f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id[:12]} of the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}')
 
 def _show(a: argparse.Namespace, registry) -> None:
@@ -377,8 +392,9 @@ def _model_commands(sub: argparse._SubParsersAction) -> None:
 # %% ../nbs/23_pipeline.ipynb #d47ac0de
 def _data_commands(sub: argparse._SubParsersAction) -> None:
     f = sub.add_parser('features', help='definitions, versions, lineage and values of features'); f.set_defaults(do=_features)
-    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get')); f.add_argument('name', nargs='?', help='a view (show), a feature (lineage), a flight id (get)')
+    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get', 'reshard')); f.add_argument('name', nargs='?', help='a view (show), a feature (lineage), a flight id (get), a number of parts (reshard)')
     f.add_argument('--since', default='2013-01-01', help='first T of materialize'); f.add_argument('--until', default='2014-01-01', help='last T, excluded'); f.add_argument('--data', help='folder of runs (default: data)')
+    f.add_argument('--store', help='the online store that reshard spreads (default: that of the newest run)')
     i = sub.add_parser('ingest', help='follow a log into a lake until stopped'); i.set_defaults(do=_ingest)
     for name, text in (('--log', 'folder of the log'), ('--lake', 'the DuckDB file; made when missing')): i.add_argument(name, required=True, help=text)
     i.add_argument('--topic', default='events'); i.add_argument('--batch', type=int, default=50_000, help='messages per transaction'); i.add_argument('--every', type=float, default=.2, help='seconds between two looks at an empty log')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAME', 'LOG', 'Unreachable', 'local', 'Registry', 'live', 'register', 'waiting', 'upload', 'Entry', 'entry',
-           'numbers', 'fetch', 'load', 'champion', 'refusal', 'Promotion', 'chain', 'promotions', 'settle', 'promote',
-           'rollback']
+           'numbers', 'fetch', 'load', 'champion', 'attach', 'attached', 'refusal', 'Promotion', 'chain', 'promotions',
+           'settle', 'promote', 'rollback']
 
 # %% ../nbs/14_registry.ipynb #e3f7d387
 import json
@@ -126,14 +126,15 @@ def waiting(registry: Registry) -> list[str]:
     return sorted(f.stem for f in (registry.folder/'waiting').glob('*.json'))
 
 def _logged(registry: Registry, about: dict, experiment: str) -> tuple:  # Run, logged model
-    from mlflow.entities import Dataset, DatasetInput, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, LoggedModelOutput, Metric, Param
     tags = about['tags']; head = {k: tags[k] for k in ('model', 'kind', 'data', 'commit', 'lock', 'features')}; mine = f"tags.model = '{tags['model']}'"
     run = next(iter(_ask(registry, 'search_runs', [experiment], mine)), None) or _ask(registry, 'create_run', experiment, tags=head)
     id, at = run.info.run_id, 60_000 * int(tags['trained_until'])
-    metrics = [Metric(k, float(v), at, 0) for k, v in about['metrics'].items()]
+    model = next(iter(_ask(registry, 'search_logged_models', [experiment], mine)), None) or _ask(registry, 'create_logged_model', experiment, NAME, id, head, about['params'], tags['kind'])
+    metrics = [Metric(k, float(v), at, 0, model_id=model.model_id) for k, v in about['metrics'].items()]
     _ask(registry, 'log_batch', id, metrics, [Param(k, v) for k, v in about['params'].items()])
     _ask(registry, 'log_inputs', id, [DatasetInput(Dataset('flights', tags['data'][:36], 'lake', tags['lake'] or 'unknown'))])
-    model = next(iter(_ask(registry, 'search_logged_models', [experiment], mine)), None) or _ask(registry, 'create_logged_model', experiment, NAME, id, head, about['params'], tags['kind'])
+    if not getattr(_ask(registry, 'get_run', id).outputs, 'model_outputs', None): _ask(registry, 'log_outputs', id, [LoggedModelOutput(model.model_id, 0)])  # MLflow takes it once
     return run, model
 
 # %% ../nbs/14_registry.ipynb #a5b86592
@@ -153,7 +154,8 @@ def upload(registry: Registry,
         tags = {**about['tags'], 'run': run.info.run_id, 'logged': logged.model_id}
         made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id)
         number, old = str(made.version), tags
-        _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
+    known = _ask(registry, 'get_registered_model', NAME).aliases
+    if int(number) > max(map(int, known.values()), default=0): _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
     if about and about['tags'].get('gates', old.get('gates')) != old.get('gates'): _ask(registry, 'set_model_version_tag', NAME, number, 'gates', about['tags']['gates'])
     note.unlink(missing_ok=True)
     return number
@@ -220,6 +222,24 @@ def champion(registry: Registry, alias: str='champion', features: FeatureSet=FLI
     "The model an alias points to; raises `MlrefError` when there is none, and as `load` does"
     if (v := live(registry, alias)) is None: raise MlrefError(f'expected a model with the alias {alias} in {registry.folder if registry.file else registry.uri}, found none; train one first')
     return load(registry, v, features)
+
+# %% ../nbs/14_registry.ipynb #5f1dd4e1
+def attach(registry: Registry, version: str,
+           name: str  # A file in the folder of the version, e.g. 'card.md'
+          ) -> None:
+    "Send a file that came to lie beside a model after it was registered; again is harmless"
+    e = entry(registry, version); at = registry.folder/'models'/e.tags['model']/name
+    have, sha = json.loads(e.tags.get('attached', '{}')), file_digest(at)
+    if have.get(name) == sha: return
+    _told(registry, lambda: registry.client.log_model_artifact(e.tags['logged'], str(at)), f'take {name}')
+    _ask(registry, 'set_model_version_tag', NAME, version, 'attached', json.dumps({**have, name: sha}))
+
+def attached(registry: Registry, version: str, name: str) -> Path | None:  # None = there is none
+    "A file that belongs to a version without being part of it, downloaded when it lies elsewhere"
+    e = entry(registry, version); at = registry.folder/'models'/e.tags.get('model', version)/name
+    want = {k: v for k, v in json.loads(e.tags.get('attached', '{}')).items() if k == name}
+    if not at.exists() and want: _download(registry, e, at.parent, want)
+    return at if at.exists() else None
 
 # %% ../nbs/14_registry.ipynb #45aff4ec
 def refusal(tags: dict[str, str],  # Of the version

@@ -23,11 +23,11 @@ import polars as pl
 from .core import HORIZON, MlrefError, Predictor, minute
 from .contracts import ORIGINS
 from .events import FLIGHT, SCHEMA, decode, raw_folder, read_raw
-from .features import compute
+from .features import compute, key_texts
 from .flights import FLIGHTS, Static, static
 from .log import Log, LocalLog
 from .observe import Meters
-from .online import Online
+from .online import Online, latest
 from .registry import Registry, champion
 
 # %% ../nbs/16_serve.ipynb #72a424aa
@@ -87,13 +87,14 @@ def _known(f: object, static: Static) -> dict:
     if not isinstance(f.get('tailnum'), (str, type(None))): raise Refused(400, f'expected tailnum as str or null, got {f["tailnum"]!r:.40}')
     if f['origin'] not in ORIGINS: raise Refused(422, f'expected an origin among {", ".join(ORIGINS)}, got {f["origin"]!r:.40}')
     if f['dest'] not in static.airports: raise Refused(422, f'expected a destination among the {len(static.airports)} airports known, got {f["dest"]!r:.40}')
-    return {c: f.get(c) for c in FLIGHT} | {'event_id': f['flight_id'], 'kind': 'schedule'}
+    return {c: f.get(c) for c in FLIGHT}
 
-def flights(ask: dict, static: Static) -> pl.DataFrame:
-    "The flights of a request as schedule events; `tailnum` may be null; raises `Refused`"
+def flights(ask: dict, static: Static) -> dict[str, np.ndarray]:  # Column -> a value per flight
+    "The flights of a request; `tailnum` may be null; raises `Refused`"
     got = ask.get('flights')
     if not (isinstance(got, list) and got): raise Refused(400, "expected 'flights' with at least one flight")
-    return pl.DataFrame([_known(f, static) for f in got], schema={c: SCHEMA[c] for c in ('event_id', 'kind', *FLIGHT)})
+    rows = [_known(f, static) for f in got]
+    return {c: np.array([r[c] for r in rows], np.int64 if SCHEMA[c].is_integer() else object) for c in FLIGHT}
 
 # %% ../nbs/16_serve.ipynb #65480630
 @dataclass
@@ -128,18 +129,31 @@ def reload(s: Server) -> str:
     s.meters.serves(s.model.version)
     return s.model.version
 
-# %% ../nbs/16_serve.ipynb #0387cbfd
-def _note(s: Server, ids: list[str], T: np.ndarray, p: np.ndarray) -> None:
+# %% ../nbs/16_serve.ipynb #839c44cb
+def _note(s: Server, ids: np.ndarray, T: np.ndarray, p: np.ndarray) -> None:
     head = {'version': s.model.version, 'trained_until': s.model.trained_until}
     s.log.append('predictions', [json.dumps({'flight_id': i, 'T': int(t), 'scored_at': int(t), 'p': float(q), **head}).encode() for i, t, q in zip(ids, T, p)])
 
+# %% ../nbs/16_serve.ipynb #6d78be04
+_LAST = {f'{v.source.name}/{v.entity.name}': v.entity for v in FLIGHTS.views if v.ttl and not v.ahead}  # whose newest row a vector takes
+_STATES = ('present', 'missing', 'expired')
+
+def _count(s: Server, req: dict[str, np.ndarray], T: int) -> None:
+    keys = key_texts({c: v[:1] for c, v in req.items()}, _LAST.values())
+    _, state = latest(s.store, tuple(_LAST), [keys[e.name] for e in _LAST.values()], T); at = 0
+    for name in _LAST:
+        end = at + len(s.store.layout(name).values)
+        for status, n in enumerate(np.bincount(state[0, at:end], minlength=3).tolist()): n and s.meters.read(name, _STATES[status], n)
+        at = end
+
+# %% ../nbs/16_serve.ipynb #0387cbfd
 def predict(s: Server, body: bytes) -> tuple[dict, int]:
     "Flights by their keys: the answer and how many were scored"
-    req = flights(read_json(body), s.static); T = req['sched'].to_numpy() - HORIZON
+    req = flights(read_json(body), s.static); T = req['sched'] - HORIZON
     try: X = compute(s.store, req, FLIGHTS, s.static)
     except Refused: raise
     except MlrefError as e: raise Refused(422, str(e)) from None
-    p = s.model.predict(X); _note(s, req['flight_id'].to_list(), T, p)
+    p = s.model.predict(X); _note(s, req['flight_id'], T, p); _count(s, req, int(T[0]))
     return {'model_version': s.model.version, 'predictions': [{'flight_id': i, 'p': float(q)} for i, q in zip(req['flight_id'], p)]}, len(p)
 
 def infer(s: Server, body: bytes) -> tuple[dict, int]:

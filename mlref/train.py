@@ -76,6 +76,7 @@ def ready(fit: Table, stop: Table,      # To learn from, to stop on
         if not len(t): raise MlrefError(f'expected rows to {what}, got none; take more days')
         if what == 'learn from' and targets is not None: continue
         if n := int(np.isnan(t.y).sum()): raise MlrefError(f'expected labelled rows to {what}, got {n} of {len(t)} without a label; use known_by')
+        if n := int((~np.isin(t.y, (0, 1))).sum()): raise MlrefError(f'expected labels 0 and 1 to {what}, got {n} others, such as {t.y[~np.isin(t.y, (0, 1))][0]:g}')
         if len(np.unique(t.y)) < 2: raise MlrefError(f'expected late and punctual flights to {what}, got {len(t)} rows of one kind; take more days')
     if fit.names != stop.names: raise MlrefError(f'expected the same features in both tables, got {len(fit.names)} and {len(stop.names)}, not the same ones')
     if targets is None: return fit.y
@@ -130,7 +131,8 @@ def unpacked(s: State, about: dict, t: dict[str, torch.Tensor]) -> None:
 
 # %% ../nbs/11_train.ipynb #1457bcc5
 def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    "Mean binary cross-entropy"
+    "Mean binary cross-entropy; the target of a row counts for each of its outputs"
+    if logits.dim() > target.dim(): target = target.unsqueeze(-1).expand_as(logits)
     return nn.functional.binary_cross_entropy_with_logits(logits, target)
 
 def ranks() -> tuple[int, int]:  # This process, and how many there are

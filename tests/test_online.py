@@ -120,6 +120,21 @@ def test_readers_see_no_wrong_answer_while_the_store_is_resharded_and_written(re
     for p in ps:
         n, wrong, moves = map(int, p.communicate(timeout=30)[0].split()); assert n > 50 and wrong == 0 and moves >= 3, (n, wrong, moves)
 
+def test_the_command_makes_and_reshards_a_store_under_read_load(tmp_path):
+    "Three processes of the command, one after the other, while two others read without a pause"
+    at, code = tmp_path/'s', 'import sys; from mlref.pipeline import main; sys.exit(main(sys.argv[1:]))'
+    def mlref(*args): p = subprocess.run([sys.executable, '-c', code, 'features', 'reshard', *args], capture_output=True, text=True); return p.returncode, p.stdout + p.stderr
+    assert mlref('3', '--store', str(at)) == (0, f'0 records in 3 parts of {at}, none before\n')
+    s, keys, i = store(at), [f'k{i}' for i in range(200)], np.arange(200); assert len(s.envs) == 3
+    push(s, LAST.name, keys, np.full(200, 5), np.column_stack([np.full(200, 5), 5 + i]))
+    code_, said = mlref('2', '--store', str(at)); assert code_ == 1 and 'expected no other writer' in said; s.close()
+    ps = [subprocess.Popen([sys.executable, '-c', READER, at], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for p in ps: assert p.stdout.readline() == 'ready\n'
+    for was, n in ((3, 1), (1, 4), (4, 2)): assert mlref(str(n), '--store', str(at)) == (0, f'200 records in {n} part{"s" * (n > 1)} of {at}, {was} before\n'); time.sleep(.1)
+    (at/'stop').touch()
+    for p in ps: n, wrong, moves = map(int, p.communicate(timeout=60)[0].split()); assert n > 50 and wrong == 0 and moves == 4, (n, wrong, moves)
+    assert mlref('many', '--store', str(at))[0] == mlref('0', '--store', str(at))[0] == 1
+
 WRITER = '''
 import sys; from pathlib import Path; import numpy as np
 from mlref.online import Online, reshard

@@ -5,13 +5,13 @@ from urllib.request import urlopen
 import numpy as np, pytest, torch
 from mlref.core import MlrefError, digest
 from mlref.environment import installed, lock_file, lock_hash, locked, strayed
-from mlref.evaluate import Gate
+from mlref.gates import Gate
 from mlref.flights import FLIGHTS
 from mlref.model import Torch, linear
 from mlref import registry as g
 from mlref.registry import Registry, champion, live, local, promote, promotions, register, rollback, settle, waiting
 
-ROOT = Path(__file__).parent.parent
+ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
 FORK = multiprocessing.get_context('forkserver'); FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])  # processes of their own that need not import everything again
 X = np.random.default_rng(0).normal(size=(64, len(FLIGHTS.names))).astype(np.float32)
 GOOD, BAD = [Gate('better than the champion', True, .01, -.003, '')], [Gate('better than the champion', False, -.02, -.003, '')]
@@ -90,7 +90,7 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
 @pytest.mark.parametrize('at', [['create_logged_model'], ['create_model_version', 'late'], ['set_registered_model_alias', 'late', 'challenger']], ids=' '.join)
 def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
     r = Registry(folder); killed(folder, at, 'register', model(9), digest([9]), {'auc': .7}, {'seed': 9}, GOOD, X)
-    assert waiting(r) == [model(9).version] and g.upload(r, model(9).version) == '4' and waiting(r) == []
+    assert waiting(r) == [model(9).version] and g.upload(r, model(9).version) == live(r, 'challenger') == '4' and waiting(r) == []
     experiment, mine = [r.client.get_experiment_by_name('late').experiment_id], f"tags.model = '{model(9).version}'"
     assert [len(r.client.search_runs(experiment, mine)), len(r.client.search_logged_models(experiment, mine)), len(r.client.search_model_versions(f"name = 'late' and {mine}"))] == [1, 1, 1]
     assert promote(r, '4', 30, 'bootstrap').to == '4' and champion(r).version == model(9).version
@@ -99,6 +99,26 @@ def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_
     r = Registry(folder); promote(r, '1', 30, 'bootstrap'); promote(r, '2', 40, 'better')
     killed(folder, ['set_registered_model_alias', 'late', 'champion'], 'rollback', 50, 'worse'); assert live(r) == '2'
     rollback(r, 51, 'worse'); assert (live(r), [x.to for x in promotions(r)]) == ('1', ['1', '2', '1'])
+
+def _killed_at(folder, k, do, *more):
+    real, calls = g._ask, iter(range(10**6))
+    def ask(*a, **kw):
+        if next(calls) == k: os.kill(os.getpid(), signal.SIGKILL)
+        return real(*a, **kw)
+    g._ask = ask; getattr(g, do)(Registry(folder), *more)
+
+def test_killed_at_any_call_to_mlflow(whole, tmp_path):
+    "Two rows at the end, whatever call a promotion and a rollback died at; a sample of the calls in the first tier"
+    for do, more in (('promote', ('2', 40, 'better')), ('rollback', (50, 'worse'))):
+        for k in range(0, 100, 1 if DEEP else 13):
+            folder = Path(shutil.copytree(whole, tmp_path/f'{do}{k}')); r = Registry(folder); promote(r, '1', 30, 'bootstrap')
+            if do == 'rollback': promote(r, '2', 35, 'better')
+            p = FORK.Process(target=_killed_at, args=(folder, k, do, *more)); p.start(); p.join()
+            getattr(g, do)(r, *more); want = ['1', '2', '1'][:3 if do == 'rollback' else 2]
+            assert ([x.to for x in promotions(r)], live(r), live(r, 'previous')) == (want, want[-1], want[-2]), k
+            if p.exitcode == 0: break
+            assert p.exitcode == -signal.SIGKILL
+        assert p.exitcode == 0 and k > 9
 
 def _both(folder, version, meet, said):
     real = g._ask
@@ -147,13 +167,17 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
         order = {i: v for i in (0, 1) for v in '12' if there.client.get_model_version('late', v).tags['model'] == model(i).version}
         promote(there, order[0], 30, 'bootstrap'); promote(there, order[1], 40, 'all gates passed')
         assert np.array_equal(champion(there).predict(X), model(1).predict(X)) and (there.folder/'models'/model(1).version/'weights.safetensors').exists()
-        third = Registry(tmp_path/'third', uri); rollback(third, 50, 'worse')
+        (there.folder/'models'/model(1).version/'card.md').write_text('# A card'); g.attach(there, order[1], 'card.md')
+        third = Registry(tmp_path/'third', uri); assert g.attached(third, order[1], 'card.md').read_text() == '# A card'; rollback(third, 50, 'worse')
+        logged = there.client.get_logged_model(g.entry(there, order[1]).tags['logged']); assert [(m.key, m.value) for m in logged.metrics] == [('auc', .7)] and there.client.get_run(logged.source_run_id).outputs.model_outputs[0].model_id == logged.model_id
         assert (live(there), champion(third).version, [p.to for p in promotions(third)]) == (order[0], model(0).version, [order[0], order[1], order[0]])
         assert register(there, model(0), digest([0]), {}, {}) == order[0] and len(there.client.search_model_versions("name = 'late'")) == 2 and len(there.client.search_logged_models([there.client.get_experiment_by_name('late').experiment_id])) == 2
         w = there.folder/'models'/model(1).version/'weights.safetensors'; w.write_bytes(w.read_bytes()[:-1] + b'x')
         with pytest.raises(MlrefError, match='altered'): promote(there, order[1], 60, 'again')
         (rc, listed, _), = cli('models list --data ' + str(tmp_path/'data'), MLFLOW_TRACKING_URI=uri); assert rc == 0 and 'champion' in listed
     finally: os.killpg(server.pid, signal.SIGKILL); server.wait()
+    with pytest.raises(g.Unreachable, match='to answer'): champion(there)
+    with pytest.raises(g.Unreachable, match='to answer'): rollback(there, 70, 'worse')
 
 TRAP = '''
 import os, sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path; at, mark = Path(sys.argv[1]), sys.argv[2]
@@ -196,12 +220,13 @@ def test_a_pickle_with_a_trap_is_refused_and_does_not_go_off(folder, tmp_path):
 def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folder, tmp_path):
     shutil.copytree(ROOT/'mlref', tmp_path/'mlref', ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path/'requirements.txt').write_text((ROOT/'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.'))  # a checkout with another lock, which this process strays from
-    f = f'--folder {folder}'
-    shown, promoted, forced = cli(f'models show 1 {f}', f'models promote 1 --why bootstrap {f}', f'models promote 1 --why hope --force {f}', PYTHONPATH=str(tmp_path))
-    assert shown[0] == 0 and (promoted[0], forced[0]) == (1, 1)
-    assert 'under the lock' in promoted[2] and '+' in promoted[2] and 'train it again here' in promoted[2] and promotions(Registry(folder)) == []
-    code = 'import sys; from pathlib import Path; from mlref.registry import Registry, load; load(Registry(Path(sys.argv[1])), "1"); print("loaded")'
-    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate(); assert out == 'loaded\n' and 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err
+    code = """
+import sys; from pathlib import Path; from mlref.pipeline import main; from mlref.registry import Registry, load
+f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
+load(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
+    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate(); refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
+    assert out == '1 1\nloaded\n' and len(refused) == 2 and all('under the lock' in l and '+' in l and 'train it again here' in l for l in refused) and promotions(Registry(folder)) == []
+    assert 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err
 
 @pytest.mark.parametrize('change, says', [({}, ''), ({'python': '3.11.0'}, 'warning'), ({'flags': ['sse4_2', 'amx_fp8']}, 'warning'), ({'features': 'other'}, 'check out the commit'), ({'python': '4.0.0'}, 'install Python 4.0.0')], ids=['same', 'patch', 'processor', 'features', 'python'])
 def test_what_the_environment_was_is_compared_at_loading(folder, change, says, recwarn):

@@ -103,16 +103,17 @@ def test_two_processes_learn_what_one_does_and_hold_the_same_weights(tmp_path):
 @pytest.mark.parametrize('rank,sign', [(1, signal.SIGKILL)] + ([(0, signal.SIGKILL), (1, signal.SIGSTOP)] if DEEP else []))
 def test_the_death_of_one_rank_ends_the_job_soon_and_it_goes_on_to_the_same_bits(rank, sign, tmp_path):
     train_together(write_job(tmp_path/'whole', PAIR, FIT, STOP)); at = write_job(tmp_path/'killed', PAIR, FIT, STOP)
-    p = subprocess.Popen([Path(sys.executable).parent/'torchrun', '--standalone', '--nproc-per-node', '2', '-m', 'mlref.distributed', at], env={**ENV, 'TORCH_ELASTIC_SHUTDOWN_TIMEOUT': '5'}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([Path(sys.executable).parent/'torchrun', '--standalone', '--nproc-per-node', '2', '-m', 'mlref.distributed', at], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not list((at/'checkpoints').glob('0*.json')): assert p.poll() is None; time.sleep(.01)
     os.kill(rank_pid(p.pid, rank), sign); died = time.monotonic()
-    said = p.communicate(timeout=60)[1]; took = time.monotonic() - died
-    assert p.returncode and took < (40 if sign == signal.SIGSTOP else 20) and not (at/'model').exists()
+    said = p.communicate(timeout=120)[1]; took = time.monotonic() - died
+    assert p.returncode and took < (60 if sign == signal.SIGSTOP else 20)  # stopped: 10 s until the other gives up, 30 s that torchrun waits before it kills
+    assert not (at/'model').exists()
     if sign == signal.SIGKILL: assert blame(said) == f'rank {rank} was killed by signal 9', said
     else: assert 'mlref: rank 0: expected all processes to train to the end, lost one' in said, said
     assert came_to(at) != 'the start' and train_together(at) and weights(at) == weights(tmp_path/'whole')
 
-def test_what_a_rank_refuses_is_said_once_in_its_sentence(tmp_path):
-    X = FIT.X.copy(); X[700, 2] = np.inf
-    at = write_job(tmp_path, JOB, Table(**{**vars(FIT), 'X': X}), STOP)
-    with pytest.raises(MlrefError, match=r'expected 2 processes to train to the end, rank \d: expected a finite loss, got nan in step 0 of epoch 0; in the table: infinite values in c \(1\)'): train_together(at)
+def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
+    "A rate so high that the weights overflow: both ranks stop at the same look, nothing poisoned is written"
+    at = write_job(tmp_path, Job(**{**vars(JOB), 'rate': 1e30}), FIT, STOP)
+    with pytest.raises(MlrefError, match=r'expected 2 processes to train to the end, rank \d: expected a finite loss, got .* of epoch 0; in its batch: no infinite value; .*it goes on from the start'): train_together(at)
