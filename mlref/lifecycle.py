@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-# %% ../nbs/22_lifecycle.ipynb #192c178f
-from .calibration import LANDS, WEEKS, Calibration, calibrate, move
+# %% ../nbs/22_lifecycle.ipynb #932aabb8
+from .calibration import LANDS, WEEKS, calibrate, move
 from .compress import Onnx, build, recorded, size
 from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
@@ -37,7 +37,7 @@ from .monitor import MATURE, METRICS, Policy, WATCHED, Watch, alarms, at_once, r
 from .offline import record, table
 from .online import Online
 from .quality import Finding, leaking_nulls
-from .registry import champion, entry, live, local, promote, register, Registry
+from .registry import Registry, champion, entry, live, local, promote, register
 from .serve import Client, start_server
 from .slices import differences, groups, slices
 from .stream import feed
@@ -107,6 +107,7 @@ class Plan:
     ms: float = 0.       # Wall ms for one flight in these timings
     policy: Policy = field(default_factory=Policy)
 
+# %% ../nbs/22_lifecycle.ipynb #cc3dd55b
 def with_record(plan: Plan,
                 file: Path  # What `mlref bench compress` wrote down
                ) -> Plan:
@@ -115,7 +116,7 @@ def with_record(plan: Plan,
     ms = next(m['ms_1'] for m in json.loads(Path(file).read_text())['engines'] if m['engine'] == engine)
     return replace(plan, engine=engine, timings=timings[:12], ms=ms)
 
-# %% ../nbs/22_lifecycle.ipynb #b1a8e29d
+# %% ../nbs/22_lifecycle.ipynb #9eacd9e0
 def learn(home: Home, plan: Plan,
           past: Table,            # Labelled rows that may be learnt from
           end: int                # No cut-off of `past` lies at or after this minute

@@ -24,7 +24,8 @@ def test_the_rehearsed_failure_raises_one_alarm_and_a_challenger_takes_over(quic
     made = con.sql("select action, why, evidence, decided_at from decisions order by decided_at").fetchall()
     assert [m[0] for m in made].count('alarm') == 1 and 'missing:all_dep_delay_180m' in next(m[1] for m in made if m[0] == 'alarm')
     assert made[0][:2] == ('promote', 'bootstrap') and made[-1][0] == 'promote' and made[-1][1] == 'all gates passed'
-    assert len(json.loads(made[-1][2])["gates"]) == 12
+    last = json.loads(made[-1][2]); assert len(last['gates']) == 12 and last['slices']
+    card = (only(quick[0]/'data')/'registry'/'models'/last['version']/'card.md').read_text(); assert all(g['name'] in card for g in last['gates'])
     new = con.sql('select distinct version from predictions where scored_at >= ?', params=[made[-1][3]]).fetchall()
     assert new == [(json.loads(made[-1][2])['version'],)]
     assert con.sql('select count(*) from predictions where trained_until > scored_at').fetchall() == [(0,)]
