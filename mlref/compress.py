@@ -136,7 +136,7 @@ def clock(models: dict[str, Predictor], X: np.ndarray, rounds: int=7) -> dict[st
 # %% ../nbs/13_compress.ipynb #860058a1
 def size(model: Predictor) -> int:
     "Bytes of what is shipped"
-    return len(model.data) if model.kind == 'onnx' else sum(v.nbytes for v in model._arrays().values())
+    return len(model.data) if model.kind == 'onnx' else len(model.text.encode()) if model.kind == 'gbm' else sum(v.nbytes for v in model._arrays().values())
 
 def measure_engines(models: dict[str, Predictor],  # Engine -> the same network in it; 'torch' is compared to
                     X: np.ndarray, y: np.ndarray,  # Labelled rows, at least 1,024
