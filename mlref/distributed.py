@@ -117,8 +117,7 @@ def agree(version: str) -> None:
 def work(folder: Path) -> None:
     "What each rank does with a job; rank 0 saves the model and a report"
     job, fit, stop = read_job(folder); rank, world = join(job.seconds)
-    if job.compress == 'powersgd': checkpoints = None  # what it left out of earlier gradients is in no checkpoint
-    else: checkpoints = Path(folder)/'checkpoints'
+    checkpoints = None if job.compress == 'powersgd' else Path(folder)/'checkpoints'  # what it left out of earlier gradients is in no checkpoint
     moved, curve, began = Moved(), [], time.perf_counter()
     model = fit_torch(fit, stop, job.seed, job.epochs, job.batch, job.rate, make=partial(Net, width=job.width, drop=job.drop), patience=job.patience,
                       folder=checkpoints, every=job.every, history=curve, progress=sys.stderr.isatty(), wrap=partial(share, bucket_mb=job.bucket_mb, compress=job.compress, moved=moved))
