@@ -12,7 +12,7 @@ from mlref.slices import differences, groups
 from mlref.recipes import fit
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-EQUALS, BAD = (200, 20) if DEEP else (50, 5)
+EQUALS, BAD = 200, 20 if DEEP else 5  # of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9
 
 @pytest.fixture(scope='module')
 def spring():
