@@ -38,7 +38,7 @@ class Pieces(nn.Module):
     def forward(self, x: torch.Tensor  # (rows, numbers), NaN = missing
                ) -> torch.Tensor:      # (rows, numbers * size)
         full = torch.nan_to_num(((x[:, :, None] - self.knot) * self.slope).clamp(0, 1))  # how far through each piece
-        product = torch.einsum('rnp,nps->rns', full, self.weight) if self.training else (full[..., None] * self.weight).sum(2)  # an engine rounds a product by the number of rows, a sum it does not
+        product = torch.einsum('rnp,nps->rns', full, self.weight) if self.training else (full[:, :, None] * self.weight.transpose(1, 2)).sum(3)  # an engine rounds a product by the number of rows, a sum it does not
         return torch.relu(product + self.bias).flatten(1)
 
 # %% ../nbs/10_model.ipynb #10aa0004
