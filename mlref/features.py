@@ -415,7 +415,7 @@ def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object
 
 # %% ../nbs/06_features.ipynb #4311949a
 def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
-    have = [req.get_column(c) for c in names if c in req.columns]
+    found = req.columns; have = [req.get_column(c) for c in names if c in found]
     arrays = {c.name: c.to_numpy() for c in have}
     return arrays if all([a.dtype.kind in 'iu' or c.dtype == pl.String for a, c in zip(arrays.values(), have)]) else req  # whole numbers with nulls are an array of floats
 
