@@ -165,7 +165,7 @@ def test_seeds_together_are_those_alone_whatever_their_place(tmp_path):
     assert load_model(save_model(many[1], tmp_path)).version == many[1].version  # and a network like any other
 
 def test_training_is_imported_where_there_is_no_data_plane():
-    code = "import sys; sys.modules |= dict.fromkeys(('duckdb', 'polars', 'pyarrow', 'pandas', 'lmdb', 'fastcore', 'lightgbm', 'mlflow')); import mlref.train, mlref.seeds, mlref.distributed"
+    code = "import sys; sys.modules |= dict.fromkeys(('duckdb', 'polars', 'pyarrow', 'pandas', 'lmdb', 'fastcore', 'lightgbm', 'mlflow', 'papermill')); import mlref.seeds, mlref.distributed, mlref.pipeline"
     subprocess.run([sys.executable, '-c', code], env=ENV, check=True)
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
