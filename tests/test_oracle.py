@@ -1,6 +1,6 @@
 """Every number of a flight once more, from the raw files by plain arithmetic and with no line of mlref's features"""
 import os, zipfile
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import cache
 from zoneinfo import ZoneInfo
 import numpy as np, polars as pl, pytest
@@ -28,7 +28,7 @@ def hour(*local): return int(datetime(*map(int, local), tzinfo=zone('America/New
 @cache
 def date(*local): return datetime(*map(int, local))
 
-def number(text, none=np.nan): return none if text in ('NA', '') else float(text)
+def number(text): return np.nan if text == 'NA' else float(text)
 def clock(text): return int(text) // 100 * 60 + int(text) % 100
 
 def next_time(after, at, name):
