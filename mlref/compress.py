@@ -136,6 +136,7 @@ def clock(models: dict[str, Predictor], X: np.ndarray, rounds: int=7) -> dict[st
 # %% ../nbs/13_compress.ipynb #860058a1
 def size(model: Predictor) -> int:
     "Bytes of what is shipped"
+    if model.kind == 'mean': return sum(size(p) for p in model.parts)
     return len(model.data) if model.kind == 'onnx' else len(model.text.encode()) if model.kind == 'gbm' else sum(v.nbytes for v in model._arrays().values())
 
 def measure_engines(models: dict[str, Predictor],  # Engine -> the same network in it; 'torch' is compared to

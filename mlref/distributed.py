@@ -160,7 +160,7 @@ def train_together(folder: Path,      # A job
                   ) -> Torch:         # The model all of them arrived at
     "Train a job in several processes of this machine; call again after a failure, and it goes on"
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(procs), '-m', 'mlref.distributed', str(folder)]
-    p = subprocess.Popen(cmd, env={**os.environ, 'OMP_NUM_THREADS': str(threads)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(cmd, env={**os.environ, 'OMP_NUM_THREADS': str(threads), **({'CUDA_VISIBLE_DEVICES': ''} if procs > torch.cuda.device_count() else {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try: said = p.communicate()[1]
     finally:
         if p.poll() is None: p.terminate(); p.wait(30)

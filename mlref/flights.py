@@ -108,9 +108,9 @@ def _aircraft(req: dict, x: np.ndarray, static: object) -> list[np.ndarray]:
     gap = req['T'] + HORIZON - leg_sched
     ok, has_left = gap < 1440, left_sched >= leg_sched
     so_far = np.where(has_left, np.where(left_sched == leg_sched, left_delay, 0), np.maximum(gap - HORIZON, 0))
-    return [np.where(known, values, np.nan) for known, values in (
-        (left < 4320, left), (landed < 4320, landed), (left < 1440, left_delay), (landed < 1440, landed_delay), (ok, gap), (ok, np.minimum(so_far, 600)),
-        (ok, has_left), (ok, gap - 2 * duration - so_far), (ok & (landed_sched == leg_sched), landed_delay), (ok, duration))]
+    known, values = zip((left < 4320, left), (landed < 4320, landed), (left < 1440, left_delay), (landed < 1440, landed_delay), (ok, gap), (ok, np.minimum(so_far, 600)),
+        (ok, has_left), (ok, gap - 2 * duration - so_far), (ok & (landed_sched == leg_sched), landed_delay), (ok, duration))
+    return np.where(known, values, np.nan)
 
 AIRCRAFT = OnDemand('aircraft', ('tail_left_age', 'tail_landed_age', 'tail_left_delay', 'tail_landed_delay', 'prev_gap', 'prev_so_far', 'prev_has_left', 'prev_slack', 'prev_landed_delay', 'prev_duration'),
     _aircraft, ('left_age', 'left_sched', 'left_delay', 'landed_age', 'landed_sched', 'landed_delay', 'leg_sched', 'leg_duration'), ('sched',), _TEAM, "The aircraft's last known moves, and the state of the leg before this one")

@@ -97,7 +97,7 @@ def deliver(home: Home,
 @dataclass(frozen=True)
 class Plan:
     "How a run behaves; all of it goes into the evidence"
-    kind: str = 'torch'  # What serves: 'torch', 'gbm' or 'logistic'
+    kind: str = 'student'  # What serves: one of `recipes.KINDS`
     seed: int = 0
     stop: int = 14       # Days at the end of the training rows to stop on
     block: int = 28      # Matured days kept from a challenger, for the gates

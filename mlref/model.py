@@ -38,7 +38,7 @@ class Pieces(nn.Module):
     def forward(self, x: torch.Tensor  # (rows, numbers), NaN = missing
                ) -> torch.Tensor:      # (rows, numbers * size)
         full = torch.nan_to_num(((x[:, :, None] - self.knot) * self.slope).clamp(0, 1))  # how far through each piece
-        product = torch.einsum('rnp,nps->rns', full, self.weight) if self.training else (full[..., None] * self.weight).sum(2)  # an engine rounds a product by the number of rows, a sum it does not
+        product = torch.einsum('rnp,nps->rns', full, self.weight) if self.training else (full[:, :, None] * self.weight.transpose(1, 2)).sum(3)  # an engine rounds a product by the number of rows, a sum it does not
         return torch.relu(product + self.bias).flatten(1)
 
 # %% ../nbs/10_model.ipynb #10aa0004
@@ -85,9 +85,9 @@ class Net(nn.Module):
                 ):
         super().__init__(); self.names, self.cats, self.shape = tuple(names), dict(cats), {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
         self.register_buffer('num', torch.tensor([i for i, n in enumerate(names) if n not in cats]))
-        self.register_buffer('cat', torch.tensor([i for i, n in enumerate(names) if n in cats]))
+        self.codes = [i for i, n in enumerate(names) if n in cats]; self.register_buffer('cat', torch.tensor(self.codes))
         k = len(self.num); self.register_buffer('mean', torch.zeros(k)); self.register_buffer('sd', torch.ones(k))
-        self.embed = nn.ModuleList(nn.Embedding(cats[names[i]], min(16, (cats[names[i]] + 1) // 2)) for i in self.cat.tolist())
+        self.embed = nn.ModuleList(nn.Embedding(cats[names[i]], min(16, (cats[names[i]] + 1) // 2)) for i in self.codes)
         self.pieces = Pieces(k, pieces, 3) if pieces else None
         self.body = _body((2 + 3 * bool(pieces)) * k + sum(e.embedding_dim for e in self.embed), width, drop, layers, members)
 
@@ -95,7 +95,7 @@ class Net(nn.Module):
                ) -> torch.Tensor:      # Logits (rows,); (rows, members) while it learns, when there are several
         x = X[:, self.num]; z, gone = (x - self.mean) / self.sd, x.isnan()
         z = 4 * torch.tanh(torch.where(gone, torch.zeros_like(z), z) / 4)
-        parts = [e(X[:, i].long().clamp(0, e.num_embeddings - 1)) for e, i in zip(self.embed, self.cat.tolist())]
+        parts = [e(X[:, i].long().clamp(0, e.num_embeddings - 1)) for e, i in zip(self.embed, self.codes)]  # from Python: asking the buffer would make the host wait for the device
         out = self.body(torch.cat([z, gone.float(), *parts, *([self.pieces(x)] if self.pieces else [])], 1))
         return out.squeeze(1) if out.shape[1] == 1 else out if self.training else out.mean(1)
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['blocks', 'device', 'order', 'pace', 'Drop', 'seeded', 'ready', 'suspects', 'Epoch', 'State', 'packed', 'unpacked',
-           'bce', 'ranks', 'one_step', 'stop_loss', 'first_bad', 'job_of', 'Plan', 'start', 'finished', 'steps', 'look',
-           'shared', 'fit_torch']
+           'bce', 'ranks', 'one_step', 'stop_loss', 'first_bad', 'job_of', 'Plan', 'adamw', 'paced', 'Graph', 'stepper',
+           'start', 'finished', 'steps', 'look', 'shared', 'fit_torch']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def one_step(model: nn.Module, opt: torch.optim.Optimizer, X: torch.Tensor, y: t
     "Forward, backward, update"
     rank, world = ranks()
     mine, share = (at[rank::world], len(at[rank::world]) * world / len(at)) if len(at) >= world else (at, 1)  # a rest too small to share is done by all
-    with torch.autocast(X.device.type, torch.bfloat16, enabled=half): out = model(X.index_select(0, mine))
+    with torch.autocast(X.device.type, torch.bfloat16, enabled=half, cache_enabled=False): out = model(X.index_select(0, mine))
     value = loss(out.float(), y.index_select(0, mine)) * share
     opt.zero_grad(set_to_none=True); value.backward(); opt.step()
     return value.detach()
@@ -190,12 +191,55 @@ class Plan:
 
     def steps(self) -> int: return -(-self.rows // self.batch)  # of an epoch
 
+# %% ../nbs/11_train.ipynb #11aa1002
+def adamw(weights: list[torch.Tensor], rate: float, decay: float) -> torch.optim.AdamW:
+    "The fused AdamW; on a graphics processor its rate lies there"
+    cuda, dev = weights[0].is_cuda, weights[0].device
+    return torch.optim.AdamW(weights, torch.tensor(rate, device=dev) if cuda else rate, weight_decay=decay, fused=True, capturable=cuda)
+
+def paced(opt: torch.optim.Optimizer, rate: float) -> None:
+    "Set the learning rate of the next step"
+    for g in opt.param_groups: g['lr'] = g['lr'].fill_(rate) if torch.is_tensor(g['lr']) else rate
+
+# %% ../nbs/11_train.ipynb #11aa1005
+class Graph:
+    "A step as a CUDA graph: three full batches as they come, then recorded once and replayed"
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor],  # Positions of rows, int64 (..., batch), to a loss
+                 batch: int  # Positions of a full batch; fewer are never recorded
+                ): self.step, self.batch, self.side, self.early, self.graph = step, batch, torch.cuda.Stream(), 3, None
+
+    def _aside(self, at: torch.Tensor) -> torch.Tensor:
+        self.early -= 1; self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side): loss = self.step(at)
+        torch.cuda.current_stream().wait_stream(self.side)
+        return loss
+
+    def _record(self, at: torch.Tensor) -> None:
+        self.at, graph = at.clone(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.side): self.loss = self.step(self.at)
+        except RuntimeError as e: raise MlrefError(f'expected a step that never waits for the device, got: {e}; keep .item() and masks out of network and loss, or fit with graph=False') from e
+        self.graph = graph
+
+    def __call__(self, at: torch.Tensor) -> torch.Tensor:  # Loss; the next call overwrites it
+        if at.shape[-1] < self.batch: return self.step(at)
+        if self.early: return self._aside(at)
+        if not self.graph: self._record(at)
+        self.at.copy_(at); self.graph.replay(); return self.loss
+
+# %% ../nbs/11_train.ipynb #11aa1006
+def stepper(model: nn.Module, opt: torch.optim.Optimizer, X: torch.Tensor, y: torch.Tensor, plan: Plan, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+            graph: bool=True) -> Callable[[torch.Tensor], torch.Tensor]:  # Positions of rows to a loss
+    "`one_step` on these rows; on a graphics processor, alone, it is recorded"
+    step = partial(one_step, model, opt, X, y, loss=loss, half=plan.half)
+    return Graph(step, plan.batch) if graph and X.is_cuda and ranks()[1] == 1 else step
+
 # %% ../nbs/11_train.ipynb #d41f1f4e
 def start(net: nn.Module, plan: Plan, dev: str='cpu') -> State:
     "A state before the first step; from now on the network's dropout is `Drop`"
     for m in net.modules():
         if type(m) is nn.Dropout: m.__class__ = Drop
-    return State(net, torch.optim.AdamW(net.to(dev).parameters(), lr=plan.rate, weight_decay=plan.decay, fused=True), torch.zeros(plan.steps(), device=dev), {})
+    return State(net, adamw([*net.to(dev).parameters()], plan.rate, plan.decay), torch.zeros(plan.steps(), device=dev), {})
 
 def finished(s: State) -> nn.Module:
     "The network with its best weights and its own dropout"
@@ -204,14 +248,13 @@ def finished(s: State) -> nn.Module:
         if type(m) is Drop: m.__class__ = nn.Dropout
     return s.net
 
-def steps(s: State, model: nn.Module, X: torch.Tensor, y: torch.Tensor, plan: Plan, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[int]:
+def steps(s: State, step: Callable[[torch.Tensor], torch.Tensor], plan: Plan) -> Iterator[int]:
     "Do what is left of this epoch; yields, after each step, how many of the epoch's steps are done"
     epoch, begin = divmod(s.step, n := plan.steps())
-    parts = order(plan.seed, epoch, plan.rows).to(X.device).split(plan.batch); s.net.train()
+    parts = order(plan.seed, epoch, plan.rows).to(s.losses.device).split(plan.batch); s.net.train()
     for i in range(begin, n):
-        seeded(plan.seed, s.step, ranks()[0])
-        for g in s.opt.param_groups: g['lr'] = plan.rate * pace(s.step, plan.epochs * n)
-        s.losses[i] = one_step(model, s.opt, X, y, parts[i], loss, plan.half)
+        seeded(plan.seed, s.step, ranks()[0]); paced(s.opt, plan.rate * pace(s.step, plan.epochs * n))
+        s.losses[i] = step(parts[i])
         s.step += 1
         yield i + 1
 
@@ -236,12 +279,13 @@ def _after(s: State, stop: Table, Xs: torch.Tensor, ys: torch.Tensor) -> None:
     if now < s.low(): s.best = {k: v.detach().clone() for k, v in s.net.state_dict().items()}
     s.history += (Epoch(epoch, float(s.losses.mean()), now),)
 
-def _run(s: State, model: nn.Module, plan: Plan, fit: Table, stop: Table, y: np.ndarray, loss: Callable, patience: int, folder: Path|None, every: int, job: dict, bar: tqdm) -> None:
+def _run(s: State, model: nn.Module, plan: Plan, fit: Table, stop: Table, y: np.ndarray, loss: Callable, graph: bool, patience: int, folder: Path|None, every: int, job: dict, bar: tqdm) -> None:
     X, y, Xs, ys = (torch.from_numpy(a).to(s.losses.device) for a in (fit.X, y, stop.X, stop.y))
     keep = lambda: save_checkpoint(folder, s.step, packed(s), {**job, 'history': [asdict(e) for e in s.history]}) if folder and not ranks()[0] else None
+    step = stepper(model, s.opt, X, y, plan, loss, graph)
     while len(s.history) < plan.epochs and s.idle() < patience:
         seen = s.step % plan.steps()
-        for done in steps(s, model, X, y, plan, loss):
+        for done in steps(s, step, plan):
             bar.update(plan.batch)
             if done < plan.steps() and s.step % every == 0: look(s, seen, done, plan, fit, folder); seen = done; keep()
         look(s, seen, plan.steps(), plan, fit, folder); _after(s, stop, Xs, ys); keep()
@@ -258,7 +302,8 @@ def fit_torch(fit: Table, stop: Table,   # Labelled rows to learn from, and of l
               folder: Path|None=None,    # Of checkpoints; a fit that was killed goes on from there
               every: int=500,            # Steps between two looks at the loss, and two checkpoints
               history: list|None=None,   # Gets an `Epoch` for each epoch
-              wrap: Callable[[nn.Module], nn.Module]=shared  # How several processes share gradients
+              wrap: Callable[[nn.Module], nn.Module]=shared,  # How several processes share gradients
+              graph: bool=True           # On a graphics processor, alone: record a step and replay it
              ) -> Torch:                 # A Predictor
     "Train a network; the same tables, seed and place give the same weights, also after a kill. Raises `MlrefError` on rows that cannot be learnt from, a loss that is no number, another fit's folder"
     y, plan = ready(fit, stop, targets), Plan(len(fit), seed, epochs, batch, rate, decay, half)
@@ -266,6 +311,6 @@ def fit_torch(fit: Table, stop: Table,   # Labelled rows to learn from, and of l
     s = start(net, plan, device()); job = job_of(net, fit, stop, y, asdict(plan), loss) if folder else {}
     if folder and (found := load_checkpoint(folder)): same_job(job, found[0], folder); unpacked(s, *found)
     with tqdm(total=epochs * plan.steps() * batch, initial=s.step * batch, unit=' rows', unit_scale=True, disable=not progress or ranks()[0] > 0) as bar:
-        _run(s, wrap(net), plan, fit, stop, y, loss, patience or epochs, folder, every, job, bar)
+        _run(s, wrap(net), plan, fit, stop, y, loss, graph, patience or epochs, folder, every, job, bar)
     if history is not None: history += s.history
     return Torch(finished(s), int(max(fit.known.max(), stop.known.max())))

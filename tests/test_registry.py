@@ -3,11 +3,12 @@ import hashlib, json, multiprocessing, os, shutil, signal, socket, subprocess, s
 from pathlib import Path
 from urllib.request import urlopen
 import numpy as np, pytest, torch
+from mlref.compress import size
 from mlref.core import MlrefError, digest
 from mlref.environment import installed, lock_file, lock_hash, locked, strayed
 from mlref.gates import Gate
 from mlref.flights import FLIGHTS
-from mlref.model import Torch, linear
+from mlref.model import Gbm, Mean, Torch, linear
 from mlref import registry as g
 from mlref.registry import Registry, champion, live, local, promote, promotions, register, rollback, settle, waiting
 
@@ -68,6 +69,13 @@ def test_the_command_line(folder):
     assert list(dict.fromkeys(steps)) == ['data', 'lake', 'feature', 'view', 'model', 'gate', 'decision', 'promotion'] and (steps.count('decision'), steps.count('promotion')) == (1, 3)
     assert 'aliases: champion' in got['show'][1] and 'metric auc: 0.71' in got['show'][1]
     r = Registry(folder); assert [(p.who, p.was, p.to, p.forced) for p in promotions(r)][1:] == [('ann', '1', '2', False), ('bob', '2', '3', True), ('bob', '3', '2', False)] and champion(r).version == model(1).version
+
+def test_a_mean_of_trees_and_a_network_is_kept_like_any_other(folder):
+    import lightgbm as lgb
+    trees = lgb.train({'verbose': -1, 'num_threads': 1}, lgb.Dataset(np.tile(X, (8, 1)), np.tile(X[:, 0] > 0, 8)), 3)
+    parts = Gbm(trees.model_to_string(), FLIGHTS.names, 22_000_009), model(5); mean = Mean(*parts); r = Registry(folder)
+    promote(r, register(r, mean, digest([9]), {'auc': .8}, {'seed': 9}, GOOD, X), 30, 'bootstrap'); got = champion(r)
+    assert (got.kind, got.version) == ('mean', mean.version) and np.array_equal(got.predict(X), sum(p.predict(X) for p in parts) / 2) and size(got) == sum(map(size, parts))
 
 def _killed(folder, at, do, *more):
     real = g._ask
