@@ -199,7 +199,7 @@ def push(s: Server, body: bytes) -> tuple[dict, int]:
 ROUTES = {'/v2/models/late/infer': infer, '/invocations': invoke, '/predict': predict, '/events': push}
 
 def _openapi() -> dict:
-    ok = {'200': {'description': 'Scores'}, '400': {'description': 'Not understood'}, '413': {'description': 'Too large'}, '422': {'description': 'Understood, but not known here'}}
+    ok = {'200': {'description': 'Scores; where the store holds a map of the morning also calibrated, and calibration, the digest of the map'}, '400': {'description': 'Not understood'}, '413': {'description': 'Too large'}, '422': {'description': 'Understood, but not known here'}}
     body = {'content': {'application/json': {'schema': {'type': 'object'}}}, 'required': True}
     return {'openapi': '3.1.0', 'info': {'title': 'mlref', 'version': '1'}, 'paths': {p: {'post': {'summary': f.__doc__, 'requestBody': body, 'responses': ok}} for p, f in ROUTES.items()}}
 
