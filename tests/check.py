@@ -20,10 +20,10 @@ def command(*a): return lambda: subprocess.run([str(x) for x in a], cwd=ROOT).re
 if __name__ == '__main__':
     deep = '--deep' in sys.argv
     if bad := [a for a in sys.argv[1:] if a != '--deep']: sys.exit(f'expected nothing or --deep, got {" ".join(bad)}')
-    os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')  # two pages run side by side on two cores
+    os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')  # two pages, then two files of tests, run side by side on two cores
     steps = {'generated code': exported, 'page shapes': command(sys.executable, 'tests/pages.py', 'nbs'), 'README in step': command(sys.executable, 'tests/readme.py', '--check'),
              'every page': command(BIN/'nbdev_test', '--n_workers', '2', '--do_print', '--timing', '--skip_folder_re', '^[_.]|steps'),
-             'pytest': command(sys.executable, '-m', 'pytest', 'tests', '-q')}
+             'pytest': command(sys.executable, '-m', 'pytest', 'tests', '-q', '-n', '2', '--dist', 'loadfile', '--durations', '12')}
     failed, t0 = [], time.time()
     for name, do in steps.items():
         t = time.time(); print(f'== {name}', flush=True)
