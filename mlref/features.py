@@ -415,10 +415,10 @@ def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object
 
 # %% ../nbs/06_features.ipynb #4311949a
 def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
-    found = req.columns; lists = {c: req.get_column(c).to_list() for c in names if c in found}
-    kinds = {c: {*map(type, v)} for c, v in lists.items()}
-    if not all([k == {int} or k <= {str, type(None)} for k in kinds.values()]): return req
-    return {c: np.array(v, np.int64 if kinds[c] == {int} else object) for c, v in lists.items()}
+    found = req.columns; have = {c: req.get_column(c) for c in names if c in found}
+    lists = {c: s.to_list() for c, s in have.items()}; whole = {c for c, v in lists.items() if {*map(type, v)} == {int}}
+    if not all([c in whole or s.dtype == pl.String for c, s in have.items()]): return req  # no rows, numbers with nulls, other types
+    return {c: np.array(v, np.int64 if c in whole else object) for c, v in lists.items()}
 
 def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
     have = req.columns if isinstance(req, pl.DataFrame) else req

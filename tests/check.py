@@ -23,7 +23,7 @@ if __name__ == '__main__':
     os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')  # two pages, then two files of tests, run side by side on two cores
     steps = {'generated code': exported, 'page shapes': command(sys.executable, 'tests/pages.py', 'nbs'), 'README in step': command(sys.executable, 'tests/readme.py', '--check'),
              'every page': command(BIN/'nbdev_test', '--n_workers', '2', '--do_print', '--timing', '--skip_folder_re', '^[_.]|steps'),
-             'pytest': command(sys.executable, '-m', 'pytest', 'tests', '-q', '-n', '2', '--dist', 'loadfile', '--durations', '12')}
+             'pytest': command(sys.executable, '-m', 'pytest', 'tests/test_pipeline.py', 'tests', '-q', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder', '--durations', '12')}
     failed, t0 = [], time.time()
     for name, do in steps.items():
         t = time.time(); print(f'== {name}', flush=True)
