@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECISIONS', 'TOPIC', 'decision', 'Home', 'source', 'deliver', 'Plan', 'with_record', 'learn', 'keep', 'follow',
-           'bootstrap', 'requests', 'score', 'over_http', 'watch', 'landed', 'morning', 'measure', 'wanted',
+           'bootstrap', 'requests', 'score', 'over_http', 'watch', 'landed', 'morning', 'publish', 'measure', 'wanted',
            'Challenge', 'ask', 'challenge', 'found_on', 'mistrust', 'decide', 'live_day', 'live_through', 'digests',
            'story', 'summary']
 
@@ -19,7 +19,7 @@ import polars as pl
 from tqdm import tqdm
 
 # %% ../nbs/22_lifecycle.ipynb #932aabb8
-from .calibration import LANDS, WEEKS, calibrate, move
+from .calibration import LANDS, NOTE, WEEKS, calibrate, move, to_note
 from .compress import Onnx, build, recorded, size
 from .contracts import rules
 from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
@@ -37,6 +37,7 @@ from .monitor import MATURE, METRICS, Policy, WATCHED, Watch, alarms, at_once, r
 from .offline import record, table
 from .online import Online
 from .quality import Finding, leaking_nulls
+from .records import BACK
 from .registry import Registry, champion, entry, live, local, promote, register
 from .serve import Client, start_server
 from .slices import differences, groups, slices
@@ -189,13 +190,19 @@ def score(home: Home, model: Torch | Gbm | Onnx, req: pl.DataFrame, day: int) ->
     return pred, watched(T, p, X, names)
 
 # %% ../nbs/22_lifecycle.ipynb #8faa56d9
-def over_http(home: Home, client: Client, pred: pl.DataFrame, req: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    "A day's predictions as the server wrote them down, and how far its log was read; raises `MlrefError` when a score differs"
+def over_http(home: Home, client: Client, pred: pl.DataFrame, req: pl.DataFrame,
+              fitted: pl.DataFrame | None=None  # From `morning`
+             ) -> dict[str, pl.DataFrame]:
+    "A day's predictions as the server wrote them down, and how far its log was read; raises `MlrefError` when a score differs, as the model gave it or moved by the day's map"
     client.ask('/v2/repository/models/late/load', {})
-    if not np.array_equal(client.predict(req), pred['p']): raise MlrefError(f'expected the server to give the scores of this process on {stamp(int(pred["T"][0]))[:10]}, some differ')
+    got, p, when = client.answers(req), pred['p'].to_numpy(), stamp(int(pred['T'][0]))[:10]
+    moved, by = ([None] * len(p), None) if fitted is None else (move(p, fitted['a'][0], fitted['b'][0]).tolist(), fitted['digest'][0])
+    if [a['p'] for a in got] != p.tolist(): raise MlrefError(f'expected the server to give the scores of this process on {when}, some differ')
     log, at = LocalLog(home.folder/'served', readonly=True), position(home.lake, 'predictions')
-    msgs = log.read('predictions', at, 10**6); log.close()
-    rows_ = pl.DataFrame([json.loads(m) for m in msgs]).with_columns(day=service_day(pl.col('T'))).unique('flight_id', keep='first', maintain_order=True)
+    msgs = [json.loads(m) for m in log.read('predictions', at, 10**6)]; log.close()
+    named = {m['flight_id']: m.get('calibration') for m in msgs}
+    if [a.get('calibrated') for a in got] != moved or {named[f] for f in pred['flight_id']} != {by}: raise MlrefError(f'expected the server to move the scores of {when} by the map {by} and to write that down, it did otherwise for some')
+    rows_ = pl.DataFrame(msgs).with_columns(day=service_day(pl.col('T'))).unique('flight_id', keep='first', maintain_order=True)
     taken = pred.select('flight_id').join(rows_, on='flight_id', maintain_order='left').select(pred.columns).cast(pred.schema)
     return {'predictions': taken, 'offsets': pl.DataFrame({'topic': 'predictions', 'part': 0, 'next': at + len(msgs)})}
 
@@ -227,6 +234,14 @@ def _levels(home: Home, truth: pl.DataFrame, day: int) -> pl.DataFrame:
     p, y = truth['p'].to_numpy(), truth['y'].to_numpy(); q = move(p, *m.row(0))
     found = (('log_loss', log_loss(y, p)), ('log_loss_calibrated', log_loss(y, q)), ('gap_calibrated', float(q.mean() - y.mean())))
     return pl.DataFrame([(day_start(day + 1 + MATURE), k, truth['version'][0], v, None, None, len(y), day) for k, v in found], schema=METRICS, orient='row')
+
+# %% ../nbs/22_lifecycle.ipynb #0ef6ae63
+def publish(home: Home, day: int,
+            fitted: pl.DataFrame | None  # From `morning`
+           ) -> None:
+    "Let servers answer with the map of a service day; again is harmless"
+    before = home.lake.sql('select * from calibrations where day >= ? and day < ?', day - BACK // DAY, day)
+    home.store.write({NOTE: None if fitted is None else to_note([*before.to_dicts(), *fitted.to_dicts()])})
 
 # %% ../nbs/22_lifecycle.ipynb #3c4a7108
 def measure(home: Home, seen: pl.DataFrame, version: str, day: int) -> pl.DataFrame:
@@ -332,10 +347,11 @@ def live_day(home: Home, source: pl.DataFrame, plan: Plan, day: int, client: Cli
     follow(home)
     model = champion(home.registry)
     deliver(home, source, day_start(day + 1))
+    publish(home, day, fitted := morning(home, day))
     req = requests(home.lake, day)
     pred, seen = score(home, model, req, day)
-    scored = over_http(home, client, pred, req) if client else {'predictions': pred}
-    metrics, fitted = measure(home, seen, model.version, day), morning(home, day)
+    scored = over_http(home, client, pred, req, fitted) if client else {'predictions': pred}
+    metrics = measure(home, seen, model.version, day)
     found = found_on(home, model.version, day)
     failed = home.lake.sql("select name from quality where measured_at = ? and of_rows is null and action = 'fail' and over", day_start(day))['name'].to_list()
     bad, alarm = mistrust(found, failed, day)

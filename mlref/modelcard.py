@@ -27,7 +27,7 @@ class Record:
 # %% ../nbs/12d_modelcard.ipynb #df4b39c8
 _FOR = '''Two hours before scheduled departure from Newark, Kennedy or LaGuardia: the probability that the flight arrives more than 15 minutes late.
 Learnt from flights of 2013. Flights that were cancelled or diverted have no label and are not learnt from, so it says nothing about them.
-It is for ordering flights by risk and for warning above a price. Its scores are those of the model; where a probability counts, apply the day's row of the table `calibrations`.'''
+It is for ordering flights by risk and for warning above a price. Its scores are those of the model; where a probability counts, take `calibrated` of the server's answer, or apply the day's row of the table `calibrations`.'''
 
 def _table(head: tuple[str, ...], body: list[tuple]) -> str:
     line = lambda cells: '| ' + ' | '.join(str(c).replace('|', '/').replace('\n', ' ') for c in cells) + ' |'

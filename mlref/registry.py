@@ -37,6 +37,12 @@ for _k, _v in {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_HTTP_REQUEST_TIMEOUT'
 class Unreachable(MlrefError):
     "The tracking server did not answer; what was kept is not lost"
 
+def _said(e: Exception) -> str:
+    from requests import RequestException
+    x = e
+    while x and (isinstance(x, RequestException) or not isinstance(x, OSError)): x = x.__context__  # down to what the socket said
+    return str(x or e).splitlines()[0][:200]
+
 # %% ../nbs/14_registry.ipynb #0d4f9a9d
 def local(folder: Path) -> str:
     "The address of the SQLite file in a folder"
@@ -71,7 +77,7 @@ def _told(registry: Registry, do, what: str):
     except (MlflowException, RequestException) as e:
         text = str(e).splitlines()[0][:200]
         if getattr(e, 'error_code', '') in ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS'): return None
-        if isinstance(e, RequestException) or 'API request to' in text or 'too many 50' in text: raise Unreachable(f'expected the tracking server {registry.uri} to answer, got: {text}') from None
+        if isinstance(e, RequestException) or 'API request to' in text or 'too many 50' in text: raise Unreachable(f'expected the tracking server {registry.uri} to answer, got: {_said(e)}') from None
         raise MlrefError(f'expected the registry at {registry.uri} to {what}, got: {text}') from None
 
 def _created(registry: Registry) -> str:  # Experiment

@@ -27,6 +27,13 @@ def test_no_feature_of_april_leaks(events):
         write_results(Path(__file__).parent.parent/'reports'/'results', 'leaks', './run test --deep', rows)
     assert found == {}
 
+def test_that_something_will_happen_is_not_known_either(events):
+    "Garbage leaves a later departure a departure; here it is gone, as in life"
+    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-12T07:00')))
+    at = april.filter(pl.col('kind') != 'schedule')['known_time'].sample(67 if os.environ.get('MLREF_DEEP') == '1' else 4, seed=2).to_list()
+    until = lambda e, static, start, end: table(e.filter(pl.col('known_time') < end), static, start, end)
+    assert leaks(april, STATIC, [t + d for t in at for d in (-1, 0, 1)], until) == {}
+
 def filled(april):
     "Share of April's flights for which a feature has a value, leaving out the aircraft, two gauges that are often broken, and means over hours, or of a route over a day, in which nobody flies"
     t = table(april, STATIC, minute('2013-04-08T07:00'), minute('2013-04-30T05:00'))

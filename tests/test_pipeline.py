@@ -2,7 +2,9 @@
 import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from mlref.core import service_day
 from mlref.events import raw_folder
+from mlref.log import LocalLog
 from mlref.pipeline import STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +31,13 @@ def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
     new = con.sql('select distinct version from predictions where scored_at >= ?', params=[made[-1][3]]).fetchall()
     assert new == [(last['version'],)]
     assert con.sql('select count(*) from predictions where trained_until > scored_at').fetchall() == [(0,)]
+
+def test_a_client_of_the_run_got_the_map_of_each_morning(quick):
+    import duckdb
+    home = only(quick[0]/'data'); con = duckdb.connect(str(home/'lake'/'mlref.duckdb'), read_only=True)
+    maps = dict(con.sql('select day, digest from calibrations').fetchall()); con.close()
+    log = LocalLog(home/'served', readonly=True); wrote = [json.loads(m) for m in log.read('predictions', 0, 10**6)]; log.close()
+    assert len(maps) > 25 and {m.get('calibration') == maps.get(service_day(m['T'])) for m in wrote} == {True} and {m['calibration'] for m in wrote if 'calibration' in m} == {*maps.values()}
 
 def test_what_a_run_leaves(quick):
     at, r = quick; run = only(at/'reports')
