@@ -8,9 +8,9 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 warnings.simplefilter('ignore')  # a column with two edges is told about once for each
 
 home = Path(sys.argv[1]); spec = json.loads((home/'spec.json').read_text()); torch.set_num_threads(spec['threads'])
-data, cats = dict(np.load(home/'rows.npz')), [i for i, n in enumerate(spec['names']) if n in spec['cats']]
+cats = [i for i, n in enumerate(spec['names']) if n in spec['cats']]
 
-def prepared(seed):
+def prepared(data, seed):
     "As the authors' experiments prepare rows: numbers to a normal distribution by quantiles of rows with a little noise, what is missing 0 after that, a column of two values a category, one of a single value left out"
     X = {p: data[f'X_{p}'] for p in ('past', 'stop', 'later')}; past = X['past']; some = [i for i in range(past.shape[1]) if i not in cats]
     two = [i for i in some if not np.isnan(past[:, i]).any() and len(np.unique(past[:, i])) == 2]; some = [i for i in some if i not in two]
@@ -28,7 +28,7 @@ def scores(net, rows):
 def fit(q):
     "As the authors' example trains: AdamW 2e-3 and 3e-4, gradients cut at 1, a loss for each member, the best epoch kept"
     t, c = time.perf_counter(), time.process_time(); torch.manual_seed(q['seed'])
-    rows, sizes = prepared(q['seed']); y, ys = torch.from_numpy(data['y_past']), torch.from_numpy(data['y_stop']).double()
+    data = np.load(home/q['rows']); rows, sizes = prepared(data, q['seed']); y, ys = torch.from_numpy(data['y_past']), torch.from_numpy(data['y_stop']).double()
     bins = compute_bins(rows['past'][0], n_bins=q['bins']); numbers, codes = rows['past']
     net = tabm.TabM.make(n_num_features=len(bins), cat_cardinalities=sizes, d_out=1, k=q['k'], d_block=q['width'], num_embeddings=PiecewiseLinearEmbeddings(bins, q['size'], activation=False, version='B'))
     opt = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=3e-4); losses = []
