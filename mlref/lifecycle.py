@@ -282,9 +282,11 @@ def _logged(home: Home, model: Torch | Gbm | Onnx, test: Table, q: np.ndarray) -
     return pl.DataFrame({'flight_id': test.ids, 'q': q}).join(was, on='flight_id', maintain_order='left')
 
 # %% ../nbs/22_lifecycle.ipynb #39228c35
-def ask(home: Home, plan: Plan, model: Torch | Gbm | Onnx, past: Table, test: Table, now: int) -> tuple[list[Gate], list[dict]]:
+def ask(home: Home, plan: Plan, model: Torch | Gbm | Onnx, past: Table, test: Table,
+        p: np.ndarray,  # The model's scores of `test`
+        now: int) -> tuple[list[Gate], list[dict]]:
     "Every gate, and the slices of the flights that judge"
-    best = champion(home.registry); p, q, source = model.predict(test.X), best.predict(test.X), getattr(model, 'source', model)
+    best = champion(home.registry); q, source = best.predict(test.X), getattr(model, 'source', model)
     told, gaps = _slices(test, p, q); was = _logged(home, best, test, q)
     newest = home.lake.sql('select max(known_time) as t from events where known_time <= ?', now)['t'][0]
     serves = entry(home.registry, live(home.registry)).params['features']
@@ -301,8 +303,8 @@ def challenge(home: Home, plan: Plan, now: int) -> Challenge:
     past, test = known_by(rows(every, every.T < begin), begin), known_by(rows(every, every.T >= begin), now)
     model = learn(home, plan, past, begin)
     check_predictor(model, test.X[:100])
-    answers, told = ask(home, plan, model, past, test, now)
-    return Challenge(model, answers, told, watched(test.T, model.predict(test.X), test.X, test.names).with_columns(y=pl.Series(test.y)), past)
+    p = model.predict(test.X); answers, told = ask(home, plan, model, past, test, p, now)
+    return Challenge(model, answers, told, watched(test.T, p, test.X, test.names).with_columns(y=pl.Series(test.y)), past)
 
 # %% ../nbs/22_lifecycle.ipynb #81eaa7df
 def found_on(home: Home, version: str,  # Of the model that serves

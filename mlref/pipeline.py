@@ -152,7 +152,7 @@ def given(profile: str,  # 'year' or 'quick'
     "The parameters of a profile"
     start, end = '2013-04-01T07:00', '2013-12-31T07:00' if profile == 'year' else '2013-05-01T07:00'
     dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10, 'level': .5})  # ten days say little: a rehearsal takes the likelier side
-    feed, kind = {'seed': seed, 'dark': dark}, {'kind': 'student' if profile == 'year' else 'torch'}  # a student needs its teacher's four fits first
+    feed, kind = {'seed': seed, 'dark': dark}, {} if profile == 'year' else {'kind': 'torch'}  # a student waits for its teacher's four fits
     return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, **kind, 'until': start}, 'compress': {'profile': profile, 'until': start}, 'live': {**feed, **kind, **wait, 'start': start, 'end': end},
             'load': {'profile': profile, **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5})}, 'monitor': {}, 'report': {'profile': profile}}
 
