@@ -19,88 +19,135 @@ from .evaluate import check_scores
 @dataclass(frozen=True)
 class Calibration:
     "A map of scores: log-odds z become a + b z"
-    a: float    # Shift of the log-odds
-    b: float    # Slope of the log-odds; 1 = as they were
+
+    a: float  # Shift of the log-odds
+    b: float  # Slope of the log-odds; 1 = as they were
     since: int  # First cut-off T of the window, minutes UTC
     until: int  # All cut-offs of the window lie before this minute
     known: int  # Newest label it has seen, minutes UTC; never after the minute it was fitted at
-    n: int      # Labels it has seen
+    n: int  # Labels it has seen
 
     @property
-    def digest(self) -> str: return digest(asdict(self))[:12]
+    def digest(self) -> str:
+        return digest(asdict(self))[:12]
 
-    def apply(self, p: np.ndarray  # Scores of a model, 0 to 1
-             ) -> np.ndarray:      # float64, in the same order unless b is negative
+    def apply(
+        self,
+        p: np.ndarray,  # Scores of a model, 0 to 1
+    ) -> np.ndarray:  # float64, in the same order unless b is negative
         "Scores moved by this map"
         return move(p, self.a, self.b)
 
-def _odds(p: np.ndarray) -> np.ndarray: q = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7); return np.log(q / (1 - q))
 
-def _sigmoid(z: np.ndarray) -> np.ndarray: return 1 / (1 + np.exp(-z))
+def _odds(p: np.ndarray) -> np.ndarray:
+    q = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7)
+    return np.log(q / (1 - q))
 
-def move(p: np.ndarray, a: float|np.ndarray, b: float|np.ndarray) -> np.ndarray:
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def move(p: np.ndarray, a: float | np.ndarray, b: float | np.ndarray) -> np.ndarray:
     "Scores whose log-odds z became a + b z"
     return _sigmoid(a + b * _odds(p))
 
 # %% ../nbs/12b_calibration.ipynb #bf952c7d
-WEEKS, LANDS, PULL = 3, DAY, 1000.  # the window, how long a flight takes to land at most, and the pull; chosen on data before November
+# the window, how long a flight takes to land at most, and the pull; chosen on data before November
+WEEKS, LANDS, PULL = 3, DAY, 1000.0
+
 
 def _fit(z: np.ndarray, y: np.ndarray, pull: float) -> tuple[float, float]:
-    v = np.array([0., 1.])
+    v = np.array([0.0, 1.0])
     for _ in range(50):
-        q = _sigmoid(v[0] + v[1] * z); r, w = q - y, q * (1 - q)
+        q = _sigmoid(v[0] + v[1] * z)
+        r, w = q - y, q * (1 - q)
         slope = np.array([r.sum() + pull * v[0], r @ z + pull * (v[1] - 1)])
         bend = np.array([[w.sum() + pull, w @ z], [w @ z, w @ z**2 + pull]])
-        step = np.linalg.solve(bend, slope); v = v - step
-        if np.abs(step).max() < 1e-10: break
+        step = np.linalg.solve(bend, slope)
+        v = v - step
+        if np.abs(step).max() < 1e-10:
+            break
     return float(v[0]), float(v[1])
 
 # %% ../nbs/12b_calibration.ipynb #c5ffcc0b
-def calibrate(p: np.ndarray,      # Scores of a model that has not learnt from these flights, 0 to 1
-              y: np.ndarray,      # 1 late, 0 not; NaN = not known, left out
-              T: np.ndarray,      # Cut-off of each flight, int64 minutes UTC
-              known: np.ndarray,  # When its label was known, int64 minutes UTC; -1 = never
-              at: int,            # The moment of fitting, minutes UTC
-              weeks: float=WEEKS, # Length of the window
-              lands: int=LANDS,   # Minutes between the window and `at`
-              pull: float=PULL    # Weight of leaving the scores as they are, in labels
-             ) -> Calibration:
+def calibrate(
+    p: np.ndarray,  # Scores of a model that has not learnt from these flights, 0 to 1
+    y: np.ndarray,  # 1 late, 0 not; NaN = not known, left out
+    T: np.ndarray,  # Cut-off of each flight, int64 minutes UTC
+    known: np.ndarray,  # When its label was known, int64 minutes UTC; -1 = never
+    at: int,  # The moment of fitting, minutes UTC
+    weeks: float = WEEKS,  # Length of the window
+    lands: int = LANDS,  # Minutes between the window and `at`
+    pull: float = PULL,  # Weight of leaving the scores as they are, in labels
+) -> Calibration:
     "The map that the labels known at `at` ask for; raises `MlrefError` without late and punctual flights in the window"
-    if len({len(v) for v in (p, y, T, known)}) > 1: raise MlrefError(f'expected parallel columns, got lengths {[len(v) for v in (p, y, T, known)]}; select the same flights from each')
-    until = int(at) - lands; since = until - int(weeks * 7 * DAY)
+    if len({len(v) for v in (p, y, T, known)}) > 1:
+        raise MlrefError(
+            f'expected parallel columns, got lengths {[len(v) for v in (p, y, T, known)]}; select'
+            ' the same flights from each'
+        )
+    until = int(at) - lands
+    since = until - int(weeks * 7 * DAY)
     i = (T >= since) & (T < until) & (known >= 0) & (known <= at) & ~np.isnan(y)
-    if not i.any(): raise MlrefError(f'expected landed flights between minutes {since} and {until}, got none; score more days or take a longer window')
+    if not i.any():
+        raise MlrefError(
+            f'expected landed flights between minutes {since} and {until}, got none; score more'
+            ' days or take a longer window'
+        )
     check_scores(y[i], p[i], both=True)
-    return Calibration(*_fit(_odds(p[i]), y[i].astype(np.float64), pull), since, until, int(known[i].max()), int(i.sum()))
+    return Calibration(
+        *_fit(_odds(p[i]), y[i].astype(np.float64), pull),
+        since,
+        until,
+        int(known[i].max()),
+        int(i.sum()),
+    )
 
 # %% ../nbs/12b_calibration.ipynb #ea7f14cd
-def trailing(p: np.ndarray, y: np.ndarray, T: np.ndarray, known: np.ndarray,  # As for `calibrate`; also the weeks before the flights you want
-             weeks: float=WEEKS, lands: int=LANDS, pull: float=PULL           # As for `calibrate`
-            ) -> np.ndarray:                                                  # float64, one per flight
+def trailing(
+    p: np.ndarray,
+    y: np.ndarray,
+    T: np.ndarray,
+    known: np.ndarray,  # As for `calibrate`; also the weeks before the flights you want
+    weeks: float = WEEKS,
+    lands: int = LANDS,
+    pull: float = PULL,  # As for `calibrate`
+) -> np.ndarray:  # float64, one per flight
     "Each service day's scores, moved by the map fitted when it began"
     check_scores(np.zeros(len(T)), p, y, T, known)
     out, day, landed = np.array(p, np.float64), service_day(T), (known >= 0) & ~np.isnan(y)
     for d in np.unique(day):
-        at = day_start(int(d)); until = at - lands
+        at = day_start(int(d))
+        until = at - lands
         i = landed & (T >= until - weeks * 7 * DAY) & (T < until) & (known <= at)
-        if len(np.unique(y[i])) == 2: out[day == d] = calibrate(p[i], y[i], T[i], known[i], at, weeks, lands, pull).apply(p[day == d])
+        if len(np.unique(y[i])) == 2:
+            out[day == d] = calibrate(p[i], y[i], T[i], known[i], at, weeks, lands, pull).apply(
+                p[day == d]
+            )
     return out
 
 # %% ../nbs/12b_calibration.ipynb #8eb2add2
 @dataclass(frozen=True)
 class Maps:
     "The maps of several mornings, oldest first; arrays are parallel"
-    at: np.ndarray            # When each was fitted, int64 minutes UTC
-    a: np.ndarray             # Shift of each, float64
-    b: np.ndarray             # Slope of each, float64
+
+    at: np.ndarray  # When each was fitted, int64 minutes UTC
+    a: np.ndarray  # Shift of each, float64
+    b: np.ndarray  # Slope of each, float64
     digests: tuple[str, ...]  # Of each, as a `Calibration` has it
 
-    def apply(self, p: np.ndarray,  # Scores of a model, 0 to 1
-              T: np.ndarray         # Cut-off of each, int64 minutes UTC
-             ) -> tuple[np.ndarray, list[str]]:  # float64, NaN without a map; the digest of each one's map, '' = none
+    def apply(
+        self,
+        p: np.ndarray,  # Scores of a model, 0 to 1
+        T: np.ndarray,  # Cut-off of each, int64 minutes UTC
+        # float64, NaN without a map; the digest of each one's map, '' = none
+    ) -> tuple[np.ndarray, list[str]]:
         "Scores moved by the newest map that had been fitted by their T"
         i = self.at.searchsorted(T, 'right') - 1
-        return np.where(i < 0, np.nan, move(p, self.a[i], self.b[i])), [self.digests[k] if k >= 0 else '' for k in i.tolist()]
+        return np.where(i < 0, np.nan, move(p, self.a[i], self.b[i])), [
+            self.digests[k] if k >= 0 else '' for k in i.tolist()
+        ]
 
     def newest(self, p: np.ndarray) -> np.ndarray:
         "Scores moved by the last map, for whoever knows no T"
@@ -109,15 +156,37 @@ class Maps:
 # %% ../nbs/12b_calibration.ipynb #b8a557f5
 NOTE = b'!calibration'  # its name in an online store
 
-def to_note(rows: list[dict]  # Of the table `calibrations`: fitted_at, digest, and what a `Calibration` has
-           ) -> bytes:        # For `Records.note` of an online store
+
+def to_note(
+    # Of the table `calibrations`: fitted_at, digest, and what a `Calibration` has
+    rows: list[dict],
+) -> bytes:  # For `Records.note` of an online store
     "Maps as a store keeps them"
     return json.dumps(sorted(rows, key=lambda r: r['fitted_at'])).encode()
+
 
 @lru_cache(8)  # a server reads the same note in every request
 def from_note(note: bytes) -> Maps:
     "The maps of a note; raises `MlrefError` when one is not what was written, or had seen labels of its future"
-    try: rows = [(r['fitted_at'], r['digest'], Calibration(**{f.name: r[f.name] for f in fields(Calibration)})) for r in json.loads(note)]
-    except (ValueError, KeyError, TypeError): rows = []
-    if not rows or any(m.digest != d or m.known > t for t, d, m in rows): raise MlrefError(f'expected maps in the note {NOTE.decode()} of the online store, each with its digest and no label later than itself, got {note[:60]!r}; live through the day again, or delete the note')
-    return Maps(np.array([t for t, *_ in rows], np.int64), *np.array([(m.a, m.b) for *_, m in rows]).T, tuple(d for _, d, _ in rows))
+    try:
+        rows = [
+            (
+                r['fitted_at'],
+                r['digest'],
+                Calibration(**{f.name: r[f.name] for f in fields(Calibration)}),
+            )
+            for r in json.loads(note)
+        ]
+    except (ValueError, KeyError, TypeError):
+        rows = []
+    if not rows or any(m.digest != d or m.known > t for t, d, m in rows):
+        raise MlrefError(
+            f'expected maps in the note {NOTE.decode()} of the online store, each with its digest'
+            f' and no label later than itself, got {note[:60]!r}; live through the day again, or'
+            ' delete the note'
+        )
+    return Maps(
+        np.array([t for t, *_ in rows], np.int64),
+        *np.array([(m.a, m.b) for *_, m in rows]).T,
+        tuple(d for _, d, _ in rows),
+    )

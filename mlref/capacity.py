@@ -20,7 +20,7 @@ from .core import MlrefError
 from .events import FLIGHT
 
 # %% ../nbs/20_capacity.ipynb #f4db8ac7
-LOCUSTFILE = '''
+LOCUSTFILE = """
 import itertools, json, os
 from locust import FastHttpUser, constant, task
 BODIES = itertools.cycle(json.load(open(os.environ['MLREF_BODIES'])))
@@ -28,66 +28,135 @@ class Agent(FastHttpUser):
     wait_time = constant(0)
     @task
     def ask(self): self.client.post('/predict', data=next(BODIES), headers={'content-type': 'application/json'})
-'''
+"""
+
 
 def locust_files(folder: Path, req: pl.DataFrame) -> dict[str, str]:
     "Write the users and what they ask; the environment Locust wants"
-    if not req.height: raise MlrefError('expected flights to ask about, got none; name a day with flights')
-    (folder/'users.py').write_text(LOCUSTFILE)
-    (folder/'bodies.json').write_text(json.dumps([json.dumps({'flights': [f]}) for f in req.select(FLIGHT).to_dicts()]))
-    return {**os.environ, 'MLREF_BODIES': str(folder/'bodies.json')}
+    if not req.height:
+        raise MlrefError('expected flights to ask about, got none; name a day with flights')
+    (folder / 'users.py').write_text(LOCUSTFILE)
+    (folder / 'bodies.json').write_text(
+        json.dumps([json.dumps({'flights': [f]}) for f in req.select(FLIGHT).to_dicts()])
+    )
+    return {**os.environ, 'MLREF_BODIES': str(folder / 'bodies.json')}
 
 # %% ../nbs/20_capacity.ipynb #f4c38937
-def quantile(times: dict[str, int],  # Milliseconds -> answers that took that long
-             q: float                # 0 to 1
-            ) -> float:              # Milliseconds
+def quantile(
+    times: dict[str, int],  # Milliseconds -> answers that took that long
+    q: float,  # 0 to 1
+) -> float:  # Milliseconds
     "The smallest time within which a share `q` of the answers came"
     left = q * sum(times.values())
     for ms, n in sorted((float(k), v) for k, v in times.items()):
         left -= n
-        if left <= 1e-9: return ms
+        if left <= 1e-9:
+            return ms
     raise MlrefError('expected at least one answer, got none; is the server running?')
 
 # %% ../nbs/20_capacity.ipynb #179f1581
 @dataclass(frozen=True)
 class Step:
     "What a number of users got"
+
     users: int
-    rate: float    # Answers a second
-    p50: float     # Milliseconds
-    p99: float     # Milliseconds
-    errors: int    # Requests that were not answered with 200
+    rate: float  # Answers a second
+    p50: float  # Milliseconds
+    p99: float  # Milliseconds
+    errors: int  # Requests that were not answered with 200
     memory: float  # Resident memory of the server afterwards, MB
+
 
 def memory(pid: int) -> float:
     "Resident memory of a process in MB; NaN where there is no /proc"
     f = Path(f'/proc/{pid}/status')
-    return next(int(l.split()[1]) / 1024 for l in f.read_text().splitlines() if l.startswith('VmRSS')) if f.exists() else float('nan')
+    return (
+        next(int(l.split()[1]) / 1024 for l in f.read_text().splitlines() if l.startswith('VmRSS'))
+        if f.exists()
+        else float('nan')
+    )
 
 # %% ../nbs/20_capacity.ipynb #a704cdf4
-def load_step(url: str,           # The server
-              req: pl.DataFrame,  # Schedule events to ask about
-              users: int, seconds: int, pid: int) -> Step:
+def load_step(
+    url: str,  # The server
+    req: pl.DataFrame,  # Schedule events to ask about
+    users: int,
+    seconds: int,
+    pid: int,
+) -> Step:
     "Let `users` ask for `seconds`; raises `MlrefError` with Locust's words when it does not run"
     with tempfile.TemporaryDirectory() as d:
         env = locust_files(Path(d), req)
-        r = subprocess.run([sys.executable, '-m', 'locust', '-f', f'{d}/users.py', '--headless', '-u', str(users), '-r', str(users), '-t', f'{seconds}s',
-                            '--host', url, '--json', '--skip-log', '--exit-code-on-error', '0', '--stop-timeout', '5'], env=env, capture_output=True, text=True)
-    try: s = next(x for x in json.loads(r.stdout) if x['name'] == '/predict')
-    except (ValueError, StopIteration): raise MlrefError(f'expected numbers from Locust, got: {r.stderr.strip()[-300:]}') from None
+        r = subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'locust',
+                '-f',
+                f'{d}/users.py',
+                '--headless',
+                '-u',
+                str(users),
+                '-r',
+                str(users),
+                '-t',
+                f'{seconds}s',
+                '--host',
+                url,
+                '--json',
+                '--skip-log',
+                '--exit-code-on-error',
+                '0',
+                '--stop-timeout',
+                '5',
+            ],
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+    try:
+        s = next(x for x in json.loads(r.stdout) if x['name'] == '/predict')
+    except (ValueError, StopIteration):
+        raise MlrefError(f'expected numbers from Locust, got: {r.stderr.strip()[-300:]}') from None
     t = s['last_request_timestamp'] - s['start_time']
-    return Step(users, s['num_requests'] / t, quantile(s['response_times'], .5), quantile(s['response_times'], .99), s['num_failures'], memory(pid))
+    return Step(
+        users,
+        s['num_requests'] / t,
+        quantile(s['response_times'], 0.5),
+        quantile(s['response_times'], 0.99),
+        s['num_failures'],
+        memory(pid),
+    )
 
-def load_steps(url: str, req: pl.DataFrame, pid: int, users: tuple[int, ...]=(1, 4, 16, 64), seconds: int=20) -> list[Step]:
+
+def load_steps(
+    url: str,
+    req: pl.DataFrame,
+    pid: int,
+    users: tuple[int, ...] = (1, 4, 16, 64),
+    seconds: int = 20,
+) -> list[Step]:
     "More and more users, one step after the other"
     return [load_step(url, req, u, seconds, pid) for u in users]
 
 # %% ../nbs/20_capacity.ipynb #4a7c3aaa
-def plot_load(steps: list[Step]):  # A matplotlib figure
+def plot_load(
+    steps: list[Step],  # A matplotlib figure
+):
     "Rate and waiting against users"
     import matplotlib.pyplot as plt
-    fig, (a, b) = plt.subplots(1, 2, figsize=(8, 3), layout='constrained'); u = [s.users for s in steps]
-    a.plot(u, [s.rate for s in steps], 'o-'); a.set_ylabel('answers a second'); a.set_ylim(0)
-    b.plot(u, [s.p50 for s in steps], 'o-', label='p50'); b.plot(u, [s.p99 for s in steps], 'o-', label='p99'); b.set_ylabel('ms'); b.set_yscale('log'); b.legend()
-    for x in (a, b): x.set_xscale('log', base=2); x.set_xlabel('users')
+
+    fig, (a, b) = plt.subplots(1, 2, figsize=(8, 3), layout='constrained')
+    u = [s.users for s in steps]
+    a.plot(u, [s.rate for s in steps], 'o-')
+    a.set_ylabel('answers a second')
+    a.set_ylim(0)
+    b.plot(u, [s.p50 for s in steps], 'o-', label='p50')
+    b.plot(u, [s.p99 for s in steps], 'o-', label='p99')
+    b.set_ylabel('ms')
+    b.set_yscale('log')
+    b.legend()
+    for x in (a, b):
+        x.set_xscale('log', base=2)
+        x.set_xlabel('users')
     return fig

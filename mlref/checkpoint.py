@@ -15,41 +15,84 @@ import torch
 from .core import MlrefError, file_digest, write_bytes, write_json
 
 # %% ../nbs/10b_checkpoint.ipynb #7844ee18
-def save_checkpoint(folder: Path,                     # Of one fit
-                    step: int,                        # Steps done
-                    tensors: dict[str, torch.Tensor], # All of the state
-                    about: dict,                      # What is being trained, and what of the state is not a tensor
-                    keep: int=2                       # Older ones are removed
-                   ) -> Path:                         # The JSON file
+def save_checkpoint(
+    folder: Path,  # Of one fit
+    step: int,  # Steps done
+    tensors: dict[str, torch.Tensor],  # All of the state
+    about: dict,  # What is being trained, and what of the state is not a tensor
+    keep: int = 2,  # Older ones are removed
+) -> Path:  # The JSON file
     "Write a checkpoint atomically"
     from safetensors.torch import save
-    at = Path(folder)/f'{step:09}.safetensors'
+
+    at = Path(folder) / f'{step:09}.safetensors'
     write_bytes(at, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     done = write_json(at.with_suffix('.json'), {**about, 'step': step, 'sha256': file_digest(at)})
     old = [f for f in sorted(Path(folder).glob('0*.json')) if f.stem <= at.stem][:-keep]
-    for f in (*old, *(f for f in Path(folder).glob('0*.json') if f.stem > at.stem)): f.unlink(); f.with_suffix('.safetensors').unlink(missing_ok=True)  # later ones were broken
-    for f in Path(folder).glob('.0*'): f.unlink(missing_ok=True)  # what a killed writer left
+    # later ones were broken
+    for f in (*old, *(f for f in Path(folder).glob('0*.json') if f.stem > at.stem)):
+        f.unlink()
+        f.with_suffix('.safetensors').unlink(missing_ok=True)
+    for f in Path(folder).glob('.0*'):
+        f.unlink(missing_ok=True)  # what a killed writer left
     return done
 
 # %% ../nbs/10b_checkpoint.ipynb #3925855a
-def load_checkpoint(folder: Path) -> tuple[dict, dict[str, torch.Tensor]] | None:  # What was saved with it, tensors; None = there is none
+def load_checkpoint(
+    folder: Path,
+    # What was saved with it, tensors; None = there is none
+) -> tuple[dict, dict[str, torch.Tensor]] | None:
     "The newest good checkpoint; raises `MlrefError` when there are only broken ones"
     from safetensors.torch import load_file
+
     found, broken = sorted(Path(folder).glob('0*.json'), reverse=True), []
     for f in found:
         try:
-            about = json.loads(f.read_text()); at = f.with_suffix('.safetensors')
-            if file_digest(at) != about['sha256']: raise ValueError('its digest is another')
-            if broken: warnings.warn(f'checkpoint {", ".join(broken)} in {folder} is truncated or altered; going on from {at.stem}')
+            about = json.loads(f.read_text())
+            at = f.with_suffix('.safetensors')
+            if file_digest(at) != about['sha256']:
+                raise ValueError('its digest is another')
+            if broken:
+                warnings.warn(
+                    f'checkpoint {", ".join(broken)} in {folder} is truncated or altered; going on'
+                    f' from {at.stem}'
+                )
             return about, load_file(at)
-        except (OSError, ValueError, KeyError): broken.append(f.stem)
-    if broken: raise MlrefError(f'expected a good checkpoint in {folder}, got {len(broken)} truncated or altered; delete the folder to train from the start')
+        except (OSError, ValueError, KeyError):
+            broken.append(f.stem)
+    if broken:
+        raise MlrefError(
+            f'expected a good checkpoint in {folder}, got {len(broken)} truncated or altered;'
+            ' delete the folder to train from the start'
+        )
 
 # %% ../nbs/10b_checkpoint.ipynb #8fd59c64
 def same_job(here: dict, there: dict, folder: Path) -> None:
     "Raise `MlrefError` unless a checkpoint is of what is being trained; warn where only the last bits are at stake"
-    if here['network'] != there['network']: raise MlrefError(f'expected a checkpoint of {here["network"]} in {folder}, got one of {there["network"]}; use another folder or delete this one')
-    if here['data'] != there['data']: raise MlrefError(f'expected a checkpoint of these rows in {folder}, got one of other rows; use another folder or delete this one')
+    if here['network'] != there['network']:
+        raise MlrefError(
+            f'expected a checkpoint of {here["network"]} in {folder}, got one of'
+            f' {there["network"]}; use another folder or delete this one'
+        )
+    if here['data'] != there['data']:
+        raise MlrefError(
+            f'expected a checkpoint of these rows in {folder}, got one of other rows; use another'
+            ' folder or delete this one'
+        )
     a, b = here['settings'], there['settings']
-    if diff := [f'{k} {b.get(k)} there, {a.get(k)} here' for k in sorted({*a, *b}) if a.get(k) != b.get(k)]: raise MlrefError(f'expected a checkpoint of these settings in {folder}, got {"; ".join(diff)}; use another folder or delete this one')
-    if diff := [f'{k} {there["place"].get(k)} there, {v} here' for k, v in here['place'].items() if there['place'].get(k) != v]: warnings.warn(f'the checkpoint was made elsewhere ({"; ".join(diff)}): the weights will be as good, not the same to the last bit')
+    if diff := [
+        f'{k} {b.get(k)} there, {a.get(k)} here' for k in sorted({*a, *b}) if a.get(k) != b.get(k)
+    ]:
+        raise MlrefError(
+            f'expected a checkpoint of these settings in {folder}, got {"; ".join(diff)}; use'
+            ' another folder or delete this one'
+        )
+    if diff := [
+        f'{k} {there["place"].get(k)} there, {v} here'
+        for k, v in here['place'].items()
+        if there['place'].get(k) != v
+    ]:
+        warnings.warn(
+            f'the checkpoint was made elsewhere ({"; ".join(diff)}): the weights will be as good,'
+            ' not the same to the last bit'
+        )

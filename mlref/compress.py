@@ -26,182 +26,369 @@ from .evaluate import auc
 from .model import Gbm, Torch, load_model, save_model
 
 # %% ../nbs/13_compress.ipynb #6c616f8c
-def to_onnx(model: Torch,  # A trained network
-            out: Path      # The file to write
-           ) -> Path:      # `out`
+def to_onnx(
+    model: Torch,  # A trained network
+    out: Path,  # The file to write
+) -> Path:  # `out`
     "Export a network for any number of rows: input X, float32 (rows, names); output z, logits (rows,)"
     import logging
+
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         net = model.net.to('cpu')
-        program = torch.export.export(net, (torch.zeros(2, len(model.names)),), dynamic_shapes=({0: torch.export.Dim('rows')},))
-        proto = torch.onnx.export(program, input_names=['X'], output_names=['z'], verbose=False).model_proto
+        program = torch.export.export(
+            net,
+            (torch.zeros(2, len(model.names)),),
+            dynamic_shapes=({0: torch.export.Dim('rows')},),
+        )
+        proto = torch.onnx.export(
+            program, input_names=['X'], output_names=['z'], verbose=False
+        ).model_proto
     net.to(model.device)
-    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph, *proto.functions): part.ClearField('metadata_props'); part.ClearField('doc_string')
+    for part in (
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+        proto.graph,
+        *proto.functions,
+    ):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
     return write_bytes(out, proto.SerializeToString())
 
 # %% ../nbs/13_compress.ipynb #995f48d0
-def to_int8(source: Path,        # What `to_onnx` wrote
-            out: Path,           # The file to write
-            X: np.ndarray|None   # Rows that fix the scales, float32 (rows, names); None = dynamic, scales from each batch
-           ) -> Path:            # `out`
+def to_int8(
+    source: Path,  # What `to_onnx` wrote
+    out: Path,  # The file to write
+    # Rows that fix the scales, float32 (rows, names); None = dynamic, scales from each batch
+    X: np.ndarray | None,
+) -> Path:  # `out`
     "Round the products of a network to eight bits"
     import logging
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
     class Rows(CalibrationDataReader):
         parts = iter(()) if X is None else iter(np.array_split(X, max(len(X) // 512, 1)))
-        def get_next(self): return None if (x := next(self.parts, None)) is None else {'X': np.ascontiguousarray(x, np.float32)}
+
+        def get_next(self):
+            return (
+                None
+                if (x := next(self.parts, None)) is None
+                else {'X': np.ascontiguousarray(x, np.float32)}
+            )
+
     logging.getLogger().setLevel(logging.ERROR)  # it recommends what is done in the next line
     with tempfile.TemporaryDirectory() as d:
-        quant_pre_process(str(source), f'{d}/a.onnx'); products = ['Gemm', 'MatMul']
-        if X is None: quantize_dynamic(f'{d}/a.onnx', f'{d}/b.onnx', op_types_to_quantize=products, weight_type=QuantType.QInt8)
-        else: quantize_static(f'{d}/a.onnx', f'{d}/b.onnx', Rows(), op_types_to_quantize=products, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        quant_pre_process(str(source), f'{d}/a.onnx')
+        products = ['Gemm', 'MatMul']
+        if X is None:
+            quantize_dynamic(
+                f'{d}/a.onnx',
+                f'{d}/b.onnx',
+                op_types_to_quantize=products,
+                weight_type=QuantType.QInt8,
+            )
+        else:
+            quantize_static(
+                f'{d}/a.onnx',
+                f'{d}/b.onnx',
+                Rows(),
+                op_types_to_quantize=products,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
         return write_bytes(out, Path(f'{d}/b.onnx').read_bytes())
 
 # %% ../nbs/13_compress.ipynb #bf61c84e
 class Onnx:
     "An exported network as a Predictor, run by ONNX Runtime on one thread"
-    kind = 'onnx'
-    def __init__(self, data: bytes,    # The ONNX file
-                 source: Torch,        # What it was exported from
-                 engine: str,          # A name in ENGINES
-                 version: str          # Of network, engine and scales
-                ):
-        import onnxruntime as ort
-        o = ort.SessionOptions(); o.intra_op_num_threads = o.inter_op_num_threads = 1; o.log_severity_level = 3
-        try: self.session = ort.InferenceSession(data, o, providers=['CPUExecutionProvider'])
-        except Exception as e: raise MlrefError(f'expected an ONNX file that ONNX Runtime reads, got: {str(e):.150}; export the model again') from None
-        self.data, self.source, self.engine, self.version, self.names, self.trained_until = data, source, engine, version, source.names, source.trained_until
 
-    def predict(self, X: np.ndarray  # float32 (rows, names)
-               ) -> np.ndarray:      # float64 (rows,)
+    kind = 'onnx'
+
+    def __init__(
+        self,
+        data: bytes,  # The ONNX file
+        source: Torch,  # What it was exported from
+        engine: str,  # A name in ENGINES
+        version: str,  # Of network, engine and scales
+    ):
+        import onnxruntime as ort
+
+        o = ort.SessionOptions()
+        o.intra_op_num_threads = o.inter_op_num_threads = 1
+        o.log_severity_level = 3
+        try:
+            self.session = ort.InferenceSession(data, o, providers=['CPUExecutionProvider'])
+        except Exception as e:
+            raise MlrefError(
+                f'expected an ONNX file that ONNX Runtime reads, got: {str(e):.150}; export the'
+                ' model again'
+            ) from None
+        self.data, self.source, self.engine, self.version, self.names, self.trained_until = (
+            data,
+            source,
+            engine,
+            version,
+            source.names,
+            source.trained_until,
+        )
+
+    def predict(
+        self,
+        X: np.ndarray,  # float32 (rows, names)
+    ) -> np.ndarray:  # float64 (rows,)
         "Probability of late"
-        if X.ndim != 2 or X.shape[1] != len(self.names): raise MlrefError(f'expected rows of {len(self.names)} features, got an array of shape {X.shape}')
-        if not len(X): return np.zeros(0)
-        return 1 / (1 + np.exp(-self.session.run(None, {'X': np.ascontiguousarray(X, np.float32)})[0].astype(np.float64)))
+        if X.ndim != 2 or X.shape[1] != len(self.names):
+            raise MlrefError(
+                f'expected rows of {len(self.names)} features, got an array of shape {X.shape}'
+            )
+        if not len(X):
+            return np.zeros(0)
+        return 1 / (
+            1
+            + np.exp(
+                -self.session.run(None, {'X': np.ascontiguousarray(X, np.float32)})[0].astype(
+                    np.float64
+                )
+            )
+        )
 
 # %% ../nbs/13_compress.ipynb #cfc3f780
 ENGINES = ('torch', 'onnx', 'onnx-int8', 'onnx-int8-dynamic')
 
-def build(model: Torch|Gbm,   # What was trained
-          engine: str,        # A name in ENGINES
-          X: np.ndarray       # Rows it learnt from; some of them fix the scales of int8
-         ) -> Torch|Gbm|Onnx: # A Predictor
+
+def build(
+    model: Torch | Gbm,  # What was trained
+    engine: str,  # A name in ENGINES
+    X: np.ndarray,  # Rows it learnt from; some of them fix the scales of int8
+) -> Torch | Gbm | Onnx:  # A Predictor
     "A model in an engine; trees and 'torch' stay what they are; raises `MlrefError` on an unknown engine"
-    if engine not in ENGINES: raise MlrefError(f'expected an engine among {", ".join(ENGINES)}, got {engine!r}')
-    if model.kind != 'torch' or engine == 'torch': return model
-    some = X[::max(len(X) // 4096, 1)] if engine == 'onnx-int8' else None
+    if engine not in ENGINES:
+        raise MlrefError(f'expected an engine among {", ".join(ENGINES)}, got {engine!r}')
+    if model.kind != 'torch' or engine == 'torch':
+        return model
+    some = X[:: max(len(X) // 4096, 1)] if engine == 'onnx-int8' else None
     with tempfile.TemporaryDirectory() as d:
-        f = to_onnx(model, Path(d)/'a.onnx')
-        if engine != 'onnx': f = to_int8(f, Path(d)/'b.onnx', some)
-        return Onnx(f.read_bytes(), model, engine, digest(model.version, engine, *([] if some is None else [some]))[:12])
+        f = to_onnx(model, Path(d) / 'a.onnx')
+        if engine != 'onnx':
+            f = to_int8(f, Path(d) / 'b.onnx', some)
+        return Onnx(
+            f.read_bytes(),
+            model,
+            engine,
+            digest(model.version, engine, *([] if some is None else [some]))[:12],
+        )
 
 # %% ../nbs/13_compress.ipynb #aaff7d4e
 BATCHES = (1, 7, 32, 1024)
 
-def batch_equal(model: Predictor,     # What wants to serve
-                X: np.ndarray         # float32 rows, more than 1024 to try all sizes
-               ) -> dict[int, int]:   # Batch size -> rows whose score differs from that in one batch of all
+
+def batch_equal(
+    model: Predictor,  # What wants to serve
+    X: np.ndarray,  # float32 rows, more than 1024 to try all sizes
+) -> dict[int, int]:  # Batch size -> rows whose score differs from that in one batch of all
     "In which batches a row's score depends on its neighbours"
     whole = model.predict(X)
-    return {b: int((np.concatenate([model.predict(X[i:i+b]) for i in range(0, len(X), b)]) != whole).sum()) for b in BATCHES}
+    return {
+        b: int(
+            (
+                np.concatenate([model.predict(X[i : i + b]) for i in range(0, len(X), b)]) != whole
+            ).sum()
+        )
+        for b in BATCHES
+    }
 
 # %% ../nbs/13_compress.ipynb #bd33695d
 @dataclass(frozen=True)
 class Measured:
     "What an engine costs and changes"
-    engine: str
-    bytes: int         # Of the file that is shipped
-    ms_1: float        # Wall ms for one row
-    ms_1024: float     # Wall ms for 1,024 rows
-    cpu_1: float       # CPU ms for one row
-    cpu_1024: float    # CPU ms for 1,024 rows
-    auc_change: float  # AUC minus that of torch
-    flips: float       # Share of flights on the other side of `threshold` than with torch
-    unequal: int       # Rows whose score depended on the batch
 
-def clock(models: dict[str, Predictor], X: np.ndarray, rounds: int=7) -> dict[str, tuple[float, float]]:
+    engine: str
+    bytes: int  # Of the file that is shipped
+    ms_1: float  # Wall ms for one row
+    ms_1024: float  # Wall ms for 1,024 rows
+    cpu_1: float  # CPU ms for one row
+    cpu_1024: float  # CPU ms for 1,024 rows
+    auc_change: float  # AUC minus that of torch
+    flips: float  # Share of flights on the other side of `threshold` than with torch
+    unequal: int  # Rows whose score depended on the batch
+
+
+def clock(
+    models: dict[str, Predictor], X: np.ndarray, rounds: int = 7
+) -> dict[str, tuple[float, float]]:
     "Median wall and CPU ms a call, engines in turns"
     calls, got = max(1, 200 // len(X)), {e: [] for e in models}
-    for p in models.values(): p.predict(X)
+    for p in models.values():
+        p.predict(X)
     for _ in range(rounds):
         for e, p in models.items():
             t, c = time.perf_counter(), time.process_time()
-            for _ in range(calls): p.predict(X)
-            got[e].append(((time.perf_counter() - t) / calls * 1e3, (time.process_time() - c) / calls * 1e3))
+            for _ in range(calls):
+                p.predict(X)
+            got[e].append(
+                ((time.perf_counter() - t) / calls * 1e3, (time.process_time() - c) / calls * 1e3)
+            )
     return {e: tuple(np.median(v, 0).tolist()) for e, v in got.items()}
 
 # %% ../nbs/13_compress.ipynb #860058a1
 def size(model: Predictor) -> int:
     "Bytes of what is shipped"
-    if model.kind == 'mean': return sum(size(p) for p in model.parts)
-    return len(model.data) if model.kind == 'onnx' else len(model.text.encode()) if model.kind == 'gbm' else sum(v.nbytes for v in model._arrays().values())
+    if model.kind == 'mean':
+        return sum(size(p) for p in model.parts)
+    return (
+        len(model.data)
+        if model.kind == 'onnx'
+        else (
+            len(model.text.encode())
+            if model.kind == 'gbm'
+            else sum(v.nbytes for v in model._arrays().values())
+        )
+    )
 
-def measure_engines(models: dict[str, Predictor],  # Engine -> the same network in it; 'torch' is compared to
-                    X: np.ndarray, y: np.ndarray,  # Labelled rows, at least 1,024
-                    threshold: float=.5,           # Above it a flight is called late
-                    rounds: int=7                  # Median of so many
-                   ) -> list[Measured]:
+
+def measure_engines(
+    models: dict[str, Predictor],  # Engine -> the same network in it; 'torch' is compared to
+    X: np.ndarray,
+    y: np.ndarray,  # Labelled rows, at least 1,024
+    threshold: float = 0.5,  # Above it a flight is called late
+    rounds: int = 7,  # Median of so many
+) -> list[Measured]:
     "Size, latency, accuracy and batch equality of each engine, in one run"
-    if len(X) < 1024: raise MlrefError(f'expected at least 1,024 labelled rows to measure engines on, got {len(X)}')
+    if len(X) < 1024:
+        raise MlrefError(
+            f'expected at least 1,024 labelled rows to measure engines on, got {len(X)}'
+        )
     p = {e: m.predict(X) for e, m in models.items()}
     one, many = clock(models, X[:1], rounds), clock(models, X[:1024], rounds)
     flips = lambda e: float(((p[e] >= threshold) != (p['torch'] >= threshold)).mean())
-    return [Measured(e, size(m), one[e][0], many[e][0], one[e][1], many[e][1], auc(y, p[e]) - auc(y, p['torch']), flips(e), sum(batch_equal(m, X[:2100]).values())) for e, m in models.items()]
+    return [
+        Measured(
+            e,
+            size(m),
+            one[e][0],
+            many[e][0],
+            one[e][1],
+            many[e][1],
+            auc(y, p[e]) - auc(y, p['torch']),
+            flips(e),
+            sum(batch_equal(m, X[:2100]).values()),
+        )
+        for e, m in models.items()
+    ]
 
 # %% ../nbs/13_compress.ipynb #0ab059c5
-def plot_engines(found: list[Measured]):  # A matplotlib figure
+def plot_engines(
+    found: list[Measured],  # A matplotlib figure
+):
     "Latency, size and changed decisions, engine by engine; what may not serve is grey"
     import matplotlib.pyplot as plt
+
     fig, axes = plt.subplots(1, 4, figsize=(9, 2), sharey=True, layout='constrained')
-    for ax, (title, value) in zip(axes, {'ms, 1 flight': lambda m: m.ms_1, 'ms, 1,024 flights': lambda m: m.ms_1024, 'kB': lambda m: m.bytes / 1e3, 'flips, %': lambda m: 100 * m.flips}.items()):
-        bars = ax.barh([m.engine for m in found], [value(m) for m in found], color=['C7' if m.unequal else 'C0' for m in found])
-        ax.bar_label(bars, fmt='%.3g', padding=2, fontsize=7); ax.set_title(title, fontsize=9); ax.margins(x=.3); ax.tick_params(labelsize=7)
+    for ax, (title, value) in zip(
+        axes,
+        {
+            'ms, 1 flight': lambda m: m.ms_1,
+            'ms, 1,024 flights': lambda m: m.ms_1024,
+            'kB': lambda m: m.bytes / 1e3,
+            'flips, %': lambda m: 100 * m.flips,
+        }.items(),
+    ):
+        bars = ax.barh(
+            [m.engine for m in found],
+            [value(m) for m in found],
+            color=['C7' if m.unequal else 'C0' for m in found],
+        )
+        ax.bar_label(bars, fmt='%.3g', padding=2, fontsize=7)
+        ax.set_title(title, fontsize=9)
+        ax.margins(x=0.3)
+        ax.tick_params(labelsize=7)
     axes[0].invert_yaxis()
     return fig
 
 # %% ../nbs/13_compress.ipynb #ef41531b
-def select(found: list[Measured],  # One row per engine
-           lose: float=.001,       # AUC that may be lost
-           flip: float=.005        # Share of decisions that may change
-          ) -> str:                # An engine
+def select(
+    found: list[Measured],  # One row per engine
+    lose: float = 0.001,  # AUC that may be lost
+    flip: float = 0.005,  # Share of decisions that may change
+) -> str:  # An engine
     "The quickest engine for one row that is batch-equal and within the budget"
     fit = [m for m in found if not m.unequal and m.auc_change >= -lose and m.flips <= flip]
-    if not fit: raise MlrefError(f'expected an engine that is batch-equal, loses at most {lose} AUC and changes at most {flip:.1%} of decisions, got none of {", ".join(m.engine for m in found)}')
+    if not fit:
+        raise MlrefError(
+            f'expected an engine that is batch-equal, loses at most {lose} AUC and changes at most'
+            f' {flip:.1%} of decisions, got none of {", ".join(m.engine for m in found)}'
+        )
     return min(fit, key=lambda m: m.ms_1).engine
+
 
 def record(found: list[Measured], about: dict, file: Path) -> Path:
     "Write down what was measured, for `recorded`"
     return write_json(file, {**about, 'engines': [asdict(m) for m in found]})
 
-def recorded(file: Path  # What `record` wrote
-            ) -> tuple[str, str]:  # The engine it selects; the file's sha256
+
+def recorded(
+    file: Path,  # What `record` wrote
+) -> tuple[str, str]:  # The engine it selects; the file's sha256
     "The engine that recorded timings select; raises `MlrefError` without a record"
-    if not Path(file).exists(): raise MlrefError(f'expected recorded timings in {file}, found none; call: mlref bench compress')
-    return select([Measured(**m) for m in json.loads(Path(file).read_text())['engines']]), file_digest(Path(file))
+    if not Path(file).exists():
+        raise MlrefError(
+            f'expected recorded timings in {file}, found none; call: mlref bench compress'
+        )
+    return select(
+        [Measured(**m) for m in json.loads(Path(file).read_text())['engines']]
+    ), file_digest(Path(file))
 
 # %% ../nbs/13_compress.ipynb #83b6fa68
-def save_engine(model: Torch|Gbm|Onnx,  # What is to serve
-                folder: Path            # Made when missing
-               ) -> Path:               # `folder`
+def save_engine(
+    model: Torch | Gbm | Onnx,  # What is to serve
+    folder: Path,  # Made when missing
+) -> Path:  # `folder`
     "Write a model in any engine; the description last"
-    if model.kind != 'onnx': return save_model(model, folder)
-    save_model(model.source, Path(folder)/'source'); write_bytes(Path(folder)/'model.onnx', model.data)
-    return write_json(Path(folder)/'model.json', {'kind': 'onnx', 'engine': model.engine, 'sha256': hashlib.sha256(model.data).hexdigest(), 'version': model.version}).parent
+    if model.kind != 'onnx':
+        return save_model(model, folder)
+    save_model(model.source, Path(folder) / 'source')
+    write_bytes(Path(folder) / 'model.onnx', model.data)
+    return write_json(
+        Path(folder) / 'model.json',
+        {
+            'kind': 'onnx',
+            'engine': model.engine,
+            'sha256': hashlib.sha256(model.data).hexdigest(),
+            'version': model.version,
+        },
+    ).parent
 
-def load_engine(folder: Path) -> Torch|Gbm|Onnx:
+
+def load_engine(folder: Path) -> Torch | Gbm | Onnx:
     "Read back what `save_engine` wrote; raises `MlrefError` when it is missing or altered"
-    at, f = Path(folder)/'model.json', Path(folder)/'model.onnx'
+    at, f = Path(folder) / 'model.json', Path(folder) / 'model.onnx'
     about = json.loads(at.read_text()) if at.exists() else {}
-    if about.get('kind') != 'onnx': return load_model(folder)
-    if not f.exists() or file_digest(f) != about['sha256']: raise MlrefError(f'expected {f} with sha256 {about["sha256"][:12]}, it is missing or altered; register the model again')
-    return Onnx(f.read_bytes(), load_model(Path(folder)/'source'), about['engine'], about['version'])
+    if about.get('kind') != 'onnx':
+        return load_model(folder)
+    if not f.exists() or file_digest(f) != about['sha256']:
+        raise MlrefError(
+            f'expected {f} with sha256 {about["sha256"][:12]}, it is missing or altered; register'
+            ' the model again'
+        )
+    return Onnx(
+        f.read_bytes(), load_model(Path(folder) / 'source'), about['engine'], about['version']
+    )
 
 # %% ../nbs/13_compress.ipynb #9542f60f
 def tensorrt_missing() -> str:  # '' = it can run
     "Why TensorRT cannot be measured here"
-    if not torch.cuda.is_available(): return 'no CUDA device'
+    if not torch.cuda.is_available():
+        return 'no CUDA device'
     from importlib.util import find_spec
+
     return '' if find_spec('torch_tensorrt') else 'torch-tensorrt is not installed'

@@ -17,133 +17,252 @@ from .events import KINDS, SCHEMA
 # %% ../nbs/04_contracts.ipynb #5b552e16
 ACTIONS = ('info', 'warn', 'quarantine', 'fail')
 
+
 @dataclass(frozen=True)
 class Rule:
     "One thing that must hold of each event of some kinds"
-    name: str                  # What the quarantine and the metrics call it
-    kinds: tuple[str, ...]     # The kinds of event it speaks of; none named = every event
-    right: pl.Expr             # True for a row that is as it should be
-    action: str = 'quarantine' # A name in ACTIONS
-    most: int = 0              # So many broken rows of a batch are within the threshold
-    share: float = 0.          # Or this share of the rows it speaks of, whichever is more
+
+    name: str  # What the quarantine and the metrics call it
+    kinds: tuple[str, ...]  # The kinds of event it speaks of; none named = every event
+    right: pl.Expr  # True for a row that is as it should be
+    action: str = 'quarantine'  # A name in ACTIONS
+    most: int = 0  # So many broken rows of a batch are within the threshold
+    share: float = 0.0  # Or this share of the rows it speaks of, whichever is more
 
     def __post_init__(self):
-        if self.action not in ACTIONS: raise MlrefError(f"expected an action among {', '.join(ACTIONS)} for {self.name}, got {self.action!r}")
-        if self.most < 0 or not 0 <= self.share <= 1: raise MlrefError(f'expected a count from 0 and a share from 0 to 1 for {self.name}, got {self.most} and {self.share}')
+        if self.action not in ACTIONS:
+            raise MlrefError(
+                f'expected an action among {", ".join(ACTIONS)} for {self.name}, got'
+                f' {self.action!r}'
+            )
+        if self.most < 0 or not 0 <= self.share <= 1:
+            raise MlrefError(
+                f'expected a count from 0 and a share from 0 to 1 for {self.name}, got {self.most}'
+                f' and {self.share}'
+            )
 
 # %% ../nbs/04_contracts.ipynb #f19bd136
 ORIGINS = ('EWR', 'JFK', 'LGA')
 FLIGHTS, EVERY = ('schedule', 'departure', 'arrival'), ()
 
-def _in(name: str, low: float, high: float) -> pl.Expr: return pl.col(name).is_null() | pl.col(name).is_between(low, high)
 
-def rules(airports: list[str]  # Every airport code that may occur as a destination
-         ) -> tuple[Rule, ...]:
+def _in(name: str, low: float, high: float) -> pl.Expr:
+    return pl.col(name).is_null() | pl.col(name).is_between(low, high)
+
+
+def rules(
+    airports: list[str],  # Every airport code that may occur as a destination
+) -> tuple[Rule, ...]:
     "The contract of the flights"
     has = lambda *c: pl.all_horizontal(pl.col(x).is_not_null() for x in c)
-    return (Rule('kind is known', EVERY, pl.col('kind').is_in(list(KINDS))), Rule('has its id and times', EVERY, has('event_id', 'event_time', 'known_time')),
-            Rule('known after it happened', EVERY, pl.col('known_time') >= pl.col('event_time')),
-            Rule('origin is known', EVERY, pl.col('origin').is_in(ORIGINS)), Rule('destination is known', FLIGHTS, pl.col('dest').is_in(airports)),
-            Rule('has its keys', FLIGHTS, has('flight_id', 'carrier', 'number', 'sched', 'duration')),
-            Rule('duration 20 min to 24 h', FLIGHTS, _in('duration', 20, 1440)), Rule('distance 10 to 6,000 miles', FLIGHTS, _in('distance', 10, 6000)),
-            Rule('scheduled within 8 days', ('schedule',), pl.col('sched').is_between(pl.col('known_time'), pl.col('known_time') + 8 * DAY)),
-            Rule('departure delay -2 h to 48 h', ('departure',), has('dep_delay') & _in('dep_delay', -120, 2880)),
-            Rule('arrival delay -6 h to 48 h', ('arrival',), has('arr_delay') & _in('arr_delay', -360, 2880)),
-            Rule('departure known when it left', ('departure',), pl.col('known_time') == pl.col('sched') + pl.col('dep_delay')),
-            Rule('arrival known when it landed', ('arrival',), pl.col('known_time') == pl.col('sched') + pl.col('duration') + pl.col('arr_delay')),
-            Rule('wind 0 to 150 mph', ('weather',), _in('wind_speed', 0, 150)), Rule('gusts 0 to 200 mph', ('weather',), _in('wind_gust', 0, 200)),
-            Rule('temperature -40 to 130 F', ('weather',), _in('temp', -40, 130)), Rule('humidity 0 to 100 %', ('weather',), _in('humid', 0, 105)),
-            Rule('pressure 900 to 1080 hPa', ('weather',), _in('pressure', 900, 1080)), Rule('rain 0 to 6 in/h', ('weather',), _in('precip', 0, 6)),
-            Rule('has its temperature', ('weather',), has('temp'), 'warn'), Rule('has its pressure', ('weather',), has('pressure'), 'warn'),
-            Rule('has its aircraft', FLIGHTS, has('tailnum'), 'warn'))
+    return (
+        Rule('kind is known', EVERY, pl.col('kind').is_in(list(KINDS))),
+        Rule('has its id and times', EVERY, has('event_id', 'event_time', 'known_time')),
+        Rule('known after it happened', EVERY, pl.col('known_time') >= pl.col('event_time')),
+        Rule('origin is known', EVERY, pl.col('origin').is_in(ORIGINS)),
+        Rule('destination is known', FLIGHTS, pl.col('dest').is_in(airports)),
+        Rule('has its keys', FLIGHTS, has('flight_id', 'carrier', 'number', 'sched', 'duration')),
+        Rule('duration 20 min to 24 h', FLIGHTS, _in('duration', 20, 1440)),
+        Rule('distance 10 to 6,000 miles', FLIGHTS, _in('distance', 10, 6000)),
+        Rule(
+            'scheduled within 8 days',
+            ('schedule',),
+            pl.col('sched').is_between(pl.col('known_time'), pl.col('known_time') + 8 * DAY),
+        ),
+        Rule(
+            'departure delay -2 h to 48 h',
+            ('departure',),
+            has('dep_delay') & _in('dep_delay', -120, 2880),
+        ),
+        Rule(
+            'arrival delay -6 h to 48 h',
+            ('arrival',),
+            has('arr_delay') & _in('arr_delay', -360, 2880),
+        ),
+        Rule(
+            'departure known when it left',
+            ('departure',),
+            pl.col('known_time') == pl.col('sched') + pl.col('dep_delay'),
+        ),
+        Rule(
+            'arrival known when it landed',
+            ('arrival',),
+            pl.col('known_time') == pl.col('sched') + pl.col('duration') + pl.col('arr_delay'),
+        ),
+        Rule('wind 0 to 150 mph', ('weather',), _in('wind_speed', 0, 150)),
+        Rule('gusts 0 to 200 mph', ('weather',), _in('wind_gust', 0, 200)),
+        Rule('temperature -40 to 130 F', ('weather',), _in('temp', -40, 130)),
+        Rule('humidity 0 to 100 %', ('weather',), _in('humid', 0, 105)),
+        Rule('pressure 900 to 1080 hPa', ('weather',), _in('pressure', 900, 1080)),
+        Rule('rain 0 to 6 in/h', ('weather',), _in('precip', 0, 6)),
+        Rule('has its temperature', ('weather',), has('temp'), 'warn'),
+        Rule('has its pressure', ('weather',), has('pressure'), 'warn'),
+        Rule('has its aircraft', FLIGHTS, has('tailnum'), 'warn'),
+    )
 
 # %% ../nbs/04_contracts.ipynb #6e953fd0
 @dataclass(frozen=True)
 class Metric:
     "What one rule said about one batch"
+
     name: str
     action: str
-    of: int      # Rows it spoke of
+    of: int  # Rows it spoke of
     broken: int  # Rows that broke it
-    over: bool   # More than its threshold
+    over: bool  # More than its threshold
+
 
 @dataclass(frozen=True)
 class Checked:
     "What a batch turned out to be"
+
     good: pl.DataFrame  # Events as they came
-    bad: pl.DataFrame   # Quarantined events, with `reasons`: a list of rule names
-    counts: dict[str, int]  # Rule name -> rows that broke it, warnings included; only those above zero
+    bad: pl.DataFrame  # Quarantined events, with `reasons`: a list of rule names
+    # Rule name -> rows that broke it, warnings included; only those above zero
+    counts: dict[str, int]
     metrics: tuple[Metric, ...] = ()  # One a rule, in the order of the contract
 
     @property
-    def failed(self) -> tuple[Metric, ...]: return tuple(m for m in self.metrics if m.over and m.action == 'fail')
+    def failed(self) -> tuple[Metric, ...]:
+        return tuple(m for m in self.metrics if m.over and m.action == 'fail')
 
 # %% ../nbs/04_contracts.ipynb #e9577074
 def _flag(r: Rule) -> pl.Expr:
     speaks = pl.col('kind').is_in(list(r.kinds)).fill_null(False) if r.kinds else pl.lit(True)
     return (speaks & ~r.right.fill_null(False)).alias(r.name)
 
-def _flags(events: pl.DataFrame, rules: tuple[Rule, ...]) -> pl.DataFrame:
-    try: return events.select([_flag(r) for r in rules])
-    except pl.exceptions.PolarsError as e:
-        raise MlrefError(f'expected columns that fit the rules, got: {str(e).splitlines()[0]:.160}; cast or add the column') from None
 
-def _metrics(events: pl.DataFrame, rules: tuple[Rule, ...], counts: dict[str, int]) -> tuple[Metric, ...]:
+def _flags(events: pl.DataFrame, rules: tuple[Rule, ...]) -> pl.DataFrame:
+    try:
+        return events.select([_flag(r) for r in rules])
+    except pl.exceptions.PolarsError as e:
+        raise MlrefError(
+            f'expected columns that fit the rules, got: {str(e).splitlines()[0]:.160}; cast or add'
+            ' the column'
+        ) from None
+
+
+def _metrics(
+    events: pl.DataFrame, rules: tuple[Rule, ...], counts: dict[str, int]
+) -> tuple[Metric, ...]:
     kinds = dict(events['kind'].value_counts().iter_rows()) if any(r.kinds for r in rules) else {}
     of = lambda r: sum(kinds.get(k, 0) for k in r.kinds) if r.kinds else events.height
-    return tuple(Metric(r.name, r.action, of(r), c := counts.get(r.name, 0), c > max(r.most, r.share * of(r))) for r in rules)
+    return tuple(
+        Metric(
+            r.name, r.action, of(r), c := counts.get(r.name, 0), c > max(r.most, r.share * of(r))
+        )
+        for r in rules
+    )
 
 # %% ../nbs/04_contracts.ipynb #eb3aa7ac
-def typed(events: pl.DataFrame  # Any frame; only columns of the schema are looked at
-         ) -> pl.DataFrame:     # `events`
+def typed(
+    events: pl.DataFrame,  # Any frame; only columns of the schema are looked at
+) -> pl.DataFrame:  # `events`
     "Raise `MlrefError` naming the first column whose type is not the schema's; times are integers of minutes UTC"
     for c, want in SCHEMA.items():
-        if c not in events.columns or events.schema[c] == want: continue
+        if c not in events.columns or events.schema[c] == want:
+            continue
         got = events.schema[c]
-        if isinstance(got, pl.Datetime) and got.time_zone is None: raise MlrefError(f'expected {c} in minutes UTC, got a naive datetime: whose clock is it? add its time zone and use .dt.epoch("s") // 60')
-        if got != pl.Null: raise MlrefError(f'expected {c} as {want}, got {got}; cast it')
+        if isinstance(got, pl.Datetime) and got.time_zone is None:
+            raise MlrefError(
+                f'expected {c} in minutes UTC, got a naive datetime: whose clock is it? add its'
+                ' time zone and use .dt.epoch("s") // 60'
+            )
+        if got != pl.Null:
+            raise MlrefError(f'expected {c} as {want}, got {got}; cast it')
     return events
 
 # %% ../nbs/04_contracts.ipynb #16ea73d3
-def check(events: pl.DataFrame,     # Wide events, further columns are kept
-          rules: tuple[Rule, ...]   # A contract
-         ) -> Checked:
+def check(
+    events: pl.DataFrame,  # Wide events, further columns are kept
+    rules: tuple[Rule, ...],  # A contract
+) -> Checked:
     "Split a batch by a contract, in one pass; raises `MlrefError` on columns of another type"
-    if 'event_id' in events.columns: typed(events)
+    if 'event_id' in events.columns:
+        typed(events)
     b = _flags(events, rules)
     counts = {n: c for n, c in b.sum().row(0, named=True).items() if c} if events.height else {}
     said = _metrics(events, rules, counts)
     stop = [r.name for r in rules if r.action in ('quarantine', 'fail')]
-    if not any(n in counts for n in stop): return Checked(events, events.head(0).with_columns(reasons=pl.lit([], pl.List(pl.String))), counts, said)
+    if not any(n in counts for n in stop):
+        return Checked(
+            events,
+            events.head(0).with_columns(reasons=pl.lit([], pl.List(pl.String))),
+            counts,
+            said,
+        )
     hit = b.select(pl.any_horizontal(n for n in stop if n in counts)).to_series()
-    why = b.filter(hit).select(reasons=pl.concat_list(pl.when(pl.col(n)).then(pl.lit(n)) for n in stop if n in counts).list.drop_nulls())
-    return Checked(events.filter(~hit), events.filter(hit).with_columns(why['reasons']), counts, said)
+    why = b.filter(hit).select(
+        reasons=pl.concat_list(
+            pl.when(pl.col(n)).then(pl.lit(n)) for n in stop if n in counts
+        ).list.drop_nulls()
+    )
+    return Checked(
+        events.filter(~hit), events.filter(hit).with_columns(why['reasons']), counts, said
+    )
 
 # %% ../nbs/04_contracts.ipynb #c4012c95
-def refuse(got: Checked) -> Checked:  # `got`
+def refuse(
+    got: Checked,
+) -> Checked:  # `got`
     "Raise `MlrefError` when a batch is over the threshold of a rule that fails it"
     if got.failed:
         m = got.failed[0]
-        raise MlrefError(f'expected a batch within the threshold of the rule {m.name!r}, got {m.broken:,} broken rows of {m.of:,}; the batch is refused whole, mend its source or the rule and ingest again')
+        raise MlrefError(
+            f'expected a batch within the threshold of the rule {m.name!r}, got {m.broken:,} broken'
+            f' rows of {m.of:,}; the batch is refused whole, mend its source or the rule and ingest'
+            ' again'
+        )
     return got
 
 # %% ../nbs/04_contracts.ipynb #852640b1
-def to_pandera(rules: tuple[Rule, ...], schema: dict[str, pl.DataType]=SCHEMA):  # A pandera.polars.DataFrameSchema
+def to_pandera(
+    rules: tuple[Rule, ...],
+    schema: dict[str, pl.DataType] = SCHEMA,  # A pandera.polars.DataFrameSchema
+):
     "A contract as a pandera schema; needs the package pandera"
     import pandera.polars as pa
-    def checks(r): return pa.Check(lambda data: data.lazyframe.select(~_flag(r)), name=r.name, raise_warning=r.action in ('info', 'warn'))
-    return pa.DataFrameSchema({c: pa.Column(t, nullable=True) for c, t in schema.items()}, checks=[checks(r) for r in rules], metadata={'rules': {r.name: r for r in rules}})
+
+    def checks(r):
+        return pa.Check(
+            lambda data: data.lazyframe.select(~_flag(r)),
+            name=r.name,
+            raise_warning=r.action in ('info', 'warn'),
+        )
+
+    return pa.DataFrameSchema(
+        {c: pa.Column(t, nullable=True) for c, t in schema.items()},
+        checks=[checks(r) for r in rules],
+        metadata={'rules': {r.name: r for r in rules}},
+    )
+
 
 def from_pandera(schema) -> tuple[Rule, ...]:
     "A pandera schema as rules: those it was made from, and of its columns nullability, ranges and vocabularies; raises `MlrefError` on a check it cannot read"
     made, out = (schema.metadata or {}).get('rules', {}), []
-    if lost := [k.name for k in schema.checks if k.name not in made]: raise MlrefError(f'expected checks of single columns, got {lost[0]} of the whole frame; write that rule by hand')
+    if lost := [k.name for k in schema.checks if k.name not in made]:
+        raise MlrefError(
+            f'expected checks of single columns, got {lost[0]} of the whole frame; write that rule'
+            ' by hand'
+        )
     for name, col in schema.columns.items():
-        if not col.nullable: out.append(Rule(f'{name}: there', (), pl.col(name).is_not_null()))
+        if not col.nullable:
+            out.append(Rule(f'{name}: there', (), pl.col(name).is_not_null()))
         for k in col.checks:
             s = k.statistics or {}
-            if 'allowed_values' in s: right = pl.col(name).is_in(list(s['allowed_values']))
-            elif {'min_value', 'max_value'} <= set(s): right = pl.col(name).is_between(s['min_value'], s['max_value'], {(True, True): 'both', (True, False): 'left', (False, True): 'right'}.get((s.get('include_min', True), s.get('include_max', True)), 'none'))
-            else: raise MlrefError(f'expected in_range or isin on {name}, got {k.name}; write that rule by hand')
+            if 'allowed_values' in s:
+                right = pl.col(name).is_in(list(s['allowed_values']))
+            elif {'min_value', 'max_value'} <= set(s):
+                right = pl.col(name).is_between(
+                    s['min_value'],
+                    s['max_value'],
+                    {(True, True): 'both', (True, False): 'left', (False, True): 'right'}.get(
+                        (s.get('include_min', True), s.get('include_max', True)), 'none'
+                    ),
+                )
+            else:
+                raise MlrefError(
+                    f'expected in_range or isin on {name}, got {k.name}; write that rule by hand'
+                )
             out.append(Rule(f'{name}: {k.name}', (), pl.col(name).is_null() | right))
     return tuple(made[k.name] for k in schema.checks) + tuple(out)

@@ -27,129 +27,188 @@ class MlrefError(ValueError):
 
 # %% ../nbs/01_core.ipynb #74802a9a
 HORIZON = 120  # minutes before scheduled departure at which a flight is scored
-DAY = 1440     # minutes
+DAY = 1440  # minutes
 
-def minute(text: str  # ISO date or date and time in UTC, e.g. '2013-04-01' or '2013-04-01T12:00'
-          ) -> int:   # Minutes since 1970-01-01 UTC
+
+def minute(
+    text: str,  # ISO date or date and time in UTC, e.g. '2013-04-01' or '2013-04-01T12:00'
+) -> int:  # Minutes since 1970-01-01 UTC
     "Read a UTC time; raises `MlrefError` when it is not one"
-    try: t = datetime.fromisoformat(text.replace('Z', ''))
-    except ValueError: raise MlrefError(f"expected a time such as '2013-04-01T12:00', got {text!r}") from None
+    try:
+        t = datetime.fromisoformat(text.replace('Z', ''))
+    except ValueError:
+        raise MlrefError(f"expected a time such as '2013-04-01T12:00', got {text!r}") from None
     return int(t.replace(tzinfo=timezone.utc).timestamp()) // 60
 
 # %% ../nbs/01_core.ipynb #b8bed427
-def stamp(t: int    # Minutes since 1970-01-01 UTC
-         ) -> str:  # e.g. '2013-04-01T12:00Z'
+def stamp(
+    t: int,  # Minutes since 1970-01-01 UTC
+) -> str:  # e.g. '2013-04-01T12:00Z'
     "Show a minute as a UTC time"
     return datetime.fromtimestamp(int(t) * 60, timezone.utc).strftime('%Y-%m-%dT%H:%MZ')
 
 # %% ../nbs/01_core.ipynb #a2e95fbc
-def service_day(t: np.ndarray | int  # Minutes since 1970-01-01 UTC
-               ) -> np.ndarray | int:  # Days since 1970-01-01
+def service_day(
+    t: np.ndarray | int,  # Minutes since 1970-01-01 UTC
+) -> np.ndarray | int:  # Days since 1970-01-01
     "The service day (07:00 UTC to 07:00 UTC) that holds `t`"
     return (t - 420) // DAY
 
 # %% ../nbs/01_core.ipynb #1a558b1b
-def day_start(day: int  # Days since 1970-01-01
-             ) -> int:  # The minute at which that service day begins (07:00 UTC)
+def day_start(
+    day: int,  # Days since 1970-01-01
+) -> int:  # The minute at which that service day begins (07:00 UTC)
     "The other way round: when a service day begins"
     return day * DAY + 420
 
 # %% ../nbs/01_core.ipynb #4587d944
 def _parts(x) -> Iterable[bytes]:
-    if isinstance(x, bytes): yield b'b%d:' % len(x); yield x
+    if isinstance(x, bytes):
+        yield b'b%d:' % len(x)
+        yield x
     elif isinstance(x, np.ndarray):
-        if x.dtype.kind in 'OU': yield from _parts(json.dumps(x.tolist())); return
-        yield f'a{x.dtype.str}{x.shape}:'.encode(); yield np.ascontiguousarray(x).tobytes()
+        if x.dtype.kind in 'OU':
+            yield from _parts(json.dumps(x.tolist()))
+            return
+        yield f'a{x.dtype.str}{x.shape}:'.encode()
+        yield np.ascontiguousarray(x).tobytes()
     elif hasattr(x, 'get_columns'):  # a polars DataFrame, without importing polars
-        for c in x.get_columns(): yield from _parts(c.name); yield from _parts(c.to_arrow().to_numpy(zero_copy_only=False))
+        for c in x.get_columns():
+            yield from _parts(c.name)
+            yield from _parts(c.to_arrow().to_numpy(zero_copy_only=False))
     else:
         s = (x if isinstance(x, str) else json.dumps(x, sort_keys=True)).encode()
-        yield b's%d:' % len(s); yield s
+        yield b's%d:' % len(s)
+        yield s
 
-def digest(*parts: bytes | str | np.ndarray | dict | list  # Values; also polars frames and anything JSON can hold
-          ) -> str:                                        # 64 hexadecimal digits
+
+def digest(
+    # Values; also polars frames and anything JSON can hold
+    *parts: bytes | str | np.ndarray | dict | list,
+) -> str:  # 64 hexadecimal digits
     "sha256 over the values, in order"
     h = hashlib.sha256()
     for p in parts:
-        for b in _parts(p): h.update(b)
+        for b in _parts(p):
+            h.update(b)
     return h.hexdigest()
 
 # %% ../nbs/01_core.ipynb #fb2193f9
-def file_digest(path: Path  # An existing file
-               ) -> str:    # 64 hexadecimal digits
+def file_digest(
+    path: Path,  # An existing file
+) -> str:  # 64 hexadecimal digits
     "sha256 of a file's bytes"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/01_core.ipynb #bfc38cf9
-def write_bytes(path: Path,  # Where the file appears; its folder is made
-                data: bytes  # All of it
-               ) -> Path:    # `path`
+def write_bytes(
+    path: Path,  # Where the file appears; its folder is made
+    data: bytes,  # All of it
+) -> Path:  # `path`
     "Write a file atomically and durably; raises `MlrefError` and leaves what was there when it cannot"
     path, tmp = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name)
-        with os.fdopen(fd, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644); os.replace(tmp, path)
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix='.' + path.name)
+        with os.fdopen(fd, 'wb') as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
     except OSError as e:
-        if tmp: Path(tmp).unlink(missing_ok=True)
-        raise MlrefError(f'expected to write {path}, got: {e.strerror}; what was there is unchanged, make room or choose another folder') from None
+        if tmp:
+            Path(tmp).unlink(missing_ok=True)
+        raise MlrefError(
+            f'expected to write {path}, got: {e.strerror}; what was there is unchanged, make room'
+            ' or choose another folder'
+        ) from None
     return path
 
 # %% ../nbs/01_core.ipynb #1ddeb668
-def write_json(path: Path,       # Where the file appears
-               obj: dict | list  # What JSON can hold
-              ) -> Path:         # `path`
+def write_json(
+    path: Path,  # Where the file appears
+    obj: dict | list,  # What JSON can hold
+) -> Path:  # `path`
     "Write JSON atomically, with sorted keys, so that equal values give equal files"
-    return write_bytes(path, (json.dumps(obj, indent=1, sort_keys=True, default=float)+'\n').encode())
+    return write_bytes(
+        path, (json.dumps(obj, indent=1, sort_keys=True, default=float) + '\n').encode()
+    )
 
 # %% ../nbs/01_core.ipynb #3e729c39
-def commit(folder: Path='.'  # Anywhere inside the checkout
-          ) -> str:          # Short commit id, with '+' when files differ from it; 'unknown' outside git
+def commit(
+    folder: Path = '.',  # Anywhere inside the checkout
+) -> str:  # Short commit id, with '+' when files differ from it; 'unknown' outside git
     "The commit that is checked out"
     run = lambda *a: subprocess.run(['git', *a], cwd=folder, capture_output=True, text=True)
-    try: r = run('rev-parse', '--short', 'HEAD')
-    except FileNotFoundError: return 'unknown'
-    if r.returncode: return 'unknown'
+    try:
+        r = run('rev-parse', '--short', 'HEAD')
+    except FileNotFoundError:
+        return 'unknown'
+    if r.returncode:
+        return 'unknown'
     return r.stdout.strip() + ('+' if run('status', '--porcelain', '-uno').stdout.strip() else '')
 
 # %% ../nbs/01_core.ipynb #86c7d425
 def machine() -> dict:  # cpu, cores, python
     "The machine this runs on, as result files record it"
     info = Path('/proc/cpuinfo')
-    cpu = next((l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')), '') if info.exists() else ''
-    return {'cpu': cpu or platform.processor(), 'cores': os.cpu_count(), 'python': platform.python_version()}
+    cpu = (
+        next(
+            (
+                l.split(':')[1].strip()
+                for l in info.read_text().splitlines()
+                if l.startswith('model name')
+            ),
+            '',
+        )
+        if info.exists()
+        else ''
+    )
+    return {
+        'cpu': cpu or platform.processor(),
+        'cores': os.cpu_count(),
+        'python': platform.python_version(),
+    }
 
 # %% ../nbs/01_core.ipynb #0fad5ff2
 @dataclass(frozen=True)
 class Table:
     "Feature rows with the times that belong to them; arrays are parallel, one entry per flight"
-    ids: np.ndarray         # Flight ids, str
-    T: np.ndarray           # Cut-off, int64 minutes UTC: only facts known by then are in X
-    known: np.ndarray       # When the label became known, int64 minutes UTC; -1 = never
-    y: np.ndarray           # 1 = more than 15 minutes late, 0 = not, float32; NaN = no label
-    X: np.ndarray           # Features, float32, shape (flights, names)
+
+    ids: np.ndarray  # Flight ids, str
+    T: np.ndarray  # Cut-off, int64 minutes UTC: only facts known by then are in X
+    known: np.ndarray  # When the label became known, int64 minutes UTC; -1 = never
+    y: np.ndarray  # 1 = more than 15 minutes late, 0 = not, float32; NaN = no label
+    X: np.ndarray  # Features, float32, shape (flights, names)
     names: tuple[str, ...]  # Column names of X
-    cats: dict[str, int]    # Categorical columns and the number of codes each may hold
+    cats: dict[str, int]  # Categorical columns and the number of codes each may hold
 
     def __post_init__(self):
         n = {len(a) for a in (self.ids, self.T, self.known, self.y, self.X)}
         if len(n) > 1 or self.X.shape[1] != len(self.names):
-            raise MlrefError(f'expected parallel columns and {len(self.names)} features, got lengths {sorted(n)} and X of shape {self.X.shape}')
+            raise MlrefError(
+                f'expected parallel columns and {len(self.names)} features, got lengths {sorted(n)}'
+                f' and X of shape {self.X.shape}'
+            )
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
 # %% ../nbs/01_core.ipynb #613bd96b
-def rows(table: Table,     # Any table
-         at: np.ndarray    # A mask or positions
-        ) -> Table:        # The same columns, those rows
+def rows(
+    table: Table,  # Any table
+    at: np.ndarray,  # A mask or positions
+) -> Table:  # The same columns, those rows
     "Some rows of a table, with all that belongs to them"
     return replace(table, **{k: getattr(table, k)[at] for k in ('ids', 'T', 'known', 'y', 'X')})
 
 # %% ../nbs/01_core.ipynb #b33197a8
-def known_by(table: Table,  # Any table
-             cutoff: int    # Minutes since 1970-01-01 UTC
-            ) -> Table:     # Labelled rows whose label was known at `cutoff`
+def known_by(
+    table: Table,  # Any table
+    cutoff: int,  # Minutes since 1970-01-01 UTC
+) -> Table:  # Labelled rows whose label was known at `cutoff`
     "What could be learnt from at `cutoff`"
     return rows(table, (table.known >= 0) & (table.known <= cutoff) & ~np.isnan(table.y))
 
@@ -157,22 +216,35 @@ def known_by(table: Table,  # Any table
 @runtime_checkable
 class Predictor(Protocol):
     "Anything that scores flights"
-    version: str            # Digest of what it learnt
-    trained_until: int      # Latest label it has seen, minutes UTC
+
+    version: str  # Digest of what it learnt
+    trained_until: int  # Latest label it has seen, minutes UTC
     names: tuple[str, ...]  # The features it expects, in order
-    def predict(self, X: np.ndarray  # float32, shape (flights, names)
-               ) -> np.ndarray: ...  # Probability of late, float64, shape (flights,)
+
+    def predict(
+        self,
+        X: np.ndarray,  # float32, shape (flights, names)
+    ) -> np.ndarray: ...  # Probability of late, float64, shape (flights,)
 
 # %% ../nbs/01_core.ipynb #ae04058a
-def check_predictor(p: Predictor,   # What is to serve
-                    X: np.ndarray   # float32 rows to try it on, at least one
-                   ) -> np.ndarray: # Its scores, float64
+def check_predictor(
+    p: Predictor,  # What is to serve
+    X: np.ndarray,  # float32 rows to try it on, at least one
+) -> np.ndarray:  # Its scores, float64
     "Raise `MlrefError` unless `p` keeps the promise of a Predictor on `X`"
-    if not isinstance(p, Predictor): raise MlrefError(f'expected version, trained_until, names and predict, got {type(p).__name__} without some of them')
+    if not isinstance(p, Predictor):
+        raise MlrefError(
+            f'expected version, trained_until, names and predict, got {type(p).__name__} without'
+            ' some of them'
+        )
     s = p.predict(X)
-    if s.shape != (len(X),) or s.dtype != np.float64: raise MlrefError(f'expected {len(X)} float64 scores, got {s.dtype} of shape {s.shape}')
-    if not ((0 <= s) & (s <= 1)).all(): raise MlrefError('expected probabilities from 0 to 1, got others or NaN')
+    if s.shape != (len(X),) or s.dtype != np.float64:
+        raise MlrefError(f'expected {len(X)} float64 scores, got {s.dtype} of shape {s.shape}')
+    if not ((0 <= s) & (s <= 1)).all():
+        raise MlrefError('expected probabilities from 0 to 1, got others or NaN')
     for b in {1, min(7, len(X))}:
-        if not np.array_equal(np.concatenate([p.predict(X[i:i+b]) for i in range(0, len(X), b)]), s):
+        if not np.array_equal(
+            np.concatenate([p.predict(X[i : i + b]) for i in range(0, len(X), b)]), s
+        ):
             raise MlrefError(f'expected the same score in any batch, got another at batches of {b}')
     return s

@@ -33,139 +33,276 @@ from .train import Epoch, device, fit_torch, ranks, shared
 @dataclass(frozen=True)
 class Job:
     "What several processes are asked to train"
+
     seed: int = 0
     epochs: int = 6
-    batch: int = 1024        # Rows of a step, all ranks together
+    batch: int = 1024  # Rows of a step, all ranks together
     rate: float = 2e-3
-    width: int = 192         # Of the network
-    drop: float = .15
-    every: int = 500         # Steps between two checkpoints
-    patience: int = 0        # Epochs without a lower stop loss before the end; 0 = no such end
-    bucket_mb: float = 25.   # Gradients are sent in pieces of this size
-    compress: str = 'none'   # How they are packed: none, fp16, bf16 or powersgd
-    seconds: int = 60        # A rank that hears nothing of the others for so long gives up
+    width: int = 192  # Of the network
+    drop: float = 0.15
+    every: int = 500  # Steps between two checkpoints
+    patience: int = 0  # Epochs without a lower stop loss before the end; 0 = no such end
+    bucket_mb: float = 25.0  # Gradients are sent in pieces of this size
+    compress: str = 'none'  # How they are packed: none, fp16, bf16 or powersgd
+    seconds: int = 60  # A rank that hears nothing of the others for so long gives up
 
-def write_job(folder: Path, job: Job, fit: Table, stop: Table) -> Path:  # `folder`
+
+def write_job(
+    folder: Path,
+    job: Job,
+    fit: Table,
+    stop: Table,
+) -> Path:  # `folder`
     "Lay down a job"
     for name, t in (('fit', fit), ('stop', stop)):
-        (at := Path(folder)/name).mkdir(parents=True, exist_ok=True)
-        for k in ('T', 'known', 'y', 'X'): np.save(at/f'{k}.npy', getattr(t, k), allow_pickle=False)
-    write_json(Path(folder)/'job.json', {**asdict(job), 'names': fit.names, 'cats': fit.cats})
+        (at := Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        for k in ('T', 'known', 'y', 'X'):
+            np.save(at / f'{k}.npy', getattr(t, k), allow_pickle=False)
+    write_json(Path(folder) / 'job.json', {**asdict(job), 'names': fit.names, 'cats': fit.cats})
     return Path(folder)
 
 # %% ../nbs/11b_distributed.ipynb #7942727c
 def read_job(folder: Path) -> tuple[Job, Table, Table]:
     "What `write_job` laid down; raises `MlrefError` when it is not there"
-    f = Path(folder)/'job.json'
-    if not f.exists(): raise MlrefError(f'expected a job in {folder}, found no job.json; lay one down with write_job')
-    about = json.loads(f.read_text()); names, cats = tuple(about.pop('names')), about.pop('cats')
-    if odd := set(about) - {x.name for x in fields(Job)}: raise MlrefError(f'expected the settings {", ".join(x.name for x in fields(Job))} in {f}, got {", ".join(sorted(odd))}')
-    def read(name): a = {k: np.load(Path(folder)/name/f'{k}.npy', allow_pickle=False) for k in ('T', 'known', 'y', 'X')}; return Table(np.arange(len(a['T'])).astype(str), names=names, cats=cats, **a)
+    f = Path(folder) / 'job.json'
+    if not f.exists():
+        raise MlrefError(
+            f'expected a job in {folder}, found no job.json; lay one down with write_job'
+        )
+    about = json.loads(f.read_text())
+    names, cats = tuple(about.pop('names')), about.pop('cats')
+    if odd := set(about) - {x.name for x in fields(Job)}:
+        raise MlrefError(
+            f'expected the settings {", ".join(x.name for x in fields(Job))} in {f}, got'
+            f' {", ".join(sorted(odd))}'
+        )
+
+    def read(name):
+        a = {
+            k: np.load(Path(folder) / name / f'{k}.npy', allow_pickle=False)
+            for k in ('T', 'known', 'y', 'X')
+        }
+        return Table(np.arange(len(a['T'])).astype(str), names=names, cats=cats, **a)
+
     return Job(**about), read('fit'), read('stop')
 
 # %% ../nbs/11b_distributed.ipynb #fddb284f
 @dataclass
 class Moved:
     "What a rank gave the network to send"
+
     buckets: int = 0
     bytes: int = 0
 
+
 def counted(hook: Callable, moved: Moved) -> Callable:
     "A communication hook that counts what it is given, or, if it is PowerSGD, what that made of it"
+
     def send(state, bucket):
         before, whole = getattr(state, 'total_numel_after_compression', 0), bucket.buffer().nbytes
         sent = hook(state, bucket)
-        moved.buckets += 1; moved.bytes += 4 * (getattr(state, 'total_numel_after_compression', 0) - before) or whole
+        moved.buckets += 1
+        moved.bytes += 4 * (getattr(state, 'total_numel_after_compression', 0) - before) or whole
         return sent
+
     return send
 
 # %% ../nbs/11b_distributed.ipynb #806da656
 COMPRESS = ('none', 'fp16', 'bf16', 'powersgd')
 
-def share(net: nn.Module,
-          bucket_mb: float=25.,    # Size of a bucket
-          compress: str='none',    # One of COMPRESS
-          moved: Moved|None=None   # Counts
-         ) -> nn.Module:
+
+def share(
+    net: nn.Module,
+    bucket_mb: float = 25.0,  # Size of a bucket
+    compress: str = 'none',  # One of COMPRESS
+    moved: Moved | None = None,  # Counts
+) -> nn.Module:
     "A network whose gradients are averaged over all ranks, packed and counted on the way"
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook as power
-    if compress not in COMPRESS: raise MlrefError(f'expected a compression among {", ".join(COMPRESS)}, got {compress!r}')
-    if compress == 'bf16' and device() != 'cuda': raise MlrefError('expected graphics processors for bf16, which NCCL sends and gloo does not, got CPUs; use fp16')
+
+    if compress not in COMPRESS:
+        raise MlrefError(f'expected a compression among {", ".join(COMPRESS)}, got {compress!r}')
+    if compress == 'bf16' and device() != 'cuda':
+        raise MlrefError(
+            'expected graphics processors for bf16, which NCCL sends and gloo does not, got CPUs;'
+            ' use fp16'
+        )
     model, moved = shared(net, bucket_mb), moved or Moved()
-    if ranks()[1] == 1: return model
+    if ranks()[1] == 1:
+        return model
     plain = counted(default_hooks.allreduce_hook, moved)
-    if compress == 'powersgd': model.register_comm_hook(power.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=10), counted(power.powerSGD_hook, moved))
-    else: model.register_comm_hook(None, {'none': plain, 'fp16': default_hooks.fp16_compress_wrapper(plain), 'bf16': default_hooks.bf16_compress_wrapper(plain)}[compress])
+    if compress == 'powersgd':
+        model.register_comm_hook(
+            power.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=10),
+            counted(power.powerSGD_hook, moved),
+        )
+    else:
+        model.register_comm_hook(
+            None,
+            {
+                'none': plain,
+                'fp16': default_hooks.fp16_compress_wrapper(plain),
+                'bf16': default_hooks.bf16_compress_wrapper(plain),
+            }[compress],
+        )
     return model
 
 # %% ../nbs/11b_distributed.ipynb #ffb53310
-def join(seconds: int=60  # To wait for the others, here and in every exchange
-        ) -> tuple[int, int]:  # This rank, and how many there are
+def join(
+    seconds: int = 60,  # To wait for the others, here and in every exchange
+) -> tuple[int, int]:  # This rank, and how many there are
     "Meet the processes that torchrun started: NCCL between graphics processors, gloo between CPUs"
-    if 'RANK' not in os.environ: raise MlrefError('expected to be started by torchrun, found no RANK; run: torchrun --nproc-per-node 2 -m mlref.distributed FOLDER')
-    if device() == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    dist.init_process_group('nccl' if device() == 'cuda' else 'gloo', timeout=timedelta(seconds=seconds))
+    if 'RANK' not in os.environ:
+        raise MlrefError(
+            'expected to be started by torchrun, found no RANK; run: torchrun --nproc-per-node 2 -m'
+            ' mlref.distributed FOLDER'
+        )
+    if device() == 'cuda':
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    dist.init_process_group(
+        'nccl' if device() == 'cuda' else 'gloo', timeout=timedelta(seconds=seconds)
+    )
     return ranks()
+
 
 def agree(version: str) -> None:
     "Raise `MlrefError` unless all ranks hold weights of one digest"
     mine = torch.tensor(list(bytes.fromhex(version)), dtype=torch.uint8, device=device())
     dist.all_gather(every := [torch.empty_like(mine) for _ in range(ranks()[1])], mine)
-    if len(seen := {bytes(t.tolist()).hex() for t in every}) > 1: raise MlrefError(f'expected the same weights in all {len(every)} processes, got {", ".join(sorted(seen))}; nothing was saved')
+    if len(seen := {bytes(t.tolist()).hex() for t in every}) > 1:
+        raise MlrefError(
+            f'expected the same weights in all {len(every)} processes, got'
+            f' {", ".join(sorted(seen))}; nothing was saved'
+        )
 
 # %% ../nbs/11b_distributed.ipynb #5f963531
 def work(folder: Path) -> None:
     "What each rank does with a job; rank 0 saves the model and a report"
-    job, fit, stop = read_job(folder); rank, world = join(job.seconds)
-    checkpoints = None if job.compress == 'powersgd' else Path(folder)/'checkpoints'  # what it left out of earlier gradients is in no checkpoint
+    job, fit, stop = read_job(folder)
+    rank, world = join(job.seconds)
+    # what it left out of earlier gradients is in no checkpoint
+    checkpoints = None if job.compress == 'powersgd' else Path(folder) / 'checkpoints'
     moved, curve, began = Moved(), [], time.perf_counter()
-    model = fit_torch(fit, stop, job.seed, job.epochs, job.batch, job.rate, make=partial(Net, width=job.width, drop=job.drop), patience=job.patience,
-                      folder=checkpoints, every=job.every, history=curve, progress=sys.stderr.isatty(), wrap=partial(share, bucket_mb=job.bucket_mb, compress=job.compress, moved=moved))
+    model = fit_torch(
+        fit,
+        stop,
+        job.seed,
+        job.epochs,
+        job.batch,
+        job.rate,
+        make=partial(Net, width=job.width, drop=job.drop),
+        patience=job.patience,
+        folder=checkpoints,
+        every=job.every,
+        history=curve,
+        progress=sys.stderr.isatty(),
+        wrap=partial(share, bucket_mb=job.bucket_mb, compress=job.compress, moved=moved),
+    )
     agree(model.version)
     if not rank:
-        save_model(model, Path(folder)/'model')
-        write_json(Path(folder)/'report.json', {'ranks': world, 'seconds': time.perf_counter() - began, 'version': model.version, 'moved': asdict(moved), 'history': [asdict(e) for e in curve]})
-    dist.barrier(); dist.destroy_process_group()
+        save_model(model, Path(folder) / 'model')
+        write_json(
+            Path(folder) / 'report.json',
+            {
+                'ranks': world,
+                'seconds': time.perf_counter() - began,
+                'version': model.version,
+                'moved': asdict(moved),
+                'history': [asdict(e) for e in curve],
+            },
+        )
+    dist.barrier()
+    dist.destroy_process_group()
 
 # %% ../nbs/11b_distributed.ipynb #08bc3c60
 LOST = re.compile('Connection (closed|reset)|[Tt]imed? ?out|Broken pipe|NCCL|peer', re.A)
 
-def main(argv: list[str]|None=None) -> int:  # Exit status
+
+def main(
+    argv: list[str] | None = None,
+) -> int:  # Exit status
     "`python -m mlref.distributed FOLDER`, once per rank, under torchrun"
     folder = Path((argv or sys.argv[1:] or ['.'])[0])
-    try: work(folder); return 0
-    except MlrefError as e: said = str(e)
+    try:
+        work(folder)
+        return 0
+    except MlrefError as e:
+        said = str(e)
     except RuntimeError as e:
-        if not LOST.search(str(e)): raise
-        said = f'expected all processes to train to the end, lost one; start the same command again: it goes on from {came_to(folder)}'
-    print(f'mlref: rank {os.environ.get("RANK", "?")}: {said}', file=sys.stderr, flush=True); os._exit(1)  # no farewell to ranks that are gone
+        if not LOST.search(str(e)):
+            raise
+        said = (
+            'expected all processes to train to the end, lost one; start the same command again:'
+            f' it goes on from {came_to(folder)}'
+        )
+    # no farewell to ranks that are gone
+    print(f'mlref: rank {os.environ.get("RANK", "?")}: {said}', file=sys.stderr, flush=True)
+    os._exit(1)
+
 
 def came_to(folder: Path) -> str:
     "How far the checkpoints of a job reach, in words"
-    found = load_checkpoint(Path(folder)/'checkpoints')
+    found = load_checkpoint(Path(folder) / 'checkpoints')
     return f'step {found[0]["step"]}' if found else 'the start'
 
 # %% ../nbs/11b_distributed.ipynb #ce271d8a
-def blame(text: str  # What torchrun printed
-         ) -> str:   # In a sentence
+def blame(
+    text: str,  # What torchrun printed
+) -> str:  # In a sentence
     "Which rank ended a job, and how; a killed one counts before those that fell over it"
-    ends = [(int(r), int(c)) for r, c in re.findall(r'rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)', text, re.S)]
-    if killed := sorted({r for r, c in ends if c < 0 and c != -15}): return f'rank {killed[0]} was killed by signal {-dict(ends)[killed[0]]}'
+    ends = [
+        (int(r), int(c))
+        for r, c in re.findall(
+            r'rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)', text, re.S
+        )
+    ]
+    if killed := sorted({r for r, c in ends if c < 0 and c != -15}):
+        return f'rank {killed[0]} was killed by signal {-dict(ends)[killed[0]]}'
     said = re.findall(r'mlref: (rank \d+: .*)', text)
     return said[0] if said else (re.findall(r'\w+Error: .*', text) or [text.strip()[-400:]])[0]
 
-def train_together(folder: Path,      # A job
-                   procs: int=2,      # Processes on this machine
-                   threads: int=1     # Of each
-                  ) -> Torch:         # The model all of them arrived at
+
+def train_together(
+    folder: Path,  # A job
+    procs: int = 2,  # Processes on this machine
+    threads: int = 1,  # Of each
+) -> Torch:  # The model all of them arrived at
     "Train a job in several processes of this machine; call again after a failure, and it goes on"
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(procs), '-m', 'mlref.distributed', str(folder)]
-    p = subprocess.Popen(cmd, env={**os.environ, 'OMP_NUM_THREADS': str(threads), **({'CUDA_VISIBLE_DEVICES': ''} if procs > torch.cuda.device_count() else {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try: said = p.communicate()[1]
+    cmd = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        str(procs),
+        '-m',
+        'mlref.distributed',
+        str(folder),
+    ]
+    p = subprocess.Popen(
+        cmd,
+        env={
+            **os.environ,
+            'OMP_NUM_THREADS': str(threads),
+            **({'CUDA_VISIBLE_DEVICES': ''} if procs > torch.cuda.device_count() else {}),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said = p.communicate()[1]
     finally:
-        if p.poll() is None: p.terminate(); p.wait(30)
-    if p.returncode: raise MlrefError(f'expected {procs} processes to train to the end, {blame(said)}; call again: it goes on from {came_to(folder)}')
-    return load_model(Path(folder)/'model')
+        if p.poll() is None:
+            p.terminate()
+            p.wait(30)
+    if p.returncode:
+        raise MlrefError(
+            f'expected {procs} processes to train to the end, {blame(said)}; call again: it goes on'
+            f' from {came_to(folder)}'
+        )
+    return load_model(Path(folder) / 'model')
 
 # %% ../nbs/11b_distributed.ipynb #0e7d479a
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

@@ -21,126 +21,267 @@ import numpy as np
 from .core import MlrefError, Predictor, digest, file_digest
 
 # %% ../nbs/13a_environment.ipynb #29946d90
-def _plain(name: str) -> str: return re.sub('[-_.]+', '-', name).lower()
+def _plain(name: str) -> str:
+    return re.sub('[-_.]+', '-', name).lower()
+
 
 @cache
 def installed() -> dict[str, str]:  # Package -> version, as it was when first asked
     "What is installed beside this process"
     return {_plain(d.metadata['Name']): d.version for d in distributions() if d.metadata['Name']}
 
-def locked(text: str  # A lock: lines such as 'numpy==2.4.6'
-          ) -> dict[str, str]:  # Package -> version
+
+def locked(
+    text: str,  # A lock: lines such as 'numpy==2.4.6'
+) -> dict[str, str]:  # Package -> version
     "What a lock pins"
     pins = re.findall(r'(?m)^([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)', text)
     return {_plain(n): v for n, v in pins}
 
-def strayed(pins: dict[str, str], have: dict[str, str]) -> dict[str, str]:  # Package -> the version it has instead
+
+def strayed(
+    pins: dict[str, str],
+    have: dict[str, str],
+) -> dict[str, str]:  # Package -> the version it has instead
     "What is installed in another version than pinned"
-    return {n: have[n] for n, v in sorted(pins.items()) if n in have and have[n].split('+')[0] != v.split('+')[0]}
+    return {
+        n: have[n]
+        for n, v in sorted(pins.items())
+        if n in have and have[n].split('+')[0] != v.split('+')[0]
+    }
 
 # %% ../nbs/13a_environment.ipynb #1f7cc0ff
 def lock_file() -> Path:
     "Where the lock lies in a checkout"
-    return (Path(__file__).parent.parent if '__file__' in globals() else Path('..'))/'requirements.txt'
+    return (
+        Path(__file__).parent.parent if '__file__' in globals() else Path('..')
+    ) / 'requirements.txt'
 
-def lock_hash(file: Path | None=None  # Default: the lock of this checkout
-             ) -> str:  # 12 hexadecimal digits, '+' and 6 more when installed versions differ; 'unknown' without a lock
+
+def lock_hash(
+    file: Path | None = None,  # Default: the lock of this checkout
+    # 12 hexadecimal digits, '+' and 6 more when installed versions differ; 'unknown' without a lock
+) -> str:
     "Name of the set of packages that this process runs on"
-    if not (file := Path(file or lock_file())).exists(): return 'unknown'
+    if not (file := Path(file or lock_file())).exists():
+        return 'unknown'
     off = strayed(locked(file.read_text()), installed())
     return file_digest(file)[:12] + ('+' + digest(off)[:6] if off else '')
 
 # %% ../nbs/13a_environment.ipynb #f444eab4
-_FOR = {'torch': ('torch', 'safetensors'), 'gbm': ('lightgbm',), 'onnx': ('onnxruntime', 'torch', 'safetensors')}
+_FOR = {
+    'torch': ('torch', 'safetensors'),
+    'gbm': ('lightgbm',),
+    'onnx': ('onnxruntime', 'torch', 'safetensors'),
+}
 _ALL = ('numpy', 'polars', 'duckdb')  # features are computed with them
-_FLAGS = ('sse4_2', 'fma', 'f16c', 'avx', 'avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16', 'asimd', 'sve', 'bf16', 'i8mm')
+_FLAGS = (
+    'sse4_2',
+    'fma',
+    'f16c',
+    'avx',
+    'avx2',
+    'avx512f',
+    'avx512_vnni',
+    'avx_vnni',
+    'avx512_bf16',
+    'amx_int8',
+    'amx_bf16',
+    'asimd',
+    'sve',
+    'bf16',
+    'i8mm',
+)
+
 
 @dataclass(frozen=True)
 class Environment:
     "What can change a score"
-    python: str               # e.g. '3.11.7'
-    system: str               # e.g. 'Linux x86_64'
+
+    python: str  # e.g. '3.11.7'
+    system: str  # e.g. 'Linux x86_64'
     packages: dict[str, str]  # Those that the kind of model is computed with
-    flags: tuple[str, ...]    # Instructions of the processor that change how sums are rounded
-    cuda: str                 # What PyTorch was built for, e.g. 'cu128'; '' = no CUDA
-    driver: str               # Of the graphics processor; '' = none
-    features: str             # Version of the feature set
-    lock: str                 # From `lock_hash`
+    flags: tuple[str, ...]  # Instructions of the processor that change how sums are rounded
+    cuda: str  # What PyTorch was built for, e.g. 'cu128'; '' = no CUDA
+    driver: str  # Of the graphics processor; '' = none
+    features: str  # Version of the feature set
+    lock: str  # From `lock_hash`
 
 # %% ../nbs/13a_environment.ipynb #b4f6e083
 def _first_line(path: str, match: str) -> str:
-    if not Path(path).exists(): return ''
-    return next((m[1] for l in Path(path).read_text().splitlines() if (m := re.search(match, l))), '')
+    if not Path(path).exists():
+        return ''
+    return next(
+        (m[1] for l in Path(path).read_text().splitlines() if (m := re.search(match, l))), ''
+    )
+
 
 @cache
 def _hardware() -> tuple[tuple[str, ...], str]:
     have = _first_line('/proc/cpuinfo', r'^(?:flags|Features)\s*:(.*)').split()
-    return tuple(f for f in _FLAGS if f in have), _first_line('/proc/driver/nvidia/version', r'Module\s+([\d.]+)')
+    return tuple(f for f in _FLAGS if f in have), _first_line(
+        '/proc/driver/nvidia/version', r'Module\s+([\d.]+)'
+    )
 
-def environment(kind: str,     # Of the model: 'torch', 'gbm', 'onnx'; of another, every package that matters to any
-                features: str  # Version of the feature set it reads
-               ) -> Environment:
+
+def environment(
+    # Of the model: 'torch', 'gbm', 'onnx'; of another, every package that matters to any
+    kind: str,
+    features: str,  # Version of the feature set it reads
+) -> Environment:
     "What this process runs on, as far as it can change the scores of such a model"
-    have, names = installed(), (*_ALL, *_FOR.get(kind, sorted({p for ps in _FOR.values() for p in ps})))
+    have, names = (
+        installed(),
+        (*_ALL, *_FOR.get(kind, sorted({p for ps in _FOR.values() for p in ps}))),
+    )
     flags, driver = _hardware()
     build = have.get('torch', '').partition('+')[2]
-    return Environment(platform.python_version(), f'{platform.system()} {platform.machine()}', {n: have[n].split('+')[0] for n in names if n in have},
-                       flags, build if build.startswith('cu') else '', driver, features, lock_hash())
+    return Environment(
+        platform.python_version(),
+        f'{platform.system()} {platform.machine()}',
+        {n: have[n].split('+')[0] for n in names if n in have},
+        flags,
+        build if build.startswith('cu') else '',
+        driver,
+        features,
+        lock_hash(),
+    )
 
 # %% ../nbs/13a_environment.ipynb #ca88a036
 @dataclass(frozen=True)
 class Difference:
     "One thing that is not as it was"
+
     what: str
     was: str
     now: str
     breaks: bool  # True: do not serve
-    fix: str      # What to do about it
+    fix: str  # What to do about it
 
-    def __str__(self): return f'{self.what} {self.was} when registered, {self.now} here'
+    def __str__(self):
+        return f'{self.what} {self.was} when registered, {self.now} here'
 
-def _major(version: str) -> str: return version.split('.')[0]
+
+def _major(version: str) -> str:
+    return version.split('.')[0]
+
 
 def _packages(was: Environment, now: Environment) -> list[Difference]:
     pairs = [(n, v, now.packages.get(n)) for n, v in was.packages.items()]
-    return [Difference(n, v, w or 'missing', w is None or _major(v) != _major(w), f"pip install '{n}=={v}'") for n, v, w in pairs if v != w]
+    return [
+        Difference(
+            n, v, w or 'missing', w is None or _major(v) != _major(w), f"pip install '{n}=={v}'"
+        )
+        for n, v, w in pairs
+        if v != w
+    ]
 
 # %% ../nbs/13a_environment.ipynb #c3e2a85b
-def compare(was: Environment,  # Written down when the model was registered
-            now: Environment   # Of the process that wants to load it
-           ) -> list[Difference]:  # What differs; empty = the same
+def compare(
+    was: Environment,  # Written down when the model was registered
+    now: Environment,  # Of the process that wants to load it
+) -> list[Difference]:  # What differs; empty = the same
     "What differs between two environments, and which of it breaks"
     out = _packages(was, now)
-    if was.python != now.python: out.append(Difference('Python', was.python, now.python, _major(was.python) != _major(now.python), f'install Python {was.python}'))
-    if was.features != now.features: out.append(Difference('feature set', was.features, now.features, True, 'check out the commit the model was trained at, or train again'))
-    lost, won = [f for f in was.flags if f not in now.flags], [f for f in now.flags if f not in was.flags]
-    if lost or won: out.append(Difference('processor', ' '.join(lost) or 'without ' + ' '.join(won), 'without ' + ' '.join(lost) if lost else ' '.join(won), False, 'the last bits of a score may differ'))
+    if was.python != now.python:
+        out.append(
+            Difference(
+                'Python',
+                was.python,
+                now.python,
+                _major(was.python) != _major(now.python),
+                f'install Python {was.python}',
+            )
+        )
+    if was.features != now.features:
+        out.append(
+            Difference(
+                'feature set',
+                was.features,
+                now.features,
+                True,
+                'check out the commit the model was trained at, or train again',
+            )
+        )
+    lost, won = (
+        [f for f in was.flags if f not in now.flags],
+        [f for f in now.flags if f not in was.flags],
+    )
+    if lost or won:
+        out.append(
+            Difference(
+                'processor',
+                ' '.join(lost) or 'without ' + ' '.join(won),
+                'without ' + ' '.join(lost) if lost else ' '.join(won),
+                False,
+                'the last bits of a score may differ',
+            )
+        )
     for what in ('system', 'cuda', 'driver', 'lock'):
         a, b = getattr(was, what), getattr(now, what)
-        if a != b: out.append(Difference(what, a or 'none', b or 'none', False, 'the last bits of a score may differ' if what != 'lock' else 'install the lock of one of them: ./run does'))
+        if a != b:
+            out.append(
+                Difference(
+                    what,
+                    a or 'none',
+                    b or 'none',
+                    False,
+                    (
+                        'the last bits of a score may differ'
+                        if what != 'lock'
+                        else 'install the lock of one of them: ./run does'
+                    ),
+                )
+            )
     return out
 
 # %% ../nbs/13a_environment.ipynb #16193895
 CLOSE = 1e-5  # a score may move by this much and still be called the same
 
-def moved(model: Predictor,  # As it was loaded
-          X: np.ndarray,     # Rows that were kept with it, float32 (rows, names)
-          p: np.ndarray      # Their scores when it was registered, float64
-         ) -> float:         # Largest change of a score; NaN counts as 1
+
+def moved(
+    model: Predictor,  # As it was loaded
+    X: np.ndarray,  # Rows that were kept with it, float32 (rows, names)
+    p: np.ndarray,  # Their scores when it was registered, float64
+) -> float:  # Largest change of a score; NaN counts as 1
     "How far the scores of kept rows are from what they were"
     gap = np.abs(model.predict(X) - p)
-    return float(np.nan_to_num(gap, nan=1.).max(initial=0.))
+    return float(np.nan_to_num(gap, nan=1.0).max(initial=0.0))
 
-def scores_differ(by: float) -> list[Difference]:  # At most one
+
+def scores_differ(
+    by: float,
+) -> list[Difference]:  # At most one
     "A change of scores as a difference; above `CLOSE` it breaks"
-    return [Difference('scores of the kept rows', 'as kept', f'off by up to {by:.1g}', by > CLOSE, 'load it on a machine like the one that trained it, or train again here')] if by else []
+    return (
+        [
+            Difference(
+                'scores of the kept rows',
+                'as kept',
+                f'off by up to {by:.1g}',
+                by > CLOSE,
+                'load it on a machine like the one that trained it, or train again here',
+            )
+        ]
+        if by
+        else []
+    )
 
 # %% ../nbs/13a_environment.ipynb #e685146f
-class Differs(UserWarning): "A model is loaded where something harmless is not as it was"
+class Differs(UserWarning):
+    "A model is loaded where something harmless is not as it was"
 
-def admit(found: list[Difference],  # From `compare` and `scores_differ`
-          what: str                 # The model, for the message
-         ) -> None:
+
+def admit(
+    found: list[Difference],  # From `compare` and `scores_differ`
+    what: str,  # The model, for the message
+) -> None:
     "Warn of what is harmless; raises `MlrefError` for what breaks, with what to do"
-    if bad := [d for d in found if d.breaks]: raise MlrefError(f'expected for {what} the environment it was registered in, got {"; ".join(map(str, bad))}; to load it: {"; ".join(dict.fromkeys(d.fix for d in bad))}')
-    if found: warnings.warn(f'{what}: {"; ".join(map(str, found))}', Differs, stacklevel=3)
+    if bad := [d for d in found if d.breaks]:
+        raise MlrefError(
+            f'expected for {what} the environment it was registered in, got'
+            f' {"; ".join(map(str, bad))}; to load it:'
+            f' {"; ".join(dict.fromkeys(d.fix for d in bad))}'
+        )
+    if found:
+        warnings.warn(f'{what}: {"; ".join(map(str, found))}', Differs, stacklevel=3)

@@ -14,27 +14,45 @@ import numpy as np
 from .core import MlrefError
 
 # %% ../nbs/12_evaluate.ipynb #9d0bcf5e
-def check_scores(y: np.ndarray,          # 0 or 1 per flight
-                 p: np.ndarray,          # Score per flight
-                 *more: np.ndarray,      # Whatever must be as long
-                 both: bool=False        # Whether late and punctual flights must be there
-                ) -> None:
+def check_scores(
+    y: np.ndarray,  # 0 or 1 per flight
+    p: np.ndarray,  # Score per flight
+    *more: np.ndarray,  # Whatever must be as long
+    both: bool = False,  # Whether late and punctual flights must be there
+) -> None:
     "Raise `MlrefError` unless outcomes and scores belong together and are numbers"
     n = [len(v) for v in (y, p, *more)]
-    if len(set(n)) > 1 or not n[0]: raise MlrefError(f'expected as many outcomes as scores and at least one, got lengths {n}; select the same flights from each')
-    if bad := int((~np.isfinite(p)).sum()): raise MlrefError(f'expected a number for each flight, got {bad} scores of {n[0]} that are NaN or infinite; look at the features of these flights')
-    if bad := int(((y != 0) & (y != 1)).sum()): raise MlrefError(f'expected outcomes 0 and 1, got {bad} of {n[0]} that are neither; leave out flights that never landed')
-    if both and (y == y[0]).all(): raise MlrefError(f'expected late and punctual flights, got {n[0]} of one kind; take more days')
+    if len(set(n)) > 1 or not n[0]:
+        raise MlrefError(
+            f'expected as many outcomes as scores and at least one, got lengths {n}; select the'
+            ' same flights from each'
+        )
+    if bad := int((~np.isfinite(p)).sum()):
+        raise MlrefError(
+            f'expected a number for each flight, got {bad} scores of {n[0]} that are NaN or'
+            ' infinite; look at the features of these flights'
+        )
+    if bad := int(((y != 0) & (y != 1)).sum()):
+        raise MlrefError(
+            f'expected outcomes 0 and 1, got {bad} of {n[0]} that are neither; leave out flights'
+            ' that never landed'
+        )
+    if both and (y == y[0]).all():
+        raise MlrefError(
+            f'expected late and punctual flights, got {n[0]} of one kind; take more days'
+        )
 
 # %% ../nbs/12_evaluate.ipynb #15a81e83
-def auc(y: np.ndarray,  # 0 or 1 per flight
-        p: np.ndarray   # Score per flight
-       ) -> float:      # 0.5 = chance; NaN when there is only one class
+def auc(
+    y: np.ndarray,  # 0 or 1 per flight
+    p: np.ndarray,  # Score per flight
+) -> float:  # 0.5 = chance; NaN when there is only one class
     "Area under the ROC curve, ties counted half (Mann-Whitney)"
     check_scores(y, p)
-    late = y > .5
+    late = y > 0.5
     n1, n0 = int(late.sum()), int((~late).sum())
-    if not n1 or not n0: return float('nan')
+    if not n1 or not n0:
+        return float('nan')
     _, at, count = np.unique(p, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[at]
     return float((rank[late].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
@@ -46,136 +64,219 @@ def log_loss(y: np.ndarray, p: np.ndarray) -> float:
     q = np.clip(p, 1e-15, 1 - 1e-15)
     return float(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
 
+
 def brier(y: np.ndarray, p: np.ndarray) -> float:
     "Mean squared distance of probability and outcome"
     check_scores(y, p)
     return float(np.mean((p - y) ** 2))
 
+
 def average_precision(y: np.ndarray, p: np.ndarray) -> float:
     "Area under the precision-recall steps; ties share a step; NaN without a late flight"
     check_scores(y, p)
-    if not y.any(): return float('nan')
-    o = np.argsort(-p, kind='stable'); hit = np.cumsum(y[o]); last = np.r_[p[o][1:] != p[o][:-1], True]
+    if not y.any():
+        return float('nan')
+    o = np.argsort(-p, kind='stable')
+    hit = np.cumsum(y[o])
+    last = np.r_[p[o][1:] != p[o][:-1], True]
     recall, precision = hit[last] / hit[-1], hit[last] / (np.flatnonzero(last) + 1)
     return float(np.sum(np.diff(np.r_[0, recall]) * precision))
 
 # %% ../nbs/12_evaluate.ipynb #3691cd3a
-def reliability(y: np.ndarray, p: np.ndarray, groups: int=15) -> np.ndarray:
+def reliability(y: np.ndarray, p: np.ndarray, groups: int = 15) -> np.ndarray:
     "Mean score, share late and flights of each group of equal size, shape (groups, 3)"
     check_scores(y, p)
     parts = np.array_split(np.argsort(p, kind='stable'), groups)
     return np.array([(p[i].mean(), y[i].mean(), len(i)) for i in parts if len(i)])
 
-def ece(y: np.ndarray, p: np.ndarray, groups: int=15) -> float:
+
+def ece(y: np.ndarray, p: np.ndarray, groups: int = 15) -> float:
     "Expected calibration error: mean gap of score and share late over groups of equal size"
     r = reliability(y, p, groups)
     return float(np.average(np.abs(r[:, 0] - r[:, 1]), weights=r[:, 2]))
 
 # %% ../nbs/12_evaluate.ipynb #d2337714
-def plot_reliability(y: np.ndarray,                 # 0 or 1 per flight
-                     scores: dict[str, np.ndarray]  # Name -> score per flight
-                    ):                              # A matplotlib figure
+def plot_reliability(
+    y: np.ndarray,  # 0 or 1 per flight
+    scores: dict[str, np.ndarray],  # Name -> score per flight
+):  # A matplotlib figure
     "Share late against mean score, with how the scores are spread"
     import matplotlib.pyplot as plt
-    fig, (ax, low) = plt.subplots(2, 1, figsize=(3.6, 4), height_ratios=(4, 1), sharex=True, layout='constrained')
+
+    fig, (ax, low) = plt.subplots(
+        2, 1, figsize=(3.6, 4), height_ratios=(4, 1), sharex=True, layout='constrained'
+    )
     for name, p in scores.items():
-        ax.plot(*reliability(y, p)[:, :2].T, 'o-', ms=3, label=f'{name}, ECE {ece(y, p):.3f}'); low.hist(p, 40, histtype='step')
-    ax.plot([0, .8], [0, .8], 'k:'); ax.set_ylabel('share late'); ax.legend(fontsize=7); low.set(xlabel='score', ylabel='flights')
+        ax.plot(*reliability(y, p)[:, :2].T, 'o-', ms=3, label=f'{name}, ECE {ece(y, p):.3f}')
+        low.hist(p, 40, histtype='step')
+    ax.plot([0, 0.8], [0, 0.8], 'k:')
+    ax.set_ylabel('share late')
+    ax.legend(fontsize=7)
+    low.set(xlabel='score', ylabel='flights')
     return fig
 
 # %% ../nbs/12_evaluate.ipynb #a7c3103b
-def cost(y: np.ndarray, p: np.ndarray,  # Outcomes and scores of landed flights
-         at: np.ndarray,                # Thresholds; a flight with p >= threshold is warned of
-         alarm: float=1.,               # Cost of warning of a flight that is punctual
-         miss: float=5.                 # Cost of not warning of a flight that is late
-        ) -> np.ndarray:                # Expected cost per flight at each threshold
+def cost(
+    y: np.ndarray,
+    p: np.ndarray,  # Outcomes and scores of landed flights
+    at: np.ndarray,  # Thresholds; a flight with p >= threshold is warned of
+    alarm: float = 1.0,  # Cost of warning of a flight that is punctual
+    miss: float = 5.0,  # Cost of not warning of a flight that is late
+) -> np.ndarray:  # Expected cost per flight at each threshold
     "What it costs to warn above a threshold"
     check_scores(y, p)
-    if alarm <= 0 or miss <= 0: raise MlrefError(f'expected costs above 0, got {alarm} for a false alarm and {miss} for a miss')
-    late, punctual = np.sort(p[y > .5]), np.sort(p[y < .5])
-    return (miss * np.searchsorted(late, at) + alarm * (len(punctual) - np.searchsorted(punctual, at))) / len(y)
+    if alarm <= 0 or miss <= 0:
+        raise MlrefError(
+            f'expected costs above 0, got {alarm} for a false alarm and {miss} for a miss'
+        )
+    late, punctual = np.sort(p[y > 0.5]), np.sort(p[y < 0.5])
+    return (
+        miss * np.searchsorted(late, at) + alarm * (len(punctual) - np.searchsorted(punctual, at))
+    ) / len(y)
 
-def threshold(y: np.ndarray, p: np.ndarray, alarm: float=1., miss: float=5.) -> float:
+
+def threshold(y: np.ndarray, p: np.ndarray, alarm: float = 1.0, miss: float = 5.0) -> float:
     "The cheapest threshold on these flights, of a hundred"
     check_scores(y, p, both=True)
     at = np.linspace(0, 1, 101)
     return float(at[np.argmin(cost(y, p, at, alarm, miss))])
 
 # %% ../nbs/12_evaluate.ipynb #66b7ca6e
-def draw(days: int,    # How many there are
-         n: int,       # Resamples
-         seed: int
-        ) -> np.ndarray:  # Positions of days, (n, days)
+def draw(
+    days: int,  # How many there are
+    n: int,  # Resamples
+    seed: int,
+) -> np.ndarray:  # Positions of days, (n, days)
     "Which days each resample takes"
-    if days < 2: raise MlrefError(f'expected at least 2 days to resample, got {days}')
+    if days < 2:
+        raise MlrefError(f'expected at least 2 days to resample, got {days}')
     return np.random.default_rng(seed).integers(0, days, (n, days))
 
-def day_bootstrap(score: Callable[[np.ndarray], float],  # Gets positions of rows, returns a number
-                  day: np.ndarray,   # Day of each row
-                  n: int=200,        # Resamples
-                  seed: int=0
-                 ) -> np.ndarray:    # The score of each resample, float64 (n,)
+
+def day_bootstrap(
+    score: Callable[[np.ndarray], float],  # Gets positions of rows, returns a number
+    day: np.ndarray,  # Day of each row
+    n: int = 200,  # Resamples
+    seed: int = 0,
+) -> np.ndarray:  # The score of each resample, float64 (n,)
     "Resample whole days"
     days, at = np.unique(day, return_inverse=True)
-    order, count = np.argsort(at, kind='stable'), np.bincount(at); begin = np.cumsum(count) - count
-    def rows(d): return order[np.arange(count[d].sum()) + np.repeat(begin[d] - np.cumsum(count[d]) + count[d], count[d])]
+    order, count = np.argsort(at, kind='stable'), np.bincount(at)
+    begin = np.cumsum(count) - count
+
+    def rows(d):
+        return order[
+            np.arange(count[d].sum())
+            + np.repeat(begin[d] - np.cumsum(count[d]) + count[d], count[d])
+        ]
+
     return np.array([score(rows(d)) for d in draw(len(days), n, seed)])
 
-def interval(values: np.ndarray, level: float=.95) -> tuple[float, float]:
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     "The middle share of resampled values; NaN is left out"
     return tuple(float(v) for v in np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../nbs/12_evaluate.ipynb #5fa8a064
-def paired(y: np.ndarray, p: np.ndarray, q: np.ndarray,  # Outcomes, and the scores of two models on the same flights
-           day: np.ndarray,                              # Day of each flight
-           score: Callable=auc, n: int=200, seed: int=0
-          ) -> tuple[float, float, float]:               # The difference, and its 95 % interval
+def paired(
+    y: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,  # Outcomes, and the scores of two models on the same flights
+    day: np.ndarray,  # Day of each flight
+    score: Callable = auc,
+    n: int = 200,
+    seed: int = 0,
+) -> tuple[float, float, float]:  # The difference, and its 95 % interval
     "score(p) - score(q) on the same flights, with its interval by whole days"
-    check_scores(y, p, q, day, both=True); check_scores(y, q)
+    check_scores(y, p, q, day, both=True)
+    check_scores(y, q)
     d = day_bootstrap(lambda i: score(y[i], p[i]) - score(y[i], q[i]), day, n, seed)
     return (score(y, p) - score(y, q), *interval(d))
 
 # %% ../nbs/12_evaluate.ipynb #835d9d71
-def day_aucs(y: np.ndarray, p: np.ndarray, day: np.ndarray,
-             days: np.ndarray,    # The days a resample may take, sorted; those of `day` among them
-             taken: np.ndarray    # Positions of days, as `draw` gives them
-            ) -> np.ndarray:      # AUC of each resample; NaN where it has one class
+def day_aucs(
+    y: np.ndarray,
+    p: np.ndarray,
+    day: np.ndarray,
+    days: np.ndarray,  # The days a resample may take, sorted; those of `day` among them
+    taken: np.ndarray,  # Positions of days, as `draw` gives them
+) -> np.ndarray:  # AUC of each resample; NaN where it has one class
     "The AUC of resampled days, from pairs of days counted once"
-    at, late = np.searchsorted(days, day), y > .5
+    at, late = np.searchsorted(days, day), y > 0.5
     pairs = np.zeros((len(days), len(days)))  # late flights of a day above punctual ones of another
     for j in np.unique(at[~late]):
         s = np.sort(p[~late & (at == j)])
-        pairs[:, j] = np.bincount(at[late], (np.searchsorted(s, p[late], 'left') + np.searchsorted(s, p[late], 'right')) / 2, len(days))
+        pairs[:, j] = np.bincount(
+            at[late],
+            (np.searchsorted(s, p[late], 'left') + np.searchsorted(s, p[late], 'right')) / 2,
+            len(days),
+        )
     c = np.stack([np.bincount(t, minlength=len(days)) for t in taken]).astype(float)
-    n = (c @ np.bincount(at[late], minlength=len(days))) * (c @ np.bincount(at[~late], minlength=len(days)))
-    with np.errstate(invalid='ignore'): return np.einsum('ni,ij,nj->n', c, pairs, c, optimize=True) / n
+    n = (c @ np.bincount(at[late], minlength=len(days))) * (
+        c @ np.bincount(at[~late], minlength=len(days))
+    )
+    with np.errstate(invalid='ignore'):
+        return np.einsum('ni,ij,nj->n', c, pairs, c, optimize=True) / n
 
-def paired_auc(y: np.ndarray, p: np.ndarray, q: np.ndarray, day: np.ndarray, n: int=200, seed: int=0, level: float=.95) -> tuple[float, float, float]:
+
+def paired_auc(
+    y: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    day: np.ndarray,
+    n: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
     "What `paired` gives for the AUC, in a fraction of the time"
-    check_scores(y, p, q, day, both=True); check_scores(y, q)
-    days = np.unique(day); taken = draw(len(days), n, seed)
-    return (auc(y, p) - auc(y, q), *interval(day_aucs(y, p, day, days, taken) - day_aucs(y, q, day, days, taken), level))
+    check_scores(y, p, q, day, both=True)
+    check_scores(y, q)
+    days = np.unique(day)
+    taken = draw(len(days), n, seed)
+    return (
+        auc(y, p) - auc(y, q),
+        *interval(day_aucs(y, p, day, days, taken) - day_aucs(y, q, day, days, taken), level),
+    )
 
 # %% ../nbs/12_evaluate.ipynb #08c87b16
-def delong(y: np.ndarray, p: np.ndarray, q: np.ndarray,  # As for `paired`
-           times: float=1.959964                         # Standard errors to each side; 95 %
-          ) -> tuple[float, float, float]:               # The difference, and an interval that takes flights for independent
+def delong(
+    y: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,  # As for `paired`
+    times: float = 1.959964,  # Standard errors to each side; 95 %
+    # The difference, and an interval that takes flights for independent
+) -> tuple[float, float, float]:
     "AUC(p) - AUC(q) with DeLong's interval (Sun and Xu 2014); a first look only, since flights of a day are not independent"
-    check_scores(y, p, q, both=True); check_scores(y, q)
-    late, places = y > .5, []
+    check_scores(y, p, q, both=True)
+    check_scores(y, q)
+    late, places = y > 0.5, []
     n1, n0 = late.sum(), (~late).sum()
     for s in (p, q):
         above, below = np.sort(s[~late]), np.sort(s[late])
-        rank = lambda x, among: (np.searchsorted(among, x, 'left') + np.searchsorted(among, x, 'right')) / 2 / len(among)
+        rank = lambda x, among: (
+            (np.searchsorted(among, x, 'left') + np.searchsorted(among, x, 'right'))
+            / 2
+            / len(among)
+        )
         places.append((rank(s[late], above), 1 - rank(s[~late], below)))
     d1, d0 = places[0][0] - places[1][0], places[0][1] - places[1][1]
-    d, e = float(d1.mean()), float(np.sqrt(d1.var(ddof=1) / n1 + d0.var(ddof=1) / n0)) if min(n1, n0) > 1 else float('nan')
+    d, e = (
+        float(d1.mean()),
+        (
+            float(np.sqrt(d1.var(ddof=1) / n1 + d0.var(ddof=1) / n0))
+            if min(n1, n0) > 1
+            else float('nan')
+        ),
+    )
     return d, d - times * e, d + times * e
 
 # %% ../nbs/12_evaluate.ipynb #9808b953
-def swapped(p: np.ndarray, q: np.ndarray,  # Scores of two models on the same flights
-            day: np.ndarray, seed: int
-           ) -> tuple[np.ndarray, np.ndarray]:  # Challenger, champion: neither is better
+def swapped(
+    p: np.ndarray,
+    q: np.ndarray,  # Scores of two models on the same flights
+    day: np.ndarray,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:  # Challenger, champion: neither is better
     "An A/A pair: a coin decides day by day which model is called the challenger"
     days, at = np.unique(day, return_inverse=True)
     heads = np.random.default_rng(seed).integers(0, 2, len(days)).astype(bool)[at]

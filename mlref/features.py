@@ -26,170 +26,366 @@ from .core import MlrefError, digest
 @dataclass(frozen=True)
 class Entity:
     "Whom a fact is about"
-    name: str              # e.g. 'origin'
-    keys: tuple[str, ...]  # Columns that tell one from another, of any type; () = one record for all
 
-def _escape(s: str) -> str: return s.replace('\\', '\\\\').replace('|', '\\|') if '|' in s or '\\' in s else s
+    name: str  # e.g. 'origin'
+    # Columns that tell one from another, of any type; () = one record for all
+    keys: tuple[str, ...]
+
+
+def _escape(s: str) -> str:
+    return s.replace('\\', '\\\\').replace('|', '\\|') if '|' in s or '\\' in s else s
+
 
 def _texts(frame: pl.DataFrame, keys: tuple[str, ...]) -> Iterable[pl.Expr]:
     for c in keys:
-        if frame.schema[c].is_nested(): raise MlrefError(f'expected the key {c} as one value a row, got {frame.schema[c]}; take it apart first')
-        text, free = pl.col(c).cast(pl.String), len(keys) > 1 and frame.schema[c] in (pl.String, pl.Categorical, pl.Enum)
-        yield text.str.replace_all('\\', '\\\\', literal=True).str.replace_all('|', '\\|', literal=True) if free and frame[c].cast(pl.String).str.contains(r'[|\\]').any() else text
+        if frame.schema[c].is_nested():
+            raise MlrefError(
+                f'expected the key {c} as one value a row, got {frame.schema[c]}; take it apart'
+                ' first'
+            )
+        text, free = (
+            pl.col(c).cast(pl.String),
+            len(keys) > 1 and frame.schema[c] in (pl.String, pl.Categorical, pl.Enum),
+        )
+        yield (
+            text.str.replace_all('\\', '\\\\', literal=True).str.replace_all(
+                '|', '\\|', literal=True
+            )
+            if free and frame[c].cast(pl.String).str.contains(r'[|\\]').any()
+            else text
+        )
 
 # %% ../nbs/06_features.ipynb #5c1695da
-def key_series(frame: pl.DataFrame,  # Has the entity's columns
-               entity: Entity
-              ) -> pl.Series:        # One text per row, null where a part is null
+def key_series(
+    frame: pl.DataFrame,  # Has the entity's columns
+    entity: Entity,
+) -> pl.Series:  # One text per row, null where a part is null
     "The key of each row, as a column"
-    if gone := [k for k in entity.keys if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {entity.name}, got {", ".join(frame.columns)}')
-    if not entity.keys: return pl.repeat('*', frame.height, dtype=pl.String, eager=True)
+    if gone := [k for k in entity.keys if k not in frame]:
+        raise MlrefError(
+            f'expected the column {gone[0]} of the entity {entity.name}, got'
+            f' {", ".join(frame.columns)}'
+        )
+    if not entity.keys:
+        return pl.repeat('*', frame.height, dtype=pl.String, eager=True)
     return frame.select(pl.concat_str(list(_texts(frame, entity.keys)), separator='|')).to_series()
 
 # %% ../nbs/06_features.ipynb #5bf54ed1
 _FEW = 500  # requests; for so few, plain Python is faster than starting a query
 
-def _joined(lists: dict[str, list], e: Entity, n: int) -> list[str]:
-    if len(e.keys) < 2: return ['' if v is None else v if type(v) is str else str(v) for v in lists[e.keys[0]]] if e.keys else ['*'] * n
-    rows = zip(*(lists[k] for k in e.keys))
-    return ['' if None in r else '|'.join([_escape(v) if type(v) is str else str(v) for v in r]) for r in rows]
 
-def key_texts(frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entities' columns
-              entities: Iterable[Entity]
-             ) -> dict[str, list[str]]:  # Entity name -> one text per row; '' where a part is null, '*' for the entity of all
+def _joined(lists: dict[str, list], e: Entity, n: int) -> list[str]:
+    if len(e.keys) < 2:
+        return (
+            ['' if v is None else v if type(v) is str else str(v) for v in lists[e.keys[0]]]
+            if e.keys
+            else ['*'] * n
+        )
+    rows = zip(*(lists[k] for k in e.keys))
+    return [
+        '' if None in r else '|'.join([_escape(v) if type(v) is str else str(v) for v in r])
+        for r in rows
+    ]
+
+
+def key_texts(
+    frame: pl.DataFrame | dict[str, np.ndarray],  # Has the entities' columns
+    entities: Iterable[Entity],
+    # Entity name -> one text per row; '' where a part is null, '*' for the entity of all
+) -> dict[str, list[str]]:
     "The keys of each row"
-    n, needed = frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values()))), {k: e for e in entities for k in e.keys}
-    if gone := [k for k in needed if k not in frame]: raise MlrefError(f'expected the column {gone[0]} of the entity {needed[gone[0]].name}, got {", ".join(frame if isinstance(frame, dict) else frame.columns)}')
-    if isinstance(frame, dict) or n <= _FEW and all(frame.schema[k] == pl.String or frame.schema[k].is_integer() for k in needed):
-        lists = {k: frame[k].to_list() if isinstance(frame, pl.DataFrame) else np.asarray(frame[k]).tolist() for k in needed}
-        if all([type(v) is str or type(v) is int or v is None for l in lists.values() for v in l]): return {e.name: _joined(lists, e, n) for e in entities}
+    n, needed = (
+        frame.height if isinstance(frame, pl.DataFrame) else len(next(iter(frame.values()))),
+        {k: e for e in entities for k in e.keys},
+    )
+    if gone := [k for k in needed if k not in frame]:
+        raise MlrefError(
+            f'expected the column {gone[0]} of the entity {needed[gone[0]].name}, got'
+            f' {", ".join(frame if isinstance(frame, dict) else frame.columns)}'
+        )
+    if (
+        isinstance(frame, dict)
+        or n <= _FEW
+        and all(frame.schema[k] == pl.String or frame.schema[k].is_integer() for k in needed)
+    ):
+        lists = {
+            k: (
+                frame[k].to_list()
+                if isinstance(frame, pl.DataFrame)
+                else np.asarray(frame[k]).tolist()
+            )
+            for k in needed
+        }
+        if all([type(v) is str or type(v) is int or v is None for l in lists.values() for v in l]):
+            return {e.name: _joined(lists, e, n) for e in entities}
         frame = pl.DataFrame({k: frame[k] for k in needed})
     return {e.name: key_series(frame, e).fill_null('').to_list() for e in entities}
 
+
 def key_text(frame: pl.DataFrame | dict[str, np.ndarray], entity: Entity) -> list[str]:
     "The key of each row, as `key_texts` gives it"
-    return ['*'] * frame.height if isinstance(frame, pl.DataFrame) and not entity.keys else key_texts(frame, (entity,))[entity.name]
+    return (
+        ['*'] * frame.height
+        if isinstance(frame, pl.DataFrame) and not entity.keys
+        else key_texts(frame, (entity,))[entity.name]
+    )
 
 # %% ../nbs/06_features.ipynb #1560da3a
-def code_of(fn: Callable, seen: tuple=()) -> str:
+def code_of(fn: Callable, seen: tuple = ()) -> str:
     "The source of a function, the constants it reads, and the same of the functions it calls on its page"
-    try: text = inspect.getsource(fn)
-    except (OSError, TypeError): text = fn.__code__.co_code.hex() + repr(fn.__code__.co_consts)  # typed at a prompt
-    try: text = ast.unparse(ast.parse(textwrap.dedent(text)))
-    except (SyntaxError, ValueError): pass
+    try:
+        text = inspect.getsource(fn)
+    # typed at a prompt
+    except (OSError, TypeError):
+        text = fn.__code__.co_code.hex() + repr(fn.__code__.co_consts)
+    try:
+        text = ast.unparse(ast.parse(textwrap.dedent(text)))
+    except (SyntaxError, ValueError):
+        pass
     names, out = inspect.getclosurevars(fn), [text]
     for k, v in sorted({**names.globals, **names.nonlocals}.items()):
-        if isinstance(v, FunctionType) and v.__module__ == fn.__module__ and v not in seen and v is not fn: out.append(f'{k}: {code_of(v, (*seen, fn))}')
-        elif isinstance(v, (bool, int, float, str, tuple, dict)): out.append(f'{k} = {v!r}')
-        elif isinstance(v, np.ndarray): out.append(f'{k} = {v.dtype} {v.tolist()}')
+        if (
+            isinstance(v, FunctionType)
+            and v.__module__ == fn.__module__
+            and v not in seen
+            and v is not fn
+        ):
+            out.append(f'{k}: {code_of(v, (*seen, fn))}')
+        elif isinstance(v, (bool, int, float, str, tuple, dict)):
+            out.append(f'{k} = {v!r}')
+        elif isinstance(v, np.ndarray):
+            out.append(f'{k} = {v.dtype} {v.tolist()}')
     return '\n'.join(out)
 
 # %% ../nbs/06_features.ipynb #9f1d0a46
 @dataclass(frozen=True, eq=False)
 class Source:
     "A kind of fact: when known, about whom, which values"
+
     name: str
-    values: dict[str, str]                          # Value -> its unit
-    rows: Callable[[pl.DataFrame], pl.DataFrame]    # Events, any stretch -> t (the minute it became known), keys, values; sorted by t
-    newest: bool = False                            # Read by the newest row (numbers of any kind), not by running sums (whole numbers)
+    values: dict[str, str]  # Value -> its unit
+    # Events, any stretch -> t (the minute it became known), keys, values; sorted by t
+    rows: Callable[[pl.DataFrame], pl.DataFrame]
+    # Read by the newest row (numbers of any kind), not by running sums (whole numbers)
+    newest: bool = False
     owner: str = ''
     description: str = ''
-    columns: tuple[str, ...] = ()                   # The columns of the events that `rows` reads
+    columns: tuple[str, ...] = ()  # The columns of the events that `rows` reads
 
     @cached_property
     def version(self) -> str:
         "Digest of the code and the schema"
-        return digest([self.name, self.values, self.newest, list(self.columns), code_of(self.rows)])[:12]
+        return digest(
+            [self.name, self.values, self.newest, list(self.columns), code_of(self.rows)]
+        )[:12]
 
 # %% ../nbs/06_features.ipynb #977ed7ea
 def _check_value(f: pl.DataFrame, source: Source, v: str) -> None:
     who = f'expected {source.name}.{v}'
-    if v not in f.columns: raise MlrefError(f'{who} among the columns of its rows, got {", ".join(f.columns)}')
-    if not f.height: return
-    if not f[v].dtype.is_numeric(): raise MlrefError(f'{who} as numbers, got {f[v].dtype}; code it as whole numbers')
-    if source.newest: return
-    if not f[v].dtype.is_integer(): raise MlrefError(f'{who} in whole numbers of a unit, got {f[v].dtype}; choose a smaller unit and round')
-    if f[v].null_count(): raise MlrefError(f'{who} in every row, {f[v].null_count()} are missing; leave them out or fill them')
-    if f[v].cast(pl.Float64).abs().sum() >= 2**62: raise MlrefError(f'{who} to stay below 2**62 when summed, it does not; choose a larger unit')
+    if v not in f.columns:
+        raise MlrefError(f'{who} among the columns of its rows, got {", ".join(f.columns)}')
+    if not f.height:
+        return
+    if not f[v].dtype.is_numeric():
+        raise MlrefError(f'{who} as numbers, got {f[v].dtype}; code it as whole numbers')
+    if source.newest:
+        return
+    if not f[v].dtype.is_integer():
+        raise MlrefError(
+            f'{who} in whole numbers of a unit, got {f[v].dtype}; choose a smaller unit and round'
+        )
+    if f[v].null_count():
+        raise MlrefError(
+            f'{who} in every row, {f[v].null_count()} are missing; leave them out or fill them'
+        )
+    if f[v].cast(pl.Float64).abs().sum() >= 2**62:
+        raise MlrefError(
+            f'{who} to stay below 2**62 when summed, it does not; choose a larger unit'
+        )
 
 # %% ../nbs/06_features.ipynb #ebbc7fe2
-def facts(events: pl.DataFrame,  # Any stretch of what the source reads
-          source: Source,
-          ties: bool=True        # Put rows of equal times in the order of their values; False: as they came
-         ) -> pl.DataFrame:      # t, keys and values; sorted by t
+def facts(
+    events: pl.DataFrame,  # Any stretch of what the source reads
+    source: Source,
+    ties: bool = True,  # Put rows of equal times in the order of their values; False: as they came
+) -> pl.DataFrame:  # t, keys and values; sorted by t
     "The rows of a source, checked"
-    if gone := [c for c in source.columns if c not in events.columns]: raise MlrefError(f'expected the columns {", ".join(source.columns)} for {source.name}, {", ".join(gone)} is missing')
+    if gone := [c for c in source.columns if c not in events.columns]:
+        raise MlrefError(
+            f'expected the columns {", ".join(source.columns)} for {source.name}, {", ".join(gone)}'
+            ' is missing'
+        )
     f, who = source.rows(events), f'expected the rows of {source.name}'
-    if 't' not in f.columns: raise MlrefError(f'{who} to say in t the minute at which each became known, got {", ".join(f.columns)}; without it nothing guards against a leak')
-    if f.height and (f['t'].dtype != pl.Int64 or f['t'].null_count()): raise MlrefError(f'{who} to have a known time t in whole minutes UTC (Int64) in every row, got {f["t"].dtype} with {f["t"].null_count()} missing')
-    if not f['t'].is_sorted(): raise MlrefError(f'{who} sorted by t, they are not; sort them in its function')
-    for v in source.values: _check_value(f, source, v)
-    return f.sort('t', *source.values, nulls_last=True) if ties and source.newest and source.values else f  # of equal times the greatest values count, in whatever order they came
+    if 't' not in f.columns:
+        raise MlrefError(
+            f'{who} to say in t the minute at which each became known, got {", ".join(f.columns)};'
+            ' without it nothing guards against a leak'
+        )
+    if f.height and (f['t'].dtype != pl.Int64 or f['t'].null_count()):
+        raise MlrefError(
+            f'{who} to have a known time t in whole minutes UTC (Int64) in every row, got'
+            f' {f["t"].dtype} with {f["t"].null_count()} missing'
+        )
+    if not f['t'].is_sorted():
+        raise MlrefError(f'{who} sorted by t, they are not; sort them in its function')
+    for v in source.values:
+        _check_value(f, source, v)
+    # of equal times the greatest values count, in whatever order they came
+    return (
+        f.sort('t', *source.values, nulls_last=True)
+        if ties and source.newest and source.values
+        else f
+    )
 
 # %% ../nbs/06_features.ipynb #6eb6f266
-def minutes(times: pl.Series  # Times with a zone, or whole minutes since 1970 UTC
-           ) -> pl.Series:    # Int64 minutes, rounded up: within the minute a thing is not known yet
+def minutes(
+    times: pl.Series,  # Times with a zone, or whole minutes since 1970 UTC
+) -> pl.Series:  # Int64 minutes, rounded up: within the minute a thing is not known yet
     "When, in minutes UTC"
-    if times.dtype.is_integer(): return times.cast(pl.Int64)
-    if not isinstance(times.dtype, pl.Datetime): raise MlrefError(f'expected {times.name} as times with a zone or whole minutes since 1970, got {times.dtype}')
-    if times.dtype.time_zone is None: raise MlrefError(f"expected {times.name} with a time zone, got naive times; say which: .dt.replace_time_zone('UTC')")
+    if times.dtype.is_integer():
+        return times.cast(pl.Int64)
+    if not isinstance(times.dtype, pl.Datetime):
+        raise MlrefError(
+            f'expected {times.name} as times with a zone or whole minutes since 1970, got'
+            f' {times.dtype}'
+        )
+    if times.dtype.time_zone is None:
+        raise MlrefError(
+            f'expected {times.name} with a time zone, got naive times; say which:'
+            " .dt.replace_time_zone('UTC')"
+        )
     return -((-times.dt.epoch('us')) // 60_000_000)
 
-def from_table(name: str, known: str,       # Its name; the column that says when a row became known
-               keys: tuple[str, ...],       # Columns entities may use
-               values: dict[str, str],      # Value -> unit
-               newest: bool=True,           # False: sums of whole numbers, for windows
-               squares: tuple[str, ...]=(), # Values whose deviation is asked for
-               owner: str='', description: str='') -> Source:
+
+def from_table(
+    name: str,
+    known: str,  # Its name; the column that says when a row became known
+    keys: tuple[str, ...],  # Columns entities may use
+    values: dict[str, str],  # Value -> unit
+    newest: bool = True,  # False: sums of whole numbers, for windows
+    squares: tuple[str, ...] = (),  # Values whose deviation is asked for
+    owner: str = '',
+    description: str = '',
+) -> Source:
     "A source over a table of your own"
+
     def rows(table: pl.DataFrame) -> pl.DataFrame:
         f = table.select(minutes(table[known]).alias('t'), *keys, *values)
         return f if f['t'].is_sorted() else f.sort('t', maintain_order=True)
-    return with_squares(Source(name, values, rows, newest, owner, description, tuple(dict.fromkeys((known, *keys, *values)))), *squares)
+
+    return with_squares(
+        Source(
+            name,
+            values,
+            rows,
+            newest,
+            owner,
+            description,
+            tuple(dict.fromkeys((known, *keys, *values))),
+        ),
+        *squares,
+    )
 
 # %% ../nbs/06_features.ipynb #a2f7a23e
 def with_squares(source: Source, *names: str) -> Source:
     "The same source that also sums the squares of some values, for their deviation"
-    if not names: return source
-    if bad := [n for n in names if n not in source.values]: raise MlrefError(f'expected a value of {source.name} among {", ".join(source.values)}, got {bad[0]!r}')
+    if not names:
+        return source
+    if bad := [n for n in names if n not in source.values]:
+        raise MlrefError(
+            f'expected a value of {source.name} among {", ".join(source.values)}, got {bad[0]!r}'
+        )
     inner, more = source.rows, {f'{n}_sq': f'{source.values[n]}²' for n in names}
+
     def rows(events: pl.DataFrame) -> pl.DataFrame:
         f = inner(events)
-        if big := [n for n in names if f[n].dtype.is_integer() and max(abs(f[n].max() or 0), abs(f[n].min() or 0)) >= 2**31]: raise MlrefError(f'expected {source.name}.{big[0]} to stay below 2**62 when squared, it does not; choose a larger unit')
-        return f.with_columns((pl.col(n).cast(pl.Int64) * pl.col(n).cast(pl.Int64)).alias(f'{n}_sq') for n in names)
-    return Source(source.name, {**source.values, **more}, rows, source.newest, source.owner, source.description, source.columns)
+        if big := [
+            n
+            for n in names
+            if f[n].dtype.is_integer() and max(abs(f[n].max() or 0), abs(f[n].min() or 0)) >= 2**31
+        ]:
+            raise MlrefError(
+                f'expected {source.name}.{big[0]} to stay below 2**62 when squared, it does not;'
+                ' choose a larger unit'
+            )
+        return f.with_columns(
+            (pl.col(n).cast(pl.Int64) * pl.col(n).cast(pl.Int64)).alias(f'{n}_sq') for n in names
+        )
+
+    return Source(
+        source.name,
+        {**source.values, **more},
+        rows,
+        source.newest,
+        source.owner,
+        source.description,
+        source.columns,
+    )
 
 # %% ../nbs/06_features.ipynb #a9fad388
 _SUMS, _ROWS = ('count', 'rate', 'sum', 'mean', 'std'), ('min', 'max', 'distinct')
 
+
 @dataclass(frozen=True, eq=False)
 class FeatureView:
     "Numbers of a source for an entity: the last value, or statistics over stretches of time that end at T"
+
     name: str
     entity: Entity
     source: Source
-    stats: tuple[str, ...]          # 'count', 'rate', 'sum:x', 'mean:x', 'std:x', 'min:x', 'max:x', 'distinct:x'; without windows values, or 'age'
-    windows: tuple[int, ...] = ()   # Minutes; () = the last value
-    ahead: int = 0                  # Let it end this many minutes after T; only for facts known long before
-    ttl: int | None = None          # Minutes after which a last value is missing; None = never
+    # 'count', 'rate', 'sum:x', 'mean:x', 'std:x', 'min:x', 'max:x', 'distinct:x'; without windows
+    # values, or 'age'
+    stats: tuple[str, ...]
+    windows: tuple[int, ...] = ()  # Minutes; () = the last value
+    # Let it end this many minutes after T; only for facts known long before
+    ahead: int = 0
+    ttl: int | None = None  # Minutes after which a last value is missing; None = never
     owner: str = ''
     description: str = ''
 
     def __post_init__(self):
-        for s in self.stats: self._check(*s.partition(':')[::2])
-        if bad := [w for w in self.windows if type(w) is not int or w < 0]: raise MlrefError(f'expected windows of {self.name} in whole minutes, got {bad[0]!r}')
-        if self.ttl is not None and (type(self.ttl) is not int or self.ttl <= 0): raise MlrefError(f'expected the ttl of {self.name} as minutes above 0 or None, got {self.ttl!r}')
-        if self.ttl and self.windows: raise MlrefError(f'expected a ttl on last values only, {self.name} has windows; a window forgets by itself')
+        for s in self.stats:
+            self._check(*s.partition(':')[::2])
+        if bad := [w for w in self.windows if type(w) is not int or w < 0]:
+            raise MlrefError(f'expected windows of {self.name} in whole minutes, got {bad[0]!r}')
+        if self.ttl is not None and (type(self.ttl) is not int or self.ttl <= 0):
+            raise MlrefError(
+                f'expected the ttl of {self.name} as minutes above 0 or None, got {self.ttl!r}'
+            )
+        if self.ttl and self.windows:
+            raise MlrefError(
+                f'expected a ttl on last values only, {self.name} has windows; a window forgets by'
+                ' itself'
+            )
 
 # %% ../nbs/06_features.ipynb #f594962e
 def _check(self: FeatureView, stat: str, value: str) -> None:
-    who, known, window = f'expected the stats of {self.name}', self.source.values, bool(self.windows)
-    if not window and (value or stat not in (*known, 'age')): raise MlrefError(f'{who} among {", ".join(known)}, age (a last value), got {stat!r}; give it windows for statistics')
-    if window and stat not in _SUMS + _ROWS: raise MlrefError(f'{who} among {", ".join(_SUMS + _ROWS)}, got {stat!r}')
-    if window and stat not in ('count', 'rate') and value not in known: raise MlrefError(f'{who} over a value among {", ".join(known) or "none"}, got {value!r}')
-    if stat == 'std' and f'{value}_sq' not in known: raise MlrefError(f"{who} over squares as well; say with_squares({self.source.name}, '{value}')")
-    if window and stat in (*_ROWS, 'rate') and 0 in self.windows: raise MlrefError(f'{who} {stat} over a window that begins somewhere, got 0')
-    if stat not in _ROWS and self.source.newest == window: raise MlrefError(f'{who} to fit how {self.source.name} is read (newest={self.source.newest}), got {stat!r}; make the source with newest={not self.source.newest}')
+    who, known, window = (
+        f'expected the stats of {self.name}',
+        self.source.values,
+        bool(self.windows),
+    )
+    if not window and (value or stat not in (*known, 'age')):
+        raise MlrefError(
+            f'{who} among {", ".join(known)}, age (a last value), got {stat!r}; give it windows for'
+            ' statistics'
+        )
+    if window and stat not in _SUMS + _ROWS:
+        raise MlrefError(f'{who} among {", ".join(_SUMS + _ROWS)}, got {stat!r}')
+    if window and stat not in ('count', 'rate') and value not in known:
+        raise MlrefError(f'{who} over a value among {", ".join(known) or "none"}, got {value!r}')
+    if stat == 'std' and f'{value}_sq' not in known:
+        raise MlrefError(
+            f"{who} over squares as well; say with_squares({self.source.name}, '{value}')"
+        )
+    if window and stat in (*_ROWS, 'rate') and 0 in self.windows:
+        raise MlrefError(f'{who} {stat} over a window that begins somewhere, got 0')
+    if stat not in _ROWS and self.source.newest == window:
+        raise MlrefError(
+            f'{who} to fit how {self.source.name} is read (newest={self.source.newest}), got'
+            f' {stat!r}; make the source with newest={not self.source.newest}'
+        )
+
 
 FeatureView._check = _check
 
@@ -197,25 +393,47 @@ FeatureView._check = _check
 @dataclass(frozen=True)
 class Column:
     "One number of a view"
+
     name: str
-    stat: str    # 'last' for a last value
-    value: str   # '' for a count
+    stat: str  # 'last' for a last value
+    value: str  # '' for a count
     window: int
+
 
 def columns(view: FeatureView) -> tuple[Column, ...]:
     "The columns of a view, in order"
-    if not view.windows: return tuple(Column(f'{view.name}_{s}', 'last', s, 0) for s in view.stats)
+    if not view.windows:
+        return tuple(Column(f'{view.name}_{s}', 'last', s, 0) for s in view.stats)
     label = lambda stat, v: {'count': 'n', 'mean': v}.get(stat, f'{stat}_{v}' if v else stat)
-    return tuple(Column(f'{view.name}_{label(stat, v)}_{w}m', stat, v, w) for w in view.windows for stat, _, v in (s.partition(':') for s in view.stats))
+    return tuple(
+        Column(f'{view.name}_{label(stat, v)}_{w}m', stat, v, w)
+        for w in view.windows
+        for stat, _, v in (s.partition(':') for s in view.stats)
+    )
+
 
 def definition(view: FeatureView) -> dict:
     "All that decides a view's numbers, as JSON can hold it"
-    return {'name': view.name, 'entity': view.entity.name, 'keys': list(view.entity.keys), 'source': view.source.name, 'source_version': view.source.version, 'values': view.source.values,
-            'stats': list(view.stats), 'windows': list(view.windows), 'ahead': view.ahead, 'ttl': view.ttl}
+    return {
+        'name': view.name,
+        'entity': view.entity.name,
+        'keys': list(view.entity.keys),
+        'source': view.source.name,
+        'source_version': view.source.version,
+        'values': view.source.values,
+        'stats': list(view.stats),
+        'windows': list(view.windows),
+        'ahead': view.ahead,
+        'ttl': view.ttl,
+    }
+
 
 def _derived(cls: type, name: str, make: Callable) -> None:
     "Give a class a property that is worked out once"
-    p = cached_property(make); p.__set_name__(cls, name); setattr(cls, name, p)
+    p = cached_property(make)
+    p.__set_name__(cls, name)
+    setattr(cls, name, p)
+
 
 _derived(FeatureView, 'names', lambda self: tuple(c.name for c in columns(self)))
 _derived(FeatureView, 'version', lambda self: digest(definition(self))[:12])
@@ -224,165 +442,318 @@ _derived(FeatureView, 'version', lambda self: digest(definition(self))[:12])
 @dataclass(frozen=True, eq=False)
 class OnDemand:
     "Columns computed when asked"
+
     name: str
     outputs: tuple[str, ...]
-    make: Callable[[dict, np.ndarray, object], Iterable[np.ndarray]]  # (request columns, float64 (inputs, requests), lookups) -> one array per output
-    inputs: tuple[str, ...] = ()   # Columns of views, or of those on demand before it
-    reads: tuple[str, ...] = ()    # Columns of the request
+    # (request columns, float64 (inputs, requests), lookups) -> one array per output
+    make: Callable[[dict, np.ndarray, object], Iterable[np.ndarray]]
+    inputs: tuple[str, ...] = ()  # Columns of views, or of those on demand before it
+    reads: tuple[str, ...] = ()  # Columns of the request
     owner: str = ''
     description: str = ''
 
     @cached_property
     def version(self) -> str:
         "Digest of the code and what it reads"
-        return digest([self.name, list(self.outputs), list(self.inputs), list(self.reads), code_of(self.make)])[:12]
+        return digest(
+            [self.name, list(self.outputs), list(self.inputs), list(self.reads), code_of(self.make)]
+        )[:12]
 
-def lookup(name: str, key: str,         # Prefix of the columns; column of the request
-           table: str,                  # Attribute of the lookups: dict of key -> values
-           values: tuple[str, ...]      # What each entry holds
-          ) -> OnDemand:
+
+def lookup(
+    name: str,
+    key: str,  # Prefix of the columns; column of the request
+    table: str,  # Attribute of the lookups: dict of key -> values
+    values: tuple[str, ...],  # What each entry holds
+) -> OnDemand:
     "Values from a table that does not change; NaN for a key it lacks"
     none = (np.nan,) * len(values)
-    def make(req, x, static): return np.array([getattr(static, table).get(k, none) for k in req[key]], np.float64).reshape(-1, len(none)).T
-    return OnDemand(name, tuple(f'{name}_{v}' for v in values), make, reads=(key,), description=f'{", ".join(values)} of {key}, from a table')
+
+    def make(req, x, static):
+        return (
+            np.array([getattr(static, table).get(k, none) for k in req[key]], np.float64)
+            .reshape(-1, len(none))
+            .T
+        )
+
+    return OnDemand(
+        name,
+        tuple(f'{name}_{v}' for v in values),
+        make,
+        reads=(key,),
+        description=f'{", ".join(values)} of {key}, from a table',
+    )
 
 # %% ../nbs/06_features.ipynb #3f3fb983
 class Reader:
     "What features are computed from; the offline and the online side each are one"
-    def read(self, source: Source, entity: Entity,
-             keys: list[str],     # One key text per request; '' has no history
-             t: np.ndarray        # int64 (requests, k): up to these minutes, included
-            ) -> np.ndarray: ...  # (requests, k, 1 + values): int64 running count and sums; newest: float64 t and values of the newest row, NaN when there is none
-    def span(self, source: Source, entity: Entity, keys: list[str],
-             lo: np.ndarray, hi: np.ndarray              # int64 (requests,)
-            ) -> tuple[np.ndarray, np.ndarray]: ...      # (rows, values) of all requests one after the other, lo < t <= hi; where each begins, (requests + 1,)
 
-def reduce_span(stat: str,           # 'min', 'max' or 'distinct'
-                values: np.ndarray,  # One value a row
-                starts: np.ndarray   # Where each request begins, (requests + 1,)
-               ) -> np.ndarray:      # float64 per request; NaN when it has no rows, 0 for distinct
+    def read(
+        self,
+        source: Source,
+        entity: Entity,
+        keys: list[str],  # One key text per request; '' has no history
+        t: np.ndarray,  # int64 (requests, k): up to these minutes, included
+        # (requests, k, 1 + values): int64 running count and sums; newest: float64 t and values of the
+        # newest row, NaN when there is none
+    ) -> np.ndarray: ...
+    def span(
+        self,
+        source: Source,
+        entity: Entity,
+        keys: list[str],
+        lo: np.ndarray,
+        hi: np.ndarray,  # int64 (requests,)
+        # (rows, values) of all requests one after the other, lo < t <= hi; where each begins, (requests
+        # + 1,)
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def reduce_span(
+    stat: str,  # 'min', 'max' or 'distinct'
+    values: np.ndarray,  # One value a row
+    starts: np.ndarray,  # Where each request begins, (requests + 1,)
+) -> np.ndarray:  # float64 per request; NaN when it has no rows, 0 for distinct
     "A statistic of each request's rows; missing values are left out"
-    n, out = np.diff(starts), np.full(len(starts) - 1, 0. if stat == 'distinct' else np.nan)
-    if not len(values): return out
-    if stat != 'distinct': out[n > 0] = (np.fmin if stat == 'min' else np.fmax).reduceat(values, starts[:-1][n > 0]); return out
-    who = np.repeat(np.arange(len(n)), n)[ok := ~np.isnan(values)]; v = values[ok]
-    o = np.lexsort((v, who)); who, v = who[o], v[o]
+    n, out = np.diff(starts), np.full(len(starts) - 1, 0.0 if stat == 'distinct' else np.nan)
+    if not len(values):
+        return out
+    if stat != 'distinct':
+        out[n > 0] = (np.fmin if stat == 'min' else np.fmax).reduceat(values, starts[:-1][n > 0])
+        return out
+    who = np.repeat(np.arange(len(n)), n)[ok := ~np.isnan(values)]
+    v = values[ok]
+    o = np.lexsort((v, who))
+    who, v = who[o], v[o]
     first = np.r_[True, (who[1:] != who[:-1]) | (v[1:] != v[:-1])] if len(v) else np.array([], bool)
     return np.bincount(who[first], minlength=len(n)).astype(np.float64)
 
+
 def deviation(n: np.ndarray, s: np.ndarray, q: np.ndarray) -> np.ndarray:
     "Standard deviation of n whole numbers from their sum and the sum of their squares; NaN for none"
-    n_ = np.where(n > 0, n, np.nan); exact = n.astype(float) * q < 2**62
-    return np.sqrt(np.maximum(np.where(exact, n * q - s * s, n_ * q - s.astype(float) ** 2), 0)) / n_
+    n_ = np.where(n > 0, n, np.nan)
+    exact = n.astype(float) * q < 2**62
+    return (
+        np.sqrt(np.maximum(np.where(exact, n * q - s * s, n_ * q - s.astype(float) ** 2), 0)) / n_
+    )
 
 # %% ../nbs/06_features.ipynb #87c07c6a
 def _given(req: dict) -> dict:
-    if 'T' not in req: raise MlrefError(f'expected the column T (minutes UTC) in the requests, got {", ".join(req)}')
+    if 'T' not in req:
+        raise MlrefError(
+            f'expected the column T (minutes UTC) in the requests, got {", ".join(req)}'
+        )
     return {}
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     "The ordered vector a model is taught and served with"
+
     name: str
     views: tuple[FeatureView, ...]
     on_demand: tuple[OnDemand, ...] = ()
-    only: tuple[str, ...] = ()                    # The columns of the vector, in order; () = all there are
-    asks: Callable[[dict], dict] = _given         # Request columns -> further ones; T (minutes UTC) must be among them in the end
-    reads: tuple[str, ...] = ('T',)               # Request columns that `asks` reads
+    # The columns of the vector, in order; () = all there are
+    only: tuple[str, ...] = ()
+    # Request columns -> further ones; T (minutes UTC) must be among them in the end
+    asks: Callable[[dict], dict] = _given
+    reads: tuple[str, ...] = ('T',)  # Request columns that `asks` reads
 
     def __post_init__(self):
         have = _all_names(self)
-        if twice := [n for n in have if have.count(n) > 1]: raise MlrefError(f'expected each column once in {self.name}, got {twice[0]} twice; rename a view')
-        if gone := [n for n in (*self.only, *(i for d in self.on_demand for i in d.inputs)) if n not in have]: raise MlrefError(f'expected the column {gone[0]} from some view of {self.name}, found none')
+        if twice := [n for n in have if have.count(n) > 1]:
+            raise MlrefError(
+                f'expected each column once in {self.name}, got {twice[0]} twice; rename a view'
+            )
+        if gone := [
+            n for n in (*self.only, *(i for d in self.on_demand for i in d.inputs)) if n not in have
+        ]:
+            raise MlrefError(
+                f'expected the column {gone[0]} from some view of {self.name}, found none'
+            )
 
 # %% ../nbs/06_features.ipynb #160b6e4f
 def _all_names(self: FeatureSet) -> tuple[str, ...]:
     "Every column there is, views first"
-    return tuple(n for part in (*self.views, *self.on_demand) for n in (part.names if isinstance(part, FeatureView) else part.outputs))
+    return tuple(
+        n
+        for part in (*self.views, *self.on_demand)
+        for n in (part.names if isinstance(part, FeatureView) else part.outputs)
+    )
 
-def _histories(self: FeatureSet) -> dict[tuple[str, str], int]:  # (source, entity) -> minutes that reads reach back from T
+
+def _histories(
+    self: FeatureSet,
+) -> dict[tuple[str, str], int]:  # (source, entity) -> minutes that reads reach back from T
     "Every history that some view reads, and how long it must be remembered"
     need = {}
-    for v in self.views: need[k] = max(need.get(k := (v.source.name, v.entity.name), 0), max(v.windows, default=v.ttl or 0) - min(v.ahead, 0))
+    for v in self.views:
+        need[k] = max(
+            need.get(k := (v.source.name, v.entity.name), 0),
+            max(v.windows, default=v.ttl or 0) - min(v.ahead, 0),
+        )
     return need
+
 
 _derived(FeatureSet, 'names', lambda self: self.only or _all_names(self))
 _derived(FeatureSet, 'histories', _histories)
-_derived(FeatureSet, 'version', lambda self: digest([list(self.names), [v.version for v in self.views], [d.version for d in self.on_demand], code_of(self.asks)])[:12])
+_derived(
+    FeatureSet,
+    'version',
+    lambda self: digest(
+        [
+            list(self.names),
+            [v.version for v in self.views],
+            [d.version for d in self.on_demand],
+            code_of(self.asks),
+        ]
+    )[:12],
+)
 
 # %% ../nbs/06_features.ipynb #430c71cb
 @dataclass
 class Read:
     "All that is asked of one history"
+
     source: Source
     entity: Entity
-    name: str             # 'source/entity'
-    offsets: np.ndarray   # int64 (k,), added to T
-    times: slice          # Where these stand among all offsets of the plan
-    start: int            # Its first place in the flat row
-    width: int            # Numbers per offset
-    size: int             # Numbers in all
+    name: str  # 'source/entity'
+    offsets: np.ndarray  # int64 (k,), added to T
+    times: slice  # Where these stand among all offsets of the plan
+    start: int  # Its first place in the flat row
+    width: int  # Numbers per offset
+    size: int  # Numbers in all
 
-def _reads(views: list[tuple[FeatureView, Column]], first: int) -> tuple[dict[tuple[Source, Entity], Read], int]:
+
+def _reads(
+    views: list[tuple[FeatureView, Column]], first: int
+) -> tuple[dict[tuple[Source, Entity], Read], int]:
     "What is asked of each history, and the numbers all of it makes; `first` offsets stand before"
     asked, out, at = {}, {}, 0
-    for v, c in views: asked.setdefault((v.source, v.entity), set()).update({v.ahead, v.ahead - c.window} if c.window else {v.ahead})
+    for v, c in views:
+        asked.setdefault((v.source, v.entity), set()).update(
+            {v.ahead, v.ahead - c.window} if c.window else {v.ahead}
+        )
     for (s, e), offsets in asked.items():
         k, width = len(offsets), 1 + len(s.values)
-        out[s, e] = Read(s, e, f'{s.name}/{e.name}', np.array(sorted(offsets), np.int64), slice(first, first + k), at, width, k * width); at += k * width; first += k
+        out[s, e] = Read(
+            s,
+            e,
+            f'{s.name}/{e.name}',
+            np.array(sorted(offsets), np.int64),
+            slice(first, first + k),
+            at,
+            width,
+            k * width,
+        )
+        at += k * width
+        first += k
     return out, at
 
 # %% ../nbs/06_features.ipynb #e9e26655
 class Plan:
     "Where everything is, worked out once per feature set"
+
     def __init__(self, fs: FeatureSet):
         need = {*fs.names, *(i for d in fs.on_demand for i in d.inputs)}
         pairs = [(v, c) for v in fs.views for c in columns(v) if c.name in need]
         self.names = [c.name for _, c in pairs] + [n for d in fs.on_demand for n in d.outputs]
         self.at = {n: i for i, n in enumerate(self.names)}
         self.order = np.array([self.at[n] for n in fs.names])
-        self._at_sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], 0); self.sums = tuple(self._at_sums.values())
-        self._at_lasts, _ = _reads([p for p in pairs if p[1].stat == 'last'], sum(len(r.offsets) for r in self.sums)); self.lasts = tuple(self._at_lasts.values())
-        self.offsets = np.concatenate([np.array([], np.int64), *(r.offsets for r in (*self.sums, *self.lasts))])
-        self.on_demand = [(d.make, np.array([self.at[i] for i in d.inputs], np.int64), [self.at[o] for o in d.outputs]) for d in fs.on_demand]
+        self._at_sums, self.width = _reads([p for p in pairs if p[1].stat in _SUMS], 0)
+        self.sums = tuple(self._at_sums.values())
+        self._at_lasts, _ = _reads(
+            [p for p in pairs if p[1].stat == 'last'], sum(len(r.offsets) for r in self.sums)
+        )
+        self.lasts = tuple(self._at_lasts.values())
+        self.offsets = np.concatenate(
+            [np.array([], np.int64), *(r.offsets for r in (*self.sums, *self.lasts))]
+        )
+        self.on_demand = [
+            (
+                d.make,
+                np.array([self.at[i] for i in d.inputs], np.int64),
+                [self.at[o] for o in d.outputs],
+            )
+            for d in fs.on_demand
+        ]
         self.entities = tuple({v.entity.name: v.entity for v, _ in pairs}.values())
         self.reads = tuple(dict.fromkeys(k for d in fs.on_demand for k in d.reads))
-        self.columns = tuple(dict.fromkeys((*fs.reads, *self.reads, *(k for e in self.entities for k in e.keys))))
-        self.by = {stat: self._places(got) for stat in (*_SUMS, 'last') if (got := [p for p in pairs if p[1].stat == stat])}
+        self.columns = tuple(
+            dict.fromkeys((*fs.reads, *self.reads, *(k for e in self.entities for k in e.keys)))
+        )
+        self.by = {
+            stat: self._places(got)
+            for stat in (*_SUMS, 'last')
+            if (got := [p for p in pairs if p[1].stat == stat])
+        }
         self.spans = {}
         for v, c in pairs:
-            if c.stat in _ROWS: self.spans.setdefault((v.source, v.entity, v.ahead - c.window, v.ahead), []).append((c.stat, list(v.source.values).index(c.value), self.at[c.name]))
+            if c.stat in _ROWS:
+                self.spans.setdefault((v.source, v.entity, v.ahead - c.window, v.ahead), []).append(
+                    (c.stat, list(v.source.values).index(c.value), self.at[c.name])
+                )
 
     def _places(self, pairs: list[tuple[FeatureView, Column]]) -> np.ndarray:
         "Per column: its place; end and begin of the count; end and begin of the value; of its square; for last values ttl and ahead instead"
-        return np.array([self._last(v, c) if c.stat == 'last' else self._sum(v, c) for v, c in pairs], np.int64).T
+        return np.array(
+            [self._last(v, c) if c.stat == 'last' else self._sum(v, c) for v, c in pairs], np.int64
+        ).T
 
 # %% ../nbs/06_features.ipynb #f6bd2284
 def _sum(self, v: FeatureView, c: Column) -> list[int]:
-    r = self._at_sums[v.source, v.entity]; names = list(v.source.values)
+    r = self._at_sums[v.source, v.entity]
+    names = list(v.source.values)
     spot = lambda offset, i: r.start + int(np.searchsorted(r.offsets, offset)) * r.width + i
     both = lambda i: (spot(v.ahead, i), spot(v.ahead - c.window, i) if c.window else self.width)
-    return [self.at[c.name], *both(0), *both(1 + names.index(c.value) if c.value else 0), *both(1 + names.index(f'{c.value}_sq') if c.stat == 'std' else 0), c.window]
+    return [
+        self.at[c.name],
+        *both(0),
+        *both(1 + names.index(c.value) if c.value else 0),
+        *both(1 + names.index(f'{c.value}_sq') if c.stat == 'std' else 0),
+        c.window,
+    ]
+
 
 def _last(self, v: FeatureView, c: Column) -> list[int]:
-    r = self._at_lasts[v.source, v.entity]; base = r.start + int(np.searchsorted(r.offsets, v.ahead)) * r.width
-    return [self.at[c.name], base, base + (1 + list(v.source.values).index(c.value) if c.value != 'age' else 0), c.value == 'age', v.ahead, v.ttl or 2**40]
+    r = self._at_lasts[v.source, v.entity]
+    base = r.start + int(np.searchsorted(r.offsets, v.ahead)) * r.width
+    return [
+        self.at[c.name],
+        base,
+        base + (1 + list(v.source.values).index(c.value) if c.value != 'age' else 0),
+        c.value == 'age',
+        v.ahead,
+        v.ttl or 2**40,
+    ]
+
 
 Plan._sum, Plan._last = _sum, _last
 _derived(FeatureSet, 'plan', Plan)
 
 # %% ../nbs/06_features.ipynb #5e1a7c20
-def _stacked(self: Reader, reads: tuple[Read, ...], keys: dict[str, list[str]], times: np.ndarray) -> np.ndarray:
-    n, got = len(times), [self.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]) for r in reads]
-    return np.concatenate([*(g.reshape(n, r.size).T for g, r in zip(got, reads)), np.zeros((1, n), np.int64)])
+def _stacked(
+    self: Reader, reads: tuple[Read, ...], keys: dict[str, list[str]], times: np.ndarray
+) -> np.ndarray:
+    n, got = (
+        len(times),
+        [self.read(r.source, r.entity, keys[r.entity.name], times[:, r.times]) for r in reads],
+    )
+    return np.concatenate(
+        [*(g.reshape(n, r.size).T for g, r in zip(got, reads)), np.zeros((1, n), np.int64)]
+    )
 
-def _gather(self: Reader,
-            plan: Plan,
-            keys: dict[str, list[str]],  # Entity name -> one key text per request
-            times: np.ndarray            # int64 (requests, offsets of the plan), minutes UTC
-           ) -> tuple[np.ndarray, np.ndarray]:  # Running sums and newest rows: (numbers + 1, requests) each, the last row zeros
+
+def _gather(
+    self: Reader,
+    plan: Plan,
+    keys: dict[str, list[str]],  # Entity name -> one key text per request
+    times: np.ndarray,  # int64 (requests, offsets of the plan), minutes UTC
+    # Running sums and newest rows: (numbers + 1, requests) each, the last row zeros
+) -> tuple[np.ndarray, np.ndarray]:
     "All that the columns of a vector are made of; a store answers it from one moment"
     return _stacked(self, plan.sums, keys, times), _stacked(self, plan.lasts, keys, times)
+
 
 Reader.gather = _gather
 
@@ -390,59 +761,103 @@ Reader.gather = _gather
 def _windows(p: Plan, S: np.ndarray, C: np.ndarray) -> None:
     d = lambda w, i: S.take(w[i], 0) - S.take(w[i + 1], 0)  # quicker than S[w[i]]
     for stat, w in p.by.items():
-        if stat == 'last': continue
-        if stat in ('count', 'rate'): C[w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7][:, None]
-        elif stat == 'sum': C[w[0]] = d(w, 3)
-        elif stat == 'mean': C[w[0]] = d(w, 3) / np.where((n := d(w, 1)) > 0, n, np.nan)
-        else: C[w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
+        if stat == 'last':
+            continue
+        if stat in ('count', 'rate'):
+            C[w[0]] = d(w, 1) if stat == 'count' else d(w, 1) * 60 / w[7][:, None]
+        elif stat == 'sum':
+            C[w[0]] = d(w, 3)
+        elif stat == 'mean':
+            C[w[0]] = d(w, 3) / np.where((n := d(w, 1)) > 0, n, np.nan)
+        else:
+            C[w[0]] = deviation(d(w, 1), d(w, 3), d(w, 5))
+
 
 def _newest(p: Plan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
-    if 'last' not in p.by: return
+    if 'last' not in p.by:
+        return
     at, t, value, is_age, ahead, ttl = p.by['last']
     age = T + ahead[:, None] - L.take(t, 0)
     C[at] = np.where(age <= ttl[:, None], np.where(is_age[:, None], age, L.take(value, 0)), np.nan)
 
+
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
-    p, T = fs.plan, req['T']; C = np.empty((len(p.names), len(T)))  # C has a row per column: a row is one piece of memory
+    # C has a row per column: a row is one piece of memory
+    p, T = fs.plan, req['T']
+    C = np.empty((len(p.names), len(T)))
     S, L = reader.gather(p, keys, T[:, None] + p.offsets)
-    _windows(p, S, C); _newest(p, L, T, C)
+    _windows(p, S, C)
+    _newest(p, L, T, C)
     for (s, e, lo, hi), cols in p.spans.items():
         values, starts = reader.span(s, e, keys[e.name], T + lo, T + hi)
-        for stat, i, at in cols: C[at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
+        for stat, i, at in cols:
+            C[at] = reduce_span(stat, values[:, i].astype(np.float64), starts)
     for make, inputs, outputs in p.on_demand:
-        for at, col in zip(outputs, make(req, C.take(inputs, 0), static)): C[at] = col
+        for at, col in zip(outputs, make(req, C.take(inputs, 0), static)):
+            C[at] = col
     return C.take(p.order, 0).T.astype(np.float32, order='C')
 
 # %% ../nbs/06_features.ipynb #4311949a
 def _light(req: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame | dict[str, np.ndarray]:
-    found = req.columns; have = {c: req.get_column(c) for c in names if c in found}
-    lists = {c: s.to_list() for c, s in have.items()}; whole = {c for c, v in lists.items() if {*map(type, v)} == {int}}
-    if not all([c in whole or s.dtype == pl.String for c, s in have.items()]): return req  # no rows, numbers with nulls, other types
+    found = req.columns
+    have = {c: req.get_column(c) for c in names if c in found}
+    lists = {c: s.to_list() for c, s in have.items()}
+    whole = {c for c, v in lists.items() if {*map(type, v)} == {int}}
+    # no rows, numbers with nulls, other types
+    if not all([c in whole or s.dtype == pl.String for c, s in have.items()]):
+        return req
     return {c: np.array(v, np.int64 if c in whole else object) for c, v in lists.items()}
 
-def _columns(req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+
+def _columns(
+    req: pl.DataFrame | dict[str, np.ndarray], names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     have = req.columns if isinstance(req, pl.DataFrame) else req
-    if gone := [c for c in names if c not in have]: raise MlrefError(f'expected the column {gone[0]} in the requests, got {", ".join(have)}')
-    return {c: req[c].to_numpy() if isinstance(req, pl.DataFrame) else np.asarray(req[c]) for c in names}
+    if gone := [c for c in names if c not in have]:
+        raise MlrefError(f'expected the column {gone[0]} in the requests, got {", ".join(have)}')
+    return {
+        c: req[c].to_numpy() if isinstance(req, pl.DataFrame) else np.asarray(req[c]) for c in names
+    }
 
 # %% ../nbs/06_features.ipynb #54eb131b
-def compute(reader: Reader,                 # Offline or online
-            req: pl.DataFrame | dict[str, np.ndarray],  # One request a row, or columns as arrays
-            features: FeatureSet,
-            static: object=None,            # Lookups of on-demand columns
-            block: int=8192,                # Requests at a time
-            workers: int=1                  # Threads; more than one for a reader that several may use at once
-           ) -> np.ndarray:                 # float32 (requests, len(features.names))
+def compute(
+    reader: Reader,  # Offline or online
+    req: pl.DataFrame | dict[str, np.ndarray],  # One request a row, or columns as arrays
+    features: FeatureSet,
+    static: object = None,  # Lookups of on-demand columns
+    block: int = 8192,  # Requests at a time
+    workers: int = 1,  # Threads; more than one for a reader that several may use at once
+) -> np.ndarray:  # float32 (requests, len(features.names))
     "Every feature of every request"
     p = features.plan
-    if isinstance(req, pl.DataFrame) and len(req) <= _FEW: req = _light(req, p.columns)
+    if isinstance(req, pl.DataFrame) and len(req) <= _FEW:
+        req = _light(req, p.columns)
     cols = _columns(req, features.reads)
-    more = features.asks(cols); cols |= _columns(req, tuple(c for c in p.reads if c not in more)) | more
-    req = req.with_columns(pl.Series(k, v) for k, v in more.items()) if isinstance(req, pl.DataFrame) else {**req, **more}
-    if cols['T'].dtype != np.int64: raise MlrefError(f'expected T in whole minutes UTC (int64) in every request, got {cols["T"].dtype}')
+    more = features.asks(cols)
+    cols |= _columns(req, tuple(c for c in p.reads if c not in more)) | more
+    req = (
+        req.with_columns(pl.Series(k, v) for k, v in more.items())
+        if isinstance(req, pl.DataFrame)
+        else {**req, **more}
+    )
+    if cols['T'].dtype != np.int64:
+        raise MlrefError(
+            f'expected T in whole minutes UTC (int64) in every request, got {cols["T"].dtype}'
+        )
     keys, n = key_texts(req, p.entities), len(cols['T'])
-    if n <= block: return _block(reader, features, cols, keys, static)
+    if n <= block:
+        return _block(reader, features, cols, keys, static)
     out = np.empty((n, len(features.names)), np.float32)
-    def fill(a): out[a:a + block] = _block(reader, features, {k: v[a:a + block] for k, v in cols.items()}, {k: v[a:a + block] for k, v in keys.items()}, static)
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(fill, range(0, n, block)))
+
+    def fill(a):
+        out[a : a + block] = _block(
+            reader,
+            features,
+            {k: v[a : a + block] for k, v in cols.items()},
+            {k: v[a : a + block] for k, v in keys.items()},
+            static,
+        )
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fill, range(0, n, block)))
     return out

@@ -22,168 +22,622 @@ from .features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup
 # %% ../nbs/06a_flights.ipynb #42c524a6
 @cache
 def _changes() -> tuple[np.ndarray, np.ndarray]:
-    hours = pl.DataFrame({'h': np.arange(0, 2**20)}).with_columns(utc=pl.from_epoch(pl.col('h') * 3600))  # until 2089
-    local = hours.select(pl.col('utc').dt.replace_time_zone('UTC').dt.convert_time_zone('America/New_York').dt.replace_time_zone(None).dt.epoch('s') // 60 - pl.col('h') * 60)['utc'].to_numpy()
+    # until 2089
+    hours = pl.DataFrame({'h': np.arange(0, 2**20)}).with_columns(
+        utc=pl.from_epoch(pl.col('h') * 3600)
+    )
+    local = hours.select(
+        pl.col('utc')
+        .dt.replace_time_zone('UTC')
+        .dt.convert_time_zone('America/New_York')
+        .dt.replace_time_zone(None)
+        .dt.epoch('s')
+        // 60
+        - pl.col('h') * 60
+    )['utc'].to_numpy()
     at = np.flatnonzero(np.r_[True, local[1:] != local[:-1]])
     return at * 60, local[at]
 
-def local(t: np.ndarray      # Minutes UTC, int64
-         ) -> np.ndarray:    # Minutes since 1970 on New York's clocks
+
+def local(
+    t: np.ndarray,  # Minutes UTC, int64
+) -> np.ndarray:  # Minutes since 1970 on New York's clocks
     "The wall clock's minute"
     at, offset = _changes()
     return t + offset[np.searchsorted(at, t, side='right') - 1]
 
 # %% ../nbs/06a_flights.ipynb #f3d55c62
-_CLIP = (-30, 180)                       # minutes; delays beyond are counted as these
-_OVER = (-120, 60)                       # minutes in the air less those planned from gate to gate
-_PATIENCE, _ZERO = 360, 22_000_000       # minutes until an unannounced flight is given up; a minute in 2011, to keep sums small
+_CLIP = (-30, 180)  # minutes; delays beyond are counted as these
+_OVER = (-120, 60)  # minutes in the air less those planned from gate to gate
+# minutes until an unannounced flight is given up; a minute in 2011, to keep sums small
+_PATIENCE, _ZERO = 360, 22_000_000
 _PLACE = ('origin', 'carrier', 'dest')
 
-def _departures(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'departure').select(*_PLACE, t='known_time', delay=pl.col('dep_delay').clip(*_CLIP)).sort('t')
+
+def _departures(e: pl.DataFrame) -> pl.DataFrame:
+    return (
+        e.filter(pl.col('kind') == 'departure')
+        .select(*_PLACE, t='known_time', delay=pl.col('dep_delay').clip(*_CLIP))
+        .sort('t')
+    )
+
 
 def _arrivals(e: pl.DataFrame) -> pl.DataFrame:
     air = pl.coalesce('air_time', 'duration')  # who does not say flew to plan
-    f = e.filter(pl.col('kind') == 'arrival').select(*_PLACE, 'number', 'sched', t='known_time', delay=pl.col('arr_delay').clip(*_CLIP), late=(pl.col('arr_delay') > 15).cast(pl.Int64),
-        air=air, over=(air - pl.col('duration')).clip(*_OVER)).sort('t')
+    f = (
+        e.filter(pl.col('kind') == 'arrival')
+        .select(
+            *_PLACE,
+            'number',
+            'sched',
+            t='known_time',
+            delay=pl.col('arr_delay').clip(*_CLIP),
+            late=(pl.col('arr_delay') > 15).cast(pl.Int64),
+            air=air,
+            over=(air - pl.col('duration')).clip(*_OVER),
+        )
+        .sort('t')
+    )
     return f.with_columns(hour=pl.Series(local(f['sched'].to_numpy()) // 60 % 24, dtype=pl.Int64))
 
+
 def _overdue(e: pl.DataFrame) -> pl.DataFrame:
-    s, d = e.filter(pl.col('kind') == 'schedule'), e.filter((pl.col('kind') == 'departure') & (pl.col('known_time') < pl.col('sched') + _PATIENCE))
+    s, d = (
+        e.filter(pl.col('kind') == 'schedule'),
+        e.filter(
+            (pl.col('kind') == 'departure') & (pl.col('known_time') < pl.col('sched') + _PATIENCE)
+        ),
+    )
     end, went = pl.col('sched') + _PATIENCE, pl.max_horizontal('known_time', 'sched')
     parts = [(s, pl.col('sched'), 1), (s, end, -1), (d, went, -1), (d, end, 1)]
-    return pl.concat(f.select(*_PLACE, t=t, flights=pl.lit(w, pl.Int64), due=w * (pl.col('sched') - _ZERO)) for f, t, w in parts).sort('t')
+    return pl.concat(
+        f.select(*_PLACE, t=t, flights=pl.lit(w, pl.Int64), due=w * (pl.col('sched') - _ZERO))
+        for f, t, w in parts
+    ).sort('t')
 
-def _planned(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'schedule').select(*_PLACE, t='sched').sort('t')
+
+def _planned(e: pl.DataFrame) -> pl.DataFrame:
+    return e.filter(pl.col('kind') == 'schedule').select(*_PLACE, t='sched').sort('t')
 
 # %% ../nbs/06a_flights.ipynb #1d3bb2ac
-def _left(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'departure').select('tailnum', 'sched', t='known_time', delay='dep_delay').sort('t')
+def _left(e: pl.DataFrame) -> pl.DataFrame:
+    return (
+        e.filter(pl.col('kind') == 'departure')
+        .select('tailnum', 'sched', t='known_time', delay='dep_delay')
+        .sort('t')
+    )
 
-def _landed(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'arrival').select('tailnum', 'sched', t='known_time', delay='arr_delay').sort('t')
 
-def _leg(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'schedule').select('tailnum', 'sched', 'duration', t='sched').sort('t')
+def _landed(e: pl.DataFrame) -> pl.DataFrame:
+    return (
+        e.filter(pl.col('kind') == 'arrival')
+        .select('tailnum', 'sched', t='known_time', delay='arr_delay')
+        .sort('t')
+    )
 
-_AIR = {'temp': 'F', 'dewp': 'F', 'humid': '%', 'wind_dir': 'degree', 'wind_speed': 'mph', 'wind_gust': 'mph', 'precip': 'inch', 'pressure': 'hPa', 'visib': 'mile'}
-def _weather(e: pl.DataFrame) -> pl.DataFrame: return e.filter(pl.col('kind') == 'weather').select('origin', *_AIR, t='known_time').sort('t')
+
+def _leg(e: pl.DataFrame) -> pl.DataFrame:
+    return (
+        e.filter(pl.col('kind') == 'schedule')
+        .select('tailnum', 'sched', 'duration', t='sched')
+        .sort('t')
+    )
+
+
+_AIR = {
+    'temp': 'F',
+    'dewp': 'F',
+    'humid': '%',
+    'wind_dir': 'degree',
+    'wind_speed': 'mph',
+    'wind_gust': 'mph',
+    'precip': 'inch',
+    'pressure': 'hPa',
+    'visib': 'mile',
+}
+
+
+def _weather(e: pl.DataFrame) -> pl.DataFrame:
+    return e.filter(pl.col('kind') == 'weather').select('origin', *_AIR, t='known_time').sort('t')
+
 
 _TEAM, _WHEN = 'operations', ('kind', 'known_time')
-DEP = Source('dep', {'delay': 'minute'}, _departures, False, _TEAM, 'Departures, known when the flight leaves', (*_WHEN, *_PLACE, 'dep_delay'))
-ARR = Source('arr', {'delay': 'minute', 'late': 'flight', 'air': 'minute', 'over': 'minute'}, _arrivals, False, _TEAM, 'Arrivals, known when the flight lands', (*_WHEN, *_PLACE, 'number', 'sched', 'duration', 'arr_delay', 'air_time'))
-OVERDUE = Source('overdue', {'flights': 'flight', 'due': 'minute'}, _overdue, False, _TEAM, 'Flights past their departure and not known to have left', (*_WHEN, *_PLACE, 'sched'))
-PLAN = Source('plan', {}, _planned, False, _TEAM, 'Scheduled departures, known a week before', ('kind', *_PLACE, 'sched'))
-LEFT = Source('left', {'sched': 'minute', 'delay': 'minute'}, _left, True, _TEAM, 'Departures of an aircraft', (*_WHEN, 'tailnum', 'sched', 'dep_delay'))
-LANDED = Source('landed', {'sched': 'minute', 'delay': 'minute'}, _landed, True, _TEAM, 'Arrivals of an aircraft', (*_WHEN, 'tailnum', 'sched', 'arr_delay'))
-LEG = Source('leg', {'sched': 'minute', 'duration': 'minute'}, _leg, True, _TEAM, 'Scheduled legs of an aircraft, known a week before', ('kind', 'tailnum', 'sched', 'duration'))
-WEATHER = Source('weather', _AIR, _weather, True, 'meteorology', 'Hourly weather at an origin, known an hour after its hour began', (*_WHEN, 'origin', *_AIR))
+DEP = Source(
+    'dep',
+    {'delay': 'minute'},
+    _departures,
+    False,
+    _TEAM,
+    'Departures, known when the flight leaves',
+    (*_WHEN, *_PLACE, 'dep_delay'),
+)
+ARR = Source(
+    'arr',
+    {'delay': 'minute', 'late': 'flight', 'air': 'minute', 'over': 'minute'},
+    _arrivals,
+    False,
+    _TEAM,
+    'Arrivals, known when the flight lands',
+    (*_WHEN, *_PLACE, 'number', 'sched', 'duration', 'arr_delay', 'air_time'),
+)
+OVERDUE = Source(
+    'overdue',
+    {'flights': 'flight', 'due': 'minute'},
+    _overdue,
+    False,
+    _TEAM,
+    'Flights past their departure and not known to have left',
+    (*_WHEN, *_PLACE, 'sched'),
+)
+PLAN = Source(
+    'plan',
+    {},
+    _planned,
+    False,
+    _TEAM,
+    'Scheduled departures, known a week before',
+    ('kind', *_PLACE, 'sched'),
+)
+LEFT = Source(
+    'left',
+    {'sched': 'minute', 'delay': 'minute'},
+    _left,
+    True,
+    _TEAM,
+    'Departures of an aircraft',
+    (*_WHEN, 'tailnum', 'sched', 'dep_delay'),
+)
+LANDED = Source(
+    'landed',
+    {'sched': 'minute', 'delay': 'minute'},
+    _landed,
+    True,
+    _TEAM,
+    'Arrivals of an aircraft',
+    (*_WHEN, 'tailnum', 'sched', 'arr_delay'),
+)
+LEG = Source(
+    'leg',
+    {'sched': 'minute', 'duration': 'minute'},
+    _leg,
+    True,
+    _TEAM,
+    'Scheduled legs of an aircraft, known a week before',
+    ('kind', 'tailnum', 'sched', 'duration'),
+)
+WEATHER = Source(
+    'weather',
+    _AIR,
+    _weather,
+    True,
+    'meteorology',
+    'Hourly weather at an origin, known an hour after its hour began',
+    (*_WHEN, 'origin', *_AIR),
+)
 SOURCES = {s.name: s for s in (DEP, ARR, OVERDUE, PLAN, LEFT, LANDED, LEG, WEATHER)}
 
 # %% ../nbs/06a_flights.ipynb #62a7bf93
 _HOURS, _DAYS = (60, 180, 360, 1440), (1440, 14 * 1440, 60 * 1440)
-ENTITIES = {n: Entity(n, k) for n, k in {'all': (), 'origin': ('origin',), 'carrier': ('carrier',), 'dest': ('dest',), 'oc': ('origin', 'carrier'), 'flight': ('carrier', 'number'),
-    'route': ('carrier', 'origin', 'dest'), 'slot': ('origin', 'dest', 'hour'), 'tail': ('tailnum',)}.items()}
-_PLACES, _PAST, _TAIL, _KEPT = [ENTITIES[n] for n in ('all', 'origin', 'carrier', 'dest', 'oc')], [ENTITIES[n] for n in ('flight', 'route', 'slot')], ENTITIES['tail'], 4 * 1440
+ENTITIES = {
+    n: Entity(n, k)
+    for n, k in {
+        'all': (),
+        'origin': ('origin',),
+        'carrier': ('carrier',),
+        'dest': ('dest',),
+        'oc': ('origin', 'carrier'),
+        'flight': ('carrier', 'number'),
+        'route': ('carrier', 'origin', 'dest'),
+        'slot': ('origin', 'dest', 'hour'),
+        'tail': ('tailnum',),
+    }.items()
+}
+_PLACES, _PAST, _TAIL, _KEPT = (
+    [ENTITIES[n] for n in ('all', 'origin', 'carrier', 'dest', 'oc')],
+    [ENTITIES[n] for n in ('flight', 'route', 'slot')],
+    ENTITIES['tail'],
+    4 * 1440,
+)
 
 _HERE = _PLACES[:2]
 
-def _each(source: Source, entities: list[Entity], stats: tuple[str, ...], windows: tuple[int, ...], about: str, ahead: int=0, name: str='') -> tuple[FeatureView, ...]:
-    return tuple(FeatureView(f'{e.name}_{name or source.name}', e, source, stats, windows, ahead, None, source.owner, about) for e in entities)
 
-VIEWS = (*_each(DEP, [e for e in _PLACES if e.name != 'dest'], ('mean:delay', 'count'), _HOURS, 'How late flights have just left'),
-         *_each(ARR, _PLACES, ('mean:delay', 'mean:late', 'mean:air', 'mean:over'), _HOURS, 'How late flights have just landed, and how long they flew'),
-         *_each(ARR, _PAST, ('mean:delay', 'mean:late', 'mean:air'), _DAYS, 'How late this flight used to land'),
-         *_each(OVERDUE, _PLACES, ('sum:flights', 'sum:due'), (0,), 'Flights that should have left'),
-         *_each(PLAN, _HERE, ('count',), (60,), 'Departures planned around the scheduled one', HORIZON + 30),
-         *_each(PLAN, _HERE, ('count',), (180,), 'Departures planned until now', 0, 'plan_past'),
-         *_each(PLAN, _HERE, ('count',), (HORIZON,), 'Departures planned from now to this one', HORIZON, 'plan_next'),
-         *_each(PLAN, _HERE, ('count',), (HORIZON,), 'Departures planned in the two hours after this one', 2 * HORIZON, 'plan_later'),
-         *_each(PLAN, _HERE, ('count',), (1440,), 'Departures planned in the twelve hours before and after now', 720, 'plan_day'),
-         FeatureView('left', _TAIL, LEFT, ('age', 'sched', 'delay'), (), 0, _KEPT, _TEAM, 'Last known departure of the aircraft'),
-         FeatureView('landed', _TAIL, LANDED, ('age', 'sched', 'delay'), (), 0, _KEPT, _TEAM, 'Last known arrival of the aircraft'),
-         FeatureView('leg', _TAIL, LEG, ('sched', 'duration'), (), HORIZON - 1, _KEPT, _TEAM, 'The leg of the aircraft before this one'),
-         FeatureView('weather', ENTITIES['origin'], WEATHER, tuple(_AIR), (), 0, 360, WEATHER.owner, 'Weather at the origin'),
-         FeatureView('weather_before', ENTITIES['origin'], WEATHER, ('wind_speed', 'pressure', 'visib'), (), -180, 360, WEATHER.owner, 'Weather at the origin three hours before'))
+def _each(
+    source: Source,
+    entities: list[Entity],
+    stats: tuple[str, ...],
+    windows: tuple[int, ...],
+    about: str,
+    ahead: int = 0,
+    name: str = '',
+) -> tuple[FeatureView, ...]:
+    return tuple(
+        FeatureView(
+            f'{e.name}_{name or source.name}',
+            e,
+            source,
+            stats,
+            windows,
+            ahead,
+            None,
+            source.owner,
+            about,
+        )
+        for e in entities
+    )
+
+
+VIEWS = (
+    *_each(
+        DEP,
+        [e for e in _PLACES if e.name != 'dest'],
+        ('mean:delay', 'count'),
+        _HOURS,
+        'How late flights have just left',
+    ),
+    *_each(
+        ARR,
+        _PLACES,
+        ('mean:delay', 'mean:late', 'mean:air', 'mean:over'),
+        _HOURS,
+        'How late flights have just landed, and how long they flew',
+    ),
+    *_each(
+        ARR,
+        _PAST,
+        ('mean:delay', 'mean:late', 'mean:air'),
+        _DAYS,
+        'How late this flight used to land',
+    ),
+    *_each(OVERDUE, _PLACES, ('sum:flights', 'sum:due'), (0,), 'Flights that should have left'),
+    *_each(
+        PLAN, _HERE, ('count',), (60,), 'Departures planned around the scheduled one', HORIZON + 30
+    ),
+    *_each(PLAN, _HERE, ('count',), (180,), 'Departures planned until now', 0, 'plan_past'),
+    *_each(
+        PLAN,
+        _HERE,
+        ('count',),
+        (HORIZON,),
+        'Departures planned from now to this one',
+        HORIZON,
+        'plan_next',
+    ),
+    *_each(
+        PLAN,
+        _HERE,
+        ('count',),
+        (HORIZON,),
+        'Departures planned in the two hours after this one',
+        2 * HORIZON,
+        'plan_later',
+    ),
+    *_each(
+        PLAN,
+        _HERE,
+        ('count',),
+        (1440,),
+        'Departures planned in the twelve hours before and after now',
+        720,
+        'plan_day',
+    ),
+    FeatureView(
+        'left',
+        _TAIL,
+        LEFT,
+        ('age', 'sched', 'delay'),
+        (),
+        0,
+        _KEPT,
+        _TEAM,
+        'Last known departure of the aircraft',
+    ),
+    FeatureView(
+        'landed',
+        _TAIL,
+        LANDED,
+        ('age', 'sched', 'delay'),
+        (),
+        0,
+        _KEPT,
+        _TEAM,
+        'Last known arrival of the aircraft',
+    ),
+    FeatureView(
+        'leg',
+        _TAIL,
+        LEG,
+        ('sched', 'duration'),
+        (),
+        HORIZON - 1,
+        _KEPT,
+        _TEAM,
+        'The leg of the aircraft before this one',
+    ),
+    FeatureView(
+        'weather',
+        ENTITIES['origin'],
+        WEATHER,
+        tuple(_AIR),
+        (),
+        0,
+        360,
+        WEATHER.owner,
+        'Weather at the origin',
+    ),
+    FeatureView(
+        'weather_before',
+        ENTITIES['origin'],
+        WEATHER,
+        ('wind_speed', 'pressure', 'visib'),
+        (),
+        -180,
+        360,
+        WEATHER.owner,
+        'Weather at the origin three hours before',
+    ),
+)
 
 # %% ../nbs/06a_flights.ipynb #dae38025
 def _aircraft(req: dict, x: np.ndarray, static: object) -> list[np.ndarray]:
     left, left_sched, left_delay, landed, landed_sched, landed_delay, leg_sched, duration = x
     gap = req['T'] + HORIZON - leg_sched
     ok, has_left = gap < 1440, left_sched >= leg_sched
-    so_far = np.where(has_left, np.where(left_sched == leg_sched, left_delay, 0), np.maximum(gap - HORIZON, 0))
-    known, values = zip((left < 4320, left), (landed < 4320, landed), (left < 1440, left_delay), (landed < 1440, landed_delay), (ok, gap), (ok, np.minimum(so_far, 600)),
-        (ok, has_left), (ok, gap - 2 * duration - so_far), (ok & (landed_sched == leg_sched), landed_delay), (ok, duration))
+    so_far = np.where(
+        has_left, np.where(left_sched == leg_sched, left_delay, 0), np.maximum(gap - HORIZON, 0)
+    )
+    known, values = zip(
+        (left < 4320, left),
+        (landed < 4320, landed),
+        (left < 1440, left_delay),
+        (landed < 1440, landed_delay),
+        (ok, gap),
+        (ok, np.minimum(so_far, 600)),
+        (ok, has_left),
+        (ok, gap - 2 * duration - so_far),
+        (ok & (landed_sched == leg_sched), landed_delay),
+        (ok, duration),
+    )
     return np.where(known, values, np.nan)
 
-AIRCRAFT = OnDemand('aircraft', ('tail_left_age', 'tail_landed_age', 'tail_left_delay', 'tail_landed_delay', 'prev_gap', 'prev_so_far', 'prev_has_left', 'prev_slack', 'prev_landed_delay', 'prev_duration'),
-    _aircraft, ('left_age', 'left_sched', 'left_delay', 'landed_age', 'landed_sched', 'landed_delay', 'leg_sched', 'leg_duration'), ('sched',), _TEAM, "The aircraft's last known moves, and the state of the leg before this one")
+
+AIRCRAFT = OnDemand(
+    'aircraft',
+    (
+        'tail_left_age',
+        'tail_landed_age',
+        'tail_left_delay',
+        'tail_landed_delay',
+        'prev_gap',
+        'prev_so_far',
+        'prev_has_left',
+        'prev_slack',
+        'prev_landed_delay',
+        'prev_duration',
+    ),
+    _aircraft,
+    (
+        'left_age',
+        'left_sched',
+        'left_delay',
+        'landed_age',
+        'landed_sched',
+        'landed_delay',
+        'leg_sched',
+        'leg_duration',
+    ),
+    ('sched',),
+    _TEAM,
+    "The aircraft's last known moves, and the state of the leg before this one",
+)
 
 # %% ../nbs/06a_flights.ipynb #5aac1e04
-def _weather3(req: dict, x: np.ndarray, static: object) -> np.ndarray: return x[:3] - x[3:]
-def _waited(req: dict, x: np.ndarray, static: object) -> np.ndarray: return x[:5] * (req['T'] - _ZERO) - x[5:]  # n T - the sum of their schedules
+def _weather3(req: dict, x: np.ndarray, static: object) -> np.ndarray:
+    return x[:3] - x[3:]
+
+
+def _waited(
+    req: dict,
+    x: np.ndarray,
+    static: object,
+) -> np.ndarray:
+    return x[:5] * (req['T'] - _ZERO) - x[5:]  # n T - the sum of their schedules
+
 
 _MOVES = ('wind_speed', 'pressure', 'visib')
-WEATHER3 = OnDemand('weather3', tuple(f'weather3_{n}' for n in _MOVES), _weather3, (*(f'weather_{n}' for n in _MOVES), *(f'weather_before_{n}' for n in _MOVES)), (), WEATHER.owner, 'How the weather moved in three hours')
-WAITED = OnDemand('waited', tuple(f'{e.name}_overdue_sum_sched_0m' for e in _PLACES), _waited, tuple(f'{e.name}_overdue_sum_{v}_0m' for v in ('flights', 'due') for e in _PLACES), ('sched',), _TEAM, 'Minutes that the overdue have waited, all together')
+WEATHER3 = OnDemand(
+    'weather3',
+    tuple(f'weather3_{n}' for n in _MOVES),
+    _weather3,
+    (*(f'weather_{n}' for n in _MOVES), *(f'weather_before_{n}' for n in _MOVES)),
+    (),
+    WEATHER.owner,
+    'How the weather moved in three hours',
+)
+WAITED = OnDemand(
+    'waited',
+    tuple(f'{e.name}_overdue_sum_sched_0m' for e in _PLACES),
+    _waited,
+    tuple(f'{e.name}_overdue_sum_{v}_0m' for v in ('flights', 'due') for e in _PLACES),
+    ('sched',),
+    _TEAM,
+    'Minutes that the overdue have waited, all together',
+)
 _FLOWN = ('dest_arr_air_360m', 'dest_arr_air_1440m', 'route_arr_air_1440m', 'route_arr_air_20160m')
-def _spare(req: dict, x: np.ndarray, static: object) -> np.ndarray: return req['duration'] - x
-SPARE = OnDemand('spare', tuple(n.replace('_arr_air', '_spare') for n in _FLOWN), _spare, _FLOWN, ('duration',), _TEAM, 'Minutes planned from gate to gate beyond those that others have just spent in the air')
+
+
+def _spare(req: dict, x: np.ndarray, static: object) -> np.ndarray:
+    return req['duration'] - x
+
+
+SPARE = OnDemand(
+    'spare',
+    tuple(n.replace('_arr_air', '_spare') for n in _FLOWN),
+    _spare,
+    _FLOWN,
+    ('duration',),
+    _TEAM,
+    'Minutes planned from gate to gate beyond those that others have just spent in the air',
+)
 
 # %% ../nbs/06a_flights.ipynb #41e2140b
-CARRIERS = ('9E', 'AA', 'AS', 'B6', 'DL', 'EV', 'F9', 'FL', 'HA', 'MQ', 'OO', 'UA', 'US', 'VX', 'WN', 'YV')
-_HOLIDAYS = (1, 21, 49, 147, 185, 245, 287, 315, 332, 359, 366)  # US federal holidays of 2013 as days of the year: opm.gov, Federal Holidays, Pay & Leave 2013; the last is New Year's Day of 2014
+CARRIERS = (
+    '9E',
+    'AA',
+    'AS',
+    'B6',
+    'DL',
+    'EV',
+    'F9',
+    'FL',
+    'HA',
+    'MQ',
+    'OO',
+    'UA',
+    'US',
+    'VX',
+    'WN',
+    'YV',
+)
+# US federal holidays of 2013 as days of the year: opm.gov, Federal Holidays, Pay & Leave 2013; the
+# last is New Year's Day of 2014
+_HOLIDAYS = (1, 21, 49, 147, 185, 245, 287, 315, 332, 359, 366)
 
-def places(vocabulary: tuple[str, ...]) -> dict[str, int]: 
+
+def places(vocabulary: tuple[str, ...]) -> dict[str, int]:
     "Whole numbers from 1 for the words of a vocabulary"
     return {v: i for i, v in enumerate(vocabulary, 1)}
+
 
 def codes(values: list[str], at: dict[str, int]) -> np.ndarray:
     "The number of each value; 0 is one that is not in the vocabulary"
     return np.array([at.get(v, 0) for v in values], np.float32)
 
+
 @dataclass(frozen=True)
 class Static:
     "What does not change with the stream: the airports there are, and the planes"
-    airports: tuple[str, ...]              # Codes, sorted; the vocabulary of destinations
-    planes: dict[str, tuple[float, ...]]   # tailnum -> year built, seats; NaN when unknown
+
+    airports: tuple[str, ...]  # Codes, sorted; the vocabulary of destinations
+    planes: dict[str, tuple[float, ...]]  # tailnum -> year built, seats; NaN when unknown
 
     @cached_property
-    def dests(self) -> dict[str, int]: return places(self.airports)
+    def dests(self) -> dict[str, int]:
+        return places(self.airports)
 
-def static(airports: pl.DataFrame,  # The raw airports
-           planes: pl.DataFrame     # The raw planes
-          ) -> Static:
+
+def static(
+    airports: pl.DataFrame,  # The raw airports
+    planes: pl.DataFrame,  # The raw planes
+) -> Static:
     "Lookups from the package's tables"
-    rows = planes.select('tailnum', *(pl.col(c).cast(pl.Float64).fill_null(np.nan) for c in ('year', 'seats'))).iter_rows()
+    rows = planes.select(
+        'tailnum', *(pl.col(c).cast(pl.Float64).fill_null(np.nan) for c in ('year', 'seats'))
+    ).iter_rows()
     return Static(tuple(sorted({*airports['faa'], *MISSING_ZONES})), {r[0]: r[1:] for r in rows})
 
 # %% ../nbs/06a_flights.ipynb #da7ee8b5
 _CARRIER_AT, _ORIGIN_AT = places(CARRIERS), places(ORIGINS)
 _AWAY = np.arange(1, 367)[:, None] - _HOLIDAYS
-_HOLIDAY_IN = np.take_along_axis(_AWAY, np.abs(_AWAY).argmin(1)[:, None], 1)[:, 0].clip(-7, 7)  # days since the nearest holiday, for each day of a year; before it when negative
+# days since the nearest holiday, for each day of a year; before it when negative
+_HOLIDAY_IN = np.take_along_axis(_AWAY, np.abs(_AWAY).argmin(1)[:, None], 1)[:, 0].clip(-7, 7)
+
 
 def _schedule(req: dict, x: np.ndarray, static: Static) -> list[np.ndarray]:
     day, start = np.divmod(req['here'], 1440)
-    date = day.astype('M8[D]'); of_year = (date - date.astype('M8[Y]')).astype(np.int64)
+    date = day.astype('M8[D]')
+    of_year = (date - date.astype('M8[Y]')).astype(np.int64)
     dur, dist = req['duration'], req['distance']
-    return [codes(req['carrier'].tolist(), _CARRIER_AT), codes(req['origin'].tolist(), _ORIGIN_AT), codes(req['dest'].tolist(), static.dests),
-            (day + 3) % 7 + 1, start, (start + dur) % 1440, _HOLIDAY_IN[of_year], dur, dist, dur - dist / 7.5]
+    return [
+        codes(req['carrier'].tolist(), _CARRIER_AT),
+        codes(req['origin'].tolist(), _ORIGIN_AT),
+        codes(req['dest'].tolist(), static.dests),
+        (day + 3) % 7 + 1,
+        start,
+        (start + dur) % 1440,
+        _HOLIDAY_IN[of_year],
+        dur,
+        dist,
+        dur - dist / 7.5,
+    ]
 
-SCHEDULE = OnDemand('schedule', ('carrier', 'origin', 'dest', 'weekday', 'start', 'end', 'holiday', 'duration', 'distance', 'headwind'), _schedule, (),
-    ('carrier', 'origin', 'dest', 'here', 'duration', 'distance'), 'planning', 'What the request itself says')
+
+SCHEDULE = OnDemand(
+    'schedule',
+    (
+        'carrier',
+        'origin',
+        'dest',
+        'weekday',
+        'start',
+        'end',
+        'holiday',
+        'duration',
+        'distance',
+        'headwind',
+    ),
+    _schedule,
+    (),
+    ('carrier', 'origin', 'dest', 'here', 'duration', 'distance'),
+    'planning',
+    'What the request itself says',
+)
 PLANE = lookup('plane', 'tailnum', 'planes', ('year', 'seats'))
 
 # %% ../nbs/06a_flights.ipynb #183d10cf
-def _asks(req: dict) -> dict: return {'T': req['sched'] - HORIZON, 'here': (here := local(req['sched'])), 'hour': here // 60 % 24}
+def _asks(req: dict) -> dict:
+    return {
+        'T': req['sched'] - HORIZON,
+        'here': (here := local(req['sched'])),
+        'hour': here // 60 % 24,
+    }
 
-def _of(places: list[Entity], what: str, windows: tuple[int, ...]) -> list[str]: return [f'{e.name}_{what}_{w}m' for e in places for w in windows]
+
+def _of(places: list[Entity], what: str, windows: tuple[int, ...]) -> list[str]:
+    return [f'{e.name}_{what}_{w}m' for e in places for w in windows]
+
 
 def _order() -> tuple[str, ...]:
     air = next(v.names for v in VIEWS if v.name == 'weather')
-    return (*SCHEDULE.outputs, *PLANE.outputs,
-            *_of([e for e in _PLACES if e.name != 'dest'], 'dep_delay', _HOURS), *_of(_PLACES[:1], 'dep_n', (60,)), *_of(_PLACES, 'arr_delay', _HOURS), *_of(_PLACES, 'arr_late', (180, 1440)),
-            *_of(_PLACES, 'overdue_sum_flights', (0,)), *WAITED.outputs, *_of(_PAST, 'arr_delay', _DAYS), *_of(_PAST, 'arr_late', _DAYS[1:]),
-            *(n for w, m in (('plan', 60), ('plan_past', 180), ('plan_next', HORIZON), ('plan_later', HORIZON), ('plan_day', 1440)) for n in _of(_HERE, f'{w}_n', (m,))),
-            *_of([e for e in _PLACES if e.name != 'oc'], 'arr_over', (180, 360, 1440)), *SPARE.outputs, *AIRCRAFT.outputs, *air, *WEATHER3.outputs)
+    return (
+        *SCHEDULE.outputs,
+        *PLANE.outputs,
+        *_of([e for e in _PLACES if e.name != 'dest'], 'dep_delay', _HOURS),
+        *_of(_PLACES[:1], 'dep_n', (60,)),
+        *_of(_PLACES, 'arr_delay', _HOURS),
+        *_of(_PLACES, 'arr_late', (180, 1440)),
+        *_of(_PLACES, 'overdue_sum_flights', (0,)),
+        *WAITED.outputs,
+        *_of(_PAST, 'arr_delay', _DAYS),
+        *_of(_PAST, 'arr_late', _DAYS[1:]),
+        *(
+            n
+            for w, m in (
+                ('plan', 60),
+                ('plan_past', 180),
+                ('plan_next', HORIZON),
+                ('plan_later', HORIZON),
+                ('plan_day', 1440),
+            )
+            for n in _of(_HERE, f'{w}_n', (m,))
+        ),
+        *_of([e for e in _PLACES if e.name != 'oc'], 'arr_over', (180, 360, 1440)),
+        *SPARE.outputs,
+        *AIRCRAFT.outputs,
+        *air,
+        *WEATHER3.outputs,
+    )
 
-FLIGHTS = FeatureSet('flights', VIEWS, (SCHEDULE, PLANE, WAITED, SPARE, AIRCRAFT, WEATHER3), _order(), _asks, ('sched',))
+
+FLIGHTS = FeatureSet(
+    'flights',
+    VIEWS,
+    (SCHEDULE, PLANE, WAITED, SPARE, AIRCRAFT, WEATHER3),
+    _order(),
+    _asks,
+    ('sched',),
+)
+
 
 def version(features: FeatureSet, static: Static) -> str:
     "Digest of the definitions and vocabularies"

@@ -21,104 +21,202 @@ from .slices import differences
 @dataclass(frozen=True)
 class Gate:
     "One question put to a challenger, and its answer"
+
     name: str
     passed: bool
     value: float
     limit: float
     why: str
 
+
 def judge(answers: list[Gate]) -> bool:
     "Promote only when every gate passed"
-    if not answers: raise MlrefError('expected the answers of the gates, got none; ask them first')
+    if not answers:
+        raise MlrefError('expected the answers of the gates, got none; ask them first')
     return all(g.passed for g in answers)
 
 # %% ../nbs/12c_gates.ipynb #3f2dab72
-def same_features(names: tuple[str, ...], version: str,   # Columns the challenger was trained on, and their version
-                  served: tuple[str, ...], now: str       # What the store serves
-                 ) -> Gate:
+def same_features(
+    names: tuple[str, ...],
+    version: str,  # Columns the challenger was trained on, and their version
+    served: tuple[str, ...],
+    now: str,  # What the store serves
+) -> Gate:
     "Trained on what is served"
     off = sum(a != b for a, b in zip_longest(names, served)) + (version != now)
-    return Gate('features', off == 0, off, 0, f'{len(names)} columns of version {version}; served: {len(served)} of {now}')
+    return Gate(
+        'features',
+        off == 0,
+        off,
+        0,
+        f'{len(names)} columns of version {version}; served: {len(served)} of {now}',
+    )
 
 # %% ../nbs/12c_gates.ipynb #14f11a15
-def not_leaked(T: np.ndarray, known: np.ndarray,  # Cut-off and label time of each row learnt from, minutes UTC
-               trained_until: int,                # Newest label the challenger says it has seen
-               first: int                         # First cut-off of the flights that judge
-              ) -> list[Gate]:
+def not_leaked(
+    T: np.ndarray,
+    known: np.ndarray,  # Cut-off and label time of each row learnt from, minutes UTC
+    trained_until: int,  # Newest label the challenger says it has seen
+    first: int,  # First cut-off of the flights that judge
+) -> list[Gate]:
     "Learnt from what was known before the test, and from nothing else"
     later = int(((T >= first) | (known > first) | (known < T)).sum())
-    return [Gate('trained before it is tested', trained_until <= first, trained_until, first, f'a label from the test stretch would be in-sample; trained until {stamp(trained_until)}, tested from {stamp(first)}'),
-            Gate('no label out of its time', later == 0, later, 0, f'of {len(T)} rows learnt from, those of the test stretch, known after it began, or known before their own cut-off')]
+    return [
+        Gate(
+            'trained before it is tested',
+            trained_until <= first,
+            trained_until,
+            first,
+            'a label from the test stretch would be in-sample; trained until'
+            f' {stamp(trained_until)}, tested from {stamp(first)}',
+        ),
+        Gate(
+            'no label out of its time',
+            later == 0,
+            later,
+            0,
+            f'of {len(T)} rows learnt from, those of the test stretch, known after it began, or'
+            ' known before their own cut-off',
+        ),
+    ]
 
 # %% ../nbs/12c_gates.ipynb #8b92f546
-def fresh(what: str,     # 'labels' or 'events'
-          newest: int,   # When the newest became known, minutes UTC
-          now: int,      # The minute of the decision
-          most: int      # Minutes it may be old
-         ) -> Gate:
+def fresh(
+    what: str,  # 'labels' or 'events'
+    newest: int,  # When the newest became known, minutes UTC
+    now: int,  # The minute of the decision
+    most: int,  # Minutes it may be old
+) -> Gate:
     "The newest of something is not too old, and not from the future"
     age = int(now) - int(newest)
-    return Gate(f'{what} are fresh', 0 <= age <= most, age, most, f'newest {stamp(newest)}, decided at {stamp(now)}')
+    return Gate(
+        f'{what} are fresh',
+        0 <= age <= most,
+        age,
+        most,
+        f'newest {stamp(newest)}, decided at {stamp(now)}',
+    )
 
 # %% ../nbs/12c_gates.ipynb #e10ac0c6
-def better(difference: float, low: float, high: float,  # From `paired_auc`, challenger minus champion
-           level: float=.95                             # Of that interval
-          ) -> Gate:
+def better(
+    difference: float,
+    low: float,
+    high: float,  # From `paired_auc`, challenger minus champion
+    level: float = 0.95,  # Of that interval
+) -> Gate:
     "Credibly better than the champion"
-    return Gate('better than the champion', low > 0, low, 0., f'AUC difference {difference:+.4f}, {100 * level:g} % by days [{low:+.4f}, {high:+.4f}]')
+    return Gate(
+        'better than the champion',
+        low > 0,
+        low,
+        0.0,
+        f'AUC difference {difference:+.4f}, {100 * level:g} % by days [{low:+.4f}, {high:+.4f}]',
+    )
 
 # %% ../nbs/12c_gates.ipynb #59b90f52
-def calibrated(y: np.ndarray, challenger: np.ndarray, champion: np.ndarray,  # Outcomes, and scores of the same flights
-               gap: float=.06                                               # Allowed between mean score and share late
-              ) -> Gate:
+def calibrated(
+    y: np.ndarray,
+    challenger: np.ndarray,
+    champion: np.ndarray,  # Outcomes, and scores of the same flights
+    gap: float = 0.06,  # Allowed between mean score and share late
+) -> Gate:
     "The level of the scores is right, or as right as the champion's"
-    check_scores(y, challenger, champion); check_scores(y, champion)
-    off, limit = abs(float(challenger.mean() - y.mean())), max(gap, abs(float(champion.mean() - y.mean())))
-    return Gate('calibrated', off <= limit, off, limit, f'mean score {challenger.mean():.3f}, of the champion {champion.mean():.3f}, share late {y.mean():.3f}')
+    check_scores(y, challenger, champion)
+    check_scores(y, champion)
+    off, limit = (
+        abs(float(challenger.mean() - y.mean())),
+        max(gap, abs(float(champion.mean() - y.mean()))),
+    )
+    return Gate(
+        'calibrated',
+        off <= limit,
+        off,
+        limit,
+        f'mean score {challenger.mean():.3f}, of the champion {champion.mean():.3f}, share late'
+        f' {y.mean():.3f}',
+    )
 
 # %% ../nbs/12c_gates.ipynb #e356b3c6
-def no_slice_worse(found: pl.DataFrame  # From `differences`, challenger minus champion
-                  ) -> Gate:
+def no_slice_worse(
+    found: pl.DataFrame,  # From `differences`, challenger minus champion
+) -> Gate:
     "Nowhere credibly worse than the champion"
-    if not found.height: raise MlrefError('expected slices to compare in, got none; take more days')
+    if not found.height:
+        raise MlrefError('expected slices to compare in, got none; take more days')
     bad, least = found.filter(pl.col('high') < 0), found.sort('high').row(0, named=True)
-    names = ', '.join(f'{b} {s} {d:+.3f}' for b, s, d in bad.select('by', 'slice', 'difference').iter_rows())
-    return Gate('no slice worse', not bad.height, least['high'], 0., f'of {found.height} slices {"worse in: " + names if names else "none; nearest to it " + least["by"] + " " + least["slice"]}')
+    names = ', '.join(
+        f'{b} {s} {d:+.3f}' for b, s, d in bad.select('by', 'slice', 'difference').iter_rows()
+    )
+    return Gate(
+        'no slice worse',
+        not bad.height,
+        least['high'],
+        0.0,
+        f'of {found.height} slices'
+        f' {"worse in: " + names if names else "none; nearest to it " + least["by"] + " " + least["slice"]}',
+    )
 
 # %% ../nbs/12c_gates.ipynb #f2ef3191
-def parity(served: np.ndarray,   # Scores of the exported model
-           trained: np.ndarray,  # Scores of the model it came from, on the same flights
-           most: float=1e-5      # Largest distance allowed; an engine of eight bits needs about .02
-          ) -> Gate:
+def parity(
+    served: np.ndarray,  # Scores of the exported model
+    trained: np.ndarray,  # Scores of the model it came from, on the same flights
+    most: float = 1e-5,  # Largest distance allowed; an engine of eight bits needs about .02
+) -> Gate:
     "What serves is what was trained"
-    check_scores(np.zeros(len(trained)), trained, served); check_scores(np.zeros(len(served)), served)
+    check_scores(np.zeros(len(trained)), trained, served)
+    check_scores(np.zeros(len(served)), served)
     off = np.abs(served - trained)
-    return Gate('exported = trained', float(off.max()) <= most, float(off.max()), most, f'largest distance of {len(off)} scores; mean {off.mean():.2g}, decisions at .5 that flip {((served >= .5) != (trained >= .5)).mean():.2%}')
+    return Gate(
+        'exported = trained',
+        float(off.max()) <= most,
+        float(off.max()),
+        most,
+        f'largest distance of {len(off)} scores; mean {off.mean():.2g}, decisions at .5 that flip'
+        f' {((served >= 0.5) != (trained >= 0.5)).mean():.2%}',
+    )
 
 # %% ../nbs/12c_gates.ipynb #f8227f90
-def latency(ms: float, record: str,  # Recorded wall ms for one flight, and the digest of the record
-            most: float=5.
-           ) -> Gate:
+def latency(
+    ms: float,
+    record: str,  # Recorded wall ms for one flight, and the digest of the record
+    most: float = 5.0,
+) -> Gate:
     "Quick enough, by recorded evidence"
-    if not record: raise MlrefError('expected the digest of recorded timings, got none; call: mlref bench compress')
+    if not record:
+        raise MlrefError(
+            'expected the digest of recorded timings, got none; call: mlref bench compress'
+        )
     return Gate('latency', 0 < ms <= most, ms, most, f'ms for one flight, recorded in {record}')
 
-def small(size: int,              # Bytes of what is shipped
-          most: int=5_000_000
-         ) -> Gate:
+
+def small(
+    size: int,  # Bytes of what is shipped
+    most: int = 5_000_000,
+) -> Gate:
     "Small enough to ship"
     return Gate('size', size <= most, size, most, 'bytes of what is shipped')
 
 # %% ../nbs/12c_gates.ipynb #624d05bc
-def served_as_rebuilt(served: np.ndarray,   # Scores of the champion as they were logged
-                      rebuilt: np.ndarray   # Its scores from the lake's rows of the same flights
-                     ) -> Gate:
+def served_as_rebuilt(
+    served: np.ndarray,  # Scores of the champion as they were logged
+    rebuilt: np.ndarray,  # Its scores from the lake's rows of the same flights
+) -> Gate:
     "What was served is what the lake says would have been served, to the last bit"
-    if len(served) != len(rebuilt): raise MlrefError(f'expected as many served as rebuilt scores, got {len(served)} and {len(rebuilt)}; join them by flight')
-    off = float((served != rebuilt).mean()) if len(served) else 0.
-    return Gate('served scores = rebuilt scores', off == 0, off, 0., f'{len(served)} scores compared')
+    if len(served) != len(rebuilt):
+        raise MlrefError(
+            f'expected as many served as rebuilt scores, got {len(served)} and {len(rebuilt)}; join'
+            ' them by flight'
+        )
+    off = float((served != rebuilt).mean()) if len(served) else 0.0
+    return Gate(
+        'served scores = rebuilt scores', off == 0, off, 0.0, f'{len(served)} scores compared'
+    )
 
 # %% ../nbs/12c_gates.ipynb #79af5480
 def lines(answers: list[Gate]) -> str:
     "The answers as text, one a line"
-    return '\n'.join(f'{"passed" if g.passed else "FAILED"}  {g.name:32} {g.value:12.6g}  limit {g.limit:<12.6g} {g.why}' for g in answers)
+    return '\n'.join(
+        f'{"passed" if g.passed else "FAILED"}  {g.name:32} {g.value:12.6g}  limit {g.limit:<12.6g}'
+        f' {g.why}'
+        for g in answers
+    )

@@ -12,58 +12,165 @@ from .core import stamp
 from .registry import Entry, Registry, attached, entry, fetch, live, numbers, promotions
 
 # %% ../nbs/14a_history.ipynb #1ddb7150
-def listing(registry: Registry) -> list[tuple[str, ...]]:  # version, aliases, kind, trained until, AUC, feature set, lock
+def listing(
+    registry: Registry,
+) -> list[tuple[str, ...]]:  # version, aliases, kind, trained until, AUC, feature set, lock
     "A row per version, oldest first"
     es = [entry(registry, n) for n in numbers(registry)]
     when = lambda t: stamp(int(t)) if t.lstrip('-').isdigit() else '-'
-    return [(e.version, ', '.join(e.aliases), e.tags.get('kind', 'not by mlref'), when(e.tags.get('trained_until', '')), f'{e.metrics["auc"]:.4f}' if 'auc' in e.metrics else '-', e.tags.get('features', '-'), e.tags.get('lock', '-')) for e in es]
+    return [
+        (
+            e.version,
+            ', '.join(e.aliases),
+            e.tags.get('kind', 'not by mlref'),
+            when(e.tags.get('trained_until', '')),
+            f'{e.metrics["auc"]:.4f}' if 'auc' in e.metrics else '-',
+            e.tags.get('features', '-'),
+            e.tags.get('lock', '-'),
+        )
+        for e in es
+    ]
 
-def columns(registry: Registry, version: str) -> dict[str, str]:  # Column -> view and the version of its definition
+
+def columns(
+    registry: Registry,
+    version: str,
+) -> dict[str, str]:  # Column -> view and the version of its definition
     "What the columns of a version are made by"
-    return json.loads((fetch(registry, version)/'features.json').read_text())['columns']
+    return json.loads((fetch(registry, version) / 'features.json').read_text())['columns']
 
-def unsettled(registry: Registry) -> str:  # '' = the aliases say what the log says
+
+def unsettled(
+    registry: Registry,
+) -> str:  # '' = the aliases say what the log says
     "How the champion alias disagrees with the promotion log"
     rows, now = promotions(registry), live(registry)
-    return f'the log says {rows[-1].to} is champion, the alias says {now or "nobody"}; the next promotion or rollback puts it right' if rows and rows[-1].to != now else ''
+    return (
+        f'the log says {rows[-1].to} is champion, the alias says {now or "nobody"}; the next'
+        ' promotion or rollback puts it right'
+        if rows and rows[-1].to != now
+        else ''
+    )
 
 # %% ../nbs/14a_history.ipynb #e0d93af7
 def _differ(what: str, a: dict, b: dict) -> list[tuple[str, str, str, str]]:
-    return [(what, k, str(a.get(k, '-')), str(b.get(k, '-'))) for k in sorted({**a, **b}) if a.get(k) != b.get(k)]
+    return [
+        (what, k, str(a.get(k, '-')), str(b.get(k, '-')))
+        for k in sorted({**a, **b})
+        if a.get(k) != b.get(k)
+    ]
+
 
 def _environment(e: Entry) -> dict[str, str]:
     got = json.loads(e.tags.get('environment', '{}'))
-    return {**{k: ' '.join(v) if isinstance(v, list) else v for k, v in got.items() if k not in ('packages', 'features', 'lock')}, **got.get('packages', {})}
+    return {
+        **{
+            k: ' '.join(v) if isinstance(v, list) else v
+            for k, v in got.items()
+            if k not in ('packages', 'features', 'lock')
+        },
+        **got.get('packages', {}),
+    }
 
-def diff(a: Entry, b: Entry,             # Two versions
-         of_a: dict[str, str], of_b: dict[str, str]  # Their columns, from `columns`
-        ) -> list[tuple[str, str, str, str]]:        # What, name, of a, of b
+
+def diff(
+    a: Entry,
+    b: Entry,  # Two versions
+    of_a: dict[str, str],
+    of_b: dict[str, str],  # Their columns, from `columns`
+) -> list[tuple[str, str, str, str]]:  # What, name, of a, of b
     "Everything that two versions do not share"
-    pick = lambda e: {k: e.tags.get(k, '-') for k in ('kind', 'trained_until', 'data', 'lake', 'features', 'commit', 'lock')}
-    made = [('column added' if k not in of_a else 'column removed' if k not in of_b else 'column redefined', k, x, y) for _, k, x, y in _differ('', of_a, of_b)]
+    pick = lambda e: {
+        k: e.tags.get(k, '-')
+        for k in ('kind', 'trained_until', 'data', 'lake', 'features', 'commit', 'lock')
+    }
+    made = [
+        (
+            (
+                'column added'
+                if k not in of_a
+                else 'column removed'
+                if k not in of_b
+                else 'column redefined'
+            ),
+            k,
+            x,
+            y,
+        )
+        for _, k, x, y in _differ('', of_a, of_b)
+    ]
     gates = lambda e: {g.name: 'passed' if g.passed else 'failed' for g in e.gates or ()}
-    return [*_differ('tag', pick(a), pick(b)), *_differ('param', a.params, b.params), *_differ('metric', a.metrics, b.metrics), *_differ('gate', gates(a), gates(b)), *made, *_differ('environment', _environment(a), _environment(b))]
+    return [
+        *_differ('tag', pick(a), pick(b)),
+        *_differ('param', a.params, b.params),
+        *_differ('metric', a.metrics, b.metrics),
+        *_differ('gate', gates(a), gates(b)),
+        *made,
+        *_differ('environment', _environment(a), _environment(b)),
+    ]
 
 # %% ../nbs/14a_history.ipynb #8f85f88e
-def trace(registry: Registry,
-          version: str,
-          decided: list[tuple[str, str]]=()  # Further decisions about the model, e.g. of the lake: when, what
-         ) -> list[tuple[str, str]]:         # Kind of step, and what it was
+def trace(
+    registry: Registry,
+    version: str,
+    # Further decisions about the model, e.g. of the lake: when, what
+    decided: list[tuple[str, str]] = (),
+) -> list[tuple[str, str]]:  # Kind of step, and what it was
     "The chain from the rows a version learnt from to the decisions about it"
     e, made = entry(registry, version), {}
-    for c, view in columns(registry, version).items(): made.setdefault(view or 'unknown', []).append(c)
-    out = [('data', f'sha256 {e.tags["data"]}'), ('lake', e.tags['lake'] or 'not noted'), ('feature set', e.tags['features'])]
+    for c, view in columns(registry, version).items():
+        made.setdefault(view or 'unknown', []).append(c)
+    out = [
+        ('data', f'sha256 {e.tags["data"]}'),
+        ('lake', e.tags['lake'] or 'not noted'),
+        ('feature set', e.tags['features']),
+    ]
     out += [('view', f'{v}: {len(cs)} columns') for v, cs in sorted(made.items())]
-    out += [('model', f'{e.tags["model"]} ({e.tags["kind"]}, commit {e.tags["commit"]}, lock {e.tags["lock"]}), version {version}')]
-    out += [('gate', f'{g.name}: {"passed" if g.passed else "FAILED"}, {g.value:.4g} against {g.limit:.4g}') for g in e.gates or ()]
+    out += [
+        (
+            'model',
+            (
+                f'{e.tags["model"]} ({e.tags["kind"]}, commit {e.tags["commit"]}, lock'
+                f' {e.tags["lock"]}), version {version}'
+            ),
+        )
+    ]
+    out += [
+        (
+            'gate',
+            f'{g.name}: {"passed" if g.passed else "FAILED"}, {g.value:.4g} against {g.limit:.4g}',
+        )
+        for g in e.gates or ()
+    ]
     out += [('decision', f'{when} {what}') for when, what in decided]
-    return out + [('promotion', f'{stamp(r.at)} {r.who}: {r.was or "-"} -> {r.to}{" FORCED" if r.forced else ""}, {r.why} (row {r.id[:12]})') for r in promotions(registry) if version in (r.to, r.was)]
+    return out + [
+        (
+            'promotion',
+            (
+                f'{stamp(r.at)} {r.who}: {r.was or "-"} -> {r.to}{" FORCED" if r.forced else ""},'
+                f' {r.why} (row {r.id[:12]})'
+            ),
+        )
+        for r in promotions(registry)
+        if version in (r.to, r.was)
+    ]
 
 # %% ../nbs/14a_history.ipynb #13f2f19d
 def describe(registry: Registry, version: str) -> str:
     "A version for a person to read"
     e, at = entry(registry, version), attached(registry, version, 'card.md')
     card = f'{at.read_text().strip()}\n\n' if at else ''
-    rows = [(k, v) for k, v in e.tags.items() if k not in ('environment', 'files', 'gates')] + [('aliases', ', '.join(e.aliases) or '-'), ('files', ', '.join(json.loads(e.tags['files'])))]
-    rows += [(f'param {k}', v) for k, v in sorted(e.params.items())] + [(f'metric {k}', f'{v:.6g}') for k, v in sorted(e.metrics.items())] + [(f'here: {k}', str(v)) for k, v in _environment(e).items()]
-    return card + '\n'.join(f'{k}: {v}' for k, v in rows + [(s, t) for s, t in trace(registry, version) if s in ('gate', 'promotion')])
+    rows = [(k, v) for k, v in e.tags.items() if k not in ('environment', 'files', 'gates')] + [
+        ('aliases', ', '.join(e.aliases) or '-'),
+        ('files', ', '.join(json.loads(e.tags['files']))),
+    ]
+    rows += (
+        [(f'param {k}', v) for k, v in sorted(e.params.items())]
+        + [(f'metric {k}', f'{v:.6g}') for k, v in sorted(e.metrics.items())]
+        + [(f'here: {k}', str(v)) for k, v in _environment(e).items()]
+    )
+    return card + '\n'.join(
+        f'{k}: {v}'
+        for k, v in rows
+        + [(s, t) for s, t in trace(registry, version) if s in ('gate', 'promotion')]
+    )

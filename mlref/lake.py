@@ -26,212 +26,500 @@ from .quality import Finding, table_rules
 # %% ../nbs/05_lake.ipynb #e0bff9d0
 _TYPE = {pl.String: 'varchar', pl.Int64: 'bigint', pl.Float64: 'double'}
 TABLES = {
-    'events': ', '.join(f'{c} {_TYPE[t]}' for c, t in SCHEMA.items()) + ', commit_id bigint, topic varchar, part bigint, off bigint',
-    'dead_letters': 'topic varchar, part bigint, off bigint, raw blob, reasons varchar, commit_id bigint',
+    'events': (
+        ', '.join(f'{c} {_TYPE[t]}' for c, t in SCHEMA.items())
+        + ', commit_id bigint, topic varchar, part bigint, off bigint'
+    ),
+    'dead_letters': (
+        'topic varchar, part bigint, off bigint, raw blob, reasons varchar, commit_id bigint'
+    ),
     'released': 'topic varchar, part bigint, off bigint, reasons varchar, commit_id bigint',
-    'offsets': 'topic varchar, part bigint, next bigint, watermark bigint, primary key (topic, part)',
-    'commits': 'commit_id bigint primary key, topic varchar, messages bigint, good bigint, repeated bigint, dead bigint, watermark bigint, broken varchar, part bigint, ingested_at double',
-    'quality': 'commit_id bigint, measured_at bigint, name varchar, action varchar, of_rows bigint, broken bigint, over boolean, value double, says varchar',
-    'predictions': 'flight_id varchar, T bigint, scored_at bigint, p double, version varchar, trained_until bigint, day bigint',
-    'decisions': 'id varchar, decided_at bigint, action varchar, why varchar, evidence varchar, day bigint',
-    'metrics': 'measured_at bigint, name varchar, version varchar, value double, low double, high double, n bigint, day bigint',
-    'calibrations': 'day bigint primary key, fitted_at bigint, a double, b double, since bigint, until bigint, known bigint, n bigint, digest varchar',
-    'days': 'day bigint primary key'}
-_LATER = (('events', 'topic varchar'), ('events', 'part bigint'), ('events', 'off bigint'), ('offsets', 'watermark bigint'), ('commits', 'part bigint'), ('commits', 'ingested_at double'), ('quality', 'value double'), ('quality', 'says varchar'))  # a lake of an earlier version
+    'offsets': (
+        'topic varchar, part bigint, next bigint, watermark bigint, primary key (topic, part)'
+    ),
+    'commits': (
+        'commit_id bigint primary key, topic varchar, messages bigint, good bigint, repeated'
+        ' bigint, dead bigint, watermark bigint, broken varchar, part bigint, ingested_at double'
+    ),
+    'quality': (
+        'commit_id bigint, measured_at bigint, name varchar, action varchar, of_rows bigint, broken'
+        ' bigint, over boolean, value double, says varchar'
+    ),
+    'predictions': (
+        'flight_id varchar, T bigint, scored_at bigint, p double, version varchar, trained_until'
+        ' bigint, day bigint'
+    ),
+    'decisions': (
+        'id varchar, decided_at bigint, action varchar, why varchar, evidence varchar, day bigint'
+    ),
+    'metrics': (
+        'measured_at bigint, name varchar, version varchar, value double, low double, high double,'
+        ' n bigint, day bigint'
+    ),
+    'calibrations': (
+        'day bigint primary key, fitted_at bigint, a double, b double, since bigint, until bigint,'
+        ' known bigint, n bigint, digest varchar'
+    ),
+    'days': 'day bigint primary key',
+}
+# a lake of an earlier version
+_LATER = (
+    ('events', 'topic varchar'),
+    ('events', 'part bigint'),
+    ('events', 'off bigint'),
+    ('offsets', 'watermark bigint'),
+    ('commits', 'part bigint'),
+    ('commits', 'ingested_at double'),
+    ('quality', 'value double'),
+    ('quality', 'says varchar'),
+)
 
 # %% ../nbs/05_lake.ipynb #5f0e93c1
-def _reach(con: duckdb.DuckDBPyConnection) -> int:  # Bytes up to the end of the last block that holds rows
-    each = "select max(greatest(block_id, coalesce(list_max(additional_block_ids), -1))) as b from pragma_storage_info('{}') where persistent"
-    last = con.execute(f"select max(b) from ({' union all '.join(each.format(t) for t in TABLES)})").fetchall()[0][0]
-    return 0 if last is None else 3 * 4096 + (last + 1) * con.execute('select block_size from pragma_database_size()').fetchall()[0][0]
+def _reach(
+    con: duckdb.DuckDBPyConnection,
+) -> int:  # Bytes up to the end of the last block that holds rows
+    each = (
+        'select max(greatest(block_id, coalesce(list_max(additional_block_ids), -1))) as b from'
+        " pragma_storage_info('{}') where persistent"
+    )
+    last = con.execute(
+        f'select max(b) from ({" union all ".join(each.format(t) for t in TABLES)})'
+    ).fetchall()[0][0]
+    return (
+        0
+        if last is None
+        else 3 * 4096
+        + (last + 1) * con.execute('select block_size from pragma_database_size()').fetchall()[0][0]
+    )
+
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
     new, whose = not path.exists(), 'restore it, or ingest the log into another file'
     try:
-        con = duckdb.connect(str(path)); con.execute('set enable_progress_bar_print = false')  # it would write into what a command prints
-        if con.execute('select path from duckdb_databases() where database_name = current_database()').fetchall()[0][0] is None:
-            con.close(); raise MlrefError(f'expected a DuckDB file in {path}, got a name that DuckDB reads as data and keeps in memory only; choose one that ends in .duckdb')
-        for name, cols in TABLES.items(): con.execute(f'create table if not exists {name} ({cols})')
-        for name, col in _LATER: con.execute(f'alter table {name} add column if not exists {col}')
+        # it would write into what a command prints
+        con = duckdb.connect(str(path))
+        con.execute('set enable_progress_bar_print = false')
+        if (
+            con.execute(
+                'select path from duckdb_databases() where database_name = current_database()'
+            ).fetchall()[0][0]
+            is None
+        ):
+            con.close()
+            raise MlrefError(
+                f'expected a DuckDB file in {path}, got a name that DuckDB reads as data and keeps'
+                ' in memory only; choose one that ends in .duckdb'
+            )
+        for name, cols in TABLES.items():
+            con.execute(f'create table if not exists {name} ({cols})')
+        for name, col in _LATER:
+            con.execute(f'alter table {name} add column if not exists {col}')
         size, want = path.stat().st_size, _reach(con)
     except duckdb.Error as e:
-        if new: path.unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
-        if 'lock' in str(e).lower() and (who := re.search(r'PID (\d+)', str(e))): raise MlrefError(f"expected to be the only writer of {path}, process {who[1]} holds it; wait for it or stop it") from None
-        raise MlrefError(f'expected a DuckDB file in {path}, could not open it: {str(e).splitlines()[0]}; {whose}') from None
-    if size < want: con.close(); raise MlrefError(f'expected {want:,} bytes in {path}, found {size:,}: it was cut off; {whose}')
+        # what could not be made whole would be in the way of the next try
+        if new:
+            path.unlink(missing_ok=True)
+        if 'lock' in str(e).lower() and (who := re.search(r'PID (\d+)', str(e))):
+            raise MlrefError(
+                f'expected to be the only writer of {path}, process {who[1]} holds it; wait for it'
+                ' or stop it'
+            ) from None
+        raise MlrefError(
+            f'expected a DuckDB file in {path}, could not open it: {str(e).splitlines()[0]};'
+            f' {whose}'
+        ) from None
+    if size < want:
+        con.close()
+        raise MlrefError(
+            f'expected {want:,} bytes in {path}, found {size:,}: it was cut off; {whose}'
+        )
     return con
 
 # %% ../nbs/05_lake.ipynb #95ab920a
 class Lake:
     "The store of record: a DuckDB file owned by one process"
-    def __init__(self, path: Path  # The file; made when missing
-                ):
-        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __init__(
+        self,
+        path: Path,  # The file; made when missing
+    ):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.con = _connect(self.path)
 
-    def sql(self, query: str,        # Plain DuckDB SQL
-            *args: object            # Values for its question marks
-           ) -> pl.DataFrame:        # The result
+    def sql(
+        self,
+        query: str,  # Plain DuckDB SQL
+        *args: object,  # Values for its question marks
+    ) -> pl.DataFrame:  # The result
         "Ask anything"
-        try: return pl.from_arrow(self.con.sql(query, params=list(args)).to_arrow_table())
-        except (duckdb.IOException, duckdb.FatalException) as e: raise MlrefError(f'expected to read {self.path}, got: {str(e).splitlines()[0]}; restore it, or ingest the log into another file') from None
+        try:
+            return pl.from_arrow(self.con.sql(query, params=list(args)).to_arrow_table())
+        except (duckdb.IOException, duckdb.FatalException) as e:
+            raise MlrefError(
+                f'expected to read {self.path}, got: {str(e).splitlines()[0]}; restore it, or'
+                ' ingest the log into another file'
+            ) from None
 
     def close(self):
         "Let another process open the file"
         self.con.close()
 
 # %% ../nbs/05_lake.ipynb #716f39b8
-def add(lake: Lake,                      # An open lake
-        tables: dict[str, pl.DataFrame], # Table name -> rows with that table's columns, in its order
-        then: str=''                     # A statement for the same transaction
-       ) -> None:
+def add(
+    lake: Lake,  # An open lake
+    tables: dict[str, pl.DataFrame],  # Table name -> rows with that table's columns, in its order
+    then: str = '',  # A statement for the same transaction
+) -> None:
     "Append rows to several tables in one transaction: all of them or none; raises `MlrefError` when the disk is full"
     try:
         lake.con.begin()
         for name, frame in tables.items():
-            how = 'insert or replace into' if 'primary key' in TABLES.get(name, '') else 'insert into'
-            if frame.height: lake.con.register('_frame', frame); lake.con.execute(f'{how} {name} by name select * from _frame')
-        if then: lake.con.execute(then)
+            how = (
+                'insert or replace into' if 'primary key' in TABLES.get(name, '') else 'insert into'
+            )
+            if frame.height:
+                lake.con.register('_frame', frame)
+                lake.con.execute(f'{how} {name} by name select * from _frame')
+        if then:
+            lake.con.execute(then)
         lake.con.commit()
     except BaseException as e:
-        try: lake.con.rollback()
-        except duckdb.Error: pass  # the connection is lost with the disk; the file is as the last commit left it
-        if isinstance(e, (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException)) or isinstance(e, duckdb.TransactionException) and 'write' in str(e): raise MlrefError(f'expected room for {lake.path}, got: {str(e).splitlines()[0]}; nothing of this transaction was kept, make room and open the lake again') from None
+        try:
+            lake.con.rollback()
+        # the connection is lost with the disk; the file is as the last commit left it
+        except duckdb.Error:
+            pass
+        if (
+            isinstance(e, (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException))
+            or isinstance(e, duckdb.TransactionException)
+            and 'write' in str(e)
+        ):
+            raise MlrefError(
+                f'expected room for {lake.path}, got: {str(e).splitlines()[0]}; nothing of this'
+                ' transaction was kept, make room and open the lake again'
+            ) from None
         raise
 
 # %% ../nbs/05_lake.ipynb #e4d9bd35
-def position(lake: Lake,  # An open lake
-             topic: str,  # Name of the stream
-             part: int=0  # Partition
-            ) -> int:     # Offset of the first message not yet in the lake
+def position(
+    lake: Lake,  # An open lake
+    topic: str,  # Name of the stream
+    part: int = 0,  # Partition
+) -> int:  # Offset of the first message not yet in the lake
     "How far this lake has read a topic"
     r = lake.sql('select next from offsets where topic = ? and part = ?', topic, part)
     return r['next'][0] if r.height else 0
 
-def _new(lake: Lake, good: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:  # what was not there before; what has another content than what was
-    if not good.height: return good, good
+
+def _new(
+    lake: Lake,
+    good: pl.DataFrame,
+    # what was not there before; what has another content than what was
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    if not good.height:
+        return good, good
     first = good.unique('event_id', keep='first', maintain_order=True)
     lake.con.register('_good', first.select('event_id'))
-    seen = lake.sql(f"select {', '.join(SCHEMA)} from events where event_id in (select event_id from _good)")
-    new = first.join(seen, on='event_id', how='anti', maintain_order='left') if seen.height else first
-    if new.height == good.height: return new, good.head(0)
+    seen = lake.sql(
+        f'select {", ".join(SCHEMA)} from events where event_id in (select event_id from _good)'
+    )
+    new = (
+        first.join(seen, on='event_id', how='anti', maintain_order='left') if seen.height else first
+    )
+    if new.height == good.height:
+        return new, good.head(0)
     rest = good.join(new, on='_i', how='anti', maintain_order='left')
-    return new, rest.join(pl.concat([seen.cast(SCHEMA), new.select(list(SCHEMA))]), on=list(SCHEMA), nulls_equal=True, how='anti', maintain_order='left')
+    return new, rest.join(
+        pl.concat([seen.cast(SCHEMA), new.select(list(SCHEMA))]),
+        on=list(SCHEMA),
+        nulls_equal=True,
+        how='anti',
+        maintain_order='left',
+    )
 
 # %% ../nbs/05_lake.ipynb #70b1f741
 _OTHER = 'another content under the id of an event that was accepted before'
 
+
 def _dead(topic, part, start, n, msgs, broken, bad, clash) -> pl.DataFrame:
-    rows = [(i, why) for i, why in broken] + [(i, '; '.join(r)) for i, r in bad.select('_i', 'reasons').iter_rows()] + [(i, _OTHER) for i in clash['_i']]
-    return pl.DataFrame([(topic, part, start + i, msgs[i], why, n) for i, why in sorted(rows)], orient='row',
-        schema={'topic': pl.String, 'part': pl.Int64, 'off': pl.Int64, 'raw': pl.Binary, 'reasons': pl.String, 'commit_id': pl.Int64})
+    rows = (
+        [(i, why) for i, why in broken]
+        + [(i, '; '.join(r)) for i, r in bad.select('_i', 'reasons').iter_rows()]
+        + [(i, _OTHER) for i in clash['_i']]
+    )
+    return pl.DataFrame(
+        [(topic, part, start + i, msgs[i], why, n) for i, why in sorted(rows)],
+        orient='row',
+        schema={
+            'topic': pl.String,
+            'part': pl.Int64,
+            'off': pl.Int64,
+            'raw': pl.Binary,
+            'reasons': pl.String,
+            'commit_id': pl.Int64,
+        },
+    )
+
 
 def _quality(n: int, at: int | None, metrics) -> pl.DataFrame:
     rows = [(n, at, m.name, m.action, m.of, m.broken, m.over) for m in metrics if m.of]
-    return pl.DataFrame(rows, orient='row', schema={'commit_id': pl.Int64, 'measured_at': pl.Int64, 'name': pl.String, 'action': pl.String, 'of_rows': pl.Int64, 'broken': pl.Int64, 'over': pl.Boolean})
+    return pl.DataFrame(
+        rows,
+        orient='row',
+        schema={
+            'commit_id': pl.Int64,
+            'measured_at': pl.Int64,
+            'name': pl.String,
+            'action': pl.String,
+            'of_rows': pl.Int64,
+            'broken': pl.Int64,
+            'over': pl.Boolean,
+        },
+    )
 
 # %% ../nbs/05_lake.ipynb #86068f73
-def commit_batch(lake: Lake,               # An open lake
-                 topic: str, part: int,    # Where the messages are from
-                 start: int,               # Offset of the first
-                 msgs: list[bytes],        # At least one message
-                 rules: tuple[Rule, ...]   # The contract
-                ) -> int:                  # Offset after the last
+def commit_batch(
+    lake: Lake,  # An open lake
+    topic: str,
+    part: int,  # Where the messages are from
+    start: int,  # Offset of the first
+    msgs: list[bytes],  # At least one message
+    rules: tuple[Rule, ...],  # The contract
+) -> int:  # Offset after the last
     "Rows, dead letters, offset, watermark and commit of one batch in one transaction; raises `MlrefError` when a rule refuses the batch"
-    at = lake.sql('select (select coalesce(max(commit_id), 0) + 1 from commits) as n, (select coalesce(max(next), 0) from offsets where topic = ? and part = ?) as next, (select max(watermark) from offsets where topic = ? and part = ?) as mark', topic, part, topic, part)
+    at = lake.sql(
+        'select (select coalesce(max(commit_id), 0) + 1 from commits) as n, (select'
+        ' coalesce(max(next), 0) from offsets where topic = ? and part = ?) as next, (select'
+        ' max(watermark) from offsets where topic = ? and part = ?) as mark',
+        topic,
+        part,
+        topic,
+        part,
+    )
     n, expected, mark = at.row(0)
-    if start != expected: raise MlrefError(f'expected the messages of {topic}/{part} from offset {expected:,}, got them from {start:,}; read on from position()')
+    if start != expected:
+        raise MlrefError(
+            f'expected the messages of {topic}/{part} from offset {expected:,}, got them from'
+            f' {start:,}; read on from position()'
+        )
     frame, broken = decode(msgs)
     got = refuse(check(frame, rules))
     new, clash = _new(lake, got.good)
-    dead, newest = _dead(topic, part, start, n, msgs, broken, got.bad, clash), got.good['known_time'].max()
+    dead, newest = (
+        _dead(topic, part, start, n, msgs, broken, got.bad, clash),
+        got.good['known_time'].max(),
+    )
     mark = max((m for m in (mark, newest) if m is not None), default=None)
-    commit = pl.DataFrame({'commit_id': n, 'topic': topic, 'messages': len(msgs), 'good': new.height, 'repeated': got.good.height - new.height - clash.height,
-                           'dead': dead.height, 'watermark': newest, 'broken': json.dumps(got.counts), 'part': part, 'ingested_at': time.time()})
-    rows = new.with_columns(commit_id=pl.lit(n), topic=pl.lit(topic), part=pl.lit(part), off=pl.col('_i').cast(pl.Int64) + start).drop('_i')
-    add(lake, {'events': rows, 'dead_letters': dead, 'commits': commit, 'quality': _quality(n, newest, got.metrics),
-               'offsets': pl.DataFrame({'topic': topic, 'part': part, 'next': start + len(msgs), 'watermark': mark}, schema_overrides={'watermark': pl.Int64})})
+    commit = pl.DataFrame(
+        {
+            'commit_id': n,
+            'topic': topic,
+            'messages': len(msgs),
+            'good': new.height,
+            'repeated': got.good.height - new.height - clash.height,
+            'dead': dead.height,
+            'watermark': newest,
+            'broken': json.dumps(got.counts),
+            'part': part,
+            'ingested_at': time.time(),
+        }
+    )
+    rows = new.with_columns(
+        commit_id=pl.lit(n),
+        topic=pl.lit(topic),
+        part=pl.lit(part),
+        off=pl.col('_i').cast(pl.Int64) + start,
+    ).drop('_i')
+    add(
+        lake,
+        {
+            'events': rows,
+            'dead_letters': dead,
+            'commits': commit,
+            'quality': _quality(n, newest, got.metrics),
+            'offsets': pl.DataFrame(
+                {'topic': topic, 'part': part, 'next': start + len(msgs), 'watermark': mark},
+                schema_overrides={'watermark': pl.Int64},
+            ),
+        },
+    )
     return start + len(msgs)
 
 # %% ../nbs/05_lake.ipynb #8d0ec470
-def ingest(lake: Lake,               # An open lake
-           log: Log,                 # Where messages wait
-           topic: str,               # Name of the stream
-           rules: tuple[Rule, ...],  # The contract
-           batch: int=50_000,        # Messages per transaction
-           part: int=0               # Partition
-          ) -> int:                  # Messages taken in
+def ingest(
+    lake: Lake,  # An open lake
+    log: Log,  # Where messages wait
+    topic: str,  # Name of the stream
+    rules: tuple[Rule, ...],  # The contract
+    batch: int = 50_000,  # Messages per transaction
+    part: int = 0,  # Partition
+) -> int:  # Messages taken in
     "Take everything that waits in the log into the lake; safe to kill at any moment and to run again"
     start = at = position(lake, topic, part)
-    while msgs := log.read(topic, at, batch, part): at = commit_batch(lake, topic, part, at, msgs, rules)
+    while msgs := log.read(topic, at, batch, part):
+        at = commit_batch(lake, topic, part, at, msgs, rules)
     return at - start
 
 # %% ../nbs/05_lake.ipynb #29e7e2c7
-def keep_up(lake: Lake,
-            consumer: Consumer,           # At the positions of the lake
-            rules: tuple[Rule, ...],      # The contract
-            stop: Callable[[], bool],     # Asked between transactions
-            wait: Callable[[], None],     # Called when nothing waits
-            say: Callable[[Batch], None]=lambda b: None,  # Told of every batch that is committed
-            batch: int=50_000             # Messages per transaction
-           ) -> int:                      # Messages taken in
+def keep_up(
+    lake: Lake,
+    consumer: Consumer,  # At the positions of the lake
+    rules: tuple[Rule, ...],  # The contract
+    stop: Callable[[], bool],  # Asked between transactions
+    wait: Callable[[], None],  # Called when nothing waits
+    say: Callable[[Batch], None] = lambda b: None,  # Told of every batch that is committed
+    batch: int = 50_000,  # Messages per transaction
+) -> int:  # Messages taken in
     "Follow a log until told to stop"
     n = 0
     while not stop():
         if b := consumer.poll(batch):
-            commit_batch(lake, b.topic, b.part, b.start, b.messages, rules); consumer.done(b); n += len(b.messages); say(b)
-        else: wait()
+            commit_batch(lake, b.topic, b.part, b.start, b.messages, rules)
+            consumer.done(b)
+            n += len(b.messages)
+            say(b)
+        else:
+            wait()
     return n
 
 # %% ../nbs/05_lake.ipynb #4eb0dd89
-AS_OF = f"select {', '.join(SCHEMA)} from events where commit_id <= coalesce(?, 9223372036854775807) and known_time >= coalesce(?, -9223372036854775807)"
+AS_OF = (
+    f'select {", ".join(SCHEMA)} from events where commit_id <= coalesce(?, 9223372036854775807)'
+    ' and known_time >= coalesce(?, -9223372036854775807)'
+)
 
-def events_at(lake: Lake,           # An open lake
-              commit: int | None=None,  # Commits up to this one; None = all
-              since: int | None=None    # Only events known at or after this minute
-             ) -> pl.DataFrame:     # Wide events in delivery order
+
+def events_at(
+    lake: Lake,  # An open lake
+    commit: int | None = None,  # Commits up to this one; None = all
+    since: int | None = None,  # Only events known at or after this minute
+) -> pl.DataFrame:  # Wide events in delivery order
     "The events as of a commit"
     return order(lake.sql(AS_OF, commit, since))
-
 
 # %% ../nbs/05_lake.ipynb #c2aecf83
 _SAMPLE = 200  # messages of a day whose fields are looked at
 
-def look(lake: Lake,         # An open lake
-         log: Log,           # The log it was read from
-         planes: pl.Series,  # The tail numbers that are known
-         now: int            # Minute UTC at which the day ends
-        ) -> list[Finding]:
+
+def look(
+    lake: Lake,  # An open lake
+    log: Log,  # The log it was read from
+    planes: pl.Series,  # The tail numbers that are known
+    now: int,  # Minute UTC at which the day ends
+) -> list[Finding]:
     "What the table rules find of the day before `now`"
-    recent = lake.sql("""select kind, known_time, event_time, flight_id, carrier, origin, tailnum, temp, pressure, topic, part, off from events
-        where known_time >= ? and known_time < ? and (known_time >= ? or kind in ('schedule', 'weather'))""", now - 8 * DAY, now, now - DAY)
-    times = lake.sql('select kind, known_time from events where known_time >= ? and known_time < ?', now - 30 * DAY, now)
-    last = recent.filter((pl.col('known_time') >= now - DAY) & pl.col('off').is_not_null()).top_k(1, by='off')
-    got = [log.read(t, max(0, o + 1 - _SAMPLE), min(o + 1, _SAMPLE), p) for t, p, o in last.select('topic', 'part', 'off').iter_rows()]
+    recent = lake.sql(
+        """select kind, known_time, event_time, flight_id, carrier, origin, tailnum, temp, pressure, topic, part, off from events
+        where known_time >= ? and known_time < ? and (known_time >= ? or kind in ('schedule', 'weather'))""",
+        now - 8 * DAY,
+        now,
+        now - DAY,
+    )
+    times = lake.sql(
+        'select kind, known_time from events where known_time >= ? and known_time < ?',
+        now - 30 * DAY,
+        now,
+    )
+    last = recent.filter((pl.col('known_time') >= now - DAY) & pl.col('off').is_not_null()).top_k(
+        1, by='off'
+    )
+    got = [
+        log.read(t, max(0, o + 1 - _SAMPLE), min(o + 1, _SAMPLE), p)
+        for t, p, o in last.select('topic', 'part', 'off').iter_rows()
+    ]
     return table_rules(recent, times, got[0] if got else [], planes, now)
 
-def findings(lake: Lake, found: list[Finding],
-             at: int  # Minute UTC they speak of
-            ) -> dict[str, pl.DataFrame]:  # Table -> rows, for `add`
+
+def findings(
+    lake: Lake,
+    found: list[Finding],
+    at: int,  # Minute UTC they speak of
+) -> dict[str, pl.DataFrame]:  # Table -> rows, for `add`
     "What was found, as a commit"
-    n, no = lake.sql('select coalesce(max(commit_id), 0) + 1 as n from commits')['n'][0], [f for f in found if not f.holds]
-    commit = pl.DataFrame({'commit_id': n, 'topic': 'quality', 'messages': 0, 'good': 0, 'repeated': 0, 'dead': 0, 'broken': json.dumps({f.rule: 1 for f in no}), 'ingested_at': time.time()})
-    rows = [(n, at, f.rule, f.action, int(not f.holds), not f.holds, f.value, f.says) for f in found]
-    return {'commits': commit, 'quality': pl.DataFrame(rows, orient='row', schema={'commit_id': pl.Int64, 'measured_at': pl.Int64, 'name': pl.String, 'action': pl.String, 'broken': pl.Int64, 'over': pl.Boolean, 'value': pl.Float64, 'says': pl.String})}
+    n, no = (
+        lake.sql('select coalesce(max(commit_id), 0) + 1 as n from commits')['n'][0],
+        [f for f in found if not f.holds],
+    )
+    commit = pl.DataFrame(
+        {
+            'commit_id': n,
+            'topic': 'quality',
+            'messages': 0,
+            'good': 0,
+            'repeated': 0,
+            'dead': 0,
+            'broken': json.dumps({f.rule: 1 for f in no}),
+            'ingested_at': time.time(),
+        }
+    )
+    rows = [
+        (n, at, f.rule, f.action, int(not f.holds), not f.holds, f.value, f.says) for f in found
+    ]
+    return {
+        'commits': commit,
+        'quality': pl.DataFrame(
+            rows,
+            orient='row',
+            schema={
+                'commit_id': pl.Int64,
+                'measured_at': pl.Int64,
+                'name': pl.String,
+                'action': pl.String,
+                'broken': pl.Int64,
+                'over': pl.Boolean,
+                'value': pl.Float64,
+                'says': pl.String,
+            },
+        ),
+    }
 
 # %% ../nbs/05_lake.ipynb #2aa6fc4b
-def release(lake: Lake,              # An open lake
-            rules: tuple[Rule, ...]  # The mended contract
-           ) -> int:                 # Dead letters that were let in, or were there already
+def release(
+    lake: Lake,  # An open lake
+    rules: tuple[Rule, ...],  # The mended contract
+) -> int:  # Dead letters that were let in, or were there already
     "Let in what a mended contract accepts; again is harmless"
-    old = lake.sql('select topic, part, off, raw, reasons from dead_letters order by topic, part, off').with_row_index('_i')
-    frame, _ = decode([bytes(r) for r in old['raw']]) if old.height else (pl.DataFrame(schema={'_i': pl.UInt32, **SCHEMA}), [])
+    old = lake.sql(
+        'select topic, part, off, raw, reasons from dead_letters order by topic, part, off'
+    ).with_row_index('_i')
+    frame, _ = (
+        decode([bytes(r) for r in old['raw']])
+        if old.height
+        else (pl.DataFrame(schema={'_i': pl.UInt32, **SCHEMA}), [])
+    )
     good = refuse(check(frame, rules)).good
     new, clash = _new(lake, good)
     out = good.join(clash, on='_i', how='anti').join(old, on='_i').sort('_i')
-    if not out.height: return 0
-    n = lake.sql('select coalesce(max(commit_id), 0) + 1 as n from commits')['n'][0]; where = ['topic', 'part', 'off']
-    commit = pl.DataFrame({'commit_id': n, 'topic': 'release', 'messages': 0, 'good': new.height, 'repeated': out.height - new.height, 'dead': -out.height, 'watermark': good['known_time'].max(), 'broken': '{}', 'ingested_at': time.time()})
-    add(lake, {'events': new.join(old.select('_i', *where), on='_i', maintain_order='left').drop('_i').with_columns(commit_id=pl.lit(n)), 'released': out.select(*where, 'reasons', commit_id=pl.lit(n)), 'commits': commit},
-        f'delete from dead_letters where (topic, part, off) in (select (topic, part, off) from released where commit_id = {n})')
+    if not out.height:
+        return 0
+    n = lake.sql('select coalesce(max(commit_id), 0) + 1 as n from commits')['n'][0]
+    where = ['topic', 'part', 'off']
+    commit = pl.DataFrame(
+        {
+            'commit_id': n,
+            'topic': 'release',
+            'messages': 0,
+            'good': new.height,
+            'repeated': out.height - new.height,
+            'dead': -out.height,
+            'watermark': good['known_time'].max(),
+            'broken': '{}',
+            'ingested_at': time.time(),
+        }
+    )
+    add(
+        lake,
+        {
+            'events': (
+                new.join(old.select('_i', *where), on='_i', maintain_order='left')
+                .drop('_i')
+                .with_columns(commit_id=pl.lit(n))
+            ),
+            'released': out.select(*where, 'reasons', commit_id=pl.lit(n)),
+            'commits': commit,
+        },
+        'delete from dead_letters where (topic, part, off) in (select (topic, part, off) from'
+        f' released where commit_id = {n})',
+    )
     return out.height

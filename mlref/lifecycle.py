@@ -22,18 +22,55 @@ from tqdm import tqdm
 from .calibration import LANDS, NOTE, WEEKS, calibrate, move, to_note
 from .compress import Onnx, build, recorded, size
 from .contracts import rules
-from .core import DAY, HORIZON, MlrefError, Table, check_predictor, day_start, digest, known_by, minute, rows, service_day, stamp, write_bytes
+from mlref.core import (
+    DAY,
+    HORIZON,
+    MlrefError,
+    Table,
+    check_predictor,
+    day_start,
+    digest,
+    known_by,
+    minute,
+    rows,
+    service_day,
+    stamp,
+    write_bytes,
+)
 from .evaluate import auc, day_aucs, day_bootstrap, draw, ece, interval, log_loss, paired_auc
 from .events import SCHEMA, disturb, encode, raw_folder, read_raw, silence, year
 from .features import compute
 from .flights import FLIGHTS, Static, static, version
-from .gates import Gate, better, calibrated, fresh, judge, latency, no_slice_worse, not_leaked, parity, same_features, served_as_rebuilt, small
+from mlref.gates import (
+    Gate,
+    better,
+    calibrated,
+    fresh,
+    judge,
+    latency,
+    no_slice_worse,
+    not_leaked,
+    parity,
+    same_features,
+    served_as_rebuilt,
+    small,
+)
 from .history import trace
 from .lake import Lake, add, events_at, findings, ingest, look, position
 from .log import LocalLog
 from .model import Gbm, Torch, load_model
 from .modelcard import Record, model_card
-from .monitor import MATURE, METRICS, Policy, WATCHED, Watch, alarms, at_once, realised, watched
+from mlref.monitor import (
+    MATURE,
+    METRICS,
+    Policy,
+    WATCHED,
+    Watch,
+    alarms,
+    at_once,
+    realised,
+    watched,
+)
 from .offline import record, table
 from .online import Online
 from .quality import Finding, leaking_nulls
@@ -45,13 +82,22 @@ from .stream import feed
 from .recipes import fit_cached, out_of_fold
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
-DECISIONS = {'id': pl.String, 'decided_at': pl.Int64, 'action': pl.String, 'why': pl.String, 'evidence': pl.String, 'day': pl.Int64}
+DECISIONS = {
+    'id': pl.String,
+    'decided_at': pl.Int64,
+    'action': pl.String,
+    'why': pl.String,
+    'evidence': pl.String,
+    'day': pl.Int64,
+}
 
-def decision(day: int,       # Service day at whose end it was taken
-             action: str,    # 'alarm', 'retrain', 'promote' or 'refuse'
-             why: str,       # One line for a person
-             evidence: dict  # What it rests on
-            ) -> tuple:      # A row of the decisions table
+
+def decision(
+    day: int,  # Service day at whose end it was taken
+    action: str,  # 'alarm', 'retrain', 'promote' or 'refuse'
+    why: str,  # One line for a person
+    evidence: dict,  # What it rests on
+) -> tuple:  # A row of the decisions table
     "A decision as a row"
     e = json.dumps(evidence, sort_keys=True, default=float)
     return digest([day, action, why, e])[:12], day_start(day + 1), action, why, e, day
@@ -59,37 +105,56 @@ def decision(day: int,       # Service day at whose end it was taken
 # %% ../nbs/22_lifecycle.ipynb #b23008da
 TOPIC = 'flights'
 
+
 class Home:
     "The log, lake, online store and registry of one run"
-    def __init__(self, folder: Path,          # Made when missing
-                 raw: Path | None=None        # The package's files; default: where they are installed
-                ):
+
+    def __init__(
+        self,
+        folder: Path,  # Made when missing
+        raw: Path | None = None,  # The package's files; default: where they are installed
+    ):
         raw = Path(raw) if raw else raw_folder()
-        self.folder, self.static = Path(folder), static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
-        self.rules, self.lake = rules(list(self.static.airports)), Lake(self.folder/'lake'/'mlref.duckdb')
-        self.log, self.store, self.registry = LocalLog(self.folder/'log'), Online(self.folder/'online'), Registry(self.folder/'registry', local(self.folder/'registry'))
+        self.folder, self.static = (
+            Path(folder),
+            static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
+        )
+        self.rules, self.lake = (
+            rules(list(self.static.airports)),
+            Lake(self.folder / 'lake' / 'mlref.duckdb'),
+        )
+        self.log, self.store, self.registry = (
+            LocalLog(self.folder / 'log'),
+            Online(self.folder / 'online'),
+            Registry(self.folder / 'registry', local(self.folder / 'registry')),
+        )
         self.watches: dict[str, Watch] = {}
 
     def close(self):
         "Let another process have it"
-        for part in (self.lake, self.log, self.store): part.close()
+        for part in (self.lake, self.log, self.store):
+            part.close()
 
 # %% ../nbs/22_lifecycle.ipynb #554f3f10
-def source(raw: Path,            # The package's files
-           seed: int,            # Which events come twice
-           dark: int | None=None # Lose the departures from this minute on
-          ) -> pl.DataFrame:     # Wide events in order of delivery
+def source(
+    raw: Path,  # The package's files
+    seed: int,  # Which events come twice
+    dark: int | None = None,  # Lose the departures from this minute on
+) -> pl.DataFrame:  # Wide events in order of delivery
     "What will arrive, in order"
-    events = disturb(year(raw), seed, twice=.01)
+    events = disturb(year(raw), seed, twice=0.01)
     return events if dark is None else silence(events, 'departure', dark)
 
-def deliver(home: Home,
-            source: pl.DataFrame,  # From `source`
-            until: int             # Minutes UTC
-           ) -> dict[str, int]:    # What became of the messages in the online store
+
+def deliver(
+    home: Home,
+    source: pl.DataFrame,  # From `source`
+    until: int,  # Minutes UTC
+) -> dict[str, int]:  # What became of the messages in the online store
     "Everything known before `until` into the log, the lake and the online store; again is harmless"
     have, want = home.log.end(TOPIC), source['known_time'].search_sorted(until, 'left')
-    if want > have: home.log.append(TOPIC, encode(source[have:want]))
+    if want > have:
+        home.log.append(TOPIC, encode(source[have:want]))
     ingest(home.lake, home.log, TOPIC, home.rules)
     return feed(home.store, home.log, TOPIC, home.rules)
 
@@ -97,228 +162,473 @@ def deliver(home: Home,
 @dataclass(frozen=True)
 class Plan:
     "How a run behaves; all of it goes into the evidence"
+
     kind: str = 'student'  # What serves: one of `recipes.KINDS`
     seed: int = 0
-    stop: int = 14       # Days at the end of the training rows to stop on
-    block: int = 28      # Matured days kept from a challenger, for the gates
-    cooldown: int = 28   # Days between two attempts
-    refresh: int = 42    # Days after which a champion is challenged without an alarm
-    level: float = .95   # Of the interval of the gain that must lie above zero
+    stop: int = 14  # Days at the end of the training rows to stop on
+    block: int = 28  # Matured days kept from a challenger, for the gates
+    cooldown: int = 28  # Days between two attempts
+    refresh: int = 42  # Days after which a champion is challenged without an alarm
+    level: float = 0.95  # Of the interval of the gain that must lie above zero
     engine: str = 'torch'  # What runs the network, a name in compress.ENGINES
-    timings: str = ''    # Digest of the recorded timings that chose it; '' = none, and no gate asks for latency
-    ms: float = 0.       # Wall ms for one flight in these timings
+    # Digest of the recorded timings that chose it; '' = none, and no gate asks for latency
+    timings: str = ''
+    ms: float = 0.0  # Wall ms for one flight in these timings
     policy: Policy = field(default_factory=Policy)
 
 # %% ../nbs/22_lifecycle.ipynb #cc3dd55b
-def with_record(plan: Plan,
-                file: Path  # What `mlref bench compress` wrote down
-               ) -> Plan:
+def with_record(
+    plan: Plan,
+    file: Path,  # What `mlref bench compress` wrote down
+) -> Plan:
     "The plan with the engine that recorded timings select, and these timings; raises `MlrefError` without a record"
     engine, timings = recorded(file)
-    ms = next(m['ms_1'] for m in json.loads(Path(file).read_text())['engines'] if m['engine'] == engine)
+    ms = next(
+        m['ms_1'] for m in json.loads(Path(file).read_text())['engines'] if m['engine'] == engine
+    )
     return replace(plan, engine=engine, timings=timings[:12], ms=ms)
 
 # %% ../nbs/22_lifecycle.ipynb #9eacd9e0
-def learn(home: Home, plan: Plan,
-          past: Table,            # Labelled rows that may be learnt from
-          end: int                # No cut-off of `past` lies at or after this minute
-         ) -> Torch | Gbm:
+def learn(
+    home: Home,
+    plan: Plan,
+    past: Table,  # Labelled rows that may be learnt from
+    end: int,  # No cut-off of `past` lies at or after this minute
+) -> Torch | Gbm:
     "Train on all but the last days, stop on these, and put the network into the engine that serves"
     edge = end - plan.stop * DAY
     head, tail = known_by(rows(past, past.T < edge), edge), rows(past, past.T >= edge)
-    if not len(head) or not len(tail): raise MlrefError(f'expected labelled flights on both sides of {stamp(edge)}, got {len(head)} and {len(tail)}; ingest more days or shorten stop')
-    return build(fit_cached(home.folder/'cache', plan.kind, head, tail, plan.seed), plan.engine, head.X)
+    if not len(head) or not len(tail):
+        raise MlrefError(
+            f'expected labelled flights on both sides of {stamp(edge)}, got {len(head)} and'
+            f' {len(tail)}; ingest more days or shorten stop'
+        )
+    return build(
+        fit_cached(home.folder / 'cache', plan.kind, head, tail, plan.seed), plan.engine, head.X
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #af1b8137
-def keep(home: Home, model: Torch | Gbm | Onnx, reference: pl.DataFrame, data: Table, plan: Plan, answers: list[Gate] | None=None) -> str:
+def keep(
+    home: Home,
+    model: Torch | Gbm | Onnx,
+    reference: pl.DataFrame,
+    data: Table,
+    plan: Plan,
+    answers: list[Gate] | None = None,
+) -> str:
     "Register a model with its reference scores and what the gates said; its number in the registry"
-    b = io.BytesIO(); reference.write_parquet(b)
-    write_bytes(home.folder/'registry'/'models'/model.version/'reference.parquet', b.getvalue())
+    b = io.BytesIO()
+    reference.write_parquet(b)
+    write_bytes(
+        home.folder / 'registry' / 'models' / model.version / 'reference.parquet', b.getvalue()
+    )
     y, p = reference['y'].to_numpy(), reference['p'].to_numpy()
-    params = {'seed': plan.seed, 'rows': len(data), 'features': version(FLIGHTS, home.static), 'stop_days': plan.stop}
+    params = {
+        'seed': plan.seed,
+        'rows': len(data),
+        'features': version(FLIGHTS, home.static),
+        'stop_days': plan.stop,
+    }
     record(home.lake, FLIGHTS, model.version)
-    lake = f"commit {home.lake.sql('select max(commit_id) as n from commits')['n'][0]}"
-    return register(home.registry, model, digest(data.X, data.y, data.known), {'auc': auc(y, p), 'log_loss': log_loss(y, p)}, params, answers, data.X, lake)
+    lake = f'commit {home.lake.sql("select max(commit_id) as n from commits")["n"][0]}'
+    return register(
+        home.registry,
+        model,
+        digest(data.X, data.y, data.known),
+        {'auc': auc(y, p), 'log_loss': log_loss(y, p)},
+        params,
+        answers,
+        data.X,
+        lake,
+    )
+
 
 def follow(home: Home) -> str | None:
     "Let the registry's champion be what the last decision says, with a card beside its files; the number, None before the first"
-    r = home.lake.sql("select evidence, decided_at, why from decisions where action = 'promote' order by decided_at desc limit 1")
-    if not r.height: return None
-    made = json.loads(r['evidence'][0]); number = made['number']
-    if live(home.registry) != number: promote(home.registry, number, r['decided_at'][0], r['why'][0], 'lifecycle')
-    at = home.folder/'registry'/'models'/made['version']/'card.md'
-    if not at.exists(): write_bytes(at, model_card(_recorded(home, made, r['decided_at'][0], r['why'][0])).encode())
+    r = home.lake.sql(
+        "select evidence, decided_at, why from decisions where action = 'promote' order by"
+        ' decided_at desc limit 1'
+    )
+    if not r.height:
+        return None
+    made = json.loads(r['evidence'][0])
+    number = made['number']
+    if live(home.registry) != number:
+        promote(home.registry, number, r['decided_at'][0], r['why'][0], 'lifecycle')
+    at = home.folder / 'registry' / 'models' / made['version'] / 'card.md'
+    if not at.exists():
+        write_bytes(at, model_card(_recorded(home, made, r['decided_at'][0], r['why'][0])).encode())
     return number
+
 
 def _recorded(home: Home, made: dict, at: int, why: str) -> Record:
     e = entry(home.registry, made['number'])
-    about = {**e.params, **{k: e.tags[k] for k in ('kind', 'trained_until', 'data', 'lake', 'commit', 'lock', 'features') if k in e.tags}}
-    chain = [(k, v) for k, v in trace(home.registry, made['number']) if k in ('data', 'lake', 'feature set', 'view')]
-    return Record(made['version'], about, at, why, made.get('instead_of', ''), [Gate(**g) for g in made.get('gates', [])], made.get('slices', []), chain)
+    about = {
+        **e.params,
+        **{
+            k: e.tags[k]
+            for k in ('kind', 'trained_until', 'data', 'lake', 'commit', 'lock', 'features')
+            if k in e.tags
+        },
+    }
+    chain = [
+        (k, v)
+        for k, v in trace(home.registry, made['number'])
+        if k in ('data', 'lake', 'feature set', 'view')
+    ]
+    return Record(
+        made['version'],
+        about,
+        at,
+        why,
+        made.get('instead_of', ''),
+        [Gate(**g) for g in made.get('gates', [])],
+        made.get('slices', []),
+        chain,
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #245917f2
-def _first(home: Home) -> int: return day_start(service_day(home.lake.sql("select min(sched) as t from events where kind = 'schedule'")['t'][0] - HORIZON))
+def _first(home: Home) -> int:
+    return day_start(
+        service_day(
+            home.lake.sql("select min(sched) as t from events where kind = 'schedule'")['t'][0]
+            - HORIZON
+        )
+    )
 
-def bootstrap(home: Home, plan: Plan,
-              until: int              # Only labels known by this minute
-             ) -> str:                # Number of the first champion
+
+def bootstrap(
+    home: Home,
+    plan: Plan,
+    until: int,  # Only labels known by this minute
+) -> str:  # Number of the first champion
     "The first model: trained, its reference scored out of fold, registered, promoted; again is harmless"
-    if number := follow(home): return number
+    if number := follow(home):
+        return number
     past = known_by(table(events_at(home.lake), home.static, _first(home), until), until)
     p = out_of_fold(plan.kind, past, 3, plan.seed)
     model = learn(home, plan, past, until)
     ref = watched(past.T, p, past.X, past.names).with_columns(y=pl.Series(past.y))
     number = keep(home, model, ref, past, plan)
-    evidence = {'number': number, 'version': model.version, 'trained_until': stamp(model.trained_until), 'auc_out_of_fold': round(auc(past.y, p), 4), 'rows': len(past), 'plan': asdict(plan)}
-    add(home.lake, {'decisions': pl.DataFrame([decision(service_day(until) - 1, 'promote', 'bootstrap', evidence)], schema=DECISIONS, orient='row')})
+    evidence = {
+        'number': number,
+        'version': model.version,
+        'trained_until': stamp(model.trained_until),
+        'auc_out_of_fold': round(auc(past.y, p), 4),
+        'rows': len(past),
+        'plan': asdict(plan),
+    }
+    add(
+        home.lake,
+        {
+            'decisions': pl.DataFrame(
+                [decision(service_day(until) - 1, 'promote', 'bootstrap', evidence)],
+                schema=DECISIONS,
+                orient='row',
+            )
+        },
+    )
     return follow(home)
 
 # %% ../nbs/22_lifecycle.ipynb #d169eb56
 def requests(lake: Lake, day: int) -> pl.DataFrame:
     "The flights of a service day as schedule events; raises `MlrefError` when there are none"
     lo = day_start(day) + HORIZON
-    req = lake.sql(f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and sched >= ? and sched < ? order by sched, event_id", lo, lo + DAY).cast(SCHEMA)
-    if not req.height: raise MlrefError(f'expected flights on {stamp(lo)[:10]}, found none; deliver that day first')
+    req = lake.sql(
+        f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and sched >= ? and sched <"
+        ' ? order by sched, event_id',
+        lo,
+        lo + DAY,
+    ).cast(SCHEMA)
+    if not req.height:
+        raise MlrefError(
+            f'expected flights on {stamp(lo)[:10]}, found none; deliver that day first'
+        )
     return req
 
-def score(home: Home, model: Torch | Gbm | Onnx, req: pl.DataFrame, day: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+
+def score(
+    home: Home, model: Torch | Gbm | Onnx, req: pl.DataFrame, day: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Predictions of a service day, and what the monitor keeps of them"
     names, X = FLIGHTS.names, compute(home.store, req, FLIGHTS, home.static)
-    if names != tuple(model.names): raise MlrefError(f'expected the {len(model.names)} features of model {model.version}, got {len(names)} others; train again')
+    if names != tuple(model.names):
+        raise MlrefError(
+            f'expected the {len(model.names)} features of model {model.version}, got {len(names)}'
+            ' others; train again'
+        )
     T, p = req['sched'].to_numpy() - HORIZON, model.predict(X)
-    pred = pl.DataFrame({'flight_id': req['flight_id'], 'T': T, 'scored_at': T, 'p': p, 'version': model.version, 'trained_until': model.trained_until, 'day': day})
+    pred = pl.DataFrame(
+        {
+            'flight_id': req['flight_id'],
+            'T': T,
+            'scored_at': T,
+            'p': p,
+            'version': model.version,
+            'trained_until': model.trained_until,
+            'day': day,
+        }
+    )
     return pred, watched(T, p, X, names)
 
 # %% ../nbs/22_lifecycle.ipynb #8faa56d9
-def over_http(home: Home, client: Client, pred: pl.DataFrame, req: pl.DataFrame,
-              fitted: pl.DataFrame | None=None  # From `morning`
-             ) -> dict[str, pl.DataFrame]:
+def over_http(
+    home: Home,
+    client: Client,
+    pred: pl.DataFrame,
+    req: pl.DataFrame,
+    fitted: pl.DataFrame | None = None,  # From `morning`
+) -> dict[str, pl.DataFrame]:
     "A day's predictions as the server wrote them down, and how far its log was read; raises `MlrefError` when a score differs, as the model gave it or moved by the day's map"
     client.ask('/v2/repository/models/late/load', {})
     got, p, when = client.answers(req), pred['p'].to_numpy(), stamp(int(pred['T'][0]))[:10]
-    moved, by = ([None] * len(p), None) if fitted is None else (move(p, fitted['a'][0], fitted['b'][0]).tolist(), fitted['digest'][0])
-    if [a['p'] for a in got] != p.tolist(): raise MlrefError(f'expected the server to give the scores of this process on {when}, some differ')
-    log, at = LocalLog(home.folder/'served', readonly=True), position(home.lake, 'predictions')
-    msgs = [json.loads(m) for m in log.read('predictions', at, 10**6)]; log.close()
+    moved, by = (
+        ([None] * len(p), None)
+        if fitted is None
+        else (move(p, fitted['a'][0], fitted['b'][0]).tolist(), fitted['digest'][0])
+    )
+    if [a['p'] for a in got] != p.tolist():
+        raise MlrefError(
+            f'expected the server to give the scores of this process on {when}, some differ'
+        )
+    log, at = LocalLog(home.folder / 'served', readonly=True), position(home.lake, 'predictions')
+    msgs = [json.loads(m) for m in log.read('predictions', at, 10**6)]
+    log.close()
     named = {m['flight_id']: m.get('calibration') for m in msgs}
-    if [a.get('calibrated') for a in got] != moved or {named[f] for f in pred['flight_id']} != {by}: raise MlrefError(f'expected the server to move the scores of {when} by the map {by} and to write that down, it did otherwise for some')
-    rows_ = pl.DataFrame(msgs).with_columns(day=service_day(pl.col('T'))).unique('flight_id', keep='first', maintain_order=True)
-    taken = pred.select('flight_id').join(rows_, on='flight_id', maintain_order='left').select(pred.columns).cast(pred.schema)
-    return {'predictions': taken, 'offsets': pl.DataFrame({'topic': 'predictions', 'part': 0, 'next': at + len(msgs)})}
+    if [a.get('calibrated') for a in got] != moved or {named[f] for f in pred['flight_id']} != {by}:
+        raise MlrefError(
+            f'expected the server to move the scores of {when} by the map {by} and to write that'
+            ' down, it did otherwise for some'
+        )
+    rows_ = (
+        pl.DataFrame(msgs)
+        .with_columns(day=service_day(pl.col('T')))
+        .unique('flight_id', keep='first', maintain_order=True)
+    )
+    taken = (
+        pred.select('flight_id')
+        .join(rows_, on='flight_id', maintain_order='left')
+        .select(pred.columns)
+        .cast(pred.schema)
+    )
+    return {
+        'predictions': taken,
+        'offsets': pl.DataFrame({'topic': 'predictions', 'part': 0, 'next': at + len(msgs)}),
+    }
 
 # %% ../nbs/22_lifecycle.ipynb #35962da7
 def watch(home: Home, version: str) -> Watch:
     "The watch of a model version, fitted once"
-    if version not in home.watches: home.watches[version] = Watch(pl.read_parquet(home.folder/'registry'/'models'/version/'reference.parquet'))
+    if version not in home.watches:
+        home.watches[version] = Watch(
+            pl.read_parquet(home.folder / 'registry' / 'models' / version / 'reference.parquet')
+        )
     return home.watches[version]
+
 
 def landed(home: Home, day: int, now: int) -> pl.DataFrame:
     "Scored flights of a service day with the label known at `now`: T, p, y, version"
-    return home.lake.sql("""select p.T, p.p, (a.arr_delay > 15)::double as y, p.version from predictions p
-        join events a on a.flight_id = p.flight_id and a.kind = 'arrival' and a.known_time <= ? where p.day = ? order by p.T, p.flight_id""", now, day)
+    return home.lake.sql(
+        """select p.T, p.p, (a.arr_delay > 15)::double as y, p.version from predictions p
+        join events a on a.flight_id = p.flight_id and a.kind = 'arrival' and a.known_time <= ? where p.day = ? order by p.T, p.flight_id""",
+        now,
+        day,
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #32f481bd
 def morning(home: Home, day: int) -> pl.DataFrame | None:
     "The row of the calibrations table of a service day, from what was known when it began; None when no late and punctual flights had landed"
-    at = day_start(day); until = at - LANDS
-    r = home.lake.sql("""select p.T, p.p, (a.arr_delay > 15)::double as y, a.known_time as known from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' and a.known_time <= ?
-        where p.T >= ? and p.T < ? order by p.T, p.flight_id""", at, until - WEEKS * 7 * DAY, until)
-    if r['y'].n_unique() < 2: return None
+    at = day_start(day)
+    until = at - LANDS
+    r = home.lake.sql(
+        """select p.T, p.p, (a.arr_delay > 15)::double as y, a.known_time as known from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' and a.known_time <= ?
+        where p.T >= ? and p.T < ? order by p.T, p.flight_id""",
+        at,
+        until - WEEKS * 7 * DAY,
+        until,
+    )
+    if r['y'].n_unique() < 2:
+        return None
     c = calibrate(*(r[k].to_numpy() for k in ('p', 'y', 'T', 'known')), at)
     return pl.DataFrame({'day': day, 'fitted_at': at, **asdict(c), 'digest': c.digest})
+
 
 def _levels(home: Home, truth: pl.DataFrame, day: int) -> pl.DataFrame:
     "What the day's map did to scores whose labels have landed, as rows of the metrics table"
     m = home.lake.sql('select a, b from calibrations where day = ?', day)
-    if not truth.height or not m.height: return pl.DataFrame(schema=METRICS)
-    p, y = truth['p'].to_numpy(), truth['y'].to_numpy(); q = move(p, *m.row(0))
-    found = (('log_loss', log_loss(y, p)), ('log_loss_calibrated', log_loss(y, q)), ('gap_calibrated', float(q.mean() - y.mean())))
-    return pl.DataFrame([(day_start(day + 1 + MATURE), k, truth['version'][0], v, None, None, len(y), day) for k, v in found], schema=METRICS, orient='row')
+    if not truth.height or not m.height:
+        return pl.DataFrame(schema=METRICS)
+    p, y = truth['p'].to_numpy(), truth['y'].to_numpy()
+    q = move(p, *m.row(0))
+    found = (
+        ('log_loss', log_loss(y, p)),
+        ('log_loss_calibrated', log_loss(y, q)),
+        ('gap_calibrated', float(q.mean() - y.mean())),
+    )
+    return pl.DataFrame(
+        [
+            (day_start(day + 1 + MATURE), k, truth['version'][0], v, None, None, len(y), day)
+            for k, v in found
+        ],
+        schema=METRICS,
+        orient='row',
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #0ef6ae63
-def publish(home: Home, day: int,
-            fitted: pl.DataFrame | None  # From `morning`
-           ) -> None:
+def publish(
+    home: Home,
+    day: int,
+    fitted: pl.DataFrame | None,  # From `morning`
+) -> None:
     "Let servers answer with the map of a service day; again is harmless"
-    before = home.lake.sql('select * from calibrations where day >= ? and day < ?', day - BACK // DAY, day)
-    home.store.write({NOTE: None if fitted is None else to_note([*before.to_dicts(), *fitted.to_dicts()])})
+    before = home.lake.sql(
+        'select * from calibrations where day >= ? and day < ?', day - BACK // DAY, day
+    )
+    home.store.write(
+        {NOTE: None if fitted is None else to_note([*before.to_dicts(), *fitted.to_dicts()])}
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #3c4a7108
 def measure(home: Home, seen: pl.DataFrame, version: str, day: int) -> pl.DataFrame:
     "Rows of the metrics table at the end of a service day"
     truth = landed(home, day - MATURE, day_start(day + 1))
-    old = [realised(watch(home, v), part.drop('version'), v) for (v,), part in truth.group_by(['version'], maintain_order=True)]
-    return pl.concat([at_once(watch(home, version), seen, version), *old, _levels(home, truth, day - MATURE)])
+    old = [
+        realised(watch(home, v), part.drop('version'), v)
+        for (v,), part in truth.group_by(['version'], maintain_order=True)
+    ]
+    return pl.concat(
+        [at_once(watch(home, version), seen, version), *old, _levels(home, truth, day - MATURE)]
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #1624b14a
-def wanted(on: dict[str, dict],       # Alarms that are on
-           tried: int | None,         # Service day of the last attempt
-           born: int,                 # Service day of the first model
-           day: int,                  # Today
-           plan: Plan
-          ) -> str:                   # Why to train a challenger tonight; '' = not
+def wanted(
+    on: dict[str, dict],  # Alarms that are on
+    tried: int | None,  # Service day of the last attempt
+    born: int,  # Service day of the first model
+    day: int,  # Today
+    plan: Plan,
+) -> str:  # Why to train a challenger tonight; '' = not
     "Whether to train a challenger tonight"
-    if on and (tried is None or day - tried >= plan.cooldown): return f'alarms: {", ".join(on)}'
+    if on and (tried is None or day - tried >= plan.cooldown):
+        return f'alarms: {", ".join(on)}'
     return 'age' if day - (tried or born) >= plan.refresh else ''
 
 # %% ../nbs/22_lifecycle.ipynb #bcac9fe4
 @dataclass(frozen=True)
 class Challenge:
     "A challenger and all that was asked of it"
+
     model: Torch | Gbm | Onnx
     answers: list[Gate]
-    slices: list[dict]       # Of the flights that judged: by, slice, n, late, auc, low, high, difference to the champion
+    # Of the flights that judged: by, slice, n, late, auc, low, high, difference to the champion
+    slices: list[dict]
     reference: pl.DataFrame  # Its scores of them, for the monitor
-    past: Table              # What it learnt from
+    past: Table  # What it learnt from
+
 
 def _slices(test: Table, p: np.ndarray, q: np.ndarray) -> tuple[list[dict], pl.DataFrame]:
     day, cuts = service_day(test.T), {k: v for k, v in groups(test).items() if k != 'month'}
     found, gaps = slices(test.y, p, day, cuts), differences(test.y, p, q, day, cuts)
-    both = found.drop('log_loss', 'ece').join(gaps.select('by', 'slice', 'difference'), on=['by', 'slice'], how='left', maintain_order='left')
-    return [{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in both.iter_rows(named=True)], gaps
+    both = found.drop('log_loss', 'ece').join(
+        gaps.select('by', 'slice', 'difference'),
+        on=['by', 'slice'],
+        how='left',
+        maintain_order='left',
+    )
+    return [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()}
+        for r in both.iter_rows(named=True)
+    ], gaps
+
 
 def _logged(home: Home, model: Torch | Gbm | Onnx, test: Table, q: np.ndarray) -> pl.DataFrame:
-    was = home.lake.sql('select flight_id, p from predictions where version = ? and T >= ? and T <= ?', model.version, int(test.T.min()), int(test.T.max()))
-    return pl.DataFrame({'flight_id': test.ids, 'q': q}).join(was, on='flight_id', maintain_order='left')
+    was = home.lake.sql(
+        'select flight_id, p from predictions where version = ? and T >= ? and T <= ?',
+        model.version,
+        int(test.T.min()),
+        int(test.T.max()),
+    )
+    return pl.DataFrame({'flight_id': test.ids, 'q': q}).join(
+        was, on='flight_id', maintain_order='left'
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #39228c35
-def ask(home: Home, plan: Plan, model: Torch | Gbm | Onnx, past: Table, test: Table,
-        p: np.ndarray,  # The model's scores of `test`
-        now: int) -> tuple[list[Gate], list[dict]]:
+def ask(
+    home: Home,
+    plan: Plan,
+    model: Torch | Gbm | Onnx,
+    past: Table,
+    test: Table,
+    p: np.ndarray,  # The model's scores of `test`
+    now: int,
+) -> tuple[list[Gate], list[dict]]:
     "Every gate, and the slices of the flights that judge"
-    best = champion(home.registry); q, source = best.predict(test.X), getattr(model, 'source', model)
-    told, gaps = _slices(test, p, q); was = _logged(home, best, test, q)
-    newest = home.lake.sql('select max(known_time) as t from events where known_time <= ?', now)['t'][0]
+    best = champion(home.registry)
+    q, source = best.predict(test.X), getattr(model, 'source', model)
+    told, gaps = _slices(test, p, q)
+    was = _logged(home, best, test, q)
+    newest = home.lake.sql('select max(known_time) as t from events where known_time <= ?', now)[
+        't'
+    ][0]
     serves = entry(home.registry, live(home.registry)).params['features']
-    return [same_features(model.names, version(FLIGHTS, home.static), FLIGHTS.names, serves), *not_leaked(past.T, past.known, model.trained_until, now - (MATURE + plan.block) * DAY),
-            fresh('labels', int(test.known.max()), now, (MATURE + 1) * DAY), fresh('events', newest, now, DAY),
-            better(*paired_auc(test.y, p, q, service_day(test.T), level=plan.level), plan.level), calibrated(test.y, p, q), no_slice_worse(gaps),
-            parity(p, source.predict(test.X), .02 if 'int8' in plan.engine else 1e-5), *([latency(plan.ms, plan.timings)] if plan.timings else []), small(size(model)),
-            served_as_rebuilt(was['p'].to_numpy(), was['q'].to_numpy())], told
+    return [
+        same_features(model.names, version(FLIGHTS, home.static), FLIGHTS.names, serves),
+        *not_leaked(past.T, past.known, model.trained_until, now - (MATURE + plan.block) * DAY),
+        fresh('labels', int(test.known.max()), now, (MATURE + 1) * DAY),
+        fresh('events', newest, now, DAY),
+        better(*paired_auc(test.y, p, q, service_day(test.T), level=plan.level), plan.level),
+        calibrated(test.y, p, q),
+        no_slice_worse(gaps),
+        parity(p, source.predict(test.X), 0.02 if 'int8' in plan.engine else 1e-5),
+        *([latency(plan.ms, plan.timings)] if plan.timings else []),
+        small(size(model)),
+        served_as_rebuilt(was['p'].to_numpy(), was['q'].to_numpy()),
+    ], told
+
 
 def challenge(home: Home, plan: Plan, now: int) -> Challenge:
     "Train a challenger and put it to the gates"
-    end = now - MATURE * DAY; begin = end - plan.block * DAY
+    end = now - MATURE * DAY
+    begin = end - plan.block * DAY
     every = table(events_at(home.lake), home.static, _first(home), end)
-    past, test = known_by(rows(every, every.T < begin), begin), known_by(rows(every, every.T >= begin), now)
+    past, test = (
+        known_by(rows(every, every.T < begin), begin),
+        known_by(rows(every, every.T >= begin), now),
+    )
     model = learn(home, plan, past, begin)
     check_predictor(model, test.X[:100])
-    p = model.predict(test.X); answers, told = ask(home, plan, model, past, test, p, now)
-    return Challenge(model, answers, told, watched(test.T, p, test.X, test.names).with_columns(y=pl.Series(test.y)), past)
+    p = model.predict(test.X)
+    answers, told = ask(home, plan, model, past, test, p, now)
+    return Challenge(
+        model,
+        answers,
+        told,
+        watched(test.T, p, test.X, test.names).with_columns(y=pl.Series(test.y)),
+        past,
+    )
 
 # %% ../nbs/22_lifecycle.ipynb #81eaa7df
-def found_on(home: Home, version: str,  # Of the model that serves
-             day: int) -> list[Finding]:
+def found_on(
+    home: Home,
+    version: str,  # Of the model that serves
+    day: int,
+) -> list[Finding]:
     "What the table rules find at the end of a service day"
-    out = look(home.lake, home.log, pl.Series('tailnum', list(home.static.planes)), day_start(day + 1))
-    if home.lake.sql('select count(*) as n from predictions where version = ?', version)['n'][0]: return out
-    ref = pl.read_parquet(home.folder/'registry'/'models'/version/'reference.parquet')
-    return out + leaking_nulls(ref.select(WATCHED).fill_nan(None), ref['y'], .5)
+    out = look(
+        home.lake, home.log, pl.Series('tailnum', list(home.static.planes)), day_start(day + 1)
+    )
+    if home.lake.sql('select count(*) as n from predictions where version = ?', version)['n'][0]:
+        return out
+    ref = pl.read_parquet(home.folder / 'registry' / 'models' / version / 'reference.parquet')
+    return out + leaking_nulls(ref.select(WATCHED).fill_nan(None), ref['y'], 0.5)
 
-def mistrust(found: list[Finding],
-             before: list[str],  # Rules that failed the day before
-             day: int
-            ) -> tuple[bool, list[tuple]]:  # Whether a rule fails; a row of the decisions table when one begins to
+
+def mistrust(
+    found: list[Finding],
+    before: list[str],  # Rules that failed the day before
+    day: int,
+    # Whether a rule fails; a row of the decisions table when one begins to
+) -> tuple[bool, list[tuple]]:
     "What findings mean for the models"
     bad = {f.rule: f.says for f in found if f.action == 'fail' and not f.holds}
     new = {k: v for k, v in bad.items() if k not in before}
@@ -326,25 +636,71 @@ def mistrust(found: list[Finding],
 
 # %% ../nbs/22_lifecycle.ipynb #1314abae
 def _history(home: Home, version: str, day: int, fresh: pl.DataFrame) -> pl.DataFrame:
-    old = home.lake.sql('select * from metrics where version = ? and day >= ?', version, day - 21).cast(METRICS)
+    old = home.lake.sql(
+        'select * from metrics where version = ? and day >= ?', version, day - 21
+    ).cast(METRICS)
     return pl.concat([old, fresh]).filter(pl.col('version') == version)
 
-def decide(home: Home, plan: Plan, metrics: pl.DataFrame, version: str, day: int, trusted: bool=True) -> list[tuple]:
+
+def decide(
+    home: Home, plan: Plan, metrics: pl.DataFrame, version: str, day: int, trusted: bool = True
+) -> list[tuple]:
     "Rows of the decisions table at the end of a service day; no challenger is trained from tables that are not `trusted`"
     every, now, out = _history(home, version, day, metrics), day_start(day + 1), []
-    on, before = alarms(every, plan.policy), alarms(every.filter(pl.col('measured_at') < now), plan.policy)
-    if new := {k: v for k, v in on.items() if k not in before}: out.append(decision(day, 'alarm', ', '.join(new), new))
-    born, tried = home.lake.sql("select min(day) as b, max(day) filter (action = 'retrain') as t from decisions where action in ('promote', 'retrain')").row(0)
-    if not (why := wanted(on, tried, born, day, plan)) or not trusted: return out
-    if now - (MATURE + plan.block + plan.stop + 7) * DAY < _first(home): return out  # too young to be judged
-    c = challenge(home, plan, now); ok = judge(c.answers)
-    number, failed = keep(home, c.model, c.reference, c.past, plan, c.answers), ', '.join(g.name for g in c.answers if not g.passed)
-    out.append(decision(day, 'retrain', why, {'alarms': on, 'rows': len(c.past), 'version': c.model.version, 'trained_until': stamp(c.model.trained_until)}))
-    out.append(decision(day, 'promote' if ok else 'refuse', 'all gates passed' if ok else failed, {'number': number, 'version': c.model.version, 'instead_of': version, 'gates': [asdict(g) for g in c.answers], 'slices': c.slices}))
+    on, before = (
+        alarms(every, plan.policy),
+        alarms(every.filter(pl.col('measured_at') < now), plan.policy),
+    )
+    if new := {k: v for k, v in on.items() if k not in before}:
+        out.append(decision(day, 'alarm', ', '.join(new), new))
+    born, tried = home.lake.sql(
+        "select min(day) as b, max(day) filter (action = 'retrain') as t from decisions where"
+        " action in ('promote', 'retrain')"
+    ).row(0)
+    if not (why := wanted(on, tried, born, day, plan)) or not trusted:
+        return out
+    # too young to be judged
+    if now - (MATURE + plan.block + plan.stop + 7) * DAY < _first(home):
+        return out
+    c = challenge(home, plan, now)
+    ok = judge(c.answers)
+    number, failed = (
+        keep(home, c.model, c.reference, c.past, plan, c.answers),
+        ', '.join(g.name for g in c.answers if not g.passed),
+    )
+    out.append(
+        decision(
+            day,
+            'retrain',
+            why,
+            {
+                'alarms': on,
+                'rows': len(c.past),
+                'version': c.model.version,
+                'trained_until': stamp(c.model.trained_until),
+            },
+        )
+    )
+    out.append(
+        decision(
+            day,
+            'promote' if ok else 'refuse',
+            'all gates passed' if ok else failed,
+            {
+                'number': number,
+                'version': c.model.version,
+                'instead_of': version,
+                'gates': [asdict(g) for g in c.answers],
+                'slices': c.slices,
+            },
+        )
+    )
     return out
 
 # %% ../nbs/22_lifecycle.ipynb #00d0c85c
-def live_day(home: Home, source: pl.DataFrame, plan: Plan, day: int, client: Client | None=None) -> list[tuple]:
+def live_day(
+    home: Home, source: pl.DataFrame, plan: Plan, day: int, client: Client | None = None
+) -> list[tuple]:
     "One service day from delivery to decision; commits it and gives its decisions"
     follow(home)
     model = champion(home.registry)
@@ -355,82 +711,214 @@ def live_day(home: Home, source: pl.DataFrame, plan: Plan, day: int, client: Cli
     scored = over_http(home, client, pred, req, fitted) if client else {'predictions': pred}
     metrics = measure(home, seen, model.version, day)
     found = found_on(home, model.version, day)
-    failed = home.lake.sql("select name from quality where measured_at = ? and of_rows is null and action = 'fail' and over", day_start(day))['name'].to_list()
+    failed = home.lake.sql(
+        "select name from quality where measured_at = ? and of_rows is null and action = 'fail' and"
+        ' over',
+        day_start(day),
+    )['name'].to_list()
     bad, alarm = mistrust(found, failed, day)
     made = alarm + decide(home, plan, metrics, model.version, day, not bad)
-    add(home.lake, {**scored, 'metrics': metrics, 'decisions': pl.DataFrame(made, schema=DECISIONS, orient='row'), 'days': pl.DataFrame({'day': [day]}), **findings(home.lake, found, day_start(day + 1)), **({'calibrations': fitted} if fitted is not None else {})})
+    add(
+        home.lake,
+        {
+            **scored,
+            'metrics': metrics,
+            'decisions': pl.DataFrame(made, schema=DECISIONS, orient='row'),
+            'days': pl.DataFrame({'day': [day]}),
+            **findings(home.lake, found, day_start(day + 1)),
+            **({'calibrations': fitted} if fitted is not None else {}),
+        },
+    )
     follow(home)
     return made
 
 # %% ../nbs/22_lifecycle.ipynb #eca8d2c7
-def live_through(home: Home, source: pl.DataFrame, plan: Plan, start: int, end: int, served: int=0, progress: bool=False) -> int:
+def live_through(
+    home: Home,
+    source: pl.DataFrame,
+    plan: Plan,
+    start: int,
+    end: int,
+    served: int = 0,
+    progress: bool = False,
+) -> int:
     "Every service day from `start` to `end` (minutes UTC, excluded) that is not committed yet, those before `served` over HTTP; how many were lived"
     done = set(home.lake.sql('select day from days')['day'])
     todo = [d for d in range(service_day(start), service_day(end)) if d not in done]
-    process, client = start_server(home.folder, home.folder/'served') if todo and day_start(todo[0]) < served else (None, None)
+    process, client = (
+        start_server(home.folder, home.folder / 'served')
+        if todo and day_start(todo[0]) < served
+        else (None, None)
+    )
     try:
         for day in (bar := tqdm(todo, disable=not progress, desc='days', mininterval=1)):
-            for row in live_day(home, source, plan, day, client if day_start(day) < served else None): bar.write(f'{stamp(row[1])[:10]} {row[2]}: {row[3][:110]}')
+            for row in live_day(
+                home, source, plan, day, client if day_start(day) < served else None
+            ):
+                bar.write(f'{stamp(row[1])[:10]} {row[2]}: {row[3][:110]}')
     finally:
-        if process: process.kill(); process.wait()
+        if process:
+            process.kill()
+            process.wait()
     return len(todo)
 
 # %% ../nbs/22_lifecycle.ipynb #42567092
-def digests(lake: Lake) -> dict[str, str]:  # Table -> sha256
+def digests(
+    lake: Lake,
+) -> dict[str, str]:  # Table -> sha256
     "What two runs with one seed must share"
-    q = {'events': f"select {', '.join(SCHEMA)} from events order by known_time, event_id", 'predictions': 'select * from predictions order by T, flight_id',
-         'decisions': 'select id, decided_at, action, why, evidence, day from decisions order by decided_at, id',
-         'metrics': 'select * from metrics order by measured_at, name, version, day', 'calibrations': 'select * from calibrations order by day'}
+    q = {
+        'events': f'select {", ".join(SCHEMA)} from events order by known_time, event_id',
+        'predictions': 'select * from predictions order by T, flight_id',
+        'decisions': (
+            'select id, decided_at, action, why, evidence, day from decisions order by'
+            ' decided_at, id'
+        ),
+        'metrics': 'select * from metrics order by measured_at, name, version, day',
+        'calibrations': 'select * from calibrations order by day',
+    }
     return {k: digest(lake.sql(s)) for k, s in q.items()}
 
 # %% ../nbs/22_lifecycle.ipynb #ceb324e2
 _MARKS = {'alarm': ('C1', ':'), 'refuse': ('C3', '--'), 'promote': ('C2', '-')}
 
-def story(metrics: pl.DataFrame,    # Rows of the metrics table
-          decisions: pl.DataFrame   # Rows of the decisions table
-         ):                         # A matplotlib figure
+
+def story(
+    metrics: pl.DataFrame,  # Rows of the metrics table
+    decisions: pl.DataFrame,  # Rows of the decisions table
+):  # A matplotlib figure
     "What was measured and decided, day by day"
     import matplotlib.pyplot as plt
     from matplotlib.dates import ConciseDateFormatter
+
     fig, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout='constrained')
     day = lambda d: np.asarray(d, 'datetime64[D]')
-    for ax, names in zip(axes, (('auc', 'auc_estimated'), ('gap',), ('missing:all_dep_delay_180m', 'missing:prev_slack'))):
+    for ax, names in zip(
+        axes,
+        (('auc', 'auc_estimated'), ('gap',), ('missing:all_dep_delay_180m', 'missing:prev_slack')),
+    ):
         for i, name in enumerate(names):
-            m = metrics.filter(pl.col('name') == name).sort('day'); x = day(m['day'].to_numpy())
-            ax.plot(x, m['value'], '.', ms=3, color=f'C{3 * i}', alpha=.5); ax.plot(x, m['value'].fill_nan(None).rolling_mean(14, min_samples=3), color=f'C{3 * i}', label=name)
-            for c in ('low', 'high'): ax.plot(x, m[c], color=f'C{3 * i}', lw=.7, ls=':')
+            m = metrics.filter(pl.col('name') == name).sort('day')
+            x = day(m['day'].to_numpy())
+            ax.plot(x, m['value'], '.', ms=3, color=f'C{3 * i}', alpha=0.5)
+            ax.plot(
+                x,
+                m['value'].fill_nan(None).rolling_mean(14, min_samples=3),
+                color=f'C{3 * i}',
+                label=name,
+            )
+            for c in ('low', 'high'):
+                ax.plot(x, m[c], color=f'C{3 * i}', lw=0.7, ls=':')
         for at, what in decisions.select('decided_at', 'action').iter_rows():
-            if what in _MARKS: ax.axvline(np.datetime64(at, 'm'), color=_MARKS[what][0], ls=_MARKS[what][1], lw=1)
-        ax.legend(loc='lower left', fontsize=8); ax.set_ylabel(names[0].split(':')[0])
-    for k, (c, ls) in _MARKS.items(): axes[2].plot([], [], color=c, ls=ls, label=k)
+            if what in _MARKS:
+                ax.axvline(np.datetime64(at, 'm'), color=_MARKS[what][0], ls=_MARKS[what][1], lw=1)
+        ax.legend(loc='lower left', fontsize=8)
+        ax.set_ylabel(names[0].split(':')[0])
+    for k, (c, ls) in _MARKS.items():
+        axes[2].plot([], [], color=c, ls=ls, label=k)
     axes[2].legend(loc='lower left', fontsize=8, ncols=5)
     axes[2].xaxis.set_major_formatter(ConciseDateFormatter(axes[2].xaxis.get_major_locator()))
     return fig
 
 # %% ../nbs/22_lifecycle.ipynb #cb2b8ae2
-_COUNTS = (('messages neither in the lake, repeated nor refused', "(select sum(next) from offsets where topic = 'flights') - (select count(*) from events) - (select sum(repeated) from commits) - (select count(*) from dead_letters)", '== 0'),
-    ('events in the lake', '(select count(*) from events)', ''), ('events more than once', '(select count(*) - count(distinct event_id) from events)', '== 0'),
-    ('messages quarantined', '(select count(*) from dead_letters)', ''), ('days lived', '(select count(*) from days)', ''), ('flights scored', '(select count(*) from predictions)', ''),
-    ('flights scored over HTTP, taken from the log of the server', "(select coalesce(max(next), 0) from offsets where topic = 'predictions')", ''),
-    ('flights scored twice', '(select count(*) - count(distinct flight_id) from predictions)', '== 0'),
-    ('flights scored by a model that had seen later labels', '(select count(*) from predictions where trained_until > scored_at)', '== 0'),
-    ('flights not scored by the champion of their minute', """(select count(*) from predictions p asof left join (select decided_at, evidence->>'version' as version from decisions where action = 'promote') d
-        on p.scored_at >= d.decided_at where p.version is distinct from d.version)""", '== 0'),
-    ('calibrations that had seen labels of their own day or later', '(select count(*) from calibrations where known > fitted_at or fitted_at > day * 1440 + 420)', '== 0'),
-    ('decisions without evidence', "(select count(*) from decisions where evidence in ('', '{}'))", '== 0'),
-    *((f'decisions: {a}', f"(select count(*) from decisions where action = '{a}')", '') for a in ('alarm', 'retrain', 'refuse', 'promote')))
+_COUNTS = (
+    (
+        'messages neither in the lake, repeated nor refused',
+        (
+            "(select sum(next) from offsets where topic = 'flights') - (select count(*) from"
+            ' events) - (select sum(repeated) from commits) - (select count(*) from dead_letters)'
+        ),
+        '== 0',
+    ),
+    ('events in the lake', '(select count(*) from events)', ''),
+    ('events more than once', '(select count(*) - count(distinct event_id) from events)', '== 0'),
+    ('messages quarantined', '(select count(*) from dead_letters)', ''),
+    ('days lived', '(select count(*) from days)', ''),
+    ('flights scored', '(select count(*) from predictions)', ''),
+    (
+        'flights scored over HTTP, taken from the log of the server',
+        "(select coalesce(max(next), 0) from offsets where topic = 'predictions')",
+        '',
+    ),
+    (
+        'flights scored twice',
+        '(select count(*) - count(distinct flight_id) from predictions)',
+        '== 0',
+    ),
+    (
+        'flights scored by a model that had seen later labels',
+        '(select count(*) from predictions where trained_until > scored_at)',
+        '== 0',
+    ),
+    (
+        'flights not scored by the champion of their minute',
+        """(select count(*) from predictions p asof left join (select decided_at, evidence->>'version' as version from decisions where action = 'promote') d
+        on p.scored_at >= d.decided_at where p.version is distinct from d.version)""",
+        '== 0',
+    ),
+    (
+        'calibrations that had seen labels of their own day or later',
+        (
+            '(select count(*) from calibrations where known > fitted_at or fitted_at > day * 1440 +'
+            ' 420)'
+        ),
+        '== 0',
+    ),
+    (
+        'decisions without evidence',
+        "(select count(*) from decisions where evidence in ('', '{}'))",
+        '== 0',
+    ),
+    *(
+        (f'decisions: {a}', f"(select count(*) from decisions where action = '{a}')", '')
+        for a in ('alarm', 'retrain', 'refuse', 'promote')
+    ),
+)
 
-def summary(lake: Lake) -> list[dict]:  # name, value, unit, goal, n; for scores also low and high
+
+def summary(
+    lake: Lake,
+) -> list[dict]:  # name, value, unit, goal, n; for scores also low and high
     "What must hold of a run, and how good it was, with 95 % intervals by whole days"
     n = lake.sql('select count(*) as n from predictions')['n'][0]
-    out = [{'name': k, 'value': int(lake.sql(f'select {q} as v')['v'][0] or 0), 'unit': '', 'goal': g, 'n': n} for k, q, g in _COUNTS]
-    r = lake.sql("""select p.T, p.p, (a.arr_delay > 15)::double as y from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' order by p.T, p.flight_id""")
-    T, p, y = (r[c].to_numpy() for c in ('T', 'p', 'y')); day = service_day(T)
+    out = [
+        {
+            'name': k,
+            'value': int(lake.sql(f'select {q} as v')['v'][0] or 0),
+            'unit': '',
+            'goal': g,
+            'n': n,
+        }
+        for k, q, g in _COUNTS
+    ]
+    r = lake.sql(
+        """select p.T, p.p, (a.arr_delay > 15)::double as y from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' order by p.T, p.flight_id"""
+    )
+    T, p, y = (r[c].to_numpy() for c in ('T', 'p', 'y'))
+    day = service_day(T)
     m = lake.sql('select day, a, b from calibrations').rows_by_key('day', unique=True)
-    a, b = np.array([m.get(int(d), (0., 1.)) for d in day]).T; q = move(p, a, b)
-    days = np.unique(day); taken = draw(len(days), 200, 0)
+    a, b = np.array([m.get(int(d), (0.0, 1.0)) for d in day]).T
+    q = move(p, a, b)
+    days = np.unique(day)
+    taken = draw(len(days), 200, 0)
     for kind, v in (('', p), ('calibrated: ', q)):
-        for name, value, spread in (('AUC', auc(y, v), day_aucs(y, v, day, days, taken)), ('log-loss', log_loss(y, v), day_bootstrap(lambda i: log_loss(y[i], v[i]), day))):
-            low, high = interval(spread); out.append({'name': f'{kind}realised {name}', 'value': value, 'unit': '', 'goal': '', 'n': len(y), 'low': low, 'high': high})
-        out.append({'name': f'{kind}realised ECE', 'value': ece(y, v), 'unit': '', 'goal': '', 'n': len(y)})
+        for name, value, spread in (
+            ('AUC', auc(y, v), day_aucs(y, v, day, days, taken)),
+            ('log-loss', log_loss(y, v), day_bootstrap(lambda i: log_loss(y[i], v[i]), day)),
+        ):
+            low, high = interval(spread)
+            out.append(
+                {
+                    'name': f'{kind}realised {name}',
+                    'value': value,
+                    'unit': '',
+                    'goal': '',
+                    'n': len(y),
+                    'low': low,
+                    'high': high,
+                }
+            )
+        out.append(
+            {'name': f'{kind}realised ECE', 'value': ece(y, v), 'unit': '', 'goal': '', 'n': len(y)}
+        )
     return out

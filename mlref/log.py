@@ -23,137 +23,233 @@ from .events import encode
 @runtime_checkable
 class Log(Protocol):
     "An append-only list of messages per topic and partition"
-    def append(self, topic: str, messages: list[bytes], partition: int=0) -> int: ...
-    def read(self, topic: str, start: int, limit: int, partition: int=0) -> list[bytes]: ...
-    def end(self, topic: str, partition: int=0) -> int: ...
+
+    def append(self, topic: str, messages: list[bytes], partition: int = 0) -> int: ...
+    def read(self, topic: str, start: int, limit: int, partition: int = 0) -> list[bytes]: ...
+    def end(self, topic: str, partition: int = 0) -> int: ...
 
 # %% ../nbs/03_log.ipynb #867e4a3a
 class LocalLog:
     "A durable log in a folder: one append at a time, any number of reading processes"
-    def __init__(self,
-                 folder: Path,           # Made when missing
-                 readonly: bool=False,   # A reader never creates anything
-                 size: int=8*2**30       # The most it may grow to, bytes; address space, not disk
-                ):
+
+    def __init__(
+        self,
+        folder: Path,  # Made when missing
+        readonly: bool = False,  # A reader never creates anything
+        size: int = 8 * 2**30,  # The most it may grow to, bytes; address space, not disk
+    ):
         self.folder, self.dbs = Path(folder), {}
-        new = not (f := self.folder/'data.mdb').exists()
-        if readonly and new: raise MlrefError(f'expected a log in {folder}, found none; append events to it first')
-        if not new and not f.stat().st_size: raise MlrefError(f'expected a log in {folder}, its file data.mdb is empty; restore it, or remove it to begin a new one')
-        try: self.folder.mkdir(parents=True, exist_ok=True); self.env = lmdb.open(str(self.folder), map_size=size, max_dbs=256, readonly=readonly, subdir=True)
+        new = not (f := self.folder / 'data.mdb').exists()
+        if readonly and new:
+            raise MlrefError(f'expected a log in {folder}, found none; append events to it first')
+        if not new and not f.stat().st_size:
+            raise MlrefError(
+                f'expected a log in {folder}, its file data.mdb is empty; restore it, or remove it'
+                ' to begin a new one'
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.env = lmdb.open(
+                str(self.folder), map_size=size, max_dbs=256, readonly=readonly, subdir=True
+            )
         except (lmdb.Error, OSError) as e:
-            for x in (f, self.folder/'lock.mdb') if new else (): x.unlink(missing_ok=True)  # what could not be made whole would be in the way of the next try
-            raise MlrefError(f'expected a log in {folder}, could not open it: {e}; restore it or choose another folder') from None
+            # what could not be made whole would be in the way of the next try
+            for x in (f, self.folder / 'lock.mdb') if new else ():
+                x.unlink(missing_ok=True)
+            raise MlrefError(
+                f'expected a log in {folder}, could not open it: {e}; restore it or choose another'
+                ' folder'
+            ) from None
         pages, psize = self.env.info()['last_pgno'] + 1, self.env.stat()['psize']
         if (have := f.stat().st_size) < pages * psize:
-            self.env.close(); raise MlrefError(f'expected {pages * psize:,} bytes in {folder}/data.mdb, found {have:,}: it was cut off; restore it from a copy')
+            self.env.close()
+            raise MlrefError(
+                f'expected {pages * psize:,} bytes in {folder}/data.mdb, found {have:,}: it was cut'
+                ' off; restore it from a copy'
+            )
 
     def _db(self, topic: str, partition: int):
         key = f'{topic}/{partition}'.encode()
         if key not in self.dbs:
-            try: self.dbs[key] = self.env.open_db(key, create=not self.env.flags()['readonly'])
-            except (lmdb.NotFoundError, lmdb.ReadonlyError): return None
+            try:
+                self.dbs[key] = self.env.open_db(key, create=not self.env.flags()['readonly'])
+            except (lmdb.NotFoundError, lmdb.ReadonlyError):
+                return None
         return self.dbs[key]
 
 # %% ../nbs/03_log.ipynb #9d610307
-def _key(offset: int) -> bytes: return struct.pack('>Q', offset)
+def _key(offset: int) -> bytes:
+    return struct.pack('>Q', offset)
+
 
 def _end(txn, db) -> int:
-    with txn.cursor(db) as c: return struct.unpack('>Q', c.key())[0] + 1 if c.last() else 0
+    with txn.cursor(db) as c:
+        return struct.unpack('>Q', c.key())[0] + 1 if c.last() else 0
 
-def _append(self, topic: str,           # Name of the stream
-            messages: list[bytes],      # What to add, in order
-            partition: int=0            # Partitions are separate lists
-           ) -> int:                    # Offset of the first message added
+
+def _append(
+    self,
+    topic: str,  # Name of the stream
+    messages: list[bytes],  # What to add, in order
+    partition: int = 0,  # Partitions are separate lists
+) -> int:  # Offset of the first message added
     "Add a batch; it is on disk when this returns; raises `MlrefError` and leaves the log as it was when there is no room"
-    if bad := next((m for m in messages if not isinstance(m, bytes)), None): raise MlrefError(f'expected messages of bytes, got {type(bad).__name__}')
-    if self.env.flags()['readonly']: raise MlrefError(f'expected a log open for writing, {self.folder} is open for reading; open it without readonly')
+    if bad := next((m for m in messages if not isinstance(m, bytes)), None):
+        raise MlrefError(f'expected messages of bytes, got {type(bad).__name__}')
+    if self.env.flags()['readonly']:
+        raise MlrefError(
+            f'expected a log open for writing, {self.folder} is open for reading; open it without'
+            ' readonly'
+        )
     try:
         db = self._db(topic, partition)
         with self.env.begin(write=True) as txn:
             first = _end(txn, db)
-            with txn.cursor(db) as c: c.putmulti([(_key(first + i), m) for i, m in enumerate(messages)], append=True)
-    except lmdb.MapFullError: raise MlrefError(f'expected room in the log {self.folder}, it is full; open it with a larger size') from None
-    except (lmdb.Error, OSError) as e: raise MlrefError(f'expected room on the disk of {self.folder}, got: {e}; nothing of this batch was kept, make room and send it again') from None
+            with txn.cursor(db) as c:
+                c.putmulti([(_key(first + i), m) for i, m in enumerate(messages)], append=True)
+    except lmdb.MapFullError:
+        raise MlrefError(
+            f'expected room in the log {self.folder}, it is full; open it with a larger size'
+        ) from None
+    except (lmdb.Error, OSError) as e:
+        raise MlrefError(
+            f'expected room on the disk of {self.folder}, got: {e}; nothing of this batch was kept,'
+            ' make room and send it again'
+        ) from None
     return first
+
 
 LocalLog.close = lambda self: self.env.close()
 
 # %% ../nbs/03_log.ipynb #02b9c483
-def _read(self, topic: str,      # Name of the stream
-          start: int,            # First offset wanted
-          limit: int,            # At most this many
-          partition: int=0       # Which list
-         ) -> list[bytes]:       # Fewer than `limit` only at the end
+def _read(
+    self,
+    topic: str,  # Name of the stream
+    start: int,  # First offset wanted
+    limit: int,  # At most this many
+    partition: int = 0,  # Which list
+) -> list[bytes]:  # Fewer than `limit` only at the end
     "Messages from `start` on"
-    if (db := self._db(topic, partition)) is None: return []
+    if (db := self._db(topic, partition)) is None:
+        return []
     with self.env.begin() as txn, txn.cursor(db) as c:
-        if not c.set_range(_key(start)): return []
+        if not c.set_range(_key(start)):
+            return []
         return [v for v, _ in zip(c.iternext(keys=False, values=True), range(limit))]
 
-def _end_of(self, topic: str,    # Name of the stream
-            partition: int=0     # Which list
-           ) -> int:             # The offset the next message will get
+
+def _end_of(
+    self,
+    topic: str,  # Name of the stream
+    partition: int = 0,  # Which list
+) -> int:  # The offset the next message will get
     "How far the log reaches"
-    if (db := self._db(topic, partition)) is None: return 0
-    with self.env.begin() as txn: return _end(txn, db)
+    if (db := self._db(topic, partition)) is None:
+        return 0
+    with self.env.begin() as txn:
+        return _end(txn, db)
+
 
 LocalLog.append, LocalLog.read, LocalLog.end = _append, _read, _end_of
 
 # %% ../nbs/03_log.ipynb #298991aa
-def check_log(log: Log,   # Anything that claims to be one
-              topic: str  # A topic that is not used yet
-             ) -> None:
+def check_log(
+    log: Log,  # Anything that claims to be one
+    topic: str,  # A topic that is not used yet
+) -> None:
     "Raise `MlrefError` unless messages come back once, in order, per partition"
     sent = [b'%d' % i for i in range(1000)]
-    if log.end(topic) != 0 or log.read(topic, 0, 10): raise MlrefError(f'expected the topic {topic} to be empty, its end is {log.end(topic)}')
-    offsets = [log.append(topic, sent[:400]), log.append(topic, sent[400:]), log.append(topic, [b'other'], partition=1)]
+    if log.end(topic) != 0 or log.read(topic, 0, 10):
+        raise MlrefError(f'expected the topic {topic} to be empty, its end is {log.end(topic)}')
+    offsets = [
+        log.append(topic, sent[:400]),
+        log.append(topic, sent[400:]),
+        log.append(topic, [b'other'], partition=1),
+    ]
     got = [m for i in range(0, 1000, 300) for m in log.read(topic, i, 300)]
-    if offsets != [0, 400, 0]: raise MlrefError(f'expected first offsets 0, 400, 0, got {offsets}')
-    if got != sent: raise MlrefError(f'expected {len(sent)} messages in order, got {len(got)} or another order')
-    if log.end(topic) != 1000 or log.read(topic, 1000, 10): raise MlrefError(f'expected the end at 1000, got {log.end(topic)}')
-    if (log.end(topic, 1), log.read(topic, 0, 10, 1)) != (1, [b'other']): raise MlrefError(f'expected one message in partition 1, got {log.end(topic, 1)}')
-    try: log.append(topic, [b'fine', 'text'])
-    except (MlrefError, TypeError): pass
-    if log.end(topic) != 1000: raise MlrefError('expected a batch that holds a word to be refused whole, some of it was kept')
+    if offsets != [0, 400, 0]:
+        raise MlrefError(f'expected first offsets 0, 400, 0, got {offsets}')
+    if got != sent:
+        raise MlrefError(f'expected {len(sent)} messages in order, got {len(got)} or another order')
+    if log.end(topic) != 1000 or log.read(topic, 1000, 10):
+        raise MlrefError(f'expected the end at 1000, got {log.end(topic)}')
+    if (log.end(topic, 1), log.read(topic, 0, 10, 1)) != (1, [b'other']):
+        raise MlrefError(f'expected one message in partition 1, got {log.end(topic, 1)}')
+    try:
+        log.append(topic, [b'fine', 'text'])
+    except (MlrefError, TypeError):
+        pass
+    if log.end(topic) != 1000:
+        raise MlrefError(
+            'expected a batch that holds a word to be refused whole, some of it was kept'
+        )
 
 # %% ../nbs/03_log.ipynb #11bee1f6
-def part_of(key: str,   # What belongs together, e.g. a flight id
-            parts: int  # Number of partitions
-           ) -> int:    # From 0
+def part_of(
+    key: str,  # What belongs together, e.g. a flight id
+    parts: int,  # Number of partitions
+) -> int:  # From 0
     "The partition of a key, the same in every process"
-    if parts < 1: raise MlrefError(f'expected at least one partition, got {parts}')
+    if parts < 1:
+        raise MlrefError(f'expected at least one partition, got {parts}')
     return zlib.crc32(key.encode()) % parts
 
-def send(log: Log, topic: str,
-         events: pl.DataFrame,  # Wide events in the order of delivery
-         parts: int=1           # Number of partitions
-        ) -> dict[int, int]:    # Partition -> offset of the first message added
+
+def send(
+    log: Log,
+    topic: str,
+    events: pl.DataFrame,  # Wide events in the order of delivery
+    parts: int = 1,  # Number of partitions
+) -> dict[int, int]:  # Partition -> offset of the first message added
     "Append events to the partitions of their flights; weather goes by its airport"
-    if parts == 1: return {0: log.append(topic, encode(events))}
-    at = pl.Series([part_of(k or '', parts) for k in events.select(pl.coalesce('flight_id', 'origin', 'event_id')).to_series()], dtype=pl.Int64)
-    return {p: log.append(topic, encode(g), p) for p in range(parts) if (g := events.filter(at == p)).height}
+    if parts == 1:
+        return {0: log.append(topic, encode(events))}
+    at = pl.Series(
+        [
+            part_of(k or '', parts)
+            for k in events.select(pl.coalesce('flight_id', 'origin', 'event_id')).to_series()
+        ],
+        dtype=pl.Int64,
+    )
+    return {
+        p: log.append(topic, encode(g), p)
+        for p in range(parts)
+        if (g := events.filter(at == p)).height
+    }
 
 # %% ../nbs/03_log.ipynb #13470f52
 @dataclass(frozen=True)
 class Batch:
     "Messages of one partition"
+
     topic: str
     part: int
     start: int  # Offset of the first
     messages: list[bytes]
 
+
 class Consumer:
     "Reads partitions in turn, from where its owner got to"
-    def __init__(self, log: Log, topic: str,
-                 at: dict[int, int]  # Partition -> first offset wanted
-                ): self.log, self.topic, self.at, self.turn = log, topic, dict(at), 0
 
-    def poll(self, limit: int) -> Batch | None:  # None when nothing waits
+    def __init__(
+        self,
+        log: Log,
+        topic: str,
+        at: dict[int, int],  # Partition -> first offset wanted
+    ):
+        self.log, self.topic, self.at, self.turn = log, topic, dict(at), 0
+
+    def poll(
+        self,
+        limit: int,
+    ) -> Batch | None:  # None when nothing waits
         "The next messages of the next partition that has some"
         parts = sorted(self.at)
         for k in range(len(parts)):
             p = parts[(self.turn + k) % len(parts)]
-            if m := self.log.read(self.topic, self.at[p], limit, p): self.turn = parts.index(p) + 1; return Batch(self.topic, p, self.at[p], m)
+            if m := self.log.read(self.topic, self.at[p], limit, p):
+                self.turn = parts.index(p) + 1
+                return Batch(self.topic, p, self.at[p], m)
 
     def done(self, batch: Batch) -> None:
         "Move on behind a batch that is committed"
@@ -162,10 +258,13 @@ class Consumer:
 # %% ../nbs/03_log.ipynb #111f632f
 def partitions(log: LocalLog, topic: str) -> list[int]:
     "The partitions of a topic that exist"
-    with log.env.begin() as txn: names = [bytes(k).decode() for k in txn.cursor().iternext(values=False)]
+    with log.env.begin() as txn:
+        names = [bytes(k).decode() for k in txn.cursor().iternext(values=False)]
     return sorted(int(n.rsplit('/', 1)[1]) for n in names if n.rsplit('/', 1)[0] == topic)
+
 
 def mine(parts: Iterable[int], i: int, n: int) -> list[int]:
     "What consumer `i` of `n` reads; every partition has one reader"
-    if not 0 <= i < n: raise MlrefError(f'expected a consumer from 0 to {n - 1}, got {i}')
+    if not 0 <= i < n:
+        raise MlrefError(f'expected a consumer from 0 to {n - 1}, got {i}')
     return [p for p in sorted(parts) if p % n == i]

@@ -19,154 +19,271 @@ from .core import MlrefError, file_digest, write_bytes, write_json
 # %% ../nbs/10_model.ipynb #10aa0001
 class Pieces(nn.Module):
     "Each number as a few values that change linearly between fixed knots"
-    def __init__(self, numbers: int, # Columns
-                 pieces: int,        # Between knots
-                 size: int           # Values for each number
-                ):
+
+    def __init__(
+        self,
+        numbers: int,  # Columns
+        pieces: int,  # Between knots
+        size: int,  # Values for each number
+    ):
         super().__init__()
-        self.register_buffer('knot', torch.zeros(numbers, pieces)); self.register_buffer('slope', torch.zeros(numbers, pieces))  # where a piece begins; 1 / its width, 0 when it has none
-        self.weight = nn.Parameter(torch.randn(numbers, pieces, size) * pieces ** -.5); self.bias = nn.Parameter(torch.zeros(numbers, size))
+        # where a piece begins; 1 / its width, 0 when it has none
+        self.register_buffer('knot', torch.zeros(numbers, pieces))
+        self.register_buffer('slope', torch.zeros(numbers, pieces))
+        self.weight = nn.Parameter(torch.randn(numbers, pieces, size) * pieces**-0.5)
+        self.bias = nn.Parameter(torch.zeros(numbers, size))
 
-    def place(self, x: torch.Tensor  # Training rows, float32 (rows, numbers)
-             ) -> None:
+    def place(
+        self,
+        x: torch.Tensor,  # Training rows, float32 (rows, numbers)
+    ) -> None:
         "Put the knots at quantiles of what is not missing"
-        some, at = x[::max(1, len(x) // 20_000)].double(), torch.linspace(0, 1, self.knot.shape[1] + 1, dtype=torch.float64)
-        q = torch.stack([torch.quantile(c[~c.isnan()] if (~c.isnan()).any() else torch.zeros(1).double(), at) for c in some.T]).float()
+        some, at = (
+            x[:: max(1, len(x) // 20_000)].double(),
+            torch.linspace(0, 1, self.knot.shape[1] + 1, dtype=torch.float64),
+        )
+        q = torch.stack(
+            [
+                torch.quantile(c[~c.isnan()] if (~c.isnan()).any() else torch.zeros(1).double(), at)
+                for c in some.T
+            ]
+        ).float()
         wide = q[:, 1:] - q[:, :-1]
-        self.knot.copy_(q[:, :-1]); self.slope.copy_(torch.where(wide > 0, 1 / wide.clamp(min=1e-6), 0))
+        self.knot.copy_(q[:, :-1])
+        self.slope.copy_(torch.where(wide > 0, 1 / wide.clamp(min=1e-6), 0))
 
-    def forward(self, x: torch.Tensor  # (rows, numbers), NaN = missing
-               ) -> torch.Tensor:      # (rows, numbers * size)
-        full = torch.nan_to_num(((x[:, :, None] - self.knot) * self.slope).clamp(0, 1))  # how far through each piece
-        product = torch.einsum('rnp,nps->rns', full, self.weight) if self.training else (full[:, :, None] * self.weight.transpose(1, 2)).sum(3)  # an engine rounds a product by the number of rows, a sum it does not
+    def forward(
+        self,
+        x: torch.Tensor,  # (rows, numbers), NaN = missing
+    ) -> torch.Tensor:  # (rows, numbers * size)
+        # how far through each piece
+        full = torch.nan_to_num(((x[:, :, None] - self.knot) * self.slope).clamp(0, 1))
+        # an engine rounds a product by the number of rows, a sum it does not
+        product = (
+            torch.einsum('rnp,nps->rns', full, self.weight)
+            if self.training
+            else (full[:, :, None] * self.weight.transpose(1, 2)).sum(3)
+        )
         return torch.relu(product + self.bias).flatten(1)
 
 # %% ../nbs/10_model.ipynb #10aa0004
 class Shared(nn.Module):
     "One matrix for all members, and for each a scale before it, a scale after it and a bias"
-    def __init__(self, ins: int, outs: int, members: int, first: bool=False):
+
+    def __init__(self, ins: int, outs: int, members: int, first: bool = False):
         super().__init__()
         self.weight = nn.Parameter(nn.Linear(ins, outs).weight.detach())
-        self.before = nn.Parameter(torch.randint(0, 2, (members, ins)).float() * 2 - 1 if first else torch.ones(members, ins))  # signs make the members differ
-        self.after, self.bias = nn.Parameter(torch.ones(members, outs)), nn.Parameter(torch.zeros(members, outs))
+        # signs make the members differ
+        self.before = nn.Parameter(
+            torch.randint(0, 2, (members, ins)).float() * 2 - 1
+            if first
+            else torch.ones(members, ins)
+        )
+        self.after, self.bias = (
+            nn.Parameter(torch.ones(members, outs)),
+            nn.Parameter(torch.zeros(members, outs)),
+        )
 
-    def forward(self, h: torch.Tensor  # (rows, ins) or (rows, members, ins)
-               ) -> torch.Tensor:      # (rows, members, outs)
+    def forward(
+        self,
+        h: torch.Tensor,  # (rows, ins) or (rows, members, ins)
+    ) -> torch.Tensor:  # (rows, members, outs)
         h = (h[:, None] if h.dim() == 2 else h) * self.before
         return nn.functional.linear(h, self.weight) * self.after + self.bias
 
+
 class Heads(nn.Module):
     "The last layer of each member"
+
     def __init__(self, ins: int, members: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(members, ins).uniform_(-ins ** -.5, ins ** -.5)), nn.Parameter(torch.zeros(members))
+        self.weight, self.bias = (
+            nn.Parameter(torch.empty(members, ins).uniform_(-(ins**-0.5), ins**-0.5)),
+            nn.Parameter(torch.zeros(members)),
+        )
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor: return (h * self.weight).sum(2) + self.bias
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return (h * self.weight).sum(2) + self.bias
 
 # %% ../nbs/10_model.ipynb #10aa0007
 def _body(ins: int, width: int, drop: float, layers: int, members: int) -> nn.Sequential:
     "Hidden layers and the last one"
     parts = []
     for i in range(layers):
-        parts += [nn.Linear(ins, width) if members == 1 else Shared(ins, width, members, i == 0), nn.SiLU(), nn.Dropout(drop)]
+        parts += [
+            nn.Linear(ins, width) if members == 1 else Shared(ins, width, members, i == 0),
+            nn.SiLU(),
+            nn.Dropout(drop),
+        ]
         ins = width
     return nn.Sequential(*parts, nn.Linear(ins, 1) if members == 1 else Heads(ins, members))
 
 # %% ../nbs/10_model.ipynb #79b687f5
 class Net(nn.Module):
     "Numbers and codes to one logit per row; holds its own scaling"
-    def __init__(self, names: tuple[str, ...],  # Columns of X, in order
-                 cats: dict[str, int],          # Categorical columns and their number of codes
-                 width: int=192,                # Units of each hidden layer
-                 drop: float=.15,               # Share of units left out while training
-                 layers: int=2,                 # Hidden layers; none is logistic regression
-                 pieces: int=0,                 # Of each number; 0 = straight lines only
-                 members: int=1                 # Networks in one
-                ):
-        super().__init__(); self.names, self.cats, self.shape = tuple(names), dict(cats), {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
-        self.register_buffer('num', torch.tensor([i for i, n in enumerate(names) if n not in cats]))
-        self.codes = [i for i, n in enumerate(names) if n in cats]; self.register_buffer('cat', torch.tensor(self.codes))
-        k = len(self.num); self.register_buffer('mean', torch.zeros(k)); self.register_buffer('sd', torch.ones(k))
-        self.embed = nn.ModuleList(nn.Embedding(cats[names[i]], min(16, (cats[names[i]] + 1) // 2)) for i in self.codes)
-        self.pieces = Pieces(k, pieces, 3) if pieces else None
-        self.body = _body((2 + 3 * bool(pieces)) * k + sum(e.embedding_dim for e in self.embed), width, drop, layers, members)
 
-    def forward(self, X: torch.Tensor  # float32 (rows, names), NaN = missing
-               ) -> torch.Tensor:      # Logits (rows,); (rows, members) while it learns, when there are several
-        x = X[:, self.num]; z, gone = (x - self.mean) / self.sd, x.isnan()
+    def __init__(
+        self,
+        names: tuple[str, ...],  # Columns of X, in order
+        cats: dict[str, int],  # Categorical columns and their number of codes
+        width: int = 192,  # Units of each hidden layer
+        drop: float = 0.15,  # Share of units left out while training
+        layers: int = 2,  # Hidden layers; none is logistic regression
+        pieces: int = 0,  # Of each number; 0 = straight lines only
+        members: int = 1,  # Networks in one
+    ):
+        super().__init__()
+        self.names, self.cats, self.shape = (
+            tuple(names),
+            dict(cats),
+            {'width': width, 'layers': layers, 'pieces': pieces, 'members': members},
+        )
+        self.register_buffer('num', torch.tensor([i for i, n in enumerate(names) if n not in cats]))
+        self.codes = [i for i, n in enumerate(names) if n in cats]
+        self.register_buffer('cat', torch.tensor(self.codes))
+        k = len(self.num)
+        self.register_buffer('mean', torch.zeros(k))
+        self.register_buffer('sd', torch.ones(k))
+        self.embed = nn.ModuleList(
+            nn.Embedding(cats[names[i]], min(16, (cats[names[i]] + 1) // 2)) for i in self.codes
+        )
+        self.pieces = Pieces(k, pieces, 3) if pieces else None
+        self.body = _body(
+            (2 + 3 * bool(pieces)) * k + sum(e.embedding_dim for e in self.embed),
+            width,
+            drop,
+            layers,
+            members,
+        )
+
+    def forward(
+        self,
+        X: torch.Tensor,  # float32 (rows, names), NaN = missing
+    ) -> torch.Tensor:  # Logits (rows,); (rows, members) while it learns, when there are several
+        x = X[:, self.num]
+        z, gone = (x - self.mean) / self.sd, x.isnan()
         z = 4 * torch.tanh(torch.where(gone, torch.zeros_like(z), z) / 4)
-        parts = [e(X[:, i].long().clamp(0, e.num_embeddings - 1)) for e, i in zip(self.embed, self.codes)]  # from Python: asking the buffer would make the host wait for the device
-        out = self.body(torch.cat([z, gone.float(), *parts, *([self.pieces(x)] if self.pieces else [])], 1))
+        # from Python: asking the buffer would make the host wait for the device
+        parts = [
+            e(X[:, i].long().clamp(0, e.num_embeddings - 1)) for e, i in zip(self.embed, self.codes)
+        ]
+        out = self.body(
+            torch.cat([z, gone.float(), *parts, *([self.pieces(x)] if self.pieces else [])], 1)
+        )
         return out.squeeze(1) if out.shape[1] == 1 else out if self.training else out.mean(1)
 
 # %% ../nbs/10_model.ipynb #a9cc581d
-def _scale(self, X: torch.Tensor  # Training rows, float32 (rows, names)
-         ) -> None:
+def _scale(
+    self,
+    X: torch.Tensor,  # Training rows, float32 (rows, names)
+) -> None:
     "Learn means, deviations and knots, ignoring what is missing"
-    x = X[:, self.num]; n = (~x.isnan()).sum(0).clamp(min=1)
+    x = X[:, self.num]
+    n = (~x.isnan()).sum(0).clamp(min=1)
     self.mean.copy_(x.nansum(0) / n)
     self.sd.copy_(((x - self.mean) ** 2).nansum(0).div(n).sqrt().clamp(min=1e-3))
-    if self.pieces: self.pieces.place(x)
+    if self.pieces:
+        self.pieces.place(x)
+
 
 Net.scale = _scale
 
 # %% ../nbs/10_model.ipynb #413f9744
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     h = hashlib.sha256()
-    for k in sorted(arrays): h.update(f'{k}{arrays[k].dtype}{arrays[k].shape}'.encode()); h.update(np.ascontiguousarray(arrays[k]).tobytes())
+    for k in sorted(arrays):
+        h.update(f'{k}{arrays[k].dtype}{arrays[k].shape}'.encode())
+        h.update(np.ascontiguousarray(arrays[k]).tobytes())
     return h.hexdigest()[:12]
 
+
 def _checked(X: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    if X.ndim != 2 or X.shape[1] != len(names): raise MlrefError(f'expected rows of {len(names)} features, got an array of shape {X.shape}')
+    if X.ndim != 2 or X.shape[1] != len(names):
+        raise MlrefError(f'expected rows of {len(names)} features, got an array of shape {X.shape}')
     return np.ascontiguousarray(X, np.float32)
 
 # %% ../nbs/10_model.ipynb #cf3f71de
 BLOCK = 32  # rows; every product has this many, so every row is rounded the same way
 
+
 class Torch:
     "A trained network as a Predictor"
+
     kind = 'torch'
-    def __init__(self, net: Net, trained_until: int, device: str='cpu'):
-        self.net, self.trained_until, self.names, self.device = net.eval().to(device), int(trained_until), net.names, device
+
+    def __init__(self, net: Net, trained_until: int, device: str = 'cpu'):
+        self.net, self.trained_until, self.names, self.device = (
+            net.eval().to(device),
+            int(trained_until),
+            net.names,
+            device,
+        )
         self.version = _digest(self._arrays())
 
-    def _arrays(self) -> dict[str, np.ndarray]: return {k: v.detach().cpu().numpy() for k, v in self.net.state_dict().items()}
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {k: v.detach().cpu().numpy() for k, v in self.net.state_dict().items()}
 
-    def predict(self, X: np.ndarray  # float32 (rows, names)
-               ) -> np.ndarray:      # float64 (rows,)
+    def predict(
+        self,
+        X: np.ndarray,  # float32 (rows, names)
+    ) -> np.ndarray:  # float64 (rows,)
         "Probability of late"
         X = _checked(X, self.names)
         pad = np.zeros((-len(X) % BLOCK, X.shape[1]), np.float32)
         with torch.inference_mode():
-            out = [self.net(torch.from_numpy(b).to(self.device)).double().sigmoid().cpu().numpy() for b in np.split(np.concatenate([X, pad]), (len(X) + len(pad)) // BLOCK)] if len(X) else []
-        return np.concatenate([*out, np.zeros(0)])[:len(X)]
+            out = (
+                [
+                    self.net(torch.from_numpy(b).to(self.device)).double().sigmoid().cpu().numpy()
+                    for b in np.split(np.concatenate([X, pad]), (len(X) + len(pad)) // BLOCK)
+                ]
+                if len(X)
+                else []
+            )
+        return np.concatenate([*out, np.zeros(0)])[: len(X)]
 
 # %% ../nbs/10_model.ipynb #79d8aa9e
 def linear(names: tuple[str, ...], cats: dict[str, int]) -> Net:
     "Logistic regression: the network without hidden layers"
     return Net(names, cats, layers=0)
 
+
 class Gbm:
     "A LightGBM model as a Predictor; kept as text"
+
     kind = 'gbm'
+
     def __init__(self, text: str, names: tuple[str, ...], trained_until: int):
         import lightgbm
+
         self.text, self.names, self.trained_until = text, tuple(names), int(trained_until)
         self.booster = lightgbm.Booster(model_str=text)
         self.version = hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         "Probability of late, float64 (rows,)"
-        return self.booster.predict(_checked(X, self.names), num_threads=2) if len(X) else np.zeros(0)
+        return (
+            self.booster.predict(_checked(X, self.names), num_threads=2) if len(X) else np.zeros(0)
+        )
 
 # %% ../nbs/10_model.ipynb #10aa0009
 class Mean:
     "The mean score of several models, as a Predictor"
+
     kind = 'mean'
+
     def __init__(self, *parts: Torch | Gbm):
-        if len(parts) < 2: raise MlrefError(f'expected two models or more to take the mean of, got {len(parts)}')
-        if len({p.names for p in parts}) > 1: raise MlrefError(f'expected models of the same features, got {", ".join(str(len(p.names)) for p in parts)} of them; train them on one table')
-        self.parts, self.names, self.trained_until = parts, parts[0].names, max(p.trained_until for p in parts)
+        if len(parts) < 2:
+            raise MlrefError(f'expected two models or more to take the mean of, got {len(parts)}')
+        if len({p.names for p in parts}) > 1:
+            raise MlrefError(
+                'expected models of the same features, got'
+                f' {", ".join(str(len(p.names)) for p in parts)} of them; train them on one table'
+            )
+        self.parts, self.names, self.trained_until = (
+            parts,
+            parts[0].names,
+            max(p.trained_until for p in parts),
+        )
         self.version = hashlib.sha256(' '.join(p.version for p in parts).encode()).hexdigest()[:12]
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -174,36 +291,68 @@ class Mean:
         return sum(p.predict(X) for p in self.parts) / len(self.parts)
 
 # %% ../nbs/10_model.ipynb #59d81524
-def save_model(model: Torch | Gbm | Mean,  # A trained model
-               folder: Path                # Made when missing
-              ) -> Path:                   # `folder`
+def save_model(
+    model: Torch | Gbm | Mean,  # A trained model
+    folder: Path,  # Made when missing
+) -> Path:  # `folder`
     "Write weights and description; the description last, so that a half-written model does not load"
     from safetensors.numpy import save
-    about = {'kind': model.kind, 'names': model.names, 'trained_until': model.trained_until, 'version': model.version}
-    if model.kind == 'mean': about['parts'] = [file_digest(save_model(p, Path(folder)/str(i))/'model.json') for i, p in enumerate(model.parts)]
+
+    about = {
+        'kind': model.kind,
+        'names': model.names,
+        'trained_until': model.trained_until,
+        'version': model.version,
+    }
+    if model.kind == 'mean':
+        about['parts'] = [
+            file_digest(save_model(p, Path(folder) / str(i)) / 'model.json')
+            for i, p in enumerate(model.parts)
+        ]
     else:
-        data, name = (save({k: np.ascontiguousarray(v) for k, v in model._arrays().items()}), 'weights.safetensors') if model.kind == 'torch' else (model.text.encode(), 'trees.txt')
-        write_bytes(Path(folder)/name, data); about |= {'file': name, 'sha256': hashlib.sha256(data).hexdigest()}
-    if model.kind == 'torch': about |= {'cats': model.net.cats, 'shape': model.net.shape}
-    return write_json(Path(folder)/'model.json', about).parent
+        data, name = (
+            (
+                save({k: np.ascontiguousarray(v) for k, v in model._arrays().items()}),
+                'weights.safetensors',
+            )
+            if model.kind == 'torch'
+            else (model.text.encode(), 'trees.txt')
+        )
+        write_bytes(Path(folder) / name, data)
+        about |= {'file': name, 'sha256': hashlib.sha256(data).hexdigest()}
+    if model.kind == 'torch':
+        about |= {'cats': model.net.cats, 'shape': model.net.shape}
+    return write_json(Path(folder) / 'model.json', about).parent
 
 # %% ../nbs/10_model.ipynb #2b79d83d
 def _same(f: Path, sha256: str) -> None:
-    if not f.exists() or file_digest(f) != sha256: raise MlrefError(f'expected {f} with sha256 {sha256[:12]}, it is missing or altered; register the model again')
+    if not f.exists() or file_digest(f) != sha256:
+        raise MlrefError(
+            f'expected {f} with sha256 {sha256[:12]}, it is missing or altered; register the model'
+            ' again'
+        )
 
-def load_model(folder: Path,             # Where `save_model` wrote
-               device: str='cpu'         # Where a network is to run
-              ) -> Torch | Gbm | Mean:   # The same model
+
+def load_model(
+    folder: Path,  # Where `save_model` wrote
+    device: str = 'cpu',  # Where a network is to run
+) -> Torch | Gbm | Mean:  # The same model
     "Read a model back; raises `MlrefError` when it is missing or not the one that was saved"
-    at = Path(folder)/'model.json'
-    if not at.exists(): raise MlrefError(f'expected a saved model in {folder}, found no model.json; train or register one first')
+    at = Path(folder) / 'model.json'
+    if not at.exists():
+        raise MlrefError(
+            f'expected a saved model in {folder}, found no model.json; train or register one first'
+        )
     m = json.loads(at.read_text())
     if m['kind'] == 'mean':
-        for i, sha256 in enumerate(m['parts']): _same(Path(folder)/str(i)/'model.json', sha256)
-        return Mean(*(load_model(Path(folder)/str(i), device) for i in range(len(m['parts']))))
-    _same(f := Path(folder)/m['file'], m['sha256'])
-    if m['kind'] == 'gbm': return Gbm(f.read_text(), m['names'], m['trained_until'])
+        for i, sha256 in enumerate(m['parts']):
+            _same(Path(folder) / str(i) / 'model.json', sha256)
+        return Mean(*(load_model(Path(folder) / str(i), device) for i in range(len(m['parts']))))
+    _same(f := Path(folder) / m['file'], m['sha256'])
+    if m['kind'] == 'gbm':
+        return Gbm(f.read_text(), m['names'], m['trained_until'])
     from safetensors.torch import load_file
+
     net = Net(tuple(m['names']), m['cats'], **m['shape'])
     net.load_state_dict(load_file(f))
     return Torch(net, m['trained_until'], device)

@@ -15,36 +15,107 @@ from .gates import Gate
 @dataclass(frozen=True)
 class Record:
     "What was written down about a model when it was promoted"
-    model: str                      # Its version
-    about: dict[str, str]           # What the registry noted: kind, trained_until, data, commit, lock, features, rows, seed, ...
-    decided_at: int                 # Minute UTC
-    why: str                        # Of the decision
-    instead_of: str                 # Version that was champion; '' = none
-    gates: list[Gate]               # Their answers
-    slices: list[dict]              # by, slice, n, late, auc, low, high, and difference to the champion where there is one
+
+    model: str  # Its version
+    # What the registry noted: kind, trained_until, data, commit, lock, features, rows, seed, ...
+    about: dict[str, str]
+    decided_at: int  # Minute UTC
+    why: str  # Of the decision
+    instead_of: str  # Version that was champion; '' = none
+    gates: list[Gate]  # Their answers
+    # by, slice, n, late, auc, low, high, and difference to the champion where there is one
+    slices: list[dict]
     lineage: list[tuple[str, str]]  # Kind of step, and what it was
 
 # %% ../nbs/12d_modelcard.ipynb #df4b39c8
-_FOR = '''Two hours before scheduled departure from Newark, Kennedy or LaGuardia: the probability that the flight arrives more than 15 minutes late.
+_FOR = """Two hours before scheduled departure from Newark, Kennedy or LaGuardia: the probability that the flight arrives more than 15 minutes late.
 Learnt from flights of 2013. Flights that were cancelled or diverted have no label and are not learnt from, so it says nothing about them.
-It is for ordering flights by risk and for warning above a price. Its scores are those of the model; where a probability counts, take `calibrated` of the server's answer, or apply the day's row of the table `calibrations`.'''
+It is for ordering flights by risk and for warning above a price. Its scores are those of the model; where a probability counts, take `calibrated` of the server's answer, or apply the day's row of the table `calibrations`."""
+
 
 def _table(head: tuple[str, ...], body: list[tuple]) -> str:
-    line = lambda cells: '| ' + ' | '.join(str(c).replace('|', '/').replace('\n', ' ') for c in cells) + ' |'
+    line = lambda cells: (
+        '| ' + ' | '.join(str(c).replace('|', '/').replace('\n', ' ') for c in cells) + ' |'
+    )
     return '\n'.join([line(head), '|' + '---|' * len(head), *map(line, body)])
 
-def _weak(slices: list[dict]) -> str:
-    if not (some := [s for s in slices if s['by'] != 'all']): return 'No slices were recorded.'
-    least = min(some, key=lambda s: s['auc'])
-    return f'Weakest where {least["by"]} is {least["slice"]}: AUC {least["auc"]:.3f} [{least["low"]:.3f}, {least["high"]:.3f}] over {least["n"]:,} flights.'
 
-def model_card(record: Record) -> str:  # Markdown
+def _weak(slices: list[dict]) -> str:
+    if not (some := [s for s in slices if s['by'] != 'all']):
+        return 'No slices were recorded.'
+    least = min(some, key=lambda s: s['auc'])
+    return (
+        f'Weakest where {least["by"]} is {least["slice"]}: AUC {least["auc"]:.3f}'
+        f' [{least["low"]:.3f}, {least["high"]:.3f}] over {least["n"]:,} flights.'
+    )
+
+
+def model_card(
+    record: Record,
+) -> str:  # Markdown
     "A page about a model, from the record of its promotion"
-    if not record.model: raise MlrefError('expected the version of a model, got none; register it first')
+    if not record.model:
+        raise MlrefError('expected the version of a model, got none; register it first')
     when = lambda k, v: stamp(int(v)) if k == 'trained_until' else v
     number = lambda s, k, f: format(s[k], f) if s.get(k) is not None else '-'
-    perf = _table(('by', 'slice', 'flights', 'late', 'AUC', '95 % by days', 'against the champion'), [(s['by'], s['slice'], f'{s["n"]:,}', f'{s["late"]:.3f}', f'{s["auc"]:.3f}', f'[{s["low"]:.3f}, {s["high"]:.3f}]', number(s, 'difference', '+.4f')) for s in record.slices])
-    asked = _table(('gate', 'answer', 'value', 'limit', 'why'), [(g.name, 'passed' if g.passed else '**failed**', f'{g.value:.6g}', f'{g.limit:.6g}', g.why) for g in record.gates])
-    return '\n\n'.join([f'# Model {record.model}', '## What it is for', _FOR, '## Decision', f'{stamp(record.decided_at)}: {record.why}; instead of {record.instead_of or "no model before it"}.',
-        '## What it is', _table(('what', 'noted'), [(k, when(k, v)) for k, v in sorted(record.about.items())]), '## How good it was on the flights that judged it', *([_weak(record.slices), perf] if record.slices else [_weak([])]),
-        '## Gates', asked if record.gates else 'None were asked: there was no champion to compare with.', '## Where it comes from', _table(('step', 'what'), record.lineage) if record.lineage else 'No lineage was recorded.']) + '\n'
+    perf = _table(
+        ('by', 'slice', 'flights', 'late', 'AUC', '95 % by days', 'against the champion'),
+        [
+            (
+                s['by'],
+                s['slice'],
+                f'{s["n"]:,}',
+                f'{s["late"]:.3f}',
+                f'{s["auc"]:.3f}',
+                f'[{s["low"]:.3f}, {s["high"]:.3f}]',
+                number(s, 'difference', '+.4f'),
+            )
+            for s in record.slices
+        ],
+    )
+    asked = _table(
+        ('gate', 'answer', 'value', 'limit', 'why'),
+        [
+            (
+                g.name,
+                'passed' if g.passed else '**failed**',
+                f'{g.value:.6g}',
+                f'{g.limit:.6g}',
+                g.why,
+            )
+            for g in record.gates
+        ],
+    )
+    return (
+        '\n\n'.join(
+            [
+                f'# Model {record.model}',
+                '## What it is for',
+                _FOR,
+                '## Decision',
+                (
+                    f'{stamp(record.decided_at)}: {record.why}; instead of'
+                    f' {record.instead_of or "no model before it"}.'
+                ),
+                '## What it is',
+                _table(
+                    ('what', 'noted'), [(k, when(k, v)) for k, v in sorted(record.about.items())]
+                ),
+                '## How good it was on the flights that judged it',
+                *([_weak(record.slices), perf] if record.slices else [_weak([])]),
+                '## Gates',
+                (
+                    asked
+                    if record.gates
+                    else 'None were asked: there was no champion to compare with.'
+                ),
+                '## Where it comes from',
+                (
+                    _table(('step', 'what'), record.lineage)
+                    if record.lineage
+                    else 'No lineage was recorded.'
+                ),
+            ]
+        )
+        + '\n'
+    )

@@ -18,56 +18,109 @@ from .core import DAY, MlrefError, Table, day_start, service_day
 from .evaluate import auc
 
 # %% ../nbs/19_monitor.ipynb #ea7c0456
-WATCHED = ('prev_slack', 'prev_so_far', 'tail_landed_delay', 'all_dep_delay_180m', 'origin_dep_delay_180m', 'origin_arr_late_1440m',
-           'all_overdue_sum_flights_0m', 'weather_temp', 'weather_wind_speed', 'weather_pressure', 'carrier', 'dest')
+WATCHED = (
+    'prev_slack',
+    'prev_so_far',
+    'tail_landed_delay',
+    'all_dep_delay_180m',
+    'origin_dep_delay_180m',
+    'origin_arr_late_1440m',
+    'all_overdue_sum_flights_0m',
+    'weather_temp',
+    'weather_wind_speed',
+    'weather_pressure',
+    'carrier',
+    'dest',
+)
 _CODES = ('carrier', 'dest')
 
-def watched(T: np.ndarray,          # Cut-offs, int64 minutes UTC
-            p: np.ndarray,          # Scores
-            X: np.ndarray,          # Features, (flights, names)
-            names: tuple[str, ...]  # Columns of X
-           ) -> pl.DataFrame:       # T, p and the watched features
+
+def watched(
+    T: np.ndarray,  # Cut-offs, int64 minutes UTC
+    p: np.ndarray,  # Scores
+    X: np.ndarray,  # Features, (flights, names)
+    names: tuple[str, ...],  # Columns of X
+) -> pl.DataFrame:  # T, p and the watched features
     "What is kept of a day's scoring for the monitor"
-    if gone := [w for w in WATCHED if w not in names]: raise MlrefError(f'expected the watched features among the {len(names)} of the table, {", ".join(gone)} are missing; change WATCHED')
+    if gone := [w for w in WATCHED if w not in names]:
+        raise MlrefError(
+            f'expected the watched features among the {len(names)} of the table, {", ".join(gone)}'
+            ' are missing; change WATCHED'
+        )
     return pl.DataFrame({'T': T, 'p': p, **{w: X[:, names.index(w)] for w in WATCHED}})
 
 # %% ../nbs/19_monitor.ipynb #a33858f1
-TIMES = 2.
+TIMES = 2.0
 
-def limits(values: np.ndarray  # One per day of the reference; NaN is left out
-          ) -> tuple[float, float]:
+
+def limits(
+    values: np.ndarray,  # One per day of the reference; NaN is left out
+) -> tuple[float, float]:
     "Mean of the days, TIMES standard deviations down and up"
     m, s = float(np.nanmean(values)), float(np.nanstd(values))
     return m - TIMES * s, m + TIMES * s
 
+
 def per_day(T: np.ndarray, y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
     "Realised measures of each service day in order: the AUC, and the gap of mean score and share late"
-    day = service_day(T); at = [np.flatnonzero(day == d) for d in np.unique(day)]
-    return {'auc': np.array([auc(y[i], p[i]) for i in at]), 'gap': np.array([p[i].mean() - y[i].mean() for i in at])}
+    day = service_day(T)
+    at = [np.flatnonzero(day == d) for d in np.unique(day)]
+    return {
+        'auc': np.array([auc(y[i], p[i]) for i in at]),
+        'gap': np.array([p[i].mean() - y[i].mean() for i in at]),
+    }
 
 # %% ../nbs/19_monitor.ipynb #27526655
 def _pandas(rows: pl.DataFrame):
     f = rows.drop('T').to_pandas()
-    f['pred'] = (f['p'] > .5).astype(int)
-    f['at'] = ((rows['T'] - 420) * 60).cast(pl.Int64).to_numpy().astype('datetime64[s]')  # service days become calendar days
+    f['pred'] = (f['p'] > 0.5).astype(int)
+    # service days become calendar days
+    f['at'] = ((rows['T'] - 420) * 60).cast(pl.Int64).to_numpy().astype('datetime64[s]')
     return f
+
 
 def _nannyml(frame, times: float):
     os.environ['NML_DISABLE_USAGE_LOGGING'] = '1'
     import nannyml as nml
-    lim, when = nml.thresholds.StandardDeviationThreshold(times, times), {'timestamp_column_name': 'at', 'chunk_period': 'D'}
+
+    lim, when = (
+        nml.thresholds.StandardDeviationThreshold(times, times),
+        {'timestamp_column_name': 'at', 'chunk_period': 'D'},
+    )
     np.random.seed(0)  # CBPE resamples to find its sampling error
     cols = [c for c in frame.columns if c in WATCHED]
-    return (nml.CBPE(problem_type='classification_binary', y_pred_proba='p', y_pred='pred', y_true='y', metrics=['roc_auc'], thresholds={'roc_auc': lim}, **when).fit(frame),
-            nml.UnivariateDriftCalculator(column_names=cols, treat_as_categorical=[c for c in _CODES if c in cols], thresholds={'jensen_shannon': lim}, **when).fit(frame),
-            nml.MissingValuesCalculator(column_names=cols, threshold=lim, **when).fit(frame))
+    return (
+        nml.CBPE(
+            problem_type='classification_binary',
+            y_pred_proba='p',
+            y_pred='pred',
+            y_true='y',
+            metrics=['roc_auc'],
+            thresholds={'roc_auc': lim},
+            **when,
+        ).fit(frame),
+        nml.UnivariateDriftCalculator(
+            column_names=cols,
+            treat_as_categorical=[c for c in _CODES if c in cols],
+            thresholds={'jensen_shannon': lim},
+            **when,
+        ).fit(frame),
+        nml.MissingValuesCalculator(column_names=cols, threshold=lim, **when).fit(frame),
+    )
 
 # %% ../nbs/19_monitor.ipynb #45eaf0fa
 class Watch:
     "A reference, and what was learnt from it"
-    def __init__(self, reference: pl.DataFrame  # T, p, y and the watched features, of days the model was not trained on
-                ):
-        if (n := reference.select(service_day(pl.col('T'))).n_unique()) < 7: raise MlrefError(f'expected a reference of at least 7 days, got {n}; take a longer stretch')
+
+    def __init__(
+        self,
+        # T, p, y and the watched features, of days the model was not trained on
+        reference: pl.DataFrame,
+    ):
+        if (n := reference.select(service_day(pl.col('T'))).n_unique()) < 7:
+            raise MlrefError(
+                f'expected a reference of at least 7 days, got {n}; take a longer stretch'
+            )
         real = per_day(*(reference[c].to_numpy() for c in ('T', 'y', 'p')))
         self.limits = {'auc': (limits(real['auc'])[0], None), 'gap': limits(real['gap'])}
         with warnings.catch_warnings():
@@ -75,54 +128,129 @@ class Watch:
             self.estimate, self.drift, self.missing = _nannyml(_pandas(reference), TIMES)
 
 # %% ../nbs/19_monitor.ipynb #a05f7435
-METRICS = {'measured_at': pl.Int64, 'name': pl.String, 'version': pl.String, 'value': pl.Float64, 'low': pl.Float64, 'high': pl.Float64, 'n': pl.Int64, 'day': pl.Int64}
+METRICS = {
+    'measured_at': pl.Int64,
+    'name': pl.String,
+    'version': pl.String,
+    'value': pl.Float64,
+    'low': pl.Float64,
+    'high': pl.Float64,
+    'n': pl.Int64,
+    'day': pl.Int64,
+}
+
 
 def _one(result, name: str, *column: str) -> tuple[float, float | None, float | None]:
     r = result.filter(period='analysis').to_df().iloc[-1]
-    get = lambda k: None if r[(*column, k)] is None or np.isnan(r[(*column, k)]) else float(r[(*column, k)])
+    get = lambda k: (
+        None if r[(*column, k)] is None or np.isnan(r[(*column, k)]) else float(r[(*column, k)])
+    )
     return get('value'), get('lower_threshold'), get('upper_threshold')
 
-def at_once(watch: Watch,
-            rows: pl.DataFrame,  # `watched` rows of one service day
-            version: str         # Of the model that scored them
-           ) -> pl.DataFrame:    # Rows of the metrics table
+
+def at_once(
+    watch: Watch,
+    rows: pl.DataFrame,  # `watched` rows of one service day
+    version: str,  # Of the model that scored them
+) -> pl.DataFrame:  # Rows of the metrics table
     "Estimated AUC, drift and missing shares of a day, without labels"
     f, day = _pandas(rows), int(service_day(rows['T'][0]))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        est, drift, gone = watch.estimate.estimate(f), watch.drift.calculate(f), watch.missing.calculate(f)
+        est, drift, gone = (
+            watch.estimate.estimate(f),
+            watch.drift.calculate(f),
+            watch.missing.calculate(f),
+        )
     value, low, _ = _one(est, 'estimate', 'roc_auc')
     out = [('auc_estimated', value, low, None)]
     for c in WATCHED:
         kind = 'categorical' if c in _CODES else 'continuous'
-        d, g = _one(drift, c, c, 'jensen_shannon') if rows[c].is_not_nan().any() else (1., None, 0.), _one(gone, c, c)
-        out += [(f'drift:{c}', d[0], None, d[2]), (f'missing:{c}', g[0], None, max(g[2] or 0., .01))]
-    return pl.DataFrame([(day_start(day + 1), name, version, v, lo, hi, rows.height, day) for name, v, lo, hi in out], schema=METRICS, orient='row')
+        d, g = (
+            _one(drift, c, c, 'jensen_shannon') if rows[c].is_not_nan().any() else (1.0, None, 0.0),
+            _one(gone, c, c),
+        )
+        out += [
+            (f'drift:{c}', d[0], None, d[2]),
+            (f'missing:{c}', g[0], None, max(g[2] or 0.0, 0.01)),
+        ]
+    return pl.DataFrame(
+        [
+            (day_start(day + 1), name, version, v, lo, hi, rows.height, day)
+            for name, v, lo, hi in out
+        ],
+        schema=METRICS,
+        orient='row',
+    )
 
 # %% ../nbs/19_monitor.ipynb #bf435f4b
 MATURE = 2  # days after which a day's flights have landed
 
-def realised(watch: Watch,
-             rows: pl.DataFrame,  # T, p, y of the flights of one service day that have landed
-             version: str         # Of the model that scored them
-            ) -> pl.DataFrame:    # Rows of the metrics table
+
+def realised(
+    watch: Watch,
+    rows: pl.DataFrame,  # T, p, y of the flights of one service day that have landed
+    version: str,  # Of the model that scored them
+) -> pl.DataFrame:  # Rows of the metrics table
     "AUC and gap of a day whose labels have landed"
-    if not rows.height: return pl.DataFrame(schema=METRICS)
-    day, real = int(service_day(rows['T'][0])), per_day(*(rows[c].to_numpy() for c in ('T', 'y', 'p')))
-    return pl.DataFrame([(day_start(day + 1 + MATURE), k, version, float(v[0]), *watch.limits[k], rows.height, day) for k, v in real.items()], schema=METRICS, orient='row')
+    if not rows.height:
+        return pl.DataFrame(schema=METRICS)
+    day, real = (
+        int(service_day(rows['T'][0])),
+        per_day(*(rows[c].to_numpy() for c in ('T', 'y', 'p'))),
+    )
+    return pl.DataFrame(
+        [
+            (
+                day_start(day + 1 + MATURE),
+                k,
+                version,
+                float(v[0]),
+                *watch.limits[k],
+                rows.height,
+                day,
+            )
+            for k, v in real.items()
+        ],
+        schema=METRICS,
+        orient='row',
+    )
 
 # %% ../nbs/19_monitor.ipynb #16ef3c6b
 @dataclass(frozen=True)
 class Policy:
     "How many bad days make an alarm"
-    out: int = 4  # Days beyond the limits ...
-    of: int = 7   # ... among the last days measured
 
-def alarms(metrics: pl.DataFrame,  # Rows of the metrics table, of one model version
-           policy: Policy=Policy()
-          ) -> dict[str, dict]:    # Measure -> its evidence: days out, newest value, its limits, newest day
+    out: int = 4  # Days beyond the limits ...
+    of: int = 7  # ... among the last days measured
+
+
+def alarms(
+    metrics: pl.DataFrame,  # Rows of the metrics table, of one model version
+    policy: Policy = Policy(),
+) -> dict[str, dict]:  # Measure -> its evidence: days out, newest value, its limits, newest day
     "Measures that were out of their limits too often; drift alone is no alarm"
-    m = metrics.filter(~pl.col('name').str.starts_with('drift:')).sort('day').group_by('name', maintain_order=True).tail(policy.of)
-    m = m.with_columns(out=((pl.col('value') < pl.col('low')).fill_null(False) | (pl.col('value') > pl.col('high')).fill_null(False)))
-    m = m.group_by('name').agg(pl.col('out').sum(), pl.col('value', 'low', 'high', 'day').last()).filter(pl.col('out') >= policy.out).sort('name')
-    return {r['name']: {k: round(v, 4) if isinstance(v, float) else v for k, v in r.items() if k != 'name'} for r in m.iter_rows(named=True)}
+    m = (
+        metrics.filter(~pl.col('name').str.starts_with('drift:'))
+        .sort('day')
+        .group_by('name', maintain_order=True)
+        .tail(policy.of)
+    )
+    m = m.with_columns(
+        out=(
+            (pl.col('value') < pl.col('low')).fill_null(False)
+            | (pl.col('value') > pl.col('high')).fill_null(False)
+        )
+    )
+    m = (
+        m.group_by('name')
+        .agg(pl.col('out').sum(), pl.col('value', 'low', 'high', 'day').last())
+        .filter(pl.col('out') >= policy.out)
+        .sort('name')
+    )
+    return {
+        r['name']: {
+            k: round(v, 4) if isinstance(v, float) else v for k, v in r.items() if k != 'name'
+        }
+        for r in m.iter_rows(named=True)
+    }

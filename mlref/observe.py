@@ -10,29 +10,49 @@ from fastcore.basics import patch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 # %% ../nbs/15_observe.ipynb #2121a642
-BUCKETS = (.0005, .001, .002, .005, .01, .02, .05, .1, .25, .5, 1., 2.5)  # seconds
+BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
+
 
 class Meters:
     "What one server counts"
+
     def __init__(self):
         self.registry = r = CollectorRegistry()
-        self.requests = Counter('mlref_requests', 'Requests answered', ('route', 'status'), registry=r)
-        self.seconds = Histogram('mlref_request_seconds', 'Time from request to answer', ('route',), buckets=BUCKETS, registry=r)
+        self.requests = Counter(
+            'mlref_requests', 'Requests answered', ('route', 'status'), registry=r
+        )
+        self.seconds = Histogram(
+            'mlref_request_seconds',
+            'Time from request to answer',
+            ('route',),
+            buckets=BUCKETS,
+            registry=r,
+        )
         self.flights = Counter('mlref_flights', 'Flights scored', ('route',), registry=r)
-        self.values = Counter('mlref_values', 'Last values read for the first flight of a request', ('history', 'status'), registry=r)
+        self.values = Counter(
+            'mlref_values',
+            'Last values read for the first flight of a request',
+            ('history', 'status'),
+            registry=r,
+        )
         self.model = Gauge('mlref_model_info', 'The model that answers', ('version',), registry=r)
 
-    def answered(self, route: str,     # Path of the request
-                 status: int,          # HTTP status of the answer
-                 seconds: float,       # From request to answer
-                 flights: int=0        # How many were scored
-                ) -> None:
+    def answered(
+        self,
+        route: str,  # Path of the request
+        status: int,  # HTTP status of the answer
+        seconds: float,  # From request to answer
+        flights: int = 0,  # How many were scored
+    ) -> None:
         "Count one answer"
-        self.requests.labels(route, str(status)).inc(); self.seconds.labels(route).observe(seconds); self.flights.labels(route).inc(flights)
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+        self.flights.labels(route).inc(flights)
 
     def serves(self, version: str) -> None:
         "Only this model answers from now on"
-        self.model.clear(); self.model.labels(version).set(1)
+        self.model.clear()
+        self.model.labels(version).set(1)
 
     def text(self) -> bytes:
         "The page a scraper reads"
@@ -40,9 +60,11 @@ class Meters:
 
 # %% ../nbs/15_observe.ipynb #cd56a4d6
 @patch
-def read(self: Meters, history: str,  # e.g. 'weather/origin'
-         status: str,                 # 'present', 'missing' or 'expired'
-         n: int                       # Values
-        ) -> None:
+def read(
+    self: Meters,
+    history: str,  # e.g. 'weather/origin'
+    status: str,  # 'present', 'missing' or 'expired'
+    n: int,  # Values
+) -> None:
     "Count what a store had"
     self.values.labels(history, status).inc(n)

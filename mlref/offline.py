@@ -22,48 +22,89 @@ from fastcore.basics import patch
 from .contracts import ORIGINS
 from .core import HORIZON, MlrefError, Table
 from .lake import Lake
-from .features import Entity, FeatureSet, FeatureView, Reader, Source, columns, compute, definition, facts, key_series
+from mlref.features import (
+    Entity,
+    FeatureSet,
+    FeatureView,
+    Reader,
+    Source,
+    columns,
+    compute,
+    definition,
+    facts,
+    key_series,
+)
 from .flights import CARRIERS, FLIGHTS, SOURCES, Static
 
 # %% ../nbs/07_offline.ipynb #6295b721
-_SPAN, _NOBODY = 10**9, 2**31  # more minutes than any time here; the number of a key that is not there
+# more minutes than any time here; the number of a key that is not there
+_SPAN, _NOBODY = 10**9, 2**31
 
-def _number(text: pl.Series, numbers: dict[str, int], add: bool=True) -> np.ndarray:
+
+def _number(text: pl.Series, numbers: dict[str, int], add: bool = True) -> np.ndarray:
     "The number of each key; new keys are added, or are nobody"
     at = text.cast(pl.Categorical).to_physical().to_numpy()
-    first = np.full(int(at.max(initial=0)) + 1, -1); first[at[::-1]] = np.arange(len(at))[::-1]
-    used = np.flatnonzero(first >= 0); names = text[first[used]].to_list()
+    first = np.full(int(at.max(initial=0)) + 1, -1)
+    first[at[::-1]] = np.arange(len(at))[::-1]
+    used = np.flatnonzero(first >= 0)
+    names = text[first[used]].to_list()
     if add:
-        for n in names: numbers.setdefault(n, len(numbers))
+        for n in names:
+            numbers.setdefault(n, len(numbers))
     first[used] = [numbers.get(n, _NOBODY) for n in names]
     return first[at]
 
 # %% ../nbs/07_offline.ipynb #e387d051
 class History:
     "A source under an entity, sorted by key and time, with running sums"
-    def __init__(self, source: Source, entity: Entity,
-                 frame: pl.DataFrame,       # From `facts`
-                 numbers: dict[str, int]    # Key -> its number; new keys are added
-                ):
+
+    def __init__(
+        self,
+        source: Source,
+        entity: Entity,
+        frame: pl.DataFrame,  # From `facts`
+        numbers: dict[str, int],  # Key -> its number; new keys are added
+    ):
         text, t, keep = key_series(frame, entity), frame['t'].to_numpy(), None
-        if len(t) and not (0 <= t[0] and t[-1] < _SPAN): raise MlrefError(f'expected known times of {source.name} in minutes since 1970, got {t[0]} to {t[-1]}; convert them')
-        if (nobody := text.is_null() | (text == '')).any(): keep = np.flatnonzero(~nobody.fill_null(True).to_numpy()); text, t = text.gather(keep), t[keep]  # a fact about nobody has no history
+        if len(t) and not (0 <= t[0] and t[-1] < _SPAN):
+            raise MlrefError(
+                f'expected known times of {source.name} in minutes since 1970, got {t[0]} to'
+                f' {t[-1]}; convert them'
+            )
+        # a fact about nobody has no history
+        if (nobody := text.is_null() | (text == '')).any():
+            keep = np.flatnonzero(~nobody.fill_null(True).to_numpy())
+            text, t = text.gather(keep), t[keep]
         code = _number(text, numbers)
-        o = np.argsort(code.astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')  # t is sorted already
-        self.source, self.frame, self.rows = source, frame, o if keep is None else keep[o]       # where each row stands in the frame
+        # t is sorted already
+        o = np.argsort(code.astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')
+        # where each row stands in the frame
+        self.source, self.frame, self.rows = source, frame, o if keep is None else keep[o]
         self.at = code[o] * _SPAN + t[o]
-        if source.newest: self._settle()
-        self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)               # the first row of each key
+        if source.newest:
+            self._settle()
+        # the first row of each key
+        self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)
 
     @cached_property
-    def values(self) -> list[np.ndarray]: return [self.frame[v].to_numpy()[self.rows].astype(np.float64 if self.source.newest else np.int64) for v in self.source.values]
+    def values(self) -> list[np.ndarray]:
+        return [
+            self.frame[v]
+            .to_numpy()[self.rows]
+            .astype(np.float64 if self.source.newest else np.int64)
+            for v in self.source.values
+        ]
 
     @cached_property
-    def state(self) -> np.ndarray:  # (1 + rows, 1 + values): what is known after so many rows
+    def state(
+        self,
+    ) -> np.ndarray:  # (1 + rows, 1 + values): what is known after so many rows
         newest, n, base = self.source.newest, len(self.at), self.begin[self.at // _SPAN]
-        out = np.empty((n + 1, 1 + len(self.values)), np.float64 if newest else np.int64); out[0] = np.nan if newest else 0
+        out = np.empty((n + 1, 1 + len(self.values)), np.float64 if newest else np.int64)
+        out[0] = np.nan if newest else 0
         out[1:, 0] = self.at % _SPAN if newest else np.arange(1, n + 1) - base
-        for i, v in enumerate(self.values, 1): out[1:, i] = v if newest else (c := np.r_[0, np.cumsum(v)])[1:] - c[base]
+        for i, v in enumerate(self.values, 1):
+            out[1:, i] = v if newest else (c := np.r_[0, np.cumsum(v)])[1:] - c[base]
         return out
 
 # %% ../nbs/07_offline.ipynb #cf17ec5f
@@ -71,10 +112,19 @@ class History:
 def _settle(self: History) -> None:
     "Of a key's rows in one minute the one with the greatest values counts, in whatever order they came"
     same = self.at[1:] == self.at[:-1]
-    if not same.any(): return
+    if not same.any():
+        return
     w = np.flatnonzero(np.r_[same, False] | np.r_[False, same])
-    tied = self.frame[self.rows[w]].select(*self.source.values).with_columns(_at=self.at[w]).with_row_index('_i')
-    self.rows[w] = self.rows[w][tied.sort('_at', *self.source.values, nulls_last=True)['_i'].to_numpy()]
+    tied = (
+        self.frame[self.rows[w]]
+        .select(*self.source.values)
+        .with_columns(_at=self.at[w])
+        .with_row_index('_i')
+    )
+    self.rows[w] = self.rows[w][
+        tied.sort('_at', *self.source.values, nulls_last=True)['_i'].to_numpy()
+    ]
+
 
 @patch
 def find(self: History, code: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -84,65 +134,113 @@ def find(self: History, code: np.ndarray, t: np.ndarray) -> np.ndarray:
 # %% ../nbs/07_offline.ipynb #46fd5b82
 class Offline(Reader):
     "Reads any moment of a stretch of events held in memory"
-    def __init__(self, events: pl.DataFrame,                   # Wide events in any order
-                 tables: dict[str, pl.DataFrame] | None=None   # Source name -> the table of your own that it reads
-                ): self.events, self.tables, self._facts, self._histories, self._numbers, self._asked = events, tables or {}, {}, {}, {}, {}
+
+    def __init__(
+        self,
+        events: pl.DataFrame,  # Wide events in any order
+        # Source name -> the table of your own that it reads
+        tables: dict[str, pl.DataFrame] | None = None,
+    ):
+        self.events, self.tables, self._facts, self._histories, self._numbers, self._asked = (
+            events,
+            tables or {},
+            {},
+            {},
+            {},
+            {},
+        )
 
     def rows(self, source: Source) -> pl.DataFrame:
         "The rows of a source, made once"
-        if source not in self._facts: self._facts[source] = facts(self.tables.get(source.name, self.events), source, False)
+        if source not in self._facts:
+            self._facts[source] = facts(self.tables.get(source.name, self.events), source, False)
         return self._facts[source]
 
     def history(self, source: Source, entity: Entity) -> History:
         "A source under an entity, made once"
-        if (source, entity) not in self._histories: self._histories[source, entity] = History(source, entity, self.rows(source), self._numbers.setdefault(entity, {}))
+        if (source, entity) not in self._histories:
+            self._histories[source, entity] = History(
+                source, entity, self.rows(source), self._numbers.setdefault(entity, {})
+            )
         return self._histories[source, entity]
 
 # %% ../nbs/07_offline.ipynb #b8c53459
 @patch
-def _order(self: Offline, entity: Entity, keys: list[str] | pl.Series) -> tuple[np.ndarray, np.ndarray]:
+def _order(
+    self: Offline, entity: Entity, keys: list[str] | pl.Series
+) -> tuple[np.ndarray, np.ndarray]:
     "The number of each key in sorted order, and that order"
-    numbers = self._numbers[entity]; was = self._asked.get(me := (entity, get_ident()))
-    if was and was[0] is keys and was[1] == len(numbers): return was[2:]
-    if isinstance(keys, pl.Series): code = _number(keys, numbers, False)
-    else: code = np.array(list(map(numbers.get, keys, repeat(_NOBODY))), np.int64)
-    o = np.argsort(np.minimum(code, len(numbers)).astype(np.uint16) if len(numbers) < 2**16 else code, kind='stable')
+    numbers = self._numbers[entity]
+    was = self._asked.get(me := (entity, get_ident()))
+    if was and was[0] is keys and was[1] == len(numbers):
+        return was[2:]
+    if isinstance(keys, pl.Series):
+        code = _number(keys, numbers, False)
+    else:
+        code = np.array(list(map(numbers.get, keys, repeat(_NOBODY))), np.int64)
+    o = np.argsort(
+        np.minimum(code, len(numbers)).astype(np.uint16) if len(numbers) < 2**16 else code,
+        kind='stable',
+    )
     self._asked[me] = (keys, len(numbers), code[o], o)
     return code[o], o
 
+
 @patch
-def warm(self: Offline, features: FeatureSet, workers: int=1) -> None:
+def warm(self: Offline, features: FeatureSet, workers: int = 1) -> None:
     "Make every history that a feature set reads, entities side by side"
     by = {}
-    for v in features.views: by.setdefault(v.entity, []).append(v.source)
-    for v in features.views: self.rows(v.source)
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda e: [self.history(s, e).state for s in by[e]], by))
+    for v in features.views:
+        by.setdefault(v.entity, []).append(v.source)
+    for v in features.views:
+        self.rows(v.source)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda e: [self.history(s, e).state for s in by[e]], by))
 
 # %% ../nbs/07_offline.ipynb #8fd45db5
 def _read(self, source: Source, entity: Entity, keys: list[str], t: np.ndarray) -> np.ndarray:
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
-    h = self.history(source, entity); code, o = self._order(entity, keys)
+    h = self.history(source, entity)
+    code, o = self._order(entity, keys)
     at = h.find(code, t[o].T).T
     begin = h.begin[np.minimum(code, len(h.begin) - 1)][:, None]
     out = np.empty((*t.shape, h.state.shape[1]), h.state.dtype)
     out[o] = h.state.take(np.where(at > begin, at, 0), axis=0)
     return out
 
-def _newest(self, source: Source, entity: Entity, keys: list[str] | pl.Series, t: np.ndarray) -> np.ndarray:
+
+def _newest(
+    self, source: Source, entity: Entity, keys: list[str] | pl.Series, t: np.ndarray
+) -> np.ndarray:
     "Which of the source's rows is the newest up to t, (requests,); -1 when there is none"
-    h = self.history(source, entity); code, o = self._order(entity, keys)
-    at = h.find(code, t[o]); out = np.empty(len(t), np.int64)
-    out[o] = np.where(at > h.begin[np.minimum(code, len(h.begin) - 1)], h.rows[at - 1], -1) if len(h.at) else -1
+    h = self.history(source, entity)
+    code, o = self._order(entity, keys)
+    at = h.find(code, t[o])
+    out = np.empty(len(t), np.int64)
+    out[o] = (
+        np.where(at > h.begin[np.minimum(code, len(h.begin) - 1)], h.rows[at - 1], -1)
+        if len(h.at)
+        else -1
+    )
     return out
 
-def _span(self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+
+def _span(
+    self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, and where each begins"
-    h = self.history(source, entity); sorted_, o = self._order(entity, keys)
-    code = np.empty_like(sorted_); code[o] = sorted_
-    i, j = h.find(code, lo), h.find(code, hi); n = np.maximum(j - i, 0)
+    h = self.history(source, entity)
+    sorted_, o = self._order(entity, keys)
+    code = np.empty_like(sorted_)
+    code[o] = sorted_
+    i, j = h.find(code, lo), h.find(code, hi)
+    n = np.maximum(j - i, 0)
     starts = np.r_[0, np.cumsum(n)]
     at = np.repeat(i - starts[:-1], n) + np.arange(starts[-1])
-    return np.column_stack([v[at] for v in h.values]) if h.values else np.empty((len(at), 0)), starts
+    return (
+        np.column_stack([v[at] for v in h.values]) if h.values else np.empty((len(at), 0))
+    ), starts
+
 
 Offline.read, Offline.newest, Offline.span = _read, _newest, _span
 
@@ -150,130 +248,316 @@ Offline.read, Offline.newest, Offline.span = _read, _newest, _span
 STATUS = pl.Enum(['present', 'expired', 'missing'])
 _STATES = pl.Series(STATUS.categories, dtype=STATUS)
 
+
 def _cutoffs(requests: pl.DataFrame) -> np.ndarray:
     "T of every request in whole minutes; a second inside a minute does not know that minute's end"
-    if 'T' not in requests.columns: raise MlrefError(f'expected the column T in the requests, got {", ".join(requests.columns) or "none"}; say when each row asks')
+    if 'T' not in requests.columns:
+        raise MlrefError(
+            f'expected the column T in the requests, got {", ".join(requests.columns) or "none"};'
+            ' say when each row asks'
+        )
     t = requests['T']
-    if t.null_count() and t.dtype != pl.Null: raise MlrefError(f'expected T in every request, {t.null_count()} are missing; leave them out')
-    if isinstance(t.dtype, pl.Datetime) and t.dtype.time_zone: return (t.dt.epoch('us') // 60_000_000).to_numpy()
-    if requests.height and not t.dtype.is_integer(): raise MlrefError(f"expected T with a time zone or in whole minutes UTC, got {t.dtype}; say which zone: .dt.replace_time_zone('UTC')")
+    if t.null_count() and t.dtype != pl.Null:
+        raise MlrefError(
+            f'expected T in every request, {t.null_count()} are missing; leave them out'
+        )
+    if isinstance(t.dtype, pl.Datetime) and t.dtype.time_zone:
+        return (t.dt.epoch('us') // 60_000_000).to_numpy()
+    if requests.height and not t.dtype.is_integer():
+        raise MlrefError(
+            f'expected T with a time zone or in whole minutes UTC, got {t.dtype}; say which zone:'
+            " .dt.replace_time_zone('UTC')"
+        )
     return t.cast(pl.Int64).to_numpy()
 
-def _last_values(view: FeatureView, rows: pl.DataFrame, T: np.ndarray, at: np.ndarray) -> list[pl.Series]:
+
+def _last_values(
+    view: FeatureView, rows: pl.DataFrame, T: np.ndarray, at: np.ndarray
+) -> list[pl.Series]:
     "The columns of a last-value view and its status, from the place of each request's row"
     known = at >= 0
     age = T + view.ahead - rows['t'].to_numpy()[at] if rows.height else np.zeros(len(T), np.int64)
-    if (age[known] < 0).any(): raise MlrefError(f'expected only rows known by T from {view.name}, got one {-age[known].min()} minutes younger: a leak; look at its reader')
+    if (age[known] < 0).any():
+        raise MlrefError(
+            f'expected only rows known by T from {view.name}, got one {-age[known].min()} minutes'
+            ' younger: a leak; look at its reader'
+        )
     ok = known & (age <= (view.ttl or 2**40))
-    place = pl.DataFrame({'at': at, 'age': age, 'ok': ok}).select(pl.when('ok').then(pl.col('at', 'age')))
-    out = [(place['age'] if s == 'age' else rows[s].gather(place['at'])).alias(f'{view.name}_{s}') for s in view.stats]
+    place = pl.DataFrame({'at': at, 'age': age, 'ok': ok}).select(
+        pl.when('ok').then(pl.col('at', 'age'))
+    )
+    out = [
+        (place['age'] if s == 'age' else rows[s].gather(place['at'])).alias(f'{view.name}_{s}')
+        for s in view.stats
+    ]
     state = np.where(ok, 0, np.where(known, 1, 2)).astype(np.uint8)
-    return [*(c.fill_nan(None) if c.dtype.is_float() else c for c in out), _STATES.gather(state).alias(f'{view.name}_status')]
+    return [
+        *(c.fill_nan(None) if c.dtype.is_float() else c for c in out),
+        _STATES.gather(state).alias(f'{view.name}_status'),
+    ]
 
 # %% ../nbs/07_offline.ipynb #df6d4187
-def point_in_time(requests: pl.DataFrame,                      # Keys and T: times with a zone, or whole minutes UTC; any order
-                  views: tuple[FeatureView, ...],
-                  events: pl.DataFrame,                        # What the sources read
-                  tables: dict[str, pl.DataFrame] | None=None, # Source name -> the table of your own that it reads
-                  engine: str='numpy'                          # or 'duckdb', for last values
-                 ) -> pl.DataFrame:                            # The requests, row by row, with the views' columns and a status for each last value
+def point_in_time(
+    requests: pl.DataFrame,  # Keys and T: times with a zone, or whole minutes UTC; any order
+    views: tuple[FeatureView, ...],
+    events: pl.DataFrame,  # What the sources read
+    # Source name -> the table of your own that it reads
+    tables: dict[str, pl.DataFrame] | None = None,
+    engine: str = 'numpy',  # or 'duckdb', for last values
+    # The requests, row by row, with the views' columns and a status for each last value
+) -> pl.DataFrame:
     "What was known of every request at its T; raises `MlrefError` on a leak"
     T, reader, out = _cutoffs(requests), Offline(events, tables), []
-    if engine not in ('numpy', 'duckdb'): raise MlrefError(f"expected the engine 'numpy' or 'duckdb', got {engine!r}")
+    if engine not in ('numpy', 'duckdb'):
+        raise MlrefError(f"expected the engine 'numpy' or 'duckdb', got {engine!r}")
     for v in (v for v in views if not v.windows):
         keys, rows = key_series(requests, v.entity).fill_null(''), reader.rows(v.source)
-        out += _last_values(v, rows, T, reader.newest(v.source, v.entity, keys, T + v.ahead) if engine == 'numpy' else _asof(v, rows, keys, T + v.ahead))
+        out += _last_values(
+            v,
+            rows,
+            T,
+            (
+                reader.newest(v.source, v.entity, keys, T + v.ahead)
+                if engine == 'numpy'
+                else _asof(v, rows, keys, T + v.ahead)
+            ),
+        )
     if (windows := tuple(v for v in views if v.windows)) and engine == 'numpy':
         fs = FeatureSet('join', windows)
-        out += [pl.Series(n, c) for n, c in zip(fs.names, compute(reader, requests.with_columns(T=pl.Series(T, dtype=pl.Int64)), fs).T)]
-    elif windows: raise MlrefError(f'expected last-value views for duckdb, {windows[0].name} has windows; use numpy')
-    if both := [c.name for c in out if c.name in requests.columns]: raise MlrefError(f'expected names that the requests do not have, got {both[0]}; rename the view')
+        out += [
+            pl.Series(n, c)
+            for n, c in zip(
+                fs.names,
+                compute(reader, requests.with_columns(T=pl.Series(T, dtype=pl.Int64)), fs).T,
+            )
+        ]
+    elif windows:
+        raise MlrefError(
+            f'expected last-value views for duckdb, {windows[0].name} has windows; use numpy'
+        )
+    if both := [c.name for c in out if c.name in requests.columns]:
+        raise MlrefError(
+            f'expected names that the requests do not have, got {both[0]}; rename the view'
+        )
     return requests.with_columns(out)
 
 # %% ../nbs/07_offline.ipynb #81185aff
 def _asof(v: FeatureView, rows: pl.DataFrame, keys: pl.Series, until: np.ndarray) -> np.ndarray:
     "As `Offline.newest`, by DuckDB"
-    have = rows.select('t', *v.source.values, key=key_series(rows, v.entity)).with_row_index('place').filter(pl.col('key') != '').sort('t', *v.source.values, nulls_last=True).unique(('key', 't'), keep='last', maintain_order=True)
+    have = (
+        rows.select('t', *v.source.values, key=key_series(rows, v.entity))
+        .with_row_index('place')
+        .filter(pl.col('key') != '')
+        .sort('t', *v.source.values, nulls_last=True)
+        .unique(('key', 't'), keep='last', maintain_order=True)
+    )
     ask = pl.DataFrame({'i': np.arange(len(until)), 'key': keys, 'until': until})
     with duckdb.connect() as con:
-        con.register('_ask', ask.to_arrow()); con.register('_have', have.select('place', 'key', 't').to_arrow())
-        got = pl.from_arrow(con.sql('select h.place from _ask a asof left join _have h on a.key = h.key and a.until >= h.t order by a.i').to_arrow_table())
+        con.register('_ask', ask.to_arrow())
+        con.register('_have', have.select('place', 'key', 't').to_arrow())
+        got = pl.from_arrow(
+            con.sql(
+                'select h.place from _ask a asof left join _have h on a.key = h.key and a.until >='
+                ' h.t order by a.i'
+            ).to_arrow_table()
+        )
     return got['place'].cast(pl.Int64).fill_null(-1).to_numpy()
 
 # %% ../nbs/07_offline.ipynb #cf7aa6f3
-def table(events: pl.DataFrame,  # Wide events: all that may be known, at least
-          static: Static,        # Lookups
-          start: int,            # First cut-off T, minutes UTC, included
-          end: int,              # Last cut-off, excluded
-          reader: Reader | None=None  # Where features are read; default: these events
-         ) -> Table:             # One row per scheduled flight with start <= T < end, in order of T
+def table(
+    events: pl.DataFrame,  # Wide events: all that may be known, at least
+    static: Static,  # Lookups
+    start: int,  # First cut-off T, minutes UTC, included
+    end: int,  # Last cut-off, excluded
+    reader: Reader | None = None,  # Where features are read; default: these events
+) -> Table:  # One row per scheduled flight with start <= T < end, in order of T
     "What was known of every flight, two hours ahead, with the label and when it became known"
-    req = events.filter((pl.col('kind') == 'schedule') & (pl.col('sched') - HORIZON >= start) & (pl.col('sched') - HORIZON < end)).sort('sched', 'event_id')
-    if not req.height: raise MlrefError(f'expected flights with a cut-off from {start} to {end}, found none; ingest that stretch first')
+    req = events.filter(
+        (pl.col('kind') == 'schedule')
+        & (pl.col('sched') - HORIZON >= start)
+        & (pl.col('sched') - HORIZON < end)
+    ).sort('sched', 'event_id')
+    if not req.height:
+        raise MlrefError(
+            f'expected flights with a cut-off from {start} to {end}, found none; ingest that'
+            ' stretch first'
+        )
     workers = 1 if reader else os.cpu_count() or 1
-    if not reader: (reader := Offline(events)).warm(FLIGHTS, workers)
+    if not reader:
+        (reader := Offline(events)).warm(FLIGHTS, workers)
     X = compute(reader, req, FLIGHTS, static, workers=workers)
-    label = events.filter(pl.col('kind') == 'arrival').select('flight_id', 'arr_delay', landed='known_time')
-    got = req.select('flight_id', 'sched').join(label, on='flight_id', how='left', maintain_order='left')
+    label = events.filter(pl.col('kind') == 'arrival').select(
+        'flight_id', 'arr_delay', landed='known_time'
+    )
+    got = req.select('flight_id', 'sched').join(
+        label, on='flight_id', how='left', maintain_order='left'
+    )
     y = got['arr_delay'].cast(pl.Float32).to_numpy()
-    return Table(got['flight_id'].to_numpy().astype(str), got['sched'].to_numpy() - HORIZON, got['landed'].fill_null(-1).to_numpy(),
-                 np.where(np.isnan(y), np.nan, y > 15).astype(np.float32), X, FLIGHTS.names, {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': len(static.airports) + 1})
+    return Table(
+        got['flight_id'].to_numpy().astype(str),
+        got['sched'].to_numpy() - HORIZON,
+        got['landed'].fill_null(-1).to_numpy(),
+        np.where(np.isnan(y), np.nan, y > 15).astype(np.float32),
+        X,
+        FLIGHTS.names,
+        {
+            'carrier': len(CARRIERS) + 1,
+            'origin': len(ORIGINS) + 1,
+            'dest': len(static.airports) + 1,
+        },
+    )
 
 # %% ../nbs/07_offline.ipynb #fb0e6aa0
-def spoil(events: pl.DataFrame,  # Wide events
-          cutoff: int            # Minutes UTC
-         ) -> pl.DataFrame:      # The same events; those known after `cutoff` say something else
+def spoil(
+    events: pl.DataFrame,  # Wide events
+    cutoff: int,  # Minutes UTC
+) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after the cut-off"
     after, wrong = pl.col('known_time') > cutoff, 170
-    moves = {c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c) for c in ('dep_delay', 'arr_delay', 'air_time')}
-    air = [pl.when(after & pl.col(c).is_not_null()).then(-999.).otherwise(pl.col(c)).alias(c) for c in SOURCES['weather'].values]
+    moves = {
+        c: pl.when(after & pl.col(c).is_not_null()).then(wrong).otherwise(pl.col(c)).alias(c)
+        for c in ('dep_delay', 'arr_delay', 'air_time')
+    }
+    air = [
+        pl.when(after & pl.col(c).is_not_null()).then(-999.0).otherwise(pl.col(c)).alias(c)
+        for c in SOURCES['weather'].values
+    ]
     return events.with_columns(*moves.values(), *air)
 
-def leaks(events: pl.DataFrame,   # Wide events of a stretch
-          static: Static,
-          cutoffs: list[int],     # Minutes UTC
-          make=table              # What computes the table; another one to show that a leak is caught
-         ) -> dict[str, int]:     # Feature name -> rows that changed; empty when nothing leaks
+
+def leaks(
+    events: pl.DataFrame,  # Wide events of a stretch
+    static: Static,
+    cutoffs: list[int],  # Minutes UTC
+    make=table,  # What computes the table; another one to show that a leak is caught
+) -> dict[str, int]:  # Feature name -> rows that changed; empty when nothing leaks
     "Which features of flights with T <= cutoff change when everything known later is garbage"
     found, lo = {}, int(events['sched'].min()) - HORIZON
     whole = make(events, static, lo, max(cutoffs) + 1)
     for c in cutoffs:
         part, was = make(spoil(events, c), static, lo, c + 1), whole.X[whole.T <= c]
-        for k in np.flatnonzero(~((part.X == was) | (np.isnan(part.X) & np.isnan(was))).all(0)): found[whole.names[k]] = found.get(whole.names[k], 0) + 1
+        for k in np.flatnonzero(~((part.X == was) | (np.isnan(part.X) & np.isnan(was))).all(0)):
+            found[whole.names[k]] = found.get(whole.names[k], 0) + 1
     return found
 
 # %% ../nbs/07_offline.ipynb #a60e0275
-def lineage(features: FeatureSet) -> pl.DataFrame:  # feature, part, source, column: a row for each column that a feature is made of
+def lineage(
+    features: FeatureSet,
+) -> pl.DataFrame:  # feature, part, source, column: a row for each column that a feature is made of
     "What every column is made of"
-    of = {c.name: [(v.name, v.source.name, s) for s in v.source.columns] for v in features.views for c in columns(v)}
+    of = {
+        c.name: [(v.name, v.source.name, s) for s in v.source.columns]
+        for v in features.views
+        for c in columns(v)
+    }
     for d in features.on_demand:
-        made = [(d.name, 'request', c) for c in d.reads] + [(d.name, source, c) for i in d.inputs for _, source, c in of[i]]
-        for o in d.outputs: of[o] = list(dict.fromkeys(made))
+        made = [(d.name, 'request', c) for c in d.reads] + [
+            (d.name, source, c) for i in d.inputs for _, source, c in of[i]
+        ]
+        for o in d.outputs:
+            of[o] = list(dict.fromkeys(made))
     rows = [(n, *r) for n in features.names for r in of[n]]
-    return pl.DataFrame(rows, schema={c: pl.String for c in ('feature', 'part', 'source', 'column')}, orient='row')
+    return pl.DataFrame(
+        rows, schema={c: pl.String for c in ('feature', 'part', 'source', 'column')}, orient='row'
+    )
 
-def catalogue(features: FeatureSet) -> pl.DataFrame:  # A row per view and per set of on-demand columns
+
+def catalogue(
+    features: FeatureSet,
+) -> pl.DataFrame:  # A row per view and per set of on-demand columns
     "The definitions behind a vector"
-    made = lineage(replace(features, only=())).group_by('part', maintain_order=True).agg('feature', 'source', 'column')
-    at = {p: json.dumps({f: sorted({f'{s}.{c}' for f_, s, c in zip(fs, ss, cs) if f_ == f}) for f in dict.fromkeys(fs)}) for p, fs, ss, cs in made.iter_rows()}
-    views = [(v.name, v.version, v.entity.name, v.source.name, v.owner, v.description, json.dumps(definition(v)), at.get(v.name, '{}')) for v in features.views]
-    asked = [(d.name, d.version, 'request', ', '.join(d.reads), d.owner, d.description, json.dumps({'inputs': d.inputs, 'outputs': d.outputs}), at.get(d.name, '{}')) for d in features.on_demand]
-    return pl.DataFrame(views + asked, schema={c: pl.String for c in ('view', 'version', 'entity', 'source', 'owner', 'description', 'definition', 'columns')}, orient='row')
+    made = (
+        lineage(replace(features, only=()))
+        .group_by('part', maintain_order=True)
+        .agg('feature', 'source', 'column')
+    )
+    at = {
+        p: json.dumps(
+            {
+                f: sorted({f'{s}.{c}' for f_, s, c in zip(fs, ss, cs) if f_ == f})
+                for f in dict.fromkeys(fs)
+            }
+        )
+        for p, fs, ss, cs in made.iter_rows()
+    }
+    views = [
+        (
+            v.name,
+            v.version,
+            v.entity.name,
+            v.source.name,
+            v.owner,
+            v.description,
+            json.dumps(definition(v)),
+            at.get(v.name, '{}'),
+        )
+        for v in features.views
+    ]
+    asked = [
+        (
+            d.name,
+            d.version,
+            'request',
+            ', '.join(d.reads),
+            d.owner,
+            d.description,
+            json.dumps({'inputs': d.inputs, 'outputs': d.outputs}),
+            at.get(d.name, '{}'),
+        )
+        for d in features.on_demand
+    ]
+    return pl.DataFrame(
+        views + asked,
+        schema={
+            c: pl.String
+            for c in (
+                'view',
+                'version',
+                'entity',
+                'source',
+                'owner',
+                'description',
+                'definition',
+                'columns',
+            )
+        },
+        orient='row',
+    )
 
 # %% ../nbs/07_offline.ipynb #e2d81739
-def record(lake: Lake,                # Open for writing
-           features: FeatureSet,
-           model: str | None=None     # The version of a model that is taught and served with it
-          ) -> None:
+def record(
+    lake: Lake,  # Open for writing
+    features: FeatureSet,
+    model: str | None = None,  # The version of a model that is taught and served with it
+) -> None:
     "Note definitions, and which model uses them; again is harmless"
     rows = catalogue(features)
-    lake.con.execute(f"create table if not exists features ({', '.join(f'{c} varchar' for c in rows.columns)}, primary key (view, version))")
-    lake.con.execute('create table if not exists feature_uses (model varchar, features varchar, view varchar, version varchar, primary key (model, view, version))')
-    uses = rows.select(model=pl.lit(model), features=pl.lit(features.version), view='view', version='version')
+    lake.con.execute(
+        f'create table if not exists features ({", ".join(f"{c} varchar" for c in rows.columns)},'
+        ' primary key (view, version))'
+    )
+    lake.con.execute(
+        'create table if not exists feature_uses (model varchar, features varchar, view varchar,'
+        ' version varchar, primary key (model, view, version))'
+    )
+    uses = rows.select(
+        model=pl.lit(model), features=pl.lit(features.version), view='view', version='version'
+    )
     for name, frame in (('features', rows), ('feature_uses', uses if model else uses.clear())):
-        lake.con.register('_frame', frame.to_arrow()); lake.con.execute(f'insert or ignore into {name} by name select * from _frame'); lake.con.unregister('_frame')
+        lake.con.register('_frame', frame.to_arrow())
+        lake.con.execute(f'insert or ignore into {name} by name select * from _frame')
+        lake.con.unregister('_frame')
 
-def users(lake: Lake) -> pl.DataFrame:  # view, version, models
+
+def users(
+    lake: Lake,
+) -> pl.DataFrame:  # view, version, models
     "Which models use which definitions, as far as the lake has noted any"
-    if not lake.sql("select 1 from information_schema.tables where table_name = 'feature_uses'").height: return pl.DataFrame(schema={c: pl.String for c in ('view', 'version', 'models')})
-    return lake.sql("select view, version, string_agg(distinct model, ', ' order by model) as models from feature_uses group by all order by view")
+    if not lake.sql(
+        "select 1 from information_schema.tables where table_name = 'feature_uses'"
+    ).height:
+        return pl.DataFrame(schema={c: pl.String for c in ('view', 'version', 'models')})
+    return lake.sql(
+        "select view, version, string_agg(distinct model, ', ' order by model) as models from"
+        ' feature_uses group by all order by view'
+    )

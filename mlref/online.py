@@ -30,27 +30,42 @@ from .records import FORMAT, NEVER, Layout, extend, foreign, layouts, rows, star
 # %% ../nbs/08_online.ipynb #7267bf1e
 def _grouped(keys: list[str]) -> tuple[list[str], np.ndarray | slice, list[int]]:
     "The different keys, an order that puts equal ones together, where each begins"
-    if len(keys) == 1: return keys, slice(None), [0, 1]
+    if len(keys) == 1:
+        return keys, slice(None), [0, 1]
     at = {}
-    for i, k in enumerate(keys): at.setdefault(k, []).append(i)
+    for i, k in enumerate(keys):
+        at.setdefault(k, []).append(i)
     edges = [0, *accumulate(map(len, at.values()))]
-    return list(at), slice(None) if len(at) in (1, len(keys)) else np.array([i for g in at.values() for i in g]), edges
+    return (
+        list(at),
+        slice(None) if len(at) in (1, len(keys)) else np.array([i for g in at.values() for i in g]),
+        edges,
+    )
 
 # %% ../nbs/08_online.ipynb #98e09bc1
 class Records(Reader):
     "How features read any store that can take a snapshot"
+
     def layout(self, name: str) -> Layout:
         "How a history lies; raises `MlrefError` for one that is not in the store"
-        if (l := self.layouts.get(name)) is None: raise MlrefError(f'expected one of the histories {", ".join(sorted(self.layouts))}, got {name!r}; open the store with the feature set that needs it')
+        if (l := self.layouts.get(name)) is None:
+            raise MlrefError(
+                f'expected one of the histories {", ".join(sorted(self.layouts))}, got {name!r};'
+                ' open the store with the feature set that needs it'
+            )
         return l
 
     def get(self, name: str, key: str) -> bytes | None:
         "One key's record, or None"
-        with self.snapshot() as many: b = many([self.layout(name).prefix + key.encode()])[0]; return None if b is None else bytes(b)
+        with self.snapshot() as many:
+            b = many([self.layout(name).prefix + key.encode()])[0]
+            return None if b is None else bytes(b)
 
     def note(self, name: bytes) -> bytes | None:
         "What `update` was told to keep under a name that begins with '!'"
-        with self.snapshot() as many: b = many([name])[0]; return None if b is None else bytes(b)
+        with self.snapshot() as many:
+            b = many([name])[0]
+            return None if b is None else bytes(b)
 
     def position(self) -> int:
         "Offset of the first message of the log that is not in the store"
@@ -61,116 +76,236 @@ class Records(Reader):
         return int(self.note(b'!newest') or 0)
 
 # %% ../nbs/08_online.ipynb #db48cc6b
-def _grouped_read(l: Layout, many: Callable, names: list[str], o: np.ndarray | slice, edges: list[int], t: np.ndarray) -> np.ndarray:
+def _grouped_read(
+    l: Layout,
+    many: Callable,
+    names: list[str],
+    o: np.ndarray | slice,
+    edges: list[int],
+    t: np.ndarray,
+) -> np.ndarray:
     records, asked, parts = many([l.prefix + k.encode() for k in names]), t[o], []
-    for k, b, i, j in zip(names, records, edges, edges[1:]): parts += rows(l, k, b, asked[i:j].ravel())
+    for k, b, i, j in zip(names, records, edges, edges[1:]):
+        parts += rows(l, k, b, asked[i:j].ravel())
     got = np.frombuffer(b''.join(parts), l.dtype).reshape(*t.shape, l.width)
-    if isinstance(o, slice): return got
-    back = np.empty_like(got); back[o] = got
+    if isinstance(o, slice):
+        return got
+    back = np.empty_like(got)
+    back[o] = got
     return back
+
 
 def _read(self, source: Source, entity: Entity, keys: list[str], t: np.ndarray) -> np.ndarray:
     "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
-    with self.snapshot() as many: return _grouped_read(self.layout(f'{source.name}/{entity.name}'), many, *_grouped(keys), t)
+    with self.snapshot() as many:
+        return _grouped_read(self.layout(f'{source.name}/{entity.name}'), many, *_grouped(keys), t)
 
 # %% ../nbs/08_online.ipynb #86297ecb
-def _one(self, many: Callable, reads: tuple[Read, ...], keys: dict[str, list[str]], minutes: list[int]) -> bytes:
+def _one(
+    self, many: Callable, reads: tuple[Read, ...], keys: dict[str, list[str]], minutes: list[int]
+) -> bytes:
     "What a single request reads lies in one piece, history after history"
-    every, who, parts = [self.layout(r.name) for r in reads], [keys[r.entity.name][0] for r in reads], []
+    every, who, parts = (
+        [self.layout(r.name) for r in reads],
+        [keys[r.entity.name][0] for r in reads],
+        [],
+    )
     records = many([l.prefix + k.encode() for l, k in zip(every, who)])
-    for l, k, b, r in zip(every, who, records, reads): parts += rows(l, k, b, minutes[r.times])
+    for l, k, b, r in zip(every, who, records, reads):
+        parts += rows(l, k, b, minutes[r.times])
     return b''.join([*parts, bytes(8)])
 
-def _several(self, many: Callable, reads: tuple[Read, ...], groups: dict[str, tuple], times: np.ndarray) -> np.ndarray:
-    got = [_grouped_read(self.layout(r.name), many, *groups[r.entity.name], times[:, r.times]) for r in reads]
-    return np.concatenate([*(g.reshape(len(times), r.size).T for g, r in zip(got, reads)), np.zeros((1, len(times)), np.int64)])
 
-def _gather(self, plan: Plan, keys: dict[str, list[str]], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _several(
+    self, many: Callable, reads: tuple[Read, ...], groups: dict[str, tuple], times: np.ndarray
+) -> np.ndarray:
+    got = [
+        _grouped_read(self.layout(r.name), many, *groups[r.entity.name], times[:, r.times])
+        for r in reads
+    ]
+    return np.concatenate(
+        [
+            *(g.reshape(len(times), r.size).T for g, r in zip(got, reads)),
+            np.zeros((1, len(times)), np.int64),
+        ]
+    )
+
+
+def _gather(
+    self, plan: Plan, keys: dict[str, list[str]], times: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "Running sums and newest rows of all that a vector is made of, from one moment"
     with self.snapshot() as many:
         if len(times) == 1:
-            sums, lasts = (_one(self, many, reads, keys, times[0].tolist()) for reads in (plan.sums, plan.lasts))
+            sums, lasts = (
+                _one(self, many, reads, keys, times[0].tolist())
+                for reads in (plan.sums, plan.lasts)
+            )
             return np.frombuffer(sums, np.int64)[:, None], np.frombuffer(lasts, np.float64)[:, None]
         groups = {name: _grouped(k) for name, k in keys.items()}
-        return _several(self, many, plan.sums, groups, times), _several(self, many, plan.lasts, groups, times)
+        return _several(self, many, plan.sums, groups, times), _several(
+            self, many, plan.lasts, groups, times
+        )
 
 # %% ../nbs/08_online.ipynb #09bba7a2
-def _span(self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _span(
+    self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "The rows with lo < t <= hi of each request, one request after the other, and where each begins"
     l, got = self.layout(f'{source.name}/{entity.name}'), []
     with self.snapshot() as many:
         for k, b, t0, t1 in zip(keys, many([l.prefix + k.encode() for k in keys]), lo, hi):
             T, table = start(l) if b is None else unpack(l, b)
             i, j = T.searchsorted(t0, 'right'), T.searchsorted(t1, 'right')
-            if i == 0 and T[0] > NEVER: raise MlrefError(f'expected reads of {l.name}/{k} from minute {T[0]} on, got {t0}: older than what is kept; use the offline reader')
-            got.append(table[i:max(i, j), 1:].copy() if l.newest else np.diff(table[max(i, 1) - 1:max(i, j), 1:], axis=0))
-    return np.concatenate([np.empty((0, l.width - 1), l.dtype), *got]), np.r_[0, np.cumsum([len(g) for g in got], dtype=np.int64)]
+            if i == 0 and T[0] > NEVER:
+                raise MlrefError(
+                    f'expected reads of {l.name}/{k} from minute {T[0]} on, got {t0}: older than'
+                    ' what is kept; use the offline reader'
+                )
+            got.append(
+                table[i : max(i, j), 1:].copy()
+                if l.newest
+                else np.diff(table[max(i, 1) - 1 : max(i, j), 1:], axis=0)
+            )
+    return (
+        np.concatenate([np.empty((0, l.width - 1), l.dtype), *got]),
+        np.r_[0, np.cumsum([len(g) for g in got], dtype=np.int64)],
+    )
+
 
 Records.read, Records.gather, Records.span = _read, _gather, _span
 
 # %% ../nbs/08_online.ipynb #bb3a1cb5
 class OnlineStore(Protocol):
     "Named records: read as of one moment, written all or nothing. `push`, `latest`, `update` and `Records` need no more"
+
     layouts: dict[str, Layout]
-    def snapshot(self) -> AbstractContextManager: ...  # gives many(names) -> records or None, in order; valid until it is left
-    def write(self, records: dict[bytes, bytes | None]) -> None: ...  # None deletes; on disk when it returns
+
+    def snapshot(
+        self,
+        # gives many(names) -> records or None, in order; valid until it is left
+    ) -> AbstractContextManager: ...
+    def write(
+        self,
+        records: dict[bytes, bytes | None],
+    ) -> None: ...  # None deletes; on disk when it returns
     def names(self) -> list[bytes]: ...
 
 # %% ../nbs/08_online.ipynb #cf757949
 def _environment(path: Path, readonly: bool, size: int) -> lmdb.Environment:
-    try: env = lmdb.open(str(path), map_size=size, readonly=readonly, create=not readonly, max_readers=512, max_spare_txns=8)
-    except lmdb.Error as e: raise MlrefError(f'expected a part of an online store in {path}, got: {e}; rebuild the store from the log') from None
-    need, have = (env.info()['last_pgno'] + 1) * env.stat()['psize'], (path/'data.mdb').stat().st_size
-    if have >= need: return env
-    env.close(); raise MlrefError(f'expected {need:,} bytes in {path}/data.mdb, found {have:,}: the file was cut short; rebuild the store from the log')
+    try:
+        env = lmdb.open(
+            str(path),
+            map_size=size,
+            readonly=readonly,
+            create=not readonly,
+            max_readers=512,
+            max_spare_txns=8,
+        )
+    except lmdb.Error as e:
+        raise MlrefError(
+            f'expected a part of an online store in {path}, got: {e}; rebuild the store from'
+            ' the log'
+        ) from None
+    need, have = (
+        (env.info()['last_pgno'] + 1) * env.stat()['psize'],
+        (path / 'data.mdb').stat().st_size,
+    )
+    if have >= need:
+        return env
+    env.close()
+    raise MlrefError(
+        f'expected {need:,} bytes in {path}/data.mdb, found {have:,}: the file was cut short;'
+        ' rebuild the store from the log'
+    )
+
 
 def _lock(path: Path):
     f = open(path, 'a')
-    try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: f.close(); raise MlrefError(f'expected no other writer of {path.parent}, there is one; close it, or open the store with readonly=True') from None
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        f.close()
+        raise MlrefError(
+            f'expected no other writer of {path.parent}, there is one; close it, or open the store'
+            ' with readonly=True'
+        ) from None
     return f
 
 # %% ../nbs/08_online.ipynb #94ec3f17
 _MOVED = b'!moved'  # in a part that a reshard has replaced
 
+
 class _Snapshot:
     "Records as they lie at one moment, one read transaction per part"
-    def __init__(self, store): self.store = store
+
+    def __init__(self, store):
+        self.store = store
+
     def __enter__(self):
         while True:
             self.txns = [e.begin(buffers=True) for e in self.store.envs]
-            if self.txns[0].get(_MOVED) is None: return self.many
-            self.__exit__(); self.store._open()
+            if self.txns[0].get(_MOVED) is None:
+                return self.many
+            self.__exit__()
+            self.store._open()
+
     def __exit__(self, *_):
-        for t in self.txns: t.abort()
+        for t in self.txns:
+            t.abort()
+
     def many(self, names: list[bytes]) -> list[memoryview | None]:
         "A record or None for every name"
         n, get = len(self.txns), self.txns[0].get
-        return [get(k) for k in names] if n == 1 else [self.txns[crc32(k) % n].get(k) for k in names]
+        return (
+            [get(k) for k in names] if n == 1 else [self.txns[crc32(k) % n].get(k) for k in names]
+        )
+
 
 def _names(self) -> list[bytes]:
     "Every name there is"
-    with _Snapshot(self) as many: return [k for t in many.__self__.txns for k in map(bytes, t.cursor().iternext(values=False))]
+    with _Snapshot(self) as many:
+        return [
+            k for t in many.__self__.txns for k in map(bytes, t.cursor().iternext(values=False))
+        ]
 
 # %% ../nbs/08_online.ipynb #fbdd6083
 class Online(Records):
     "Histories in a folder, spread over LMDB files by a hash of their names: one writer, any number of reading processes"
-    def __init__(self, folder: Path,             # Made when missing
-                 readonly: bool=False,           # A reader never creates anything
-                 size: int=4*2**30,              # The most each part may grow to, bytes; address space, not disk
-                 shards: int=1,                  # Parts of a new store; see `reshard` for an old one
-                 features: FeatureSet=FLIGHTS,   # Whose histories it holds
-                 more: tuple[Layout, ...]=()     # Further records, for `push`
-                ):
-        self.folder, self.readonly, self.size, self.features = Path(folder), readonly, size, features; self.layouts = {l.name: l for l in (*layouts(features), *more)}
-        if readonly and not self.folder.exists(): raise MlrefError(f'expected an online store in {folder}, found none; ingest first')
-        if (self.folder/'data.mdb').exists(): raise MlrefError(f'expected an online store of format {FORMAT} in {folder}, found one of format 0; delete it and rebuild it from the log')
-        if shards < 1: raise MlrefError(f'expected at least one shard, got {shards}')
+
+    def __init__(
+        self,
+        folder: Path,  # Made when missing
+        readonly: bool = False,  # A reader never creates anything
+        size: int = 4 * 2**30,  # The most each part may grow to, bytes; address space, not disk
+        shards: int = 1,  # Parts of a new store; see `reshard` for an old one
+        features: FeatureSet = FLIGHTS,  # Whose histories it holds
+        more: tuple[Layout, ...] = (),  # Further records, for `push`
+    ):
+        self.folder, self.readonly, self.size, self.features = (
+            Path(folder),
+            readonly,
+            size,
+            features,
+        )
+        self.layouts = {l.name: l for l in (*layouts(features), *more)}
+        if readonly and not self.folder.exists():
+            raise MlrefError(f'expected an online store in {folder}, found none; ingest first')
+        if (self.folder / 'data.mdb').exists():
+            raise MlrefError(
+                f'expected an online store of format {FORMAT} in {folder}, found one of format 0;'
+                ' delete it and rebuild it from the log'
+            )
+        if shards < 1:
+            raise MlrefError(f'expected at least one shard, got {shards}')
         if not readonly:
-            self.folder.mkdir(parents=True, exist_ok=True); self.lock = _lock(self.folder/'writer.lock')
-            if not (self.folder/'store.json').exists(): _publish(self.folder, 1, shards, {})
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = _lock(self.folder / 'writer.lock')
+            if not (self.folder / 'store.json').exists():
+                _publish(self.folder, 1, shards, {})
         self._open()
-        if not readonly: self._recover()
+        if not readonly:
+            self._recover()
 
     def snapshot(self) -> AbstractContextManager:
         "A moment to read at"
@@ -178,100 +313,182 @@ class Online(Records):
 
 # %% ../nbs/08_online.ipynb #63769f03
 def _publish(folder: Path, generation: int, shards: int, versions: dict[str, str]) -> None:
-    write_json(folder/'store.json', {'format': FORMAT, 'generation': generation, 'parts': [f'g{generation}-{i}' for i in range(shards)], 'versions': versions})
+    write_json(
+        folder / 'store.json',
+        {
+            'format': FORMAT,
+            'generation': generation,
+            'parts': [f'g{generation}-{i}' for i in range(shards)],
+            'versions': versions,
+        },
+    )
+
 
 def _open(self):
     "Open the parts that `store.json` names; once more when they were moved in between"
     while True:
-        text = (self.folder/'store.json').read_text(); self.about = json.loads(text); v = self.about.get('versions', {})
-        if self.about.get('format') != FORMAT: raise MlrefError(f'expected an online store of format {FORMAT} in {self.folder}, found one of format {self.about.get("format")}; rebuild it from the log, or read it with the code that wrote it')
-        if odd := [l for l in self.layouts.values() if v.get(l.name, l.version) != l.version]: raise MlrefError(f'expected {odd[0].name} of version {odd[0].version}, the store holds version {v[odd[0].name]}; rebuild the store from the log, or read it with the code that wrote it')
-        try: self.envs = tuple(_environment(self.folder/p, self.readonly, self.size) for p in self.about['parts'])
+        text = (self.folder / 'store.json').read_text()
+        self.about = json.loads(text)
+        v = self.about.get('versions', {})
+        if self.about.get('format') != FORMAT:
+            raise MlrefError(
+                f'expected an online store of format {FORMAT} in {self.folder}, found one of format'
+                f' {self.about.get("format")}; rebuild it from the log, or read it with the code'
+                ' that wrote it'
+            )
+        if odd := [l for l in self.layouts.values() if v.get(l.name, l.version) != l.version]:
+            raise MlrefError(
+                f'expected {odd[0].name} of version {odd[0].version}, the store holds version'
+                f' {v[odd[0].name]}; rebuild the store from the log, or read it with the code that'
+                ' wrote it'
+            )
+        try:
+            self.envs = tuple(
+                _environment(self.folder / p, self.readonly, self.size) for p in self.about['parts']
+            )
         except (MlrefError, OSError):
-            if (self.folder/'store.json').read_text() == text: raise
+            if (self.folder / 'store.json').read_text() == text:
+                raise
             continue
         return
 
+
 def _close(self):
     "Let another process have it"
-    for e in self.envs: e.close()
-    if not self.readonly: self.lock.close()
+    for e in self.envs:
+        e.close()
+    if not self.readonly:
+        self.lock.close()
+
 
 Online._open, Online.close, Online.names = _open, _close, _names
 
 # %% ../nbs/08_online.ipynb #2d324a73
 def _retire(env: lmdb.Environment) -> None:
-    with env.begin(write=True) as txn: txn.put(_MOVED, b'1')
+    with env.begin(write=True) as txn:
+        txn.put(_MOVED, b'1')
     env.close()
+
 
 def _recover(self):
     "What a killed writer left behind: parts nobody names, and a batch that had reached only some parts"
     for p in self.folder.glob('g*-*'):
-        if p.name not in self.about['parts']: _retire(_environment(p, False, self.size)); shutil.rmtree(p, ignore_errors=True)
+        if p.name not in self.about['parts']:
+            _retire(_environment(p, False, self.size))
+            shutil.rmtree(p, ignore_errors=True)
     new = {l.name: l.version for l in self.layouts.values()}
     if new.items() - self.about['versions'].items():
-        self.about['versions'] |= new; _publish(self.folder, self.about['generation'], len(self.envs), self.about['versions'])
-    if (f := self.folder/'redo').exists(): self.write(_unredo(f.read_bytes()))
+        self.about['versions'] |= new
+        _publish(self.folder, self.about['generation'], len(self.envs), self.about['versions'])
+    if (f := self.folder / 'redo').exists():
+        self.write(_unredo(f.read_bytes()))
+
 
 Online._recover = _recover
 
 # %% ../nbs/08_online.ipynb #9d2eb009
 def _redo(records: dict[bytes, bytes | None]) -> bytes:
-    return b''.join(struct.pack('<Hq', len(k), -1 if v is None else len(v)) + k + (v or b'') for k, v in records.items())
+    return b''.join(
+        struct.pack('<Hq', len(k), -1 if v is None else len(v)) + k + (v or b'')
+        for k, v in records.items()
+    )
+
 
 def _unredo(b: bytes) -> dict[bytes, bytes | None]:
     out, i = {}, 0
     while i < len(b):
-        n, m = struct.unpack_from('<Hq', b, i); k = b[i + 10:i + 10 + n]; i += 10 + n
-        out[k], i = (None, i) if m < 0 else (b[i:i + m], i + m)
+        n, m = struct.unpack_from('<Hq', b, i)
+        k = b[i + 10 : i + 10 + n]
+        i += 10 + n
+        out[k], i = (None, i) if m < 0 else (b[i : i + m], i + m)
     return out
 
 # %% ../nbs/08_online.ipynb #8cbf4900
 def _write(self, records: dict[bytes, bytes | None]) -> None:
     "All of it or nothing, on disk when this returns; None deletes. Raises `MlrefError` when a part is full, with the store as it was"
-    if self.readonly: raise MlrefError(f'expected a store opened for writing, {self.folder} is open with readonly=True')
-    if long := next((k for k in records if len(k) > 500), None): raise MlrefError(f'expected names of at most 500 bytes, got {len(long)}: {long[:60]!r}...; use a shorter key')
-    n, txns, redo = len(self.envs), [], self.folder/'redo'
+    if self.readonly:
+        raise MlrefError(
+            f'expected a store opened for writing, {self.folder} is open with readonly=True'
+        )
+    if long := next((k for k in records if len(k) > 500), None):
+        raise MlrefError(
+            f'expected names of at most 500 bytes, got {len(long)}: {long[:60]!r}...; use a'
+            ' shorter key'
+        )
+    n, txns, redo = len(self.envs), [], self.folder / 'redo'
     try:
         for i, e in enumerate(self.envs):
-            txns.append(t := e.begin(write=True)); part = records.items() if n == 1 else [r for r in records.items() if crc32(r[0]) % n == i]
+            txns.append(t := e.begin(write=True))
+            part = (
+                records.items() if n == 1 else [r for r in records.items() if crc32(r[0]) % n == i]
+            )
             t.cursor().putmulti([r for r in part if r[1] is not None])
             for k, v in part:
-                if v is None: t.delete(k)
-        if n > 1: write_bytes(redo, _redo(records))  # a writer killed between two commits finishes them when it is opened again
-        for t in txns: t.commit()
+                if v is None:
+                    t.delete(k)
+        # a writer killed between two commits finishes them when it is opened again
+        if n > 1:
+            write_bytes(redo, _redo(records))
+        for t in txns:
+            t.commit()
     except lmdb.Error as e:
-        for t in txns: t.abort()
-        if n > 1: redo.unlink(missing_ok=True)
-        raise MlrefError(f'expected room for {len(records):,} records in {self.folder}, got: {e}; open it with a larger size than {self.size:,}') from None
-    if n > 1: redo.unlink()
+        for t in txns:
+            t.abort()
+        if n > 1:
+            redo.unlink(missing_ok=True)
+        raise MlrefError(
+            f'expected room for {len(records):,} records in {self.folder}, got: {e}; open it with a'
+            f' larger size than {self.size:,}'
+        ) from None
+    if n > 1:
+        redo.unlink()
+
 
 Online.write = _write
 
 # %% ../nbs/08_online.ipynb #7acc4689
 PRESENT, MISSING, EXPIRED = range(3)  # status of a value
 
-def latest(store: Records,
-           names: Sequence[str],          # Newest-row histories, in the order of the columns
-           keys: Sequence[Sequence[str]], # For each of them one key per request
-           now: int,                      # Minute of the read, UTC; the TTL counts from here
-           out: np.ndarray | None=None    # (requests, values) floats to fill; default: a new float32 array
-          ) -> tuple[np.ndarray, np.ndarray]:  # `out`, NaN where there is nothing; uint8 of the same shape: PRESENT, MISSING, EXPIRED
+
+def latest(
+    store: Records,
+    names: Sequence[str],  # Newest-row histories, in the order of the columns
+    keys: Sequence[Sequence[str]],  # For each of them one key per request
+    now: int,  # Minute of the read, UTC; the TTL counts from here
+    # (requests, values) floats to fill; default: a new float32 array
+    out: np.ndarray | None = None,
+    # `out`, NaN where there is nothing; uint8 of the same shape: PRESENT, MISSING, EXPIRED
+) -> tuple[np.ndarray, np.ndarray]:
     "The last values of several histories side by side, straight into one matrix"
-    every = [store.layout(n) for n in names]; shape = len(keys[0]) if len(keys) else 0, sum([l.width - 1 for l in every])
-    if odd := [l.name for l in every if not l.newest]: raise MlrefError(f'expected histories of newest rows, {odd[0]} keeps sums; read it with a window')
-    if len(keys) != len(names) or [*map(len, keys)] != [shape[0]] * len(keys): raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {[len(k) for k in keys]}')
-    if out is None: out = np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype.kind != 'f': raise MlrefError(f'expected out as floats of shape {shape}, got {out.dtype} of shape {out.shape}')
+    every = [store.layout(n) for n in names]
+    shape = len(keys[0]) if len(keys) else 0, sum([l.width - 1 for l in every])
+    if odd := [l.name for l in every if not l.newest]:
+        raise MlrefError(
+            f'expected histories of newest rows, {odd[0]} keeps sums; read it with a window'
+        )
+    if len(keys) != len(names) or [*map(len, keys)] != [shape[0]] * len(keys):
+        raise MlrefError(
+            f'expected {len(names)} lists of keys, all as long, got lengths'
+            f' {[len(k) for k in keys]}'
+        )
+    if out is None:
+        out = np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype.kind != 'f':
+        raise MlrefError(
+            f'expected out as floats of shape {shape}, got {out.dtype} of shape {out.shape}'
+        )
     state, c, n = np.zeros(shape, np.uint8), 0, shape[0]
     with store.snapshot() as many:
         found = many([l.prefix + k.encode() for l, ks in zip(every, keys) for k in ks])
         for i, l in enumerate(every):
-            last, d = _tails(l, found[i * n:i * n + n]), c + l.width - 1
+            last, d = _tails(l, found[i * n : i * n + n]), c + l.width - 1
             out[:, c:d] = last[:, 1:]
-            if l.ttl and np.count_nonzero(gone := last[:, 0] < float(now - l.ttl)): out[gone, c:d] = np.nan; state[gone, c:d] = EXPIRED
+            if l.ttl and np.count_nonzero(gone := last[:, 0] < float(now - l.ttl)):
+                out[gone, c:d] = np.nan
+                state[gone, c:d] = EXPIRED
             c = d
-    if np.count_nonzero(empty := np.isnan(out)): state[empty & (state == PRESENT)] = MISSING
+    if np.count_nonzero(empty := np.isnan(out)):
+        state[empty & (state == PRESENT)] = MISSING
     return out, state
 
 # %% ../nbs/08_online.ipynb #4fb3d922
@@ -279,143 +496,279 @@ def _tails(l: Layout, records: list[bytes | None]) -> np.ndarray:
     "The newest rows; many records of one row each are looked at together"
     size, stamp, none = 8 * l.width, l.stamp, l.blank
     if len(records) > 8 and not l.keep:
-        whole = np.frombuffer(b''.join([stamp + bytes(24) + none if b is None else b for b in records]))
-        if len(whole) == len(records) * (5 + l.width) and (whole := whole.reshape(len(records), -1))[:, :2].tobytes() == stamp * len(records): return whole[:, 5:]
-    try: parts = [none if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records]
-    except TypeError: raise foreign(l, b'') from None
+        whole = np.frombuffer(
+            b''.join([stamp + bytes(24) + none if b is None else b for b in records])
+        )
+        if len(whole) == len(records) * (5 + l.width) and (
+            whole := whole.reshape(len(records), -1)
+        )[:, :2].tobytes() == stamp * len(records):
+            return whole[:, 5:]
+    try:
+        parts = [
+            none if b is None else b[-size:] if b[:16] == stamp else unpack(l, b) for b in records
+        ]
+    except TypeError:
+        raise foreign(l, b'') from None
     return np.frombuffer(b''.join(parts)).reshape(-1, l.width)
 
 # %% ../nbs/08_online.ipynb #9d52b2f9
-def _checked(l: Layout, keys: Sequence[str], t: np.ndarray, values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    if not l.newest: raise MlrefError(f'expected a history of newest rows, {l.name} keeps sums; give its events to update')
+def _checked(
+    l: Layout, keys: Sequence[str], t: np.ndarray, values: np.ndarray, known: np.ndarray
+) -> np.ndarray:
+    if not l.newest:
+        raise MlrefError(
+            f'expected a history of newest rows, {l.name} keeps sums; give its events to update'
+        )
     t_, v = np.asarray(t), np.asarray(values)
-    if t_.dtype.kind not in 'iu' or np.asarray(known).dtype.kind not in 'iu': raise MlrefError(f'expected t and known in whole minutes UTC, got {t_.dtype} and {np.asarray(known).dtype}; convert them with features.minutes')
-    if v.dtype.kind not in 'fiub' or v.shape != (len(keys), l.width - 1): raise MlrefError(f'expected numbers of shape {(len(keys), l.width - 1)} for {", ".join(l.values)}, got {v.dtype} of shape {v.shape}')
-    if t_.shape != (len(keys),) or np.shape(known) != t_.shape: raise MlrefError(f'expected one t and one known per key, got {t_.shape} and {np.shape(known)} for {len(keys)} keys')
+    if t_.dtype.kind not in 'iu' or np.asarray(known).dtype.kind not in 'iu':
+        raise MlrefError(
+            f'expected t and known in whole minutes UTC, got {t_.dtype} and'
+            f' {np.asarray(known).dtype}; convert them with features.minutes'
+        )
+    if v.dtype.kind not in 'fiub' or v.shape != (len(keys), l.width - 1):
+        raise MlrefError(
+            f'expected numbers of shape {(len(keys), l.width - 1)} for {", ".join(l.values)}, got'
+            f' {v.dtype} of shape {v.shape}'
+        )
+    if t_.shape != (len(keys),) or np.shape(known) != t_.shape:
+        raise MlrefError(
+            f'expected one t and one known per key, got {t_.shape} and {np.shape(known)} for'
+            f' {len(keys)} keys'
+        )
     return v
 
 # %% ../nbs/08_online.ipynb #ee550072
-def push(store: OnlineStore,
-         name: str,                   # A newest-row history of the store
-         keys: Sequence[str],         # Whom each row is about
-         t: np.ndarray,               # int64 minutes UTC: when each row became true; of two rows the later one stays
-         values: np.ndarray,          # (rows, values)
-         known: np.ndarray | None=None  # int64 minutes UTC: when it was learnt; decides between equal t; default t
-        ) -> int:                     # Keys that were written
+def push(
+    store: OnlineStore,
+    name: str,  # A newest-row history of the store
+    keys: Sequence[str],  # Whom each row is about
+    t: np.ndarray,  # int64 minutes UTC: when each row became true; of two rows the later one stays
+    values: np.ndarray,  # (rows, values)
+    # int64 minutes UTC: when it was learnt; decides between equal t; default t
+    known: np.ndarray | None = None,
+) -> int:  # Keys that were written
     "Write last values; what is older than the store's is left out, so a second delivery changes nothing"
     l, known = store.layout(name), t if known is None else known
     v = _checked(l, keys, t, values, known)
-    if bad := next((k for k in keys if type(k) is not str and not isinstance(k, str)), None): raise MlrefError(f'expected keys as text, got {type(bad).__name__}; make them with features.key_text')
-    if l.keep: return _push_rows(store, l, keys, np.asarray(t, np.int64), v.astype(np.float64))
-    block = np.empty((len(keys), 6 + len(l.values)), np.int64)  # a record is a row of this: stamp, newest event, known, t, then t and the values as floats
-    block[:, :2], block[:, 2], block[:, 3], block[:, 4] = np.frombuffer(l.stamp, np.int64), t, known, t
-    block[:, 5], block[:, 6:] = block[:, 4].astype(np.float64).view(np.int64), v.astype(np.float64).view(np.int64)
+    if bad := next((k for k in keys if type(k) is not str and not isinstance(k, str)), None):
+        raise MlrefError(
+            f'expected keys as text, got {type(bad).__name__}; make them with features.key_text'
+        )
+    if l.keep:
+        return _push_rows(store, l, keys, np.asarray(t, np.int64), v.astype(np.float64))
+    # a record is a row of this: stamp, newest event, known, t, then t and the values as floats
+    block = np.empty((len(keys), 6 + len(l.values)), np.int64)
+    block[:, :2], block[:, 2], block[:, 3], block[:, 4] = (
+        np.frombuffer(l.stamp, np.int64),
+        t,
+        known,
+        t,
+    )
+    block[:, 5], block[:, 6:] = (
+        block[:, 4].astype(np.float64).view(np.int64),
+        v.astype(np.float64).view(np.int64),
+    )
     o = np.lexsort((-np.arange(len(keys)), block[:, 3], block[:, 2]))
-    at = dict(zip([l.prefix + k.encode() for k in np.asarray(keys, object)[o]], o.tolist())); at.pop(l.prefix, None)
+    at = dict(zip([l.prefix + k.encode() for k in np.asarray(keys, object)[o]], o.tolist()))
+    at.pop(l.prefix, None)
     names, rows = list(at), block[list(at.values())]
-    with store.snapshot() as many: have = np.frombuffer(b''.join([_times(l, b) for b in many(names)]), np.int64).reshape(-1, 2)
-    new = np.flatnonzero((rows[:, 2] > have[:, 0]) | ((rows[:, 2] == have[:, 0]) & (rows[:, 3] > have[:, 1])))
+    with store.snapshot() as many:
+        have = np.frombuffer(b''.join([_times(l, b) for b in many(names)]), np.int64).reshape(-1, 2)
+    new = np.flatnonzero(
+        (rows[:, 2] > have[:, 0]) | ((rows[:, 2] == have[:, 0]) & (rows[:, 3] > have[:, 1]))
+    )
     raw, size = rows.tobytes(), 8 * rows.shape[1]
-    store.write({names[i]: raw[i * size:i * size + size] for i in new.tolist()})
+    store.write({names[i]: raw[i * size : i * size + size] for i in new.tolist()})
     return len(new)
 
 # %% ../nbs/08_online.ipynb #7f112e2c
 _OLDEST = struct.pack('<qq', NEVER, NEVER)
 
+
 def _times(l: Layout, record: bytes | None) -> bytes:
-    if record is None: return _OLDEST
-    if record[:16] != l.stamp: raise foreign(l, record)
+    if record is None:
+        return _OLDEST
+    if record[:16] != l.stamp:
+        raise foreign(l, record)
     return record[16:32]
 
-def _push_rows(store: OnlineStore, l: Layout, keys: Sequence[str], t: np.ndarray, v: np.ndarray) -> int:
+
+def _push_rows(
+    store: OnlineStore, l: Layout, keys: Sequence[str], t: np.ndarray, v: np.ndarray
+) -> int:
     new = _merged(store, l, keys, t, v, int(t.max(initial=NEVER)))
     store.write(new)
     return len(new)
 
-def _merged(store: OnlineStore, l: Layout, keys: Sequence[str], t: np.ndarray, v: np.ndarray, clock: int) -> dict[bytes, bytes]:
+
+def _merged(
+    store: OnlineStore, l: Layout, keys: Sequence[str], t: np.ndarray, v: np.ndarray, clock: int
+) -> dict[bytes, bytes]:
     "The records of every key in a batch of facts, with these in them"
-    number = {}; code = np.array([number.setdefault(k, len(number)) for k in keys], np.int64)
-    o = np.lexsort((*v.T[::-1], t, code)); t, v = t[o], v[o]
-    edges = np.searchsorted(code[o], np.arange(len(number) + 1)).tolist(); names = [l.prefix + k.encode() for k in number]
+    number = {}
+    code = np.array([number.setdefault(k, len(number)) for k in keys], np.int64)
+    o = np.lexsort((*v.T[::-1], t, code))
+    t, v = t[o], v[o]
+    edges = np.searchsorted(code[o], np.arange(len(number) + 1)).tolist()
+    names = [l.prefix + k.encode() for k in number]
     with store.snapshot() as many:
-        return {n: extend(l, b, t[i:j], v[i:j], clock) for n, b, i, j in zip(names, many(names), edges, edges[1:]) if n != l.prefix}
+        return {
+            n: extend(l, b, t[i:j], v[i:j], clock)
+            for n, b, i, j in zip(names, many(names), edges, edges[1:])
+            if n != l.prefix
+        }
 
 # %% ../nbs/08_online.ipynb #0e5c35eb
-LATE = 7 * DAY  # minutes an event may be behind the newest and still be told from one that came before
+# minutes an event may be behind the newest and still be told from one that came before
+LATE = 7 * DAY
 
-def update(store: Online,          # Opened for writing
-           events: pl.DataFrame,   # New wide events, any order
-           position: int=0,        # Where the log has been read to, kept with the rows
-           notes: dict[bytes, bytes | None]={},  # Further entries to keep with the rows; None deletes one
-           tables: dict[str, pl.DataFrame]={}    # Source name -> new rows of a table of your own
-          ) -> int:                # Records written
+
+def update(
+    store: Online,  # Opened for writing
+    events: pl.DataFrame,  # New wide events, any order
+    position: int = 0,  # Where the log has been read to, kept with the rows
+    # Further entries to keep with the rows; None deletes one
+    notes: dict[bytes, bytes | None] = {},
+    tables: dict[str, pl.DataFrame] = {},  # Source name -> new rows of a table of your own
+) -> int:  # Records written
     "Apply events to every history they belong to, all or nothing"
     clock = max([store.clock(), *(int(c.max()) for c in [events['known_time']] if len(c))])
     made, new = {}, {}
     for v in {f'{v.source.name}/{v.entity.name}': v for v in store.features.views}.values():
         s = v.source
-        if s.name not in made: made[s.name] = facts(tables.get(s.name, events), s)
+        if s.name not in made:
+            made[s.name] = facts(tables.get(s.name, events), s)
         f, l = made[s.name], store.layout(f'{s.name}/{v.entity.name}')
-        if not f.height: continue
-        values = np.column_stack([f[c].cast(pl.Float64 if s.newest else pl.Int64).to_numpy() for c in s.values]) if s.values else np.empty((f.height, 0), l.dtype)
-        keys = {c: np.array(f[c].to_list(), object) for c in v.entity.keys} if v.entity.keys and f.height < 200 else f  # a few rows cost less without a frame
+        if not f.height:
+            continue
+        values = (
+            np.column_stack(
+                [f[c].cast(pl.Float64 if s.newest else pl.Int64).to_numpy() for c in s.values]
+            )
+            if s.values
+            else np.empty((f.height, 0), l.dtype)
+        )
+        # a few rows cost less without a frame
+        keys = (
+            {c: np.array(f[c].to_list(), object) for c in v.entity.keys}
+            if v.entity.keys and f.height < 200
+            else f
+        )
         new |= _merged(store, l, key_text(keys, v.entity), f['t'].to_numpy(), values, clock)
     store.write({**new, b'!position': b'%d' % position, b'!newest': b'%d' % clock, **notes})
     return len(new)
 
 # %% ../nbs/08_online.ipynb #ff00e8e8
-def reshard(store: Online,  # Opened for writing
-            shards: int     # Parts it shall have
-           ) -> None:
+def reshard(
+    store: Online,  # Opened for writing
+    shards: int,  # Parts it shall have
+) -> None:
     "Spread the records over another number of parts while readers go on; they follow at their next read"
-    if shards < 1: raise MlrefError(f'expected at least one shard, got {shards}')
+    if shards < 1:
+        raise MlrefError(f'expected at least one shard, got {shards}')
     old, g = store.envs, store.about['generation'] + 1
-    new = [_environment(store.folder/f'g{g}-{i}', False, store.size) for i in range(shards)]
+    new = [_environment(store.folder / f'g{g}-{i}', False, store.size) for i in range(shards)]
     try:
         for e in old:
             with e.begin() as txn:
                 rest = iter(txn.cursor())
                 while some := list(islice(rest, 20_000)):
                     for i, n in enumerate(new):
-                        with n.begin(write=True) as w: w.cursor().putmulti([r for r in some if crc32(r[0]) % shards == i])
-    except lmdb.Error as e: raise MlrefError(f'expected room for {shards} parts in {store.folder}, got: {e}; the store is as it was') from None
+                        with n.begin(write=True) as w:
+                            w.cursor().putmulti([r for r in some if crc32(r[0]) % shards == i])
+    except lmdb.Error as e:
+        raise MlrefError(
+            f'expected room for {shards} parts in {store.folder}, got: {e}; the store is as it was'
+        ) from None
     finally:
-        for n in new: n.close()
-    _publish(store.folder, g, shards, store.about['versions'])  # from here on new readers open the new parts
-    for e in old: _retire(e)                                    # and those that read the old ones are told to move
-    for p in store.about['parts']: shutil.rmtree(store.folder/p, ignore_errors=True)
+        for n in new:
+            n.close()
+    # from here on new readers open the new parts
+    _publish(store.folder, g, shards, store.about['versions'])
+    # and those that read the old ones are told to move
+    for e in old:
+        _retire(e)
+    for p in store.about['parts']:
+        shutil.rmtree(store.folder / p, ignore_errors=True)
     store._open()
 
 # %% ../nbs/08_online.ipynb #4caa18aa
 def _expect(ok: bool, what: str) -> None:
-    if not ok: raise MlrefError(f'expected a store in which {what}')
+    if not ok:
+        raise MlrefError(f'expected a store in which {what}')
 
-def check_store(make: Callable[[Layout], Records]  # An empty store, opened for writing, that holds this layout
-               ) -> None:
+
+def check_store(
+    make: Callable[[Layout], Records],  # An empty store, opened for writing, that holds this layout
+) -> None:
     "Raise `MlrefError` unless it keeps the newest, says what is missing or expired, and writes all or nothing"
-    l = Layout('check/key', ('a', 'b'), True, 0, '0' * 16, ttl=60); store = make(l)
-    ask = lambda now=100: latest(store, [l.name], [['x', 'y', 'z']], now, np.empty((3, 2), np.float64))
-    _expect(push(store, l.name, ['x', 'y', 'x'], np.array([90, 20, 80]), np.array([[1., 2], [3, np.nan], [5, 6]])) == 2, 'a batch writes each key once')
+    l = Layout('check/key', ('a', 'b'), True, 0, '0' * 16, ttl=60)
+    store = make(l)
+    ask = lambda now=100: latest(
+        store, [l.name], [['x', 'y', 'z']], now, np.empty((3, 2), np.float64)
+    )
+    _expect(
+        push(
+            store,
+            l.name,
+            ['x', 'y', 'x'],
+            np.array([90, 20, 80]),
+            np.array([[1.0, 2], [3, np.nan], [5, 6]]),
+        )
+        == 2,
+        'a batch writes each key once',
+    )
     X, state = ask()
-    _expect(X[0].tolist() == [1, 2] and np.isnan(X[1:]).all(), 'the newest row of a batch stays and an expired one is not given out')
-    _expect(state.tolist() == [[PRESENT] * 2, [EXPIRED] * 2, [MISSING] * 2], 'every value is present, expired or missing')
-    _expect((ask(80)[1][1, 0], ask(81)[1][1, 0]) == (PRESENT, EXPIRED), 'a row is given out until it is older than its TTL')
+    _expect(
+        X[0].tolist() == [1, 2] and np.isnan(X[1:]).all(),
+        'the newest row of a batch stays and an expired one is not given out',
+    )
+    _expect(
+        state.tolist() == [[PRESENT] * 2, [EXPIRED] * 2, [MISSING] * 2],
+        'every value is present, expired or missing',
+    )
+    _expect(
+        (ask(80)[1][1, 0], ask(81)[1][1, 0]) == (PRESENT, EXPIRED),
+        'a row is given out until it is older than its TTL',
+    )
     _expect(ask(50)[1][1].tolist() == [PRESENT, MISSING], 'a value that is not a number is missing')
-    _expect(push(store, l.name, ['x', 'x'], np.array([89, 90]), np.array([[7., 7], [8, 8]])) == 0 and ask()[0][0].tolist() == [1, 2], 'older and repeated rows change nothing')
-    _expect(push(store, l.name, ['x'], np.array([90]), np.array([[8., 8]]), np.array([95])) == 1 and ask()[0][0].tolist() == [8, 8], 'of equal times the one learnt later stays')
-    _expect(push(store, l.name, [], np.array([], int), np.empty((0, 2))) == 0, 'no rows are no fault')
+    _expect(
+        push(store, l.name, ['x', 'x'], np.array([89, 90]), np.array([[7.0, 7], [8, 8]])) == 0
+        and ask()[0][0].tolist() == [1, 2],
+        'older and repeated rows change nothing',
+    )
+    _expect(
+        push(store, l.name, ['x'], np.array([90]), np.array([[8.0, 8]]), np.array([95])) == 1
+        and ask()[0][0].tolist() == [8, 8],
+        'of equal times the one learnt later stays',
+    )
+    _expect(
+        push(store, l.name, [], np.array([], int), np.empty((0, 2))) == 0, 'no rows are no fault'
+    )
     _check_writes(store, l)
 
 # %% ../nbs/08_online.ipynb #299f643c
 def _check_writes(store: Records, l: Layout) -> None:
     names = [l.prefix + b'%d' % i for i in range(1000)]
-    store.write({n: n for n in names}); store.write({names[0]: None, names[1]: b'new'})
-    with store.snapshot() as many: got = [None if b is None else bytes(b) for b in many(names[:3] + [b'nobody'])]
-    _expect(got == [None, b'new', names[2], None] and {*names[1:]} <= {*store.names()}, 'names are written, replaced, deleted and listed')
+    store.write({n: n for n in names})
+    store.write({names[0]: None, names[1]: b'new'})
     with store.snapshot() as many:
-        before = bytes(many([names[5]])[0]); store.write({names[5]: b'later'})
+        got = [None if b is None else bytes(b) for b in many(names[:3] + [b'nobody'])]
+    _expect(
+        got == [None, b'new', names[2], None] and {*names[1:]} <= {*store.names()},
+        'names are written, replaced, deleted and listed',
+    )
+    with store.snapshot() as many:
+        before = bytes(many([names[5]])[0])
+        store.write({names[5]: b'later'})
         _expect(before == names[5], 'a snapshot gives what lay there when it was taken')
-    for bad in (lambda: store.write({b'x' * 5000: b''}), lambda: push(store, 'nothing/here', ['x'], np.array([1]), np.array([[1.]])), lambda: push(store, l.name, ['x'], np.array([1.5]), np.ones((1, 2)))):
-        try: bad()
-        except MlrefError: continue
+    for bad in (
+        lambda: store.write({b'x' * 5000: b''}),
+        lambda: push(store, 'nothing/here', ['x'], np.array([1]), np.array([[1.0]])),
+        lambda: push(store, l.name, ['x'], np.array([1.5]), np.ones((1, 2))),
+    ):
+        try:
+            bad()
+        except MlrefError:
+            continue
         _expect(False, 'names too long, unknown histories and broken minutes are refused')

@@ -23,24 +23,40 @@ from .core import MlrefError, commit, machine, write_bytes, write_json
 from .environment import lock_hash
 
 # %% ../nbs/23_pipeline.ipynb #a5acda6c
-def parameters(notebook: Path  # A step
-              ) -> dict[str, tuple[str, object]]:  # Name -> its type's name and default
+def parameters(
+    notebook: Path,  # A step
+) -> dict[str, tuple[str, object]]:  # Name -> its type's name and default
     "What the cell tagged `parameters` declares; raises `MlrefError` when there is none"
     cells = json.loads(Path(notebook).read_text())['cells']
     tagged = [c for c in cells if 'parameters' in c['metadata'].get('tags', [])]
-    if not tagged: raise MlrefError(f"expected a cell tagged 'parameters' in {Path(notebook).name}, found none; tag one")
+    if not tagged:
+        raise MlrefError(
+            f"expected a cell tagged 'parameters' in {Path(notebook).name}, found none; tag one"
+        )
     lines = ast.parse(''.join(tagged[0]['source'])).body
-    return {l.target.id: (l.annotation.id, ast.literal_eval(l.value)) for l in lines if isinstance(l, ast.AnnAssign)}
+    return {
+        l.target.id: (l.annotation.id, ast.literal_eval(l.value))
+        for l in lines
+        if isinstance(l, ast.AnnAssign)
+    }
+
 
 def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, object]:
     "`given`, in the declared types; raises `MlrefError` on an unknown name or a value of another type"
     known, name = parameters(notebook), Path(notebook).stem
-    if bad := sorted(set(given) - set(known)): raise MlrefError(f'expected parameters of {name} among {", ".join(known)}, got {", ".join(bad)}; see nbs/steps/{name}.ipynb')
+    if bad := sorted(set(given) - set(known)):
+        raise MlrefError(
+            f'expected parameters of {name} among {", ".join(known)}, got {", ".join(bad)}; see'
+            f' nbs/steps/{name}.ipynb'
+        )
     out = {}
     for k, v in given.items():
         kind = known[k][0]
-        ok = isinstance(v, {'int': int, 'float': (int, float), 'str': str, 'bool': bool}[kind]) and (kind == 'bool' or not isinstance(v, bool))
-        if not ok: raise MlrefError(f'expected {name}.{k} as {kind}, got {v!r}')
+        ok = isinstance(
+            v, {'int': int, 'float': (int, float), 'str': str, 'bool': bool}[kind]
+        ) and (kind == 'bool' or not isinstance(v, bool))
+        if not ok:
+            raise MlrefError(f'expected {name}.{k} as {kind}, got {v!r}')
         out[k] = v
     return out
 
@@ -48,180 +64,343 @@ def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, obje
 class StepFailed(MlrefError):
     "A step stopped; the message names it, its cell, and where its executed copy lies"
 
-def run_step(notebook: Path,           # What to execute
-             out: Path,                # The executed copy
-             given: dict[str, object], # Its parameters
-             show: bool=True           # Pass on what it prints
-            ) -> float:                # Seconds
+
+def run_step(
+    notebook: Path,  # What to execute
+    out: Path,  # The executed copy
+    given: dict[str, object],  # Its parameters
+    show: bool = True,  # Pass on what it prints
+) -> float:  # Seconds
     "Execute one step in a kernel of its own; raises `StepFailed`"
     import papermill as pm
+
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1')
     given, out, t = check_parameters(notebook, given), Path(out).resolve(), time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    try: pm.execute_notebook(str(Path(notebook).resolve()), str(out), given, progress_bar=False, kernel_name='python3', cwd=str(Path(notebook).resolve().parent),
-                             stdout_file=sys.stdout if show else None, stderr_file=sys.stderr if show else None, extra_arguments=['--log-level=40'])
-    except pm.PapermillExecutionError as e: raise StepFailed(f'{Path(notebook).stem} failed in cell {e.exec_count}: {e.ename}: {e.evalue}; executed so far: {out}') from None
+    try:
+        pm.execute_notebook(
+            str(Path(notebook).resolve()),
+            str(out),
+            given,
+            progress_bar=False,
+            kernel_name='python3',
+            cwd=str(Path(notebook).resolve().parent),
+            stdout_file=sys.stdout if show else None,
+            stderr_file=sys.stderr if show else None,
+            extra_arguments=['--log-level=40'],
+        )
+    except pm.PapermillExecutionError as e:
+        raise StepFailed(
+            f'{Path(notebook).stem} failed in cell {e.exec_count}: {e.ename}: {e.evalue}; executed'
+            f' so far: {out}'
+        ) from None
     return time.perf_counter() - t
 
 # %% ../nbs/23_pipeline.ipynb #5df0d468
 @dataclass
 class Run:
     "One pass through the steps"
-    root: Path                     # The checkout: has settings.ini and nbs/steps
-    data: Path                     # Holds runs/<id>
-    reports: Path                  # Holds runs/<id> and results
+
+    root: Path  # The checkout: has settings.ini and nbs/steps
+    data: Path  # Holds runs/<id>
+    reports: Path  # Holds runs/<id> and results
     id: str
-    steps: tuple[str, ...]         # In order
-    given: dict[str, dict]         # Step -> parameters
+    steps: tuple[str, ...]  # In order
+    given: dict[str, dict]  # Step -> parameters
     done: dict[str, float] = field(default_factory=dict)  # Step -> seconds
 
     @property
-    def folder(self) -> Path: return self.data/'runs'/self.id
+    def folder(self) -> Path:
+        return self.data / 'runs' / self.id
+
 
 def save_run(run: Run) -> Path:
     "Write `run.json`"
-    return write_json(run.folder/'run.json', {'id': run.id, 'steps': list(run.steps), 'given': run.given, 'done': run.done, 'lock': lock_hash()})
+    return write_json(
+        run.folder / 'run.json',
+        {
+            'id': run.id,
+            'steps': list(run.steps),
+            'given': run.given,
+            'done': run.done,
+            'lock': lock_hash(),
+        },
+    )
+
 
 def load_run(root: Path, data: Path, reports: Path, id: str) -> Run:
     "A run that was started before; raises `MlrefError` naming those there are, or when packages are other ones now"
-    f = data/'runs'/id/'run.json'
-    if not f.exists(): raise MlrefError(f'expected a run {id} in {data/"runs"}, found {", ".join(sorted(p.parent.name for p in data.glob("runs/*/run.json"))) or "none"}')
+    f = data / 'runs' / id / 'run.json'
+    if not f.exists():
+        raise MlrefError(
+            f'expected a run {id} in {data / "runs"}, found'
+            f' {", ".join(sorted(p.parent.name for p in data.glob("runs/*/run.json"))) or "none"}'
+        )
     r = json.loads(f.read_text())
-    if (was := r.get('lock', lock_hash())) != lock_hash(): raise MlrefError(f'expected to go on under the lock {was} that run {id} began with, this process runs on {lock_hash()}; install that lock, or start another run')
+    if (was := r.get('lock', lock_hash())) != lock_hash():
+        raise MlrefError(
+            f'expected to go on under the lock {was} that run {id} began with, this process runs on'
+            f' {lock_hash()}; install that lock, or start another run'
+        )
     return Run(root, data, reports, id, tuple(r['steps']), r['given'], r['done'])
 
 # %% ../nbs/23_pipeline.ipynb #9fb621cc
-def execute(run: Run, show: bool=True) -> Run:
+def execute(run: Run, show: bool = True) -> Run:
     "Every step that is not done; raises `StepFailed` with how to go on"
-    books = {s: run.root/'nbs'/'steps'/f'{s}.ipynb' for s in run.steps}
+    books = {s: run.root / 'nbs' / 'steps' / f'{s}.ipynb' for s in run.steps}
     given = {s: {'home': str(run.folder.resolve()), **run.given.get(s, {})} for s in run.steps}
-    for s in run.steps: check_parameters(books[s], given[s])
+    for s in run.steps:
+        check_parameters(books[s], given[s])
     save_run(run)
     for i, s in enumerate(run.steps, 1):
-        if s in run.done: continue
-        if show: print(f'[{i}/{len(run.steps)}] {s}', flush=True)
-        try: run.done[s] = run_step(books[s], run.reports/'runs'/run.id/f'{s}.ipynb', given[s], show)
-        except StepFailed as e: raise StepFailed(f'{e}; mend it and go on with: ./run --resume {run.id}') from None
+        if s in run.done:
+            continue
+        if show:
+            print(f'[{i}/{len(run.steps)}] {s}', flush=True)
+        try:
+            run.done[s] = run_step(
+                books[s], run.reports / 'runs' / run.id / f'{s}.ipynb', given[s], show
+            )
+        except StepFailed as e:
+            raise StepFailed(f'{e}; mend it and go on with: ./run --resume {run.id}') from None
         save_run(run)
-        if show: print(f'[{i}/{len(run.steps)}] {s}: {run.done[s]:.0f} s', flush=True)
-    write_bytes(run.data/'current', f'{run.id}\n'.encode())
+        if show:
+            print(f'[{i}/{len(run.steps)}] {s}: {run.done[s]:.0f} s', flush=True)
+    write_bytes(run.data / 'current', f'{run.id}\n'.encode())
     return run
 
 # %% ../nbs/23_pipeline.ipynb #9f9774f4
 _OPS = {'>=': operator.ge, '<=': operator.le, '==': operator.eq, '>': operator.gt, '<': operator.lt}
 
-def held(value: float,  # What was measured
-         goal: str      # A comparison and a number, e.g. '>= 0.765'; '' = only shown
-        ) -> bool | None:  # None without a goal
+
+def held(
+    value: float,  # What was measured
+    goal: str,  # A comparison and a number, e.g. '>= 0.765'; '' = only shown
+) -> bool | None:  # None without a goal
     "Whether a measured value meets its goal"
-    if not goal: return None
-    if not (m := re.fullmatch(r'(>=|<=|==|>|<)\s*(-?[\d.]+)', goal)): raise MlrefError(f"expected a goal such as '>= 0.765', got {goal!r}")
+    if not goal:
+        return None
+    if not (m := re.fullmatch(r'(>=|<=|==|>|<)\s*(-?[\d.]+)', goal)):
+        raise MlrefError(f"expected a goal such as '>= 0.765', got {goal!r}")
     return bool(_OPS[m[1]](value, float(m[2])))
 
-def row(name: str, value: float, unit: str, goal: str='', n: int|None=None, **more: object) -> dict:
-    "A row of a result file; `more` is for peers, intervals and spreads"
-    return {'name': name, 'ours': value, 'unit': unit, 'goal': goal, 'held': held(value, goal), 'n': n, **more}
 
-def write_results(folder: Path, bench: str, command: str, rows: list[dict], not_run: list[dict]=[], device: str='cpu') -> Path:
+def row(
+    name: str, value: float, unit: str, goal: str = '', n: int | None = None, **more: object
+) -> dict:
+    "A row of a result file; `more` is for peers, intervals and spreads"
+    return {
+        'name': name,
+        'ours': value,
+        'unit': unit,
+        'goal': goal,
+        'held': held(value, goal),
+        'n': n,
+        **more,
+    }
+
+
+def write_results(
+    folder: Path,
+    bench: str,
+    command: str,
+    rows: list[dict],
+    not_run: list[dict] = [],
+    device: str = 'cpu',
+) -> Path:
     "One result file"
-    about = {'bench': bench, 'commit': commit(Path(__file__).parent if '__file__' in globals() else '.'), 'date': datetime.now().date().isoformat(), 'command': command, 'machine': {**machine(), 'device': device}}
-    return write_json(Path(folder)/f'{bench}.json', {**about, 'rows': rows, 'not_run': not_run})
+    about = {
+        'bench': bench,
+        'commit': commit(Path(__file__).parent if '__file__' in globals() else '.'),
+        'date': datetime.now().date().isoformat(),
+        'command': command,
+        'machine': {**machine(), 'device': device},
+    }
+    return write_json(Path(folder) / f'{bench}.json', {**about, 'rows': rows, 'not_run': not_run})
 
 # %% ../nbs/23_pipeline.ipynb #80104f90
-def _number(v: float) -> str: return f'{v:,.0f}' if isinstance(v, int) or abs(v) >= 1000 else f'{v:.4g}'
+def _number(v: float) -> str:
+    return f'{v:,.0f}' if isinstance(v, int) or abs(v) >= 1000 else f'{v:.4g}'
 
-def card(results: Path  # Folder of result files
-        ) -> str:       # Markdown
+
+def card(
+    results: Path,  # Folder of result files
+) -> str:  # Markdown
     "Every measured number, its goal, and whether it was held"
     out = ['# Report card', '']
     for f in sorted(Path(results).glob('*.json')):
-        r = json.loads(f.read_text()); m = r['machine']
-        out += [f'## {r["bench"]}', '', f'{r["date"]}, commit {r["commit"]}, {m["cpu"]}, {m["cores"]} cores, {m["device"]}: `{r["command"]}`', '', '| what | measured | goal | held |', '|---|---|---|---|']
+        r = json.loads(f.read_text())
+        m = r['machine']
+        out += [
+            f'## {r["bench"]}',
+            '',
+            (
+                f'{r["date"]}, commit {r["commit"]}, {m["cpu"]}, {m["cores"]} cores, {m["device"]}:'
+                f' `{r["command"]}`'
+            ),
+            '',
+            '| what | measured | goal | held |',
+            '|---|---|---|---|',
+        ]
         for x in r['rows']:
             band = f' [{_number(x["low"])}, {_number(x["high"])}]' if 'low' in x else ''
-            out.append(f'| {x["name"]} | {_number(x["ours"])}{band} {x["unit"]} | {x["goal"]} | {"" if x["held"] is None else "yes" if x["held"] else "**no**"} |')
+            out.append(
+                f'| {x["name"]} | {_number(x["ours"])}{band} {x["unit"]} | {x["goal"]} |'
+                f' {"" if x["held"] is None else "yes" if x["held"] else "**no**"} |'
+            )
         out += [f'| {x["name"]} | not run: {x["why"]} | | |' for x in r['not_run']] + ['']
     return '\n'.join(out)
 
 # %% ../nbs/23_pipeline.ipynb #11ad4b4c
 STEPS = ('prepare', 'train', 'compress', 'live', 'load', 'monitor', 'report')
 
-def given(profile: str,  # 'year' or 'quick'
-          seed: int      # Which events come twice, and the models' seed
-         ) -> dict[str, dict]:  # Step -> parameters
+
+def given(
+    profile: str,  # 'year' or 'quick'
+    seed: int,  # Which events come twice, and the models' seed
+) -> dict[str, dict]:  # Step -> parameters
     "The parameters of a profile"
     start, end = '2013-04-01T07:00', '2013-12-31T07:00' if profile == 'year' else '2013-05-01T07:00'
-    dark, wait = ('', {}) if profile == 'year' else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10, 'level': .5})  # ten days say little: a rehearsal takes the likelier side
-    feed, kind = {'seed': seed, 'dark': dark}, {} if profile == 'year' else {'kind': 'torch'}  # a student waits for its teacher's four fits
-    return {'prepare': {**feed, 'until': start}, 'train': {'seed': seed, **kind, 'until': start}, 'compress': {'profile': profile, 'until': start}, 'live': {**feed, **kind, **wait, 'start': start, 'end': end},
-            'load': {'profile': profile, **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5})}, 'monitor': {}, 'report': {'profile': profile}}
+    # ten days say little: a rehearsal takes the likelier side
+    dark, wait = (
+        ('', {})
+        if profile == 'year'
+        else ('2013-04-04T07:00', {'block': 10, 'cooldown': 10, 'level': 0.5})
+    )
+    # a student waits for its teacher's four fits
+    feed, kind = {'seed': seed, 'dark': dark}, {} if profile == 'year' else {'kind': 'torch'}
+    return {
+        'prepare': {**feed, 'until': start},
+        'train': {'seed': seed, **kind, 'until': start},
+        'compress': {'profile': profile, 'until': start},
+        'live': {**feed, **kind, **wait, 'start': start, 'end': end},
+        'load': {
+            'profile': profile,
+            **({} if profile == 'year' else {'users': '1 4 16', 'seconds': 5}),
+        },
+        'monitor': {},
+        'report': {'profile': profile},
+    }
 
 # %% ../nbs/23_pipeline.ipynb #80c4c769
-def places(start: Path='.'  # Where you stand
-          ) -> tuple[Path, Path]:  # Folder that holds nbs/steps; folder for data and reports
+def places(
+    start: Path = '.',  # Where you stand
+) -> tuple[Path, Path]:  # Folder that holds nbs/steps; folder for data and reports
     "Where the steps are and where results go; raises `MlrefError` when there are no steps"
     start, package = Path(start).resolve(), Path(sys.modules['mlref'].__file__).parent
     for p in [start, *start.parents]:
-        if (p/'settings.ini').exists() and (p/'nbs'/'steps').exists(): return p, p
-    if (package/'nbs'/'steps').exists(): return package, start
-    raise MlrefError(f'expected the steps of mlref (nbs/steps) above {start} or in the installed package, found none; call this in a checkout')
+        if (p / 'settings.ini').exists() and (p / 'nbs' / 'steps').exists():
+            return p, p
+    if (package / 'nbs' / 'steps').exists():
+        return package, start
+    raise MlrefError(
+        f'expected the steps of mlref (nbs/steps) above {start} or in the installed package, found'
+        ' none; call this in a checkout'
+    )
 
 # %% ../nbs/23_pipeline.ipynb #0a637e9c
 def _set(given: dict[str, dict], texts: list[str]) -> None:
     for t in texts:
-        if not (m := re.fullmatch(r'(\w+)\.(\w+)=(.*)', t)): raise MlrefError(f'expected --set step.name=value, got {t!r}')
-        if m[1] not in given: raise MlrefError(f'expected a step among {", ".join(given)}, got {m[1]!r}')
-        try: given[m[1]][m[2]] = ast.literal_eval(m[3])
-        except (ValueError, SyntaxError): given[m[1]][m[2]] = m[3]
+        if not (m := re.fullmatch(r'(\w+)\.(\w+)=(.*)', t)):
+            raise MlrefError(f'expected --set step.name=value, got {t!r}')
+        if m[1] not in given:
+            raise MlrefError(f'expected a step among {", ".join(given)}, got {m[1]!r}')
+        try:
+            given[m[1]][m[2]] = ast.literal_eval(m[3])
+        except (ValueError, SyntaxError):
+            given[m[1]][m[2]] = m[3]
 
 # %% ../nbs/23_pipeline.ipynb #c4a9e2f1
-def html(notebooks: list[Path],  # Executed copies, in the order of the page
-         out: Path               # Where the page appears
-        ) -> Path:               # `out`
+def html(
+    notebooks: list[Path],  # Executed copies, in the order of the page
+    out: Path,  # Where the page appears
+) -> Path:  # `out`
     "Executed steps as one page that opens offline; code is left out"
     import nbformat
     from nbconvert import HTMLExporter
+
     books = [nbformat.read(p, 4) for p in notebooks]
-    cells = [nbformat.from_dict({k: v for k, v in c.items() if k != 'id'}) for b in books for c in b.cells]  # ids may meet
+    # ids may meet
+    cells = [
+        nbformat.from_dict({k: v for k, v in c.items() if k != 'id'})
+        for b in books
+        for c in b.cells
+    ]
     whole = nbformat.v4.new_notebook(cells=cells, nbformat_minor=4)
-    e = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True, mathjax_url='', require_js_url='', jquery_url='')
-    return write_bytes(out, e.from_notebook_node(whole, {'metadata': {'name': f'mlref: {Path(out).parent.name}'}})[0].encode())
+    e = HTMLExporter(
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+        mathjax_url='',
+        require_js_url='',
+        jquery_url='',
+    )
+    return write_bytes(
+        out,
+        e.from_notebook_node(whole, {'metadata': {'name': f'mlref: {Path(out).parent.name}'}})[
+            0
+        ].encode(),
+    )
 
 # %% ../nbs/23_pipeline.ipynb #362e9b51
 def _run(a: argparse.Namespace) -> None:
-    root, here = places(); data, reports = Path(a.data or here/'data'), Path(a.reports or here/'reports')
-    if a.resume: run = load_run(root, data, reports, a.resume)
+    root, here = places()
+    data, reports = Path(a.data or here / 'data'), Path(a.reports or here / 'reports')
+    if a.resume:
+        run = load_run(root, data, reports, a.resume)
     else:
         profile = 'quick' if a.quick else 'year'
         given_ = given(profile, a.seed)
-        for s in ('compress', 'load', 'report'): given_[s] |= {'reports': str(reports.resolve())}
+        for s in ('compress', 'load', 'report'):
+            given_[s] |= {'reports': str(reports.resolve())}
         id = f'{profile}-{datetime.now():%Y%m%d-%H%M%S}'
         run = Run(root, data, reports, id, STEPS, given_)
     _set(run.given, a.set or [])
     execute(run, show=True)
-    at = reports/'runs'/run.id
-    write_bytes(reports/'card.md', card(reports/'results').encode())
-    print(f'{sum(run.done.values()):.0f} s in all; report: {html([at/f"{s}.ipynb" for s in ("report", *(s for s in run.steps if s != "report"))], at/"report.html")}; card: {reports/"card.md"}')
+    at = reports / 'runs' / run.id
+    write_bytes(reports / 'card.md', card(reports / 'results').encode())
+    print(
+        f'{sum(run.done.values()):.0f} s in all; report:'
+        f' {html([at / f"{s}.ipynb" for s in ("report", *(s for s in run.steps if s != "report"))], at / "report.html")};'
+        f' card: {reports / "card.md"}'
+    )
+
 
 def _bench(a: argparse.Namespace) -> None:
-    root, here = places(); name = f'bench_{a.name}'; have = sorted(p.stem[6:] for p in (root/'nbs'/'steps').glob('bench_*.ipynb'))
-    if a.name not in have: raise MlrefError(f'expected a benchmark among {", ".join(have)}, got {a.name!r}')
-    t = run_step(root/'nbs'/'steps'/f'{name}.ipynb', here/'reports'/'runs'/f'{name}.ipynb', {'reports': str(here/'reports')})
-    write_bytes(here/'reports'/'card.md', card(here/'reports'/'results').encode()); print(f'{t:.0f} s; results: reports/results/{a.name}.json')
+    root, here = places()
+    name = f'bench_{a.name}'
+    have = sorted(p.stem[6:] for p in (root / 'nbs' / 'steps').glob('bench_*.ipynb'))
+    if a.name not in have:
+        raise MlrefError(f'expected a benchmark among {", ".join(have)}, got {a.name!r}')
+    t = run_step(
+        root / 'nbs' / 'steps' / f'{name}.ipynb',
+        here / 'reports' / 'runs' / f'{name}.ipynb',
+        {'reports': str(here / 'reports')},
+    )
+    write_bytes(here / 'reports' / 'card.md', card(here / 'reports' / 'results').encode())
+    print(f'{t:.0f} s; results: reports/results/{a.name}.json')
+
 
 def _card(a: argparse.Namespace) -> None:
-    here = places()[1]; print(write_bytes(here/'reports'/'card.md', card(here/'reports'/'results').encode()))
+    here = places()[1]
+    print(write_bytes(here / 'reports' / 'card.md', card(here / 'reports' / 'results').encode()))
 
 # %% ../nbs/23_pipeline.ipynb #9bc95ffe
-def _current(a: argparse.Namespace, do: str='call ./run first') -> Path:
-    data = Path(a.data or places()[1]/'data')
-    if not (data/'current').exists(): raise MlrefError(f'expected a finished run in {data}, found none; {do}')
-    return data/'runs'/(data/'current').read_text().strip()
+def _current(a: argparse.Namespace, do: str = 'call ./run first') -> Path:
+    data = Path(a.data or places()[1] / 'data')
+    if not (data / 'current').exists():
+        raise MlrefError(f'expected a finished run in {data}, found none; {do}')
+    return data / 'runs' / (data / 'current').read_text().strip()
+
 
 def _serve(a: argparse.Namespace) -> None:
     from mlref.serve import open_server, serve
-    home = Path(a.home) if a.home else _current(a, 'call ./run first or name its folder with --home')
-    serve(open_server(home, Path(a.log) if a.log else home/'served', uri=a.uri), a.port)
+
+    home = (
+        Path(a.home) if a.home else _current(a, 'call ./run first or name its folder with --home')
+    )
+    serve(open_server(home, Path(a.log) if a.log else home / 'served', uri=a.uri), a.port)
 
 # %% ../nbs/23_pipeline.ipynb #12c58c50
 def _load(a: argparse.Namespace) -> None:
@@ -229,28 +408,59 @@ def _load(a: argparse.Namespace) -> None:
     from mlref.capacity import load_step, locust_files
     from mlref.lifecycle import requests
     from mlref.lake import Lake
-    lake = Lake(_current(a)/'lake'/'mlref.duckdb')
-    req = requests(lake, lake.sql('select max(day) as d from days')['d'][0]); lake.close()
-    if not a.web: print(load_step(a.url, req, a.users, a.seconds, 0)); return
+
+    lake = Lake(_current(a) / 'lake' / 'mlref.duckdb')
+    req = requests(lake, lake.sql('select max(day) as d from days')['d'][0])
+    lake.close()
+    if not a.web:
+        print(load_step(a.url, req, a.users, a.seconds, 0))
+        return
     with tempfile.TemporaryDirectory() as d:
         import subprocess
+
         env = locust_files(Path(d), req)
-        subprocess.run([sys.executable, '-m', 'locust', '-f', f'{d}/users.py', '--host', a.url, '--web-host', '127.0.0.1'], env=env)
+        subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'locust',
+                '-f',
+                f'{d}/users.py',
+                '--host',
+                a.url,
+                '--web-host',
+                '127.0.0.1',
+            ],
+            env=env,
+        )
 
 # %% ../nbs/23_pipeline.ipynb #400b9d3b
 def _definitions(a: argparse.Namespace) -> None:
     from mlref.flights import FLIGHTS
     from mlref.lake import Lake
     from mlref.offline import catalogue, users
-    rows, data = catalogue(FLIGHTS), Path(a.data or places()[1]/'data')
+
+    rows, data = catalogue(FLIGHTS), Path(a.data or places()[1] / 'data')
     if a.what == 'show':
         got = rows.filter(view=a.name)
-        if not got.height: raise MlrefError(f'expected a view among {", ".join(rows["view"])}, got {a.name!r}')
-        for k, v in got.row(0, named=True).items(): print(f'{k}: {json.dumps(json.loads(v), indent=1) if k in ("definition", "columns") else v}')
+        if not got.height:
+            raise MlrefError(f'expected a view among {", ".join(rows["view"])}, got {a.name!r}')
+        for k, v in got.row(0, named=True).items():
+            print(
+                f'{k}:'
+                f' {json.dumps(json.loads(v), indent=1) if k in ("definition", "columns") else v}'
+            )
         return
     used = {}
-    if (data/'current').exists(): lake = Lake(_current(a)/'lake'/'mlref.duckdb'); used = {(v, n): m for v, n, m in users(lake).iter_rows()}; lake.close()
-    for r in rows.iter_rows(named=True): print(f'{r["view"]:16} {r["version"]}  {r["entity"]:8} {r["source"][:34]:34} {r["owner"]:12} {used.get((r["view"], r["version"]), "-")}')
+    if (data / 'current').exists():
+        lake = Lake(_current(a) / 'lake' / 'mlref.duckdb')
+        used = {(v, n): m for v, n, m in users(lake).iter_rows()}
+        lake.close()
+    for r in rows.iter_rows(named=True):
+        print(
+            f'{r["view"]:16} {r["version"]}  {r["entity"]:8} {r["source"][:34]:34} {r["owner"]:12}'
+            f' {used.get((r["view"], r["version"]), "-")}'
+        )
     print(f'{len(FLIGHTS.names)} columns of feature set {FLIGHTS.name}, version {FLIGHTS.version}')
 
 # %% ../nbs/23_pipeline.ipynb #60d22bfe
@@ -263,43 +473,82 @@ def _vectors(a: argparse.Namespace) -> None:
     from mlref.lake import Lake, events_at
     from mlref.offline import table
     from mlref.online import Online
-    home, st = _current(a), static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
-    lake = Lake(home/'lake'/'mlref.duckdb')
+
+    home, st = (
+        _current(a),
+        static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')),
+    )
+    lake = Lake(home / 'lake' / 'mlref.duckdb')
     if a.what == 'get':
-        req = lake.sql(f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?", a.name).cast(SCHEMA)
-        last = lake.sql("select flight_id from predictions order by T desc, flight_id limit 1"); lake.close()
-        if not req.height: raise MlrefError(f"expected the id of a flight of this run, got {a.name!r}; the last one scored is {last['flight_id'][0] if last.height else 'none'}")
-        for n, v in zip(FLIGHTS.names, compute(Online(home/'online', readonly=True), req, FLIGHTS, st)[0]): print(f'{n:32} {v:g}')
-        print(f'known at {stamp(req["sched"][0] - HORIZON)}'); return
-    events = events_at(lake); lake.close()
+        req = lake.sql(
+            f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?",
+            a.name,
+        ).cast(SCHEMA)
+        last = lake.sql('select flight_id from predictions order by T desc, flight_id limit 1')
+        lake.close()
+        if not req.height:
+            raise MlrefError(
+                f'expected the id of a flight of this run, got {a.name!r}; the last one scored is'
+                f' {last["flight_id"][0] if last.height else "none"}'
+            )
+        for n, v in zip(
+            FLIGHTS.names, compute(Online(home / 'online', readonly=True), req, FLIGHTS, st)[0]
+        ):
+            print(f'{n:32} {v:g}')
+        print(f'known at {stamp(req["sched"][0] - HORIZON)}')
+        return
+    events = events_at(lake)
+    lake.close()
     t = table(events, st, minute(a.since), minute(a.until))
-    out = home/'features'/f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'; out.parent.mkdir(exist_ok=True)
-    frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(pl.DataFrame(t.X, schema=list(t.names), orient='row'))
-    frame.write_parquet(out); print(f'{frame.height:,} flights x {len(t.names)} features: {out}')
+    out = home / 'features' / f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'
+    out.parent.mkdir(exist_ok=True)
+    frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(
+        pl.DataFrame(t.X, schema=list(t.names), orient='row')
+    )
+    frame.write_parquet(out)
+    print(f'{frame.height:,} flights x {len(t.names)} features: {out}')
 
 # %% ../nbs/23_pipeline.ipynb #dbbca11f
 def _reshard(a: argparse.Namespace) -> None:
     from mlref.features import FeatureSet
     from mlref.online import Online, reshard
-    if not (a.name or '').isdecimal(): raise MlrefError(f'expected a number of parts after reshard, got {a.name!r}')
-    folder, n = Path(a.store) if a.store else _current(a)/'online', int(a.name)
-    new, store = not folder.exists(), Online(folder, shards=n, features=FeatureSet('any', ()))  # whatever it holds, records move as they are
+
+    if not (a.name or '').isdecimal():
+        raise MlrefError(f'expected a number of parts after reshard, got {a.name!r}')
+    folder, n = Path(a.store) if a.store else _current(a) / 'online', int(a.name)
+    # whatever it holds, records move as they are
+    new, store = not folder.exists(), Online(folder, shards=n, features=FeatureSet('any', ()))
     was = 'none' if new else len(store.envs)
     try:
-        if not new and was != n: reshard(store, n)
-        print(f'{len(store.names()):,} records in {n} part{"s" * (n > 1)} of {folder}, {was} before')
-    finally: store.close()
+        if not new and was != n:
+            reshard(store, n)
+        print(
+            f'{len(store.names()):,} records in {n} part{"s" * (n > 1)} of {folder}, {was} before'
+        )
+    finally:
+        store.close()
 
 # %% ../nbs/23_pipeline.ipynb #a2e3688d
 def _features(a: argparse.Namespace) -> None:
     from mlref.flights import FLIGHTS
     from mlref.offline import lineage
-    if a.what == 'reshard': return _reshard(a)
-    if a.what in ('show', 'lineage', 'get') and not a.name: raise MlrefError(f'expected a name after {a.what}, got none; mlref features list shows the views')
-    if a.what in ('list', 'show'): return _definitions(a)
-    if a.what != 'lineage': return _vectors(a)
-    if a.name not in FLIGHTS.names: raise MlrefError(f'expected a feature among the {len(FLIGHTS.names)} of {FLIGHTS.name}, got {a.name!r}')
-    for f, part, source, column in lineage(FLIGHTS).filter(feature=a.name).iter_rows(): print(f'{source}.{column} -> {part} -> {f}')
+
+    if a.what == 'reshard':
+        return _reshard(a)
+    if a.what in ('show', 'lineage', 'get') and not a.name:
+        raise MlrefError(
+            f'expected a name after {a.what}, got none; mlref features list shows the views'
+        )
+    if a.what in ('list', 'show'):
+        return _definitions(a)
+    if a.what != 'lineage':
+        return _vectors(a)
+    if a.name not in FLIGHTS.names:
+        raise MlrefError(
+            f'expected a feature among the {len(FLIGHTS.names)} of {FLIGHTS.name}, got {a.name!r}'
+        )
+    for f, part, source, column in lineage(FLIGHTS).filter(feature=a.name).iter_rows():
+        print(f'{source}.{column} -> {part} -> {f}')
 
 # %% ../nbs/23_pipeline.ipynb #6e980de4
 def _ingest(a: argparse.Namespace) -> None:
@@ -310,116 +559,303 @@ def _ingest(a: argparse.Namespace) -> None:
     from mlref.lake import Lake, keep_up, position
     from mlref.log import Consumer, LocalLog, partitions
     from mlref.snapshots import clear, snapshot
-    if a.batch < 1 or a.every <= 0 or a.keep < 0: raise MlrefError(f'expected --batch and --every above 0 and --keep from 0, got {a.batch}, {a.every} and {a.keep}')
+
+    if a.batch < 1 or a.every <= 0 or a.keep < 0:
+        raise MlrefError(
+            f'expected --batch and --every above 0 and --keep from 0, got {a.batch}, {a.every} and'
+            f' {a.keep}'
+        )
     halt, log, lake = threading.Event(), LocalLog(Path(a.log), readonly=True), Lake(Path(a.lake))
-    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: halt.set())
+    for s in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(s, lambda *_: halt.set())
     reader, fresh = Consumer(log, a.topic, {}), [False]
-    def look(): reader.at |= {p: position(lake, a.topic, p) for p in partitions(log, a.topic) if p not in reader.at}
-    def said(b): fresh[0] = True; print(f'{b.topic}/{b.part}: {b.start + len(b.messages):,} of {log.end(b.topic, b.part):,}', flush=True)
+
+    def look():
+        reader.at |= {
+            p: position(lake, a.topic, p) for p in partitions(log, a.topic) if p not in reader.at
+        }
+
+    def said(b):
+        fresh[0] = True
+        print(
+            f'{b.topic}/{b.part}: {b.start + len(b.messages):,} of {log.end(b.topic, b.part):,}',
+            flush=True,
+        )
+
     def publish():
-        if a.snapshots and fresh[0]: print(f'snapshot {snapshot(lake, Path(a.snapshots)).name}', flush=True)
-        if a.snapshots and a.keep: clear(Path(a.snapshots), a.keep)
+        if a.snapshots and fresh[0]:
+            print(f'snapshot {snapshot(lake, Path(a.snapshots)).name}', flush=True)
+        if a.snapshots and a.keep:
+            clear(Path(a.snapshots), a.keep)
         fresh[0] = False
+
     def idle():
-        publish(); look()
-        if not any(log.end(a.topic, p) > n for p, n in reader.at.items()): halt.set() if a.once else halt.wait(a.every)
-    look(); print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
+        publish()
+        look()
+        if not any(log.end(a.topic, p) > n for p, n in reader.at.items()):
+            halt.set() if a.once else halt.wait(a.every)
+
+    look()
+    print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
     known = static(*(read_raw(raw_folder(), n) for n in ('airports', 'planes')))
     n = keep_up(lake, reader, rules(list(known.airports)), halt.is_set, idle, said, a.batch)
-    publish(); lake.close(); print(f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}', flush=True)
+    publish()
+    lake.close()
+    print(
+        f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}',
+        flush=True,
+    )
 
 # %% ../nbs/23_pipeline.ipynb #7114ad2b
 def _registry(a: argparse.Namespace):
     from mlref.registry import Registry
-    if a.folder: return Registry(Path(a.folder), a.uri)
-    if not a.home and (a.uri or os.environ.get('MLFLOW_TRACKING_URI')): return Registry(Path(a.data or places()[1]/'data')/'registry', a.uri)
-    return Registry((Path(a.home) if a.home else _current(a, 'call ./run first, or name a registry with --home, --folder or --uri'))/'registry', a.uri)
+
+    if a.folder:
+        return Registry(Path(a.folder), a.uri)
+    if not a.home and (a.uri or os.environ.get('MLFLOW_TRACKING_URI')):
+        return Registry(Path(a.data or places()[1] / 'data') / 'registry', a.uri)
+    return Registry(
+        (
+            Path(a.home)
+            if a.home
+            else _current(a, 'call ./run first, or name a registry with --home, --folder or --uri')
+        )
+        / 'registry',
+        a.uri,
+    )
+
 
 def _decided(registry, model: str) -> list[tuple[str, str]]:
     import duckdb
     from mlref.core import stamp
-    if not (file := registry.folder.parent/'lake'/'mlref.duckdb').exists(): return []
-    try: con = duckdb.connect(str(file), read_only=True)
-    except duckdb.Error: return [('now', 'the lake is being written to; ask again later for its decisions')]
-    rows = con.execute("select decided_at, action, why from decisions where (evidence->>'version') = ? order by decided_at, action", [model]).fetchall(); con.close()
+
+    if not (file := registry.folder.parent / 'lake' / 'mlref.duckdb').exists():
+        return []
+    try:
+        con = duckdb.connect(str(file), read_only=True)
+    except duckdb.Error:
+        return [('now', 'the lake is being written to; ask again later for its decisions')]
+    rows = con.execute(
+        "select decided_at, action, why from decisions where (evidence->>'version') = ? order by"
+        ' decided_at, action',
+        [model],
+    ).fetchall()
+    con.close()
     return [(stamp(at), f'{action}: {why}') for at, action, why in rows]
 
 # %% ../nbs/23_pipeline.ipynb #d6305331
 def _change(a: argparse.Namespace, registry) -> None:
     import getpass
     from mlref import registry as r
+
     if a.what == 'upload':
-        for m in (left := r.waiting(registry)): print(f'{m}: version {r.upload(registry, m)}')
-        if not left: print('nothing waits')
+        for m in (left := r.waiting(registry)):
+            print(f'{m}: version {r.upload(registry, m)}')
+        if not left:
+            print('nothing waits')
         return
-    if not a.why: raise MlrefError(f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got none; say why with --why')
+    if not a.why:
+        raise MlrefError(
+            f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got'
+            ' none; say why with --why'
+        )
     at, who, before = int(time.time()) // 60, a.who or getpass.getuser(), r.promotions(registry)
-    row = r.rollback(registry, at, a.why, who) if a.what == 'rollback' else r.promote(registry, a.versions[0], at, a.why, who, a.force)
-    if row in before: print(f'version {row.to} is champion already, nothing is added; row {row.id[:12]} of the log: {row.why}'); return
-    print(f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id[:12]} of the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}')
+    row = (
+        r.rollback(registry, at, a.why, who)
+        if a.what == 'rollback'
+        else r.promote(registry, a.versions[0], at, a.why, who, a.force)
+    )
+    if row in before:
+        print(
+            f'version {row.to} is champion already, nothing is added; row {row.id[:12]} of the log:'
+            f' {row.why}'
+        )
+        return
+    print(
+        f'version {row.to} ({row.model}) is champion, {row.was or "none"} was; row {row.id[:12]} of'
+        f' the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}'
+    )
+
 
 def _show(a: argparse.Namespace, registry) -> None:
     from mlref import history as h
     from mlref.registry import entry, waiting
-    if a.what == 'show': print(h.describe(registry, a.versions[0]))
-    elif a.what == 'diff': print('\n'.join(f'{w:16} {n:28} {x:28} {y}' for w, n, x, y in h.diff(*(entry(registry, v) for v in a.versions), *(h.columns(registry, v) for v in a.versions))) or 'nothing differs')
-    elif a.what == 'lineage': print('\n'.join(f'{s:12} {t}' for s, t in h.trace(registry, a.versions[0], _decided(registry, entry(registry, a.versions[0]).tags.get('model', '')))))
+
+    if a.what == 'show':
+        print(h.describe(registry, a.versions[0]))
+    elif a.what == 'diff':
+        print(
+            '\n'.join(
+                f'{w:16} {n:28} {x:28} {y}'
+                for w, n, x, y in h.diff(
+                    *(entry(registry, v) for v in a.versions),
+                    *(h.columns(registry, v) for v in a.versions),
+                )
+            )
+            or 'nothing differs'
+        )
+    elif a.what == 'lineage':
+        print(
+            '\n'.join(
+                f'{s:12} {t}'
+                for s, t in h.trace(
+                    registry,
+                    a.versions[0],
+                    _decided(registry, entry(registry, a.versions[0]).tags.get('model', '')),
+                )
+            )
+        )
     else:
         head = ('version', 'alias', 'kind', 'trained until', 'AUC', 'features', 'lock')
-        for r in [head, *h.listing(registry)]: print(f'{r[0]:8} {r[1]:20} {r[2]:12} {r[3]:18} {r[4]:7} {r[5]:13} {r[6]}')
-        for m in waiting(registry): print(f'{m} waits to be sent: mlref models upload')
-        if said := h.unsettled(registry): print(said)
+        for r in [head, *h.listing(registry)]:
+            print(f'{r[0]:8} {r[1]:20} {r[2]:12} {r[3]:18} {r[4]:7} {r[5]:13} {r[6]}')
+        for m in waiting(registry):
+            print(f'{m} waits to be sent: mlref models upload')
+        if said := h.unsettled(registry):
+            print(said)
 
 # %% ../nbs/23_pipeline.ipynb #d62f3a9d
 def _models(a: argparse.Namespace) -> None:
     import warnings
+
     n = {'show': 1, 'promote': 1, 'lineage': 1, 'diff': 2}.get(a.what, 0)
-    if len(a.versions) != n: raise MlrefError(f'expected {n or "no"} version{"" if n == 1 else "s"} after {a.what}, got {len(a.versions)}; mlref models list shows those there are')
+    if len(a.versions) != n:
+        raise MlrefError(
+            f'expected {n or "no"} version{"" if n == 1 else "s"} after {a.what}, got'
+            f' {len(a.versions)}; mlref models list shows those there are'
+        )
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter('always', UserWarning)
-        try: (_change if a.what in ('promote', 'rollback', 'upload') else _show)(a, _registry(a))
+        try:
+            (_change if a.what in ('promote', 'rollback', 'upload') else _show)(a, _registry(a))
         finally:
             for w in heard:
-                if issubclass(w.category, UserWarning): print(f'mlref: {w.message}', file=sys.stderr)
+                if issubclass(w.category, UserWarning):
+                    print(f'mlref: {w.message}', file=sys.stderr)
+
 
 def _model_commands(sub: argparse._SubParsersAction) -> None:
-    m = sub.add_parser('models', help='versions of the model: which is live, why, what differs, and back'); m.set_defaults(do=_models)
-    m.add_argument('what', choices=('list', 'show', 'promote', 'rollback', 'diff', 'lineage', 'upload')); m.add_argument('versions', nargs='*', help='one version (show, promote, lineage), two (diff)')
-    m.add_argument('--why', help='evidence for a promotion or rollback; goes into the log'); m.add_argument('--who', help='who decides (default: the name you are logged in with)')
-    m.add_argument('--force', action='store_true', help='promote although gates failed or nobody asked them; the log says so')
-    m.add_argument('--home', help='folder of a run (default: the newest that came through)'); m.add_argument('--folder', help='folder of a registry'); m.add_argument('--uri', help='tracking URI of MLflow (default: MLFLOW_TRACKING_URI, or the file in the folder)'); m.add_argument('--data', help='folder of runs (default: data)')
+    m = sub.add_parser(
+        'models', help='versions of the model: which is live, why, what differs, and back'
+    )
+    m.set_defaults(do=_models)
+    m.add_argument(
+        'what', choices=('list', 'show', 'promote', 'rollback', 'diff', 'lineage', 'upload')
+    )
+    m.add_argument('versions', nargs='*', help='one version (show, promote, lineage), two (diff)')
+    m.add_argument('--why', help='evidence for a promotion or rollback; goes into the log')
+    m.add_argument('--who', help='who decides (default: the name you are logged in with)')
+    m.add_argument(
+        '--force',
+        action='store_true',
+        help='promote although gates failed or nobody asked them; the log says so',
+    )
+    m.add_argument('--home', help='folder of a run (default: the newest that came through)')
+    m.add_argument('--folder', help='folder of a registry')
+    m.add_argument(
+        '--uri',
+        help='tracking URI of MLflow (default: MLFLOW_TRACKING_URI, or the file in the folder)',
+    )
+    m.add_argument('--data', help='folder of runs (default: data)')
 
 # %% ../nbs/23_pipeline.ipynb #d47ac0de
 def _data_commands(sub: argparse._SubParsersAction) -> None:
-    f = sub.add_parser('features', help='definitions, versions, lineage and values of features'); f.set_defaults(do=_features)
-    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get', 'reshard')); f.add_argument('name', nargs='?', help='a view (show), a feature (lineage), a flight id (get), a number of parts (reshard)')
-    f.add_argument('--since', default='2013-01-01', help='first T of materialize'); f.add_argument('--until', default='2014-01-01', help='last T, excluded'); f.add_argument('--data', help='folder of runs (default: data)')
-    f.add_argument('--store', help='the online store that reshard spreads (default: that of the newest run)')
-    i = sub.add_parser('ingest', help='follow a log into a lake until stopped'); i.set_defaults(do=_ingest)
-    for name, text in (('--log', 'folder of the log'), ('--lake', 'the DuckDB file; made when missing')): i.add_argument(name, required=True, help=text)
-    i.add_argument('--topic', default='events'); i.add_argument('--batch', type=int, default=50_000, help='messages per transaction'); i.add_argument('--every', type=float, default=.2, help='seconds between two looks at an empty log')
-    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to'); i.add_argument('--keep', type=int, default=0, help='keep so many of the newest snapshots, and those that are open or pinned (default: all)')
+    f = sub.add_parser('features', help='definitions, versions, lineage and values of features')
+    f.set_defaults(do=_features)
+    f.add_argument('what', choices=('list', 'show', 'lineage', 'materialize', 'get', 'reshard'))
+    f.add_argument(
+        'name',
+        nargs='?',
+        help='a view (show), a feature (lineage), a flight id (get), a number of parts (reshard)',
+    )
+    f.add_argument('--since', default='2013-01-01', help='first T of materialize')
+    f.add_argument('--until', default='2014-01-01', help='last T, excluded')
+    f.add_argument('--data', help='folder of runs (default: data)')
+    f.add_argument(
+        '--store', help='the online store that reshard spreads (default: that of the newest run)'
+    )
+    i = sub.add_parser('ingest', help='follow a log into a lake until stopped')
+    i.set_defaults(do=_ingest)
+    for name, text in (
+        ('--log', 'folder of the log'),
+        ('--lake', 'the DuckDB file; made when missing'),
+    ):
+        i.add_argument(name, required=True, help=text)
+    i.add_argument('--topic', default='events')
+    i.add_argument('--batch', type=int, default=50_000, help='messages per transaction')
+    i.add_argument(
+        '--every', type=float, default=0.2, help='seconds between two looks at an empty log'
+    )
+    i.add_argument('--snapshots', help='folder to publish Parquet snapshots to')
+    i.add_argument(
+        '--keep',
+        type=int,
+        default=0,
+        help=(
+            'keep so many of the newest snapshots, and those that are open or pinned (default: all)'
+        ),
+    )
     i.add_argument('--once', action='store_true', help='stop when nothing waits')
 
 # %% ../nbs/23_pipeline.ipynb #89e74ab7
-def main(argv: list[str] | None=None) -> int:  # Exit status
+def main(
+    argv: list[str] | None = None,
+) -> int:  # Exit status
     "The command `mlref`"
-    p = argparse.ArgumentParser('mlref', description='A year of flights through a production ML system'); sub = p.add_subparsers(required=True, metavar='command')
-    r = sub.add_parser('run', help='the pipeline: prepare, train, compress, live, load, monitor, report'); r.set_defaults(do=_run)
-    r.add_argument('--quick', action='store_true', help='live through April only, with a rehearsed failure')
+    p = argparse.ArgumentParser(
+        'mlref', description='A year of flights through a production ML system'
+    )
+    sub = p.add_subparsers(required=True, metavar='command')
+    r = sub.add_parser(
+        'run', help='the pipeline: prepare, train, compress, live, load, monitor, report'
+    )
+    r.set_defaults(do=_run)
+    r.add_argument(
+        '--quick', action='store_true', help='live through April only, with a rehearsed failure'
+    )
     r.add_argument('--resume', metavar='ID', help='go on with a run that stopped')
-    r.add_argument('--seed', type=int, default=0); r.add_argument('--set', action='append', metavar='STEP.NAME=VALUE', help='another parameter of a step')
-    r.add_argument('--data', help='folder of runs (default: data)'); r.add_argument('--reports', help='folder of reports (default: reports)')
-    b = sub.add_parser('bench', help='measure something against its goal'); b.add_argument('name'); b.set_defaults(do=_bench)
-    v = sub.add_parser('serve', help='answer requests with the champion of a run'); v.set_defaults(do=_serve)
-    v.add_argument('--home', help='folder of the run (default: the newest that came through)'); v.add_argument('--log', help='where predictions are written down (default: served/ of the run)')
-    v.add_argument('--port', type=int, default=8080); v.add_argument('--uri', help='tracking URI of the registry (default: the file in the run, or MLFLOW_TRACKING_URI)'); v.add_argument('--data', help='folder of runs (default: data)')
-    l = sub.add_parser('load', help='let users ask a running server'); l.set_defaults(do=_load)
-    l.add_argument('--url', default='http://127.0.0.1:8080', help='the server'); l.add_argument('--users', type=int, default=16); l.add_argument('--seconds', type=int, default=20)
-    l.add_argument('--web', action='store_true', help="Locust's own page instead, at http://127.0.0.1:8089"); l.add_argument('--data', help='folder of runs (default: data)')
-    _data_commands(sub); _model_commands(sub)
-    c = sub.add_parser('card', help='write reports/card.md from reports/results'); c.set_defaults(do=_card)
+    r.add_argument('--seed', type=int, default=0)
+    r.add_argument(
+        '--set', action='append', metavar='STEP.NAME=VALUE', help='another parameter of a step'
+    )
+    r.add_argument('--data', help='folder of runs (default: data)')
+    r.add_argument('--reports', help='folder of reports (default: reports)')
+    b = sub.add_parser('bench', help='measure something against its goal')
+    b.add_argument('name')
+    b.set_defaults(do=_bench)
+    v = sub.add_parser('serve', help='answer requests with the champion of a run')
+    v.set_defaults(do=_serve)
+    v.add_argument('--home', help='folder of the run (default: the newest that came through)')
+    v.add_argument('--log', help='where predictions are written down (default: served/ of the run)')
+    v.add_argument('--port', type=int, default=8080)
+    v.add_argument(
+        '--uri',
+        help='tracking URI of the registry (default: the file in the run, or MLFLOW_TRACKING_URI)',
+    )
+    v.add_argument('--data', help='folder of runs (default: data)')
+    l = sub.add_parser('load', help='let users ask a running server')
+    l.set_defaults(do=_load)
+    l.add_argument('--url', default='http://127.0.0.1:8080', help='the server')
+    l.add_argument('--users', type=int, default=16)
+    l.add_argument('--seconds', type=int, default=20)
+    l.add_argument(
+        '--web', action='store_true', help="Locust's own page instead, at http://127.0.0.1:8089"
+    )
+    l.add_argument('--data', help='folder of runs (default: data)')
+    _data_commands(sub)
+    _model_commands(sub)
+    c = sub.add_parser('card', help='write reports/card.md from reports/results')
+    c.set_defaults(do=_card)
     a = p.parse_args(argv)
-    try: a.do(a); return 0
-    except MlrefError as e: print(f'mlref: {e}', file=sys.stderr); return 1
-    except ModuleNotFoundError as e: print(f"mlref: expected the package {e.name}, found none; run: pip install 'mlref[all]'", file=sys.stderr); return 1
+    try:
+        a.do(a)
+        return 0
+    except MlrefError as e:
+        print(f'mlref: {e}', file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as e:
+        print(
+            f"mlref: expected the package {e.name}, found none; run: pip install 'mlref[all]'",
+            file=sys.stderr,
+        )
+        return 1

@@ -20,151 +20,317 @@ from .events import SCHEMA
 @dataclass(frozen=True)
 class Finding:
     "What a table rule saw"
+
     rule: str
-    action: str   # What it means when it does not hold, 'warn' or 'fail'
+    action: str  # What it means when it does not hold, 'warn' or 'fail'
     value: float  # What was measured
     holds: bool
-    says: str     # One line for a person
+    says: str  # One line for a person
 
 # %% ../nbs/04a_quality.ipynb #579a4a35
-def freshness(newest: int,  # Minute UTC of the newest row
-              now: int,     # Minute UTC
-              most: int     # Minutes it may be old
-             ) -> Finding:
+def freshness(
+    newest: int,  # Minute UTC of the newest row
+    now: int,  # Minute UTC
+    most: int,  # Minutes it may be old
+) -> Finding:
     "Whether a feed still speaks"
-    return Finding('freshness', 'warn', now - newest, now - newest <= most, f'newest row {stamp(newest)}, {now - newest} of at most {most} minutes old at {stamp(now)}')
+    return Finding(
+        'freshness',
+        'warn',
+        now - newest,
+        now - newest <= most,
+        f'newest row {stamp(newest)}, {now - newest} of at most {most} minutes old at {stamp(now)}',
+    )
 
-def volume(times: pl.Series,  # Minutes UTC, one a row
-           now: int,          # Minute UTC; what came in the `span` before its full hour is judged
-           low: float=.5,     # Least share of what is expected
-           high: float=2.,    # Most
-           weeks: int=4,      # Weeks to compare with
-           span: int=60       # Minutes
-          ) -> Finding:
+
+def volume(
+    times: pl.Series,  # Minutes UTC, one a row
+    now: int,  # Minute UTC; what came in the `span` before its full hour is judged
+    low: float = 0.5,  # Least share of what is expected
+    high: float = 2.0,  # Most
+    weeks: int = 4,  # Weeks to compare with
+    span: int = 60,  # Minutes
+) -> Finding:
     "Whether the last hour holds about as many rows as the same hour and weekday did; raises `MlrefError` without a week to compare with"
-    end = now // 60 * 60; n = lambda k: int(times.is_between(end - span - k * 7 * DAY, end - 1 - k * 7 * DAY).sum())
-    past = [n(k) for k in range(1, weeks + 1) if len(times) and times.min() <= end - span - k * 7 * DAY]
-    if not past: raise MlrefError(f'expected rows of at least a week before {stamp(now)}, got none; wait, or use freshness')
-    want, got = float(np.median(past)), n(0); share = got / want if want else float(got == 0)
-    return Finding('volume', 'warn', share, low <= share <= high, f'{got} rows in the {span} minutes before {stamp(end)}, {want:g} in the same {span} minutes of {len(past)} weeks before')
+    end = now // 60 * 60
+    n = lambda k: int(times.is_between(end - span - k * 7 * DAY, end - 1 - k * 7 * DAY).sum())
+    past = [
+        n(k) for k in range(1, weeks + 1) if len(times) and times.min() <= end - span - k * 7 * DAY
+    ]
+    if not past:
+        raise MlrefError(
+            f'expected rows of at least a week before {stamp(now)}, got none; wait, or use'
+            ' freshness'
+        )
+    want, got = float(np.median(past)), n(0)
+    share = got / want if want else float(got == 0)
+    return Finding(
+        'volume',
+        'warn',
+        share,
+        low <= share <= high,
+        f'{got} rows in the {span} minutes before {stamp(end)}, {want:g} in the same {span} minutes'
+        f' of {len(past)} weeks before',
+    )
 
 # %% ../nbs/04a_quality.ipynb #b14172e3
 def unique(frame: pl.DataFrame, keys: list[str]) -> Finding:
     "Whether no two rows share a key"
     n = frame.height - frame.n_unique(keys) if frame.height else 0
-    return Finding(f'unique {", ".join(keys)}', 'fail', n, n == 0, f'{n} rows of {frame.height:,} repeat the key of another')
+    return Finding(
+        f'unique {", ".join(keys)}',
+        'fail',
+        n,
+        n == 0,
+        f'{n} rows of {frame.height:,} repeat the key of another',
+    )
 
-def referential(values: pl.Series,  # Keys that refer
-                known: pl.Series,   # Keys there are
-                least: float        # Share from 0 to 1
-               ) -> Finding:
+
+def referential(
+    values: pl.Series,  # Keys that refer
+    known: pl.Series,  # Keys there are
+    least: float,  # Share from 0 to 1
+) -> Finding:
     "Which share of the rows refers to something that is there"
-    share = float(values.is_in(known.drop_nulls().unique().implode()).fill_null(False).mean() or 0.) if len(values) else 1.
-    return Finding(f'referential {values.name}', 'warn', share, share >= least, f'{share:.1%} of {len(values):,} rows refer to a known {values.name}, at least {least:.1%} expected')
+    share = (
+        float(values.is_in(known.drop_nulls().unique().implode()).fill_null(False).mean() or 0.0)
+        if len(values)
+        else 1.0
+    )
+    return Finding(
+        f'referential {values.name}',
+        'warn',
+        share,
+        share >= least,
+        f'{share:.1%} of {len(values):,} rows refer to a known {values.name}, at least {least:.1%}'
+        ' expected',
+    )
 
-def gaps(times: pl.Series,  # Minutes UTC, any order
-         step: int          # Minutes between two rows
-        ) -> Finding:
+
+def gaps(
+    times: pl.Series,  # Minutes UTC, any order
+    step: int,  # Minutes between two rows
+) -> Finding:
     "Which points of a time grid have no row"
-    if step <= 0: raise MlrefError(f'expected a step above 0 minutes, got {step}')
-    lost = np.setdiff1d(np.arange(times.min(), times.max() + 1, step), times.to_numpy()) if len(times) else np.array([])
+    if step <= 0:
+        raise MlrefError(f'expected a step above 0 minutes, got {step}')
+    lost = (
+        np.setdiff1d(np.arange(times.min(), times.max() + 1, step), times.to_numpy())
+        if len(times)
+        else np.array([])
+    )
     runs = int((np.diff(lost) > step).sum()) + 1 if len(lost) else 0
-    return Finding('gaps', 'warn', len(lost), not len(lost), f'{len(lost)} points missing in {runs} gaps' + (f', the first at {stamp(lost[0])}' if len(lost) else ''))
+    return Finding(
+        'gaps',
+        'warn',
+        len(lost),
+        not len(lost),
+        f'{len(lost)} points missing in {runs} gaps'
+        + (f', the first at {stamp(lost[0])}' if len(lost) else ''),
+    )
 
 # %% ../nbs/04a_quality.ipynb #2956ef21
-def null_change(before: pl.DataFrame, after: pl.DataFrame, most: float=.05) -> list[Finding]:
+def null_change(before: pl.DataFrame, after: pl.DataFrame, most: float = 0.05) -> list[Finding]:
     "For every column in both, whether its share of nulls moved by at most `most`"
     share = lambda f, c: f[c].null_count() / max(1, f.height)
-    return [Finding(f'null share of {c}', 'warn', d := share(after, c) - share(before, c), abs(d) <= most, f'null in {share(after, c):.1%}, {share(before, c):.1%} before') for c in before.columns if c in after.columns]
+    return [
+        Finding(
+            f'null share of {c}',
+            'warn',
+            d := share(after, c) - share(before, c),
+            abs(d) <= most,
+            f'null in {share(after, c):.1%}, {share(before, c):.1%} before',
+        )
+        for c in before.columns
+        if c in after.columns
+    ]
+
 
 def categories(before: pl.Series, after: pl.Series) -> Finding:
     "Whether a column holds only what it held before"
     new = sorted(set(after.drop_nulls().unique()) - set(before.drop_nulls().unique()), key=str)
-    return Finding(f'categories of {after.name}', 'warn', len(new), not new, f'{len(new)} new' + (f', such as {", ".join(map(str, new[:3]))}' if new else ''))
+    return Finding(
+        f'categories of {after.name}',
+        'warn',
+        len(new),
+        not new,
+        f'{len(new)} new' + (f', such as {", ".join(map(str, new[:3]))}' if new else ''),
+    )
+
 
 def schema_change(before: dict[str, pl.DataType], after: dict[str, pl.DataType]) -> list[Finding]:
     "One finding for each column that was added (warn), removed or retyped (fail)"
-    added = [Finding(f'schema: {c}', 'warn', 1, False, f'added as {after[c]}') for c in after if c not in before]
+    added = [
+        Finding(f'schema: {c}', 'warn', 1, False, f'added as {after[c]}')
+        for c in after
+        if c not in before
+    ]
     gone = [Finding(f'schema: {c}', 'fail', 1, False, 'removed') for c in before if c not in after]
-    return added + gone + [Finding(f'schema: {c}', 'fail', 1, False, f'was {t}, is {after[c]}') for c, t in before.items() if c in after and after[c] != t]
+    return (
+        added
+        + gone
+        + [
+            Finding(f'schema: {c}', 'fail', 1, False, f'was {t}, is {after[c]}')
+            for c, t in before.items()
+            if c in after and after[c] != t
+        ]
+    )
 
 # %% ../nbs/04a_quality.ipynb #49c8b233
-def leaking_nulls(frame: pl.DataFrame,
-                  label: pl.Series,   # The outcome, parallel to the rows; null is an outcome too
-                  most: float=.25,    # Total variation from 0 to 1
-                  least: int=30       # Null rows below which nothing is said
-                 ) -> list[Finding]:
+def leaking_nulls(
+    frame: pl.DataFrame,
+    label: pl.Series,  # The outcome, parallel to the rows; null is an outcome too
+    most: float = 0.25,  # Total variation from 0 to 1
+    least: int = 30,  # Null rows below which nothing is said
+) -> list[Finding]:
     "For each column with nulls, whether its nullness depends on the label"
     y, out = label.cast(pl.String).fill_null('none'), []
     for c in frame.columns:
         gone = frame[c].is_null()
-        if c == label.name or not least <= gone.sum() <= frame.height - least: continue
-        a, b = ({k: v / part.len() for k, v in part.value_counts().iter_rows()} for part in (y.filter(gone), y.filter(~gone)))
+        if c == label.name or not least <= gone.sum() <= frame.height - least:
+            continue
+        a, b = (
+            {k: v / part.len() for k, v in part.value_counts().iter_rows()}
+            for part in (y.filter(gone), y.filter(~gone))
+        )
         tv = sum(abs(a.get(k, 0) - b.get(k, 0)) for k in {*a, *b}) / 2
-        out.append(Finding(f'leaking nulls of {c}', 'fail', tv, tv <= most, f'{int(gone.sum()):,} nulls, total variation {tv:.2f} of the label between null and not'))
+        out.append(
+            Finding(
+                f'leaking nulls of {c}',
+                'fail',
+                tv,
+                tv <= most,
+                f'{int(gone.sum()):,} nulls, total variation {tv:.2f} of the label between null'
+                ' and not',
+            )
+        )
     return out
 
 # %% ../nbs/04a_quality.ipynb #8987f32c
 _FITS = {pl.String: (str,), pl.Int64: (int,), pl.Float64: (int, float)}
-_CAME = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean, list: pl.List, dict: pl.Struct}
+_CAME = {
+    str: pl.String,
+    int: pl.Int64,
+    float: pl.Float64,
+    bool: pl.Boolean,
+    list: pl.List,
+    dict: pl.Struct,
+}
 
-def fields(messages: list[bytes],  # As they came
-           schema: dict[str, pl.DataType]=SCHEMA  # What is expected
-          ) -> dict[str, pl.DataType]:  # The fields that had a value, with the schema's type or the one that came instead
+
+def fields(
+    messages: list[bytes],  # As they came
+    schema: dict[str, pl.DataType] = SCHEMA,  # What is expected
+    # The fields that had a value, with the schema's type or the one that came instead
+) -> dict[str, pl.DataType]:
     "Which fields some messages have; what is no JSON object is left to the quarantine"
     out = {}
     for m in messages:
-        try: row = json.loads(m)
-        except ValueError: continue
-        for k, v in (row.items() if isinstance(row, dict) else ()):
-            if v is None: continue
-            if type(v) not in _FITS.get(schema.get(k), ()): out[k] = _CAME[type(v)]
-            else: out.setdefault(k, schema[k])
+        try:
+            row = json.loads(m)
+        except ValueError:
+            continue
+        for k, v in row.items() if isinstance(row, dict) else ():
+            if v is None:
+                continue
+            if type(v) not in _FITS.get(schema.get(k), ()):
+                out[k] = _CAME[type(v)]
+            else:
+                out.setdefault(k, schema[k])
     return out
 
 # %% ../nbs/04a_quality.ipynb #b275a900
-FEEDS = {'schedule': 480, 'departure': 480, 'arrival': 480, 'weather': 180}  # the minutes that the newest row may be old at the end of a service day, 07:00 UTC
+# the minutes that the newest row may be old at the end of a service day, 07:00 UTC
+FEEDS = {'schedule': 480, 'departure': 480, 'arrival': 480, 'weather': 180}
 
-def _feed(kind: str, day: pl.DataFrame, before: pl.DataFrame, times: pl.Series, now: int) -> list[Finding]:
-    out = [freshness(times.max() if len(times) else now - 30 * DAY, now, FEEDS[kind]), unique(day, ['origin', 'event_time'] if kind == 'weather' else ['flight_id'])]
-    if len(times) and times.min() <= now - 8 * DAY: out.append(volume(times, now, span=DAY))
-    if kind == 'schedule' and day.height: out += [*null_change(before.select('tailnum'), day.select('tailnum')), *(categories(before[c], day[c]) for c in ('carrier', 'origin'))]
-    if kind != 'weather': return out
-    out += [*null_change(before.select('temp'), day.select('temp')), *null_change(before.select('pressure'), day.select('pressure'), .5)]
-    return out + [replace(gaps(g['event_time'], 60), rule=f'gaps at {o}') for (o,), g in day.sort('origin').group_by('origin', maintain_order=True)]
 
-def table_rules(recent: pl.DataFrame,   # Events known in the 8 days before `now`; of departures and arrivals one day is enough
-                times: pl.DataFrame,    # kind, known_time of the 30 days before `now`
-                messages: list[bytes],  # Some of the day's, as they came
-                planes: pl.Series,      # The tail numbers that are known
-                now: int                # Minute UTC at which the day ends
-               ) -> list[Finding]:      # Each named after its feed
+def _feed(
+    kind: str, day: pl.DataFrame, before: pl.DataFrame, times: pl.Series, now: int
+) -> list[Finding]:
+    out = [
+        freshness(times.max() if len(times) else now - 30 * DAY, now, FEEDS[kind]),
+        unique(day, ['origin', 'event_time'] if kind == 'weather' else ['flight_id']),
+    ]
+    if len(times) and times.min() <= now - 8 * DAY:
+        out.append(volume(times, now, span=DAY))
+    if kind == 'schedule' and day.height:
+        out += [
+            *null_change(before.select('tailnum'), day.select('tailnum')),
+            *(categories(before[c], day[c]) for c in ('carrier', 'origin')),
+        ]
+    if kind != 'weather':
+        return out
+    out += [
+        *null_change(before.select('temp'), day.select('temp')),
+        *null_change(before.select('pressure'), day.select('pressure'), 0.5),
+    ]
+    return out + [
+        replace(gaps(g['event_time'], 60), rule=f'gaps at {o}')
+        for (o,), g in day.sort('origin').group_by('origin', maintain_order=True)
+    ]
+
+
+def table_rules(
+    # Events known in the 8 days before `now`; of departures and arrivals one day is enough
+    recent: pl.DataFrame,
+    times: pl.DataFrame,  # kind, known_time of the 30 days before `now`
+    messages: list[bytes],  # Some of the day's, as they came
+    planes: pl.Series,  # The tail numbers that are known
+    now: int,  # Minute UTC at which the day ends
+) -> list[Finding]:  # Each named after its feed
     "What is found of the events of one day"
-    today = pl.col('known_time') >= now - DAY; part = {k: f for (k,), f in recent.partition_by('kind', as_dict=True).items()}; clock = {k: f['known_time'] for (k,), f in times.partition_by('kind', as_dict=True).items()}
+    today = pl.col('known_time') >= now - DAY
+    part = {k: f for (k,), f in recent.partition_by('kind', as_dict=True).items()}
+    clock = {k: f['known_time'] for (k,), f in times.partition_by('kind', as_dict=True).items()}
     none, out = recent.head(0), []
     for kind in FEEDS:
-        f = part.get(kind, none); day = f.filter(today)
+        f = part.get(kind, none)
+        day = f.filter(today)
         found = _feed(kind, day, f.filter(~today), clock.get(kind, none['known_time']), now)
-        if kind == 'schedule': found.append(referential(day['tailnum'], planes, .75))
+        if kind == 'schedule':
+            found.append(referential(day['tailnum'], planes, 0.75))
         out += [replace(x, rule=f'{kind}: {x.rule}') for x in found]
     got = fields(messages)
     return out + schema_change({c: SCHEMA[c] for c in got if c in SCHEMA}, got)
 
 # %% ../nbs/04a_quality.ipynb #0072e8b1
-def plot_quality(quality: pl.DataFrame  # Rows of the lake's table: measured_at, name, action, of_rows, broken; without of_rows = a finding, broken 1 = it does not hold
-                ):                      # A matplotlib figure
+def plot_quality(
+    # Rows of the lake's table: measured_at, name, action, of_rows, broken; without of_rows = a
+    # finding, broken 1 = it does not hold
+    quality: pl.DataFrame,
+):  # A matplotlib figure
     "Above, the share of rows that broke each rule of the contract; below, when a table rule did not hold. What always held is left out"
     import matplotlib.pyplot as plt
     from matplotlib.dates import ConciseDateFormatter
-    q = quality.filter(pl.col('measured_at').is_not_null() & (pl.col('broken').sum().over('name') > 0)).sort('measured_at')
-    seen, time = q.filter(pl.col('of_rows').is_null() & (pl.col('broken') > 0)), lambda g: g['measured_at'].to_numpy().astype('datetime64[m]')
-    names = seen['name'].unique().sort(descending=True).to_list()
-    fig, (top, low) = plt.subplots(2, 1, figsize=(9, 3.4 + .22 * len(names)), sharex=True, layout='constrained', height_ratios=(3, 1 + .25 * len(names)))
-    for (name,), g in q.filter(pl.col('of_rows').is_not_null()).group_by('name', maintain_order=True): top.plot(time(g), g['broken'] / g['of_rows'], '.-', lw=.7, ms=3, label=name)
-    for action, color in (('warn', 'C1'), ('fail', 'C3')):
-        g = seen.filter(pl.col('action') == action); low.plot(time(g), [names.index(x) for x in g['name']], 's', ms=3, color=color, label=action)
-    top.set(ylabel='share broken'); low.set_yticks(range(len(names)), names, fontsize=8); low.set_ylim(-.7, max(len(names), 1) - .3)
-    if top.lines: top.legend(fontsize=8)
-    low.legend(fontsize=8, loc='upper left'); low.xaxis.set_major_formatter(ConciseDateFormatter(low.xaxis.get_major_locator()))
-    return fig
 
+    q = quality.filter(
+        pl.col('measured_at').is_not_null() & (pl.col('broken').sum().over('name') > 0)
+    ).sort('measured_at')
+    seen, time = (
+        q.filter(pl.col('of_rows').is_null() & (pl.col('broken') > 0)),
+        lambda g: g['measured_at'].to_numpy().astype('datetime64[m]'),
+    )
+    names = seen['name'].unique().sort(descending=True).to_list()
+    fig, (top, low) = plt.subplots(
+        2,
+        1,
+        figsize=(9, 3.4 + 0.22 * len(names)),
+        sharex=True,
+        layout='constrained',
+        height_ratios=(3, 1 + 0.25 * len(names)),
+    )
+    for (name,), g in q.filter(pl.col('of_rows').is_not_null()).group_by(
+        'name', maintain_order=True
+    ):
+        top.plot(time(g), g['broken'] / g['of_rows'], '.-', lw=0.7, ms=3, label=name)
+    for action, color in (('warn', 'C1'), ('fail', 'C3')):
+        g = seen.filter(pl.col('action') == action)
+        low.plot(time(g), [names.index(x) for x in g['name']], 's', ms=3, color=color, label=action)
+    top.set(ylabel='share broken')
+    low.set_yticks(range(len(names)), names, fontsize=8)
+    low.set_ylim(-0.7, max(len(names), 1) - 0.3)
+    if top.lines:
+        top.legend(fontsize=8)
+    low.legend(fontsize=8, loc='upper left')
+    low.xaxis.set_major_formatter(ConciseDateFormatter(low.xaxis.get_major_locator()))
+    return fig

@@ -17,49 +17,105 @@ from .model import Gbm, Mean, Net, Torch, linear, load_model, save_model
 from .train import blocks, device, fit_torch
 
 # %% ../nbs/11a_recipes.ipynb #6d3fb142
-def fit_gbm(fit: Table, stop: Table, seed: int=0, trees: int=600, rate: float=.1, leaves: int=63) -> Gbm:
+def fit_gbm(
+    fit: Table, stop: Table, seed: int = 0, trees: int = 600, rate: float = 0.1, leaves: int = 63
+) -> Gbm:
     "Train boosted trees; the same tables and seed give the same trees"
     import lightgbm as lgb
+
     cats = [fit.names.index(c) for c in fit.cats]
     data = lgb.Dataset(fit.X, fit.y, categorical_feature=cats, params={'verbose': -1})
-    params = {'objective': 'binary', 'learning_rate': rate, 'num_leaves': leaves, 'min_data_in_leaf': 100, 'feature_fraction': .5, 'bagging_fraction': .8,
-              'bagging_freq': 1, 'lambda_l2': 5., 'seed': seed, 'deterministic': True, 'force_row_wise': True, 'num_threads': 2, 'verbose': -1}
-    best = lgb.train(params, data, trees, valid_sets=[data.create_valid(stop.X, stop.y)], callbacks=[lgb.early_stopping(30, verbose=False)])
-    return Gbm(best.model_to_string(num_iteration=best.best_iteration), fit.names, int(max(fit.known.max(), stop.known.max())))
+    params = {
+        'objective': 'binary',
+        'learning_rate': rate,
+        'num_leaves': leaves,
+        'min_data_in_leaf': 100,
+        'feature_fraction': 0.5,
+        'bagging_fraction': 0.8,
+        'bagging_freq': 1,
+        'lambda_l2': 5.0,
+        'seed': seed,
+        'deterministic': True,
+        'force_row_wise': True,
+        'num_threads': 2,
+        'verbose': -1,
+    }
+    best = lgb.train(
+        params,
+        data,
+        trees,
+        valid_sets=[data.create_valid(stop.X, stop.y)],
+        callbacks=[lgb.early_stopping(30, verbose=False)],
+    )
+    return Gbm(
+        best.model_to_string(num_iteration=best.best_iteration),
+        fit.names,
+        int(max(fit.known.max(), stop.known.max())),
+    )
 
 # %% ../nbs/11a_recipes.ipynb #11aa0011
 SEEN = 600_000  # rows that a network sees in a fit, counting every epoch
 
-def epochs(n: int  # Rows to learn from
-          ) -> int:
+
+def epochs(
+    n: int,  # Rows to learn from
+) -> int:
     "How often a network goes over its rows"
     return int(min(8, max(3, SEEN // n)))
 
-def fit_net(fit: Table, stop: Table, seed: int=0, targets: np.ndarray|None=None) -> Torch:
+
+def fit_net(fit: Table, stop: Table, seed: int = 0, targets: np.ndarray | None = None) -> Torch:
     "Train the network of these pages; `targets` as for `fit_torch`"
-    return fit_torch(fit, stop, seed, epochs(len(fit)), make=partial(Net, width=128, pieces=8, drop=.15 if targets is not None else .25), targets=targets)
+    return fit_torch(
+        fit,
+        stop,
+        seed,
+        epochs(len(fit)),
+        make=partial(Net, width=128, pieces=8, drop=0.15 if targets is not None else 0.25),
+        targets=targets,
+    )
 
 # %% ../nbs/11a_recipes.ipynb #11aa0014
-def fit_tabm(fit: Table, stop: Table, seed: int=0, members: int=8) -> Torch:
+def fit_tabm(fit: Table, stop: Table, seed: int = 0, members: int = 8) -> Torch:
     "Train many networks that share their matrices"
-    return fit_torch(fit, stop, seed, epochs(len(fit)), make=partial(Net, width=128, pieces=8, members=members))
+    return fit_torch(
+        fit, stop, seed, epochs(len(fit)), make=partial(Net, width=128, pieces=8, members=members)
+    )
 
 # %% ../nbs/11a_recipes.ipynb #11aa0017
-def hands(table: Table, k: int) -> np.ndarray:  # Hand of each row, 0 to k-1
+def hands(
+    table: Table,
+    k: int,
+) -> np.ndarray:  # Hand of each row, 0 to k-1
     "Deal the days of a table to k hands, two days at a time"
     return service_day(table.T) // 2 % k
 
-def thoughts(fit: Table, stop: Table, seed: int=0, k: int=4) -> np.ndarray:  # float64 (rows,)
+
+def thoughts(
+    fit: Table,
+    stop: Table,
+    seed: int = 0,
+    k: int = 4,
+) -> np.ndarray:  # float64 (rows,)
     "What trees that have not seen a flight's day think of it"
     of, out = hands(fit, k), np.empty(len(fit))
-    if len(np.unique(of)) < 2: raise MlrefError(f'expected at least 3 days to deal, got {len(np.unique(service_day(fit.T)))}; take more days')
-    for i in np.unique(of): out[of == i] = fit_gbm(rows(fit, of != i), stop, seed).predict(fit.X[of == i])
+    if len(np.unique(of)) < 2:
+        raise MlrefError(
+            f'expected at least 3 days to deal, got {len(np.unique(service_day(fit.T)))}; take more'
+            ' days'
+        )
+    for i in np.unique(of):
+        out[of == i] = fit_gbm(rows(fit, of != i), stop, seed).predict(fit.X[of == i])
     return out
 
-def fit_student(fit: Table, stop: Table, seed: int=0,
-                soft: np.ndarray|None=None,  # From `thoughts`; None = ask the teacher now
-                share: float=.6              # Of the teacher's opinion in what is learnt
-               ) -> Torch:
+
+def fit_student(
+    fit: Table,
+    stop: Table,
+    seed: int = 0,
+    soft: np.ndarray | None = None,  # From `thoughts`; None = ask the teacher now
+    share: float = 0.6,  # Of the teacher's opinion in what is learnt
+) -> Torch:
     "Train a network on what happened and on what a teacher thought"
     soft = thoughts(fit, stop, seed) if soft is None else soft
     return fit_net(fit, stop, seed, (share * soft + (1 - share) * fit.y).astype(np.float32))
@@ -67,35 +123,61 @@ def fit_student(fit: Table, stop: Table, seed: int=0,
 # %% ../nbs/11a_recipes.ipynb #11aa0020
 KINDS = ('logistic', 'gbm', 'torch', 'tabm', 'student', 'mean')
 
-def fit(kind: str,       # One of KINDS
-        rows: Table,     # Labelled rows to learn from
-        stop: Table,     # Labelled rows of later days, to stop on
-        seed: int=0      # The same seed gives the same model
-       ) -> Torch | Gbm | Mean: # A Predictor
+
+def fit(
+    kind: str,  # One of KINDS
+    rows: Table,  # Labelled rows to learn from
+    stop: Table,  # Labelled rows of later days, to stop on
+    seed: int = 0,  # The same seed gives the same model
+) -> Torch | Gbm | Mean:  # A Predictor
     "Train one kind of model; raises `MlrefError` on an unknown kind or labels of one class"
-    if kind not in KINDS: raise MlrefError(f'expected a kind among {", ".join(KINDS)}, got {kind!r}')
-    if len(np.unique(rows.y)) < 2: raise MlrefError(f'expected late and punctual flights to learn from, got {len(rows)} rows of one kind; take more days')
-    if kind == 'logistic': return fit_torch(rows, stop, seed, epochs=3, make=linear)
-    if kind == 'mean': return Mean(fit_gbm(rows, stop, seed), fit_student(rows, stop, seed))
-    return {'gbm': fit_gbm, 'torch': fit_net, 'tabm': fit_tabm, 'student': fit_student}[kind](rows, stop, seed)
+    if kind not in KINDS:
+        raise MlrefError(f'expected a kind among {", ".join(KINDS)}, got {kind!r}')
+    if len(np.unique(rows.y)) < 2:
+        raise MlrefError(
+            f'expected late and punctual flights to learn from, got {len(rows)} rows of one kind;'
+            ' take more days'
+        )
+    if kind == 'logistic':
+        return fit_torch(rows, stop, seed, epochs=3, make=linear)
+    if kind == 'mean':
+        return Mean(fit_gbm(rows, stop, seed), fit_student(rows, stop, seed))
+    return {'gbm': fit_gbm, 'torch': fit_net, 'tabm': fit_tabm, 'student': fit_student}[kind](
+        rows, stop, seed
+    )
 
 # %% ../nbs/11a_recipes.ipynb #4582d1bf
-def out_of_fold(kind: str,    # As for `fit`
-                table: Table, # Labelled rows
-                k: int=3,     # Blocks
-                seed: int=0
-               ) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
+def out_of_fold(
+    kind: str,  # As for `fit`
+    table: Table,  # Labelled rows
+    k: int = 3,  # Blocks
+    seed: int = 0,
+) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
     "Scores of days that the scoring model was not trained on"
     b, out = blocks(table, k), np.empty(len(table))
     for i in range(k):
         stop = (i + 1) % k if k > 2 else i
-        model = fit(kind, rows(table, (b != i) & ((b != stop) | (k < 3))), rows(table, b == stop), seed)
+        model = fit(
+            kind, rows(table, (b != i) & ((b != stop) | (k < 3))), rows(table, b == stop), seed
+        )
         out[b == i] = model.predict(table.X[b == i])
     return out
 
 # %% ../nbs/11a_recipes.ipynb #5e7193aa
-def fit_cached(folder: Path, kind: str, rows: Table, stop: Table, seed: int=0) -> Torch | Gbm | Mean:
+def fit_cached(
+    folder: Path, kind: str, rows: Table, stop: Table, seed: int = 0
+) -> Torch | Gbm | Mean:
     "`fit`, or the model that an equal call left in `folder`"
-    at = Path(folder)/digest(kind, str(seed), device(), *(a for t in (rows, stop) for a in (t.X, t.y, t.known)), list(rows.names))[:16]
-    if (at/'model.json').exists(): return load_model(at)
+    at = (
+        Path(folder)
+        / digest(
+            kind,
+            str(seed),
+            device(),
+            *(a for t in (rows, stop) for a in (t.X, t.y, t.known)),
+            list(rows.names),
+        )[:16]
+    )
+    if (at / 'model.json').exists():
+        return load_model(at)
     return load_model(save_model(fit(kind, rows, stop, seed), at))

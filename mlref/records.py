@@ -19,135 +19,242 @@ from .core import DAY, MlrefError, digest
 from .features import FeatureSet
 
 # %% ../nbs/07a_records.ipynb #4a02aea0
-FORMAT = 1               # of folders and records; a store of another format is refused
-BACK = 2 * DAY           # minutes behind the store's clock that a read may still lie
-_STAMP, _TIMES = struct.Struct('<3sBHHQ'), struct.Struct('<qq')  # 'mlo', format, columns, newest?, definition; newest event, known
+FORMAT = 1  # of folders and records; a store of another format is refused
+BACK = 2 * DAY  # minutes behind the store's clock that a read may still lie
+# 'mlo', format, columns, newest?, definition; newest event, known
+_STAMP, _TIMES = struct.Struct('<3sBHHQ'), struct.Struct('<qq')
 
 # %% ../nbs/07a_records.ipynb #4a02aeaa
 @dataclass(frozen=True)
 class Layout:
     "How one kind of history lies in the store"
-    name: str                # e.g. 'dep/origin': the source and the entity
+
+    name: str  # e.g. 'dep/origin': the source and the entity
     values: tuple[str, ...]  # Names of a row's values
-    newest: bool             # Read by the newest row (floats), or by running sums (whole numbers)
-    keep: int                # Minutes that reads reach back; with newest, 0 = the newest row alone
-    version: str             # Digest of the definition, 16 hexadecimal digits
-    ttl: int | None = None   # Minutes after which a newest row no longer counts
+    newest: bool  # Read by the newest row (floats), or by running sums (whole numbers)
+    keep: int  # Minutes that reads reach back; with newest, 0 = the newest row alone
+    version: str  # Digest of the definition, 16 hexadecimal digits
+    ttl: int | None = None  # Minutes after which a newest row no longer counts
 
     def __post_init__(self):
-        if self.keep < 0 or (self.ttl is not None and self.ttl <= 0): raise MlrefError(f'expected keep >= 0 and ttl > 0 minutes for {self.name}, got {self.keep} and {self.ttl}')
-        if not re.fullmatch('[0-9a-f]{16}', self.version): raise MlrefError(f'expected a version of 16 hexadecimal digits for {self.name}, got {self.version!r}')
-        if self.name[:1] in ('', '!'): raise MlrefError(f'expected a name that does not begin with "!", got {self.name!r}')
+        if self.keep < 0 or (self.ttl is not None and self.ttl <= 0):
+            raise MlrefError(
+                f'expected keep >= 0 and ttl > 0 minutes for {self.name}, got {self.keep} and'
+                f' {self.ttl}'
+            )
+        if not re.fullmatch('[0-9a-f]{16}', self.version):
+            raise MlrefError(
+                f'expected a version of 16 hexadecimal digits for {self.name}, got {self.version!r}'
+            )
+        if self.name[:1] in ('', '!'):
+            raise MlrefError(f'expected a name that does not begin with "!", got {self.name!r}')
+
     @cached_property
-    def dtype(self) -> type: return np.float64 if self.newest else np.int64
+    def dtype(self) -> type:
+        return np.float64 if self.newest else np.int64
+
     @cached_property
-    def width(self) -> int: return 1 + len(self.values)
+    def width(self) -> int:
+        return 1 + len(self.values)
+
     @cached_property
-    def prefix(self) -> bytes: return f'{self.name}/'.encode()
+    def prefix(self) -> bytes:
+        return f'{self.name}/'.encode()
+
     @cached_property
-    def blank(self) -> bytes: return np.full(self.width, np.nan if self.newest else 0, self.dtype).tobytes()  # the row of nobody
+    def blank(
+        self,
+        # the row of nobody
+    ) -> bytes:
+        return np.full(self.width, np.nan if self.newest else 0, self.dtype).tobytes()
+
     @cached_property
-    def stamp(self) -> bytes: return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
+    def stamp(self) -> bytes:
+        return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
 
 # %% ../nbs/07a_records.ipynb #e9c564de
-def pack(layout: Layout,
-         t: np.ndarray,      # int64 (rows,), sorted
-         table: np.ndarray,  # (rows, 1 + values): running count and sums, or time and values
-         known: int          # Minute at which the newest of it was known
-        ) -> bytes:          # A record
+def pack(
+    layout: Layout,
+    t: np.ndarray,  # int64 (rows,), sorted
+    table: np.ndarray,  # (rows, 1 + values): running count and sums, or time and values
+    known: int,  # Minute at which the newest of it was known
+) -> bytes:  # A record
     "Header, then times, then the table"
     return b''.join([layout.stamp, _TIMES.pack(t[-1], known), t.tobytes(), table.tobytes()])
 
+
 def foreign(layout: Layout, record: bytes) -> MlrefError:
     "What to say of bytes that this layout did not write"
-    tag, form, width, newest, version = _STAMP.unpack_from(record) if len(record) >= 32 else (b'', 0, 0, 0, 0)
-    if tag != b'mlo' or form != FORMAT: return MlrefError(f'expected a record of {layout.name} in format {FORMAT}, got format {form} ({len(record)} bytes); rebuild the store from the log')
-    return MlrefError(f'expected {layout.name} of version {layout.version} with {layout.width - 1} values, the store holds version {version:016x} with {width - 1}; rebuild the store from the log, or read it with the code that wrote it')
+    tag, form, width, newest, version = (
+        _STAMP.unpack_from(record) if len(record) >= 32 else (b'', 0, 0, 0, 0)
+    )
+    if tag != b'mlo' or form != FORMAT:
+        return MlrefError(
+            f'expected a record of {layout.name} in format {FORMAT}, got format {form}'
+            f' ({len(record)} bytes); rebuild the store from the log'
+        )
+    return MlrefError(
+        f'expected {layout.name} of version {layout.version} with {layout.width - 1} values, the'
+        f' store holds version {version:016x} with {width - 1}; rebuild the store from the log, or'
+        ' read it with the code that wrote it'
+    )
 
-def unpack(layout: Layout,
-           record: bytes | memoryview  # As stored; not copied
-          ) -> tuple[np.ndarray, np.ndarray]:  # t and table, as in `pack`
+
+def unpack(
+    layout: Layout,
+    record: bytes | memoryview,  # As stored; not copied
+) -> tuple[np.ndarray, np.ndarray]:  # t and table, as in `pack`
     "A record's rows; raises `MlrefError` naming both versions when it was written by another definition"
     w, size = layout.width, len(record)
-    if record[:16] != layout.stamp: raise foreign(layout, record)
+    if record[:16] != layout.stamp:
+        raise foreign(layout, record)
     n = (size - 32) // (8 * w + 8)
-    if n < 1 or n * (8 * w + 8) + 32 != size: raise MlrefError(f'expected whole rows in a record of {layout.name}, got {size} bytes; the store is damaged, rebuild it from the log')
-    return np.ndarray((n,), np.int64, record, 32), np.ndarray((n, w), layout.dtype, record, 32 + 8 * n)
+    if n < 1 or n * (8 * w + 8) + 32 != size:
+        raise MlrefError(
+            f'expected whole rows in a record of {layout.name}, got {size} bytes; the store is'
+            ' damaged, rebuild it from the log'
+        )
+    return np.ndarray((n,), np.int64, record, 32), np.ndarray(
+        (n, w), layout.dtype, record, 32 + 8 * n
+    )
 
 # %% ../nbs/07a_records.ipynb #24303c68
 NEVER, _MOST = np.iinfo(np.int64).min, 2**62
 
+
 def start(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     "The history of a key about which nothing is known: one row, before every time"
-    return np.array([NEVER]), np.full((1, layout.width), np.nan) if layout.newest else np.zeros((1, layout.width), np.int64)
+    return np.array([NEVER]), (
+        np.full((1, layout.width), np.nan)
+        if layout.newest
+        else np.zeros((1, layout.width), np.int64)
+    )
 
-def _sums(T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    early = int(t.searchsorted(T[0], 'right'))                    # no read can tell these from the first row
-    j = max(int(T.searchsorted(t[early])), 1) if early < len(t) else len(T)  # rows before the earliest new fact stay
-    when, facts = np.concatenate([T[j:], t[early:]]), np.concatenate([np.diff(table[j-1:], axis=0), np.column_stack([np.ones(len(t), np.int64), v])[early:]])
+
+def _sums(
+    T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    # no read can tell these from the first row
+    early = int(t.searchsorted(T[0], 'right'))
+    # rows before the earliest new fact stay
+    j = max(int(T.searchsorted(t[early])), 1) if early < len(t) else len(T)
+    when, facts = (
+        np.concatenate([T[j:], t[early:]]),
+        np.concatenate(
+            [
+                np.diff(table[j - 1 :], axis=0),
+                np.column_stack([np.ones(len(t), np.int64), v])[early:],
+            ]
+        ),
+    )
     o = np.lexsort((*facts.T[:0:-1], when))
-    new = np.concatenate([table[:j], table[j-1] + np.cumsum(facts[o], axis=0)])
+    new = np.concatenate([table[:j], table[j - 1] + np.cumsum(facts[o], axis=0)])
     return np.concatenate([T[:j], when[o]]), new + [early, *v[:early].sum(0)] if early else new
 
-def _rows(T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    early = int(t.searchsorted(T[0]))                             # older than the first row: no read can see these
-    if early == len(t): return T, table
+
+def _rows(
+    T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    # older than the first row: no read can see these
+    early = int(t.searchsorted(T[0]))
+    if early == len(t):
+        return T, table
     j = int(T.searchsorted(t[early]))
-    when, rows = np.concatenate([T[j:], t[early:]]), np.concatenate([table[j:], np.column_stack([t, v])[early:]])
+    when, rows = (
+        np.concatenate([T[j:], t[early:]]),
+        np.concatenate([table[j:], np.column_stack([t, v])[early:]]),
+    )
     o = np.lexsort((*rows.T[:0:-1], when))
     return np.concatenate([T[:j], when[o]]), np.concatenate([table[:j], rows[o]])
 
 # %% ../nbs/07a_records.ipynb #d867e0af
-def trim(layout: Layout,
-         T: np.ndarray,
-         table: np.ndarray,
-         clock: int         # The newest known time of the store, minutes UTC
-        ) -> tuple[np.ndarray, np.ndarray]:  # The rows a read can still need
+def trim(
+    layout: Layout,
+    T: np.ndarray,
+    table: np.ndarray,
+    clock: int,  # The newest known time of the store, minutes UTC
+) -> tuple[np.ndarray, np.ndarray]:  # The rows a read can still need
     "Forget what no read can reach; the first row left stands for all before it"
-    i = len(T) - 1 if layout.newest and not layout.keep else max(int(T.searchsorted(clock - layout.keep - BACK, 'right')) - 1, 0)
+    i = (
+        len(T) - 1
+        if layout.newest and not layout.keep
+        else max(int(T.searchsorted(clock - layout.keep - BACK, 'right')) - 1, 0)
+    )
     return T[i:], table[i:]
 
-def extend(layout: Layout,
-           record: bytes | None,  # A key's record, or None for a new key
-           t: np.ndarray,         # Times of new facts, int64 minutes, sorted
-           values: np.ndarray,    # Their values, (facts, values)
-           clock: int             # The newest known time of the store, minutes UTC
-          ) -> bytes:             # The new record
+
+def extend(
+    layout: Layout,
+    record: bytes | None,  # A key's record, or None for a new key
+    t: np.ndarray,  # Times of new facts, int64 minutes, sorted
+    values: np.ndarray,  # Their values, (facts, values)
+    clock: int,  # The newest known time of the store, minutes UTC
+) -> bytes:  # The new record
     "Put facts in their place in time, whatever their order of arrival; sums after the earliest are taken again"
     T, table = start(layout) if record is None else unpack(layout, record)
     T, table = trim(layout, *(_rows if layout.newest else _sums)(T, table, t, values), clock)
-    if not layout.newest and max(map(abs, table[-1].tolist())) > _MOST: raise MlrefError(f'expected sums of {layout.name} below 2^62, got {table[-1].tolist()}; give the source a coarser unit')
+    if not layout.newest and max(map(abs, table[-1].tolist())) > _MOST:
+        raise MlrefError(
+            f'expected sums of {layout.name} below 2^62, got {table[-1].tolist()}; give the source'
+            ' a coarser unit'
+        )
     return pack(layout, T, table, clock)
 
 # %% ../nbs/07a_records.ipynb #fc2e31cc
 _FEW = 8  # minutes
 
-def rows(layout: Layout,
-         key: str,
-         record: bytes | memoryview | None,
-         minutes: list[int] | np.ndarray   # Minutes UTC, any order; an array is int64 (minutes,)
-        ) -> list[bytes | memoryview]:     # The table's row at each minute, one after the other
+
+def rows(
+    layout: Layout,
+    key: str,
+    record: bytes | memoryview | None,
+    minutes: list[int] | np.ndarray,  # Minutes UTC, any order; an array is int64 (minutes,)
+) -> list[bytes | memoryview]:  # The table's row at each minute, one after the other
     "What is known at some minutes; raises `MlrefError` for one before all that is kept"
-    if record is None: return [layout.blank] * len(minutes)
-    size = 8 * layout.width; n, rest = divmod(len(record) - 32, size + 8)
-    if rest or n < 1 or record[:16] != layout.stamp: unpack(layout, record)  # says what is wrong
+    if record is None:
+        return [layout.blank] * len(minutes)
+    size = 8 * layout.width
+    n, rest = divmod(len(record) - 32, size + 8)
+    if rest or n < 1 or record[:16] != layout.stamp:
+        unpack(layout, record)  # says what is wrong
     if len(minutes) > _FEW:
         T, table = unpack(layout, record)
-        if (m := np.min(minutes)) < T[0]: raise _forgotten(layout, key, T[0], m)
+        if (m := np.min(minutes)) < T[0]:
+            raise _forgotten(layout, key, T[0], m)
         return [table.take(T[1:].searchsorted(minutes, 'right'), 0).tobytes()]
-    times, out, edge = memoryview(record).cast('q'), [], 32 + 8 * n - 5 * size  # the times lie from place 4 on
+    # the times lie from place 4 on
+    times, out, edge = memoryview(record).cast('q'), [], 32 + 8 * n - 5 * size
     for m in minutes if type(minutes) is list else minutes.tolist():
-        if (at := bisect_right(times, m, 4, 4 + n)) == 4: raise _forgotten(layout, key, times[4], m)
-        out.append(record[edge + size * at:edge + size * (at + 1)])
+        if (at := bisect_right(times, m, 4, 4 + n)) == 4:
+            raise _forgotten(layout, key, times[4], m)
+        out.append(record[edge + size * at : edge + size * (at + 1)])
     return out
 
+
 def _forgotten(layout: Layout, key: str, first: int, asked: int) -> MlrefError:
-    return MlrefError(f'expected reads of {layout.name}/{key} from minute {first} on, got {asked}: older than what is kept; use the offline reader')
+    return MlrefError(
+        f'expected reads of {layout.name}/{key} from minute {first} on, got {asked}: older than'
+        ' what is kept; use the offline reader'
+    )
 
 # %% ../nbs/07a_records.ipynb #212ef97a
 def layouts(features: FeatureSet) -> Iterable[Layout]:
     "What a feature set needs to have in the store: one layout for every history that it reads"
-    by = {(v.source.name, v.entity.name): [w for w in features.views if (w.source, w.entity) == (v.source, v.entity)] for v in features.views}
+    by = {
+        (v.source.name, v.entity.name): [
+            w for w in features.views if (w.source, w.entity) == (v.source, v.entity)
+        ]
+        for v in features.views
+    }
     for (s, e), keep in features.histories.items():
-        views = by[s, e]; source, entity = views[0].source, views[0].entity; ttls = [v.ttl for v in views]
-        yield Layout(f'{s}/{e}', tuple(source.values), source.newest, max(keep, 1), digest([source.version, list(entity.keys)])[:16], max(ttls) if source.newest and all(ttls) else None)
+        views = by[s, e]
+        source, entity = views[0].source, views[0].entity
+        ttls = [v.ttl for v in views]
+        yield Layout(
+            f'{s}/{e}',
+            tuple(source.values),
+            source.newest,
+            max(keep, 1),
+            digest([source.version, list(entity.keys)])[:16],
+            max(ttls) if source.newest and all(ttls) else None,
+        )

@@ -21,7 +21,15 @@ import numpy as np
 
 from .compress import Onnx, load_engine, save_engine
 from .core import MlrefError, commit, digest, file_digest, write_bytes, write_json
-from .environment import Environment, admit, compare, environment, lock_hash, moved, scores_differ
+from mlref.environment import (
+    Environment,
+    admit,
+    compare,
+    environment,
+    lock_hash,
+    moved,
+    scores_differ,
+)
 from .gates import Gate, judge
 from .features import FeatureSet
 from .flights import FLIGHTS
@@ -31,16 +39,28 @@ from .offline import catalogue
 # %% ../nbs/14_registry.ipynb #b666bb3b
 NAME, LOG = 'late', 'late-promotions'  # registered models: the versions; the log, a version a row
 os.environ['MLFLOW_ALLOW_PICKLE_DESERIALIZATION'] = 'false'
-for _k, _v in {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_HTTP_REQUEST_TIMEOUT': '15', 'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '2', 'MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR': '1',
-               'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false', 'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true'}.items(): os.environ.setdefault(_k, _v)
+for _k, _v in {
+    'MLFLOW_DISABLE_TELEMETRY': 'true',
+    'MLFLOW_HTTP_REQUEST_TIMEOUT': '15',
+    'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '2',
+    'MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR': '1',
+    'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false',
+    'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true',
+}.items():
+    os.environ.setdefault(_k, _v)
+
 
 class Unreachable(MlrefError):
     "The tracking server did not answer; what was kept is not lost"
 
+
 def _said(e: Exception) -> str:
     from requests import RequestException
+
     x = e
-    while x and (isinstance(x, RequestException) or not isinstance(x, OSError)): x = x.__context__  # down to what the socket said
+    # down to what the socket said
+    while x and (isinstance(x, RequestException) or not isinstance(x, OSError)):
+        x = x.__context__
     return str(x or e).splitlines()[0][:200]
 
 # %% ../nbs/14_registry.ipynb #0d4f9a9d
@@ -48,121 +68,230 @@ def local(folder: Path) -> str:
     "The address of the SQLite file in a folder"
     return f'sqlite:///{Path(folder).resolve()}/mlflow.db'
 
+
 class Registry:
     "Model versions, aliases and the log of promotions in MLflow"
-    def __init__(self, folder: Path,         # Holds what is downloaded or waits to be sent; made when missing
-                 uri: str | None=None        # Any tracking URI of MLflow
-                ):
-        self.folder = Path(folder).resolve(); self.folder.mkdir(parents=True, exist_ok=True)
-        own, file = local(self.folder), self.folder/'mlflow.db'
+
+    def __init__(
+        self,
+        folder: Path,  # Holds what is downloaded or waits to be sent; made when missing
+        uri: str | None = None,  # Any tracking URI of MLflow
+    ):
+        self.folder = Path(folder).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own, file = local(self.folder), self.folder / 'mlflow.db'
         self.uri = uri or (own if file.exists() else os.environ.get('MLFLOW_TRACKING_URI') or own)
         self.file = file if self.uri == own else None
 
     @cached_property
-    def client(self):  # mlflow.MlflowClient; importing MLflow takes seconds, so it happens here
+    def client(
+        self,  # mlflow.MlflowClient; importing MLflow takes seconds, so it happens here
+    ):
         import logging
         from mlflow import MlflowClient
-        for n in ('alembic', 'mlflow'): logging.getLogger(n).setLevel(logging.ERROR)  # they report every migration
+
+        # they report every migration
+        for n in ('alembic', 'mlflow'):
+            logging.getLogger(n).setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
 # %% ../nbs/14_registry.ipynb #5713875a
 def _ask(registry: Registry, call: str, *a, **k):
-    if registry.file and not registry.file.exists(): return None
+    if registry.file and not registry.file.exists():
+        return None
     return _told(registry, lambda: getattr(registry.client, call)(*a, **k), call.replace('_', ' '))
+
 
 def _told(registry: Registry, do, what: str):
     from mlflow.exceptions import MlflowException
     from requests import RequestException
-    try: return do()
+
+    try:
+        return do()
     except (MlflowException, RequestException) as e:
         text = str(e).splitlines()[0][:200]
-        if getattr(e, 'error_code', '') in ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS'): return None
-        if isinstance(e, RequestException) or 'API request to' in text or 'too many 50' in text: raise Unreachable(f'expected the tracking server {registry.uri} to answer, got: {_said(e)}') from None
-        raise MlrefError(f'expected the registry at {registry.uri} to {what}, got: {text}') from None
+        if getattr(e, 'error_code', '') in ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS'):
+            return None
+        if isinstance(e, RequestException) or 'API request to' in text or 'too many 50' in text:
+            raise Unreachable(
+                f'expected the tracking server {registry.uri} to answer, got: {_said(e)}'
+            ) from None
+        raise MlrefError(
+            f'expected the registry at {registry.uri} to {what}, got: {text}'
+        ) from None
 
-def _created(registry: Registry) -> str:  # Experiment
+
+def _created(
+    registry: Registry,
+) -> str:  # Experiment
     registry.client
     if not (found := _ask(registry, 'get_experiment_by_name', NAME)):
-        at = {'artifact_location': (registry.folder/'artifacts').as_uri()} if registry.file else {}
-        _ask(registry, 'create_experiment', NAME, **at); found = _ask(registry, 'get_experiment_by_name', NAME)
-    for n in (NAME, LOG): _ask(registry, 'create_registered_model', n)
+        at = (
+            {'artifact_location': (registry.folder / 'artifacts').as_uri()} if registry.file else {}
+        )
+        _ask(registry, 'create_experiment', NAME, **at)
+        found = _ask(registry, 'get_experiment_by_name', NAME)
+    for n in (NAME, LOG):
+        _ask(registry, 'create_registered_model', n)
     return found.experiment_id
 
-def live(registry: Registry, alias: str='champion') -> str | None:
+
+def live(registry: Registry, alias: str = 'champion') -> str | None:
     "The version an alias points to, or None; raises `Unreachable`"
     got = _ask(registry, 'get_registered_model', NAME)
     return str(got.aliases[alias]) if got and alias in got.aliases else None
 
 # %% ../nbs/14_registry.ipynb #fec8ce53
-def _keep(registry: Registry, model: Torch | Gbm | Onnx, some: np.ndarray | None, features: FeatureSet) -> dict[str, str]:
+def _keep(
+    registry: Registry, model: Torch | Gbm | Onnx, some: np.ndarray | None, features: FeatureSet
+) -> dict[str, str]:
     from safetensors.numpy import save
-    at = save_engine(model, registry.folder/'models'/model.version)
-    made = {c: f'{v} {n}' for v, n, cols in catalogue(features).select('view', 'version', 'columns').iter_rows() for c in json.loads(cols)}
-    write_json(at/'features.json', {'version': features.version, 'columns': {c: made.get(c, '') for c in model.names}})
+
+    at = save_engine(model, registry.folder / 'models' / model.version)
+    made = {
+        c: f'{v} {n}'
+        for v, n, cols in catalogue(features).select('view', 'version', 'columns').iter_rows()
+        for c in json.loads(cols)
+    }
+    write_json(
+        at / 'features.json',
+        {'version': features.version, 'columns': {c: made.get(c, '') for c in model.names}},
+    )
     if some is not None:
         X = np.ascontiguousarray(some[:64], np.float32)
-        write_bytes(at/'kept.safetensors', save({'X': X, 'p': model.predict(X)}))
-    return {str(f.relative_to(at)): file_digest(f) for f in sorted(at.rglob('*')) if f.is_file() and not f.name.startswith('.')}
+        write_bytes(at / 'kept.safetensors', save({'X': X, 'p': model.predict(X)}))
+    return {
+        str(f.relative_to(at)): file_digest(f)
+        for f in sorted(at.rglob('*'))
+        if f.is_file() and not f.name.startswith('.')
+    }
 
 # %% ../nbs/14_registry.ipynb #e0fbce51
-def _gates(gates: list[Gate]) -> str: return json.dumps([asdict(g) for g in gates], default=float, sort_keys=True)
+def _gates(gates: list[Gate]) -> str:
+    return json.dumps([asdict(g) for g in gates], default=float, sort_keys=True)
 
-def register(registry: Registry,
-             model: Torch | Gbm | Onnx,         # What was trained, in the engine that is to serve
-             data: str,                         # Digest of all the rows it learnt from
-             metrics: dict[str, float],         # What was measured before anybody decided
-             params: dict[str, str|int|float],  # How it was trained
-             gates: list[Gate] | None=None,     # What they said; None = nobody asked them
-             some: np.ndarray | None=None,      # Rows to compare scores on at loading, float32 (rows, names); the first 64 are kept
-             lake: str='',                      # Where the rows came from, e.g. 'commit 41'
-             features: FeatureSet=FLIGHTS       # What its columns are
-            ) -> str | None:                    # Number of the version; None = the server is away, the model waits
+
+def register(
+    registry: Registry,
+    model: Torch | Gbm | Onnx,  # What was trained, in the engine that is to serve
+    data: str,  # Digest of all the rows it learnt from
+    metrics: dict[str, float],  # What was measured before anybody decided
+    params: dict[str, str | int | float],  # How it was trained
+    gates: list[Gate] | None = None,  # What they said; None = nobody asked them
+    # Rows to compare scores on at loading, float32 (rows, names); the first 64 are kept
+    some: np.ndarray | None = None,
+    lake: str = '',  # Where the rows came from, e.g. 'commit 41'
+    features: FeatureSet = FLIGHTS,  # What its columns are
+) -> str | None:  # Number of the version; None = the server is away, the model waits
     "Keep and register a model, as the challenger; the same model again gives the same version"
     env = environment(model.kind, features.version)
-    tags = {'model': model.version, 'kind': model.kind, 'trained_until': str(model.trained_until), 'data': data, 'lake': lake, 'commit': commit(), 'lock': env.lock, 'features': env.features,
-            'environment': json.dumps(asdict(env)), 'files': json.dumps(_keep(registry, model, some, features)), **({} if gates is None else {'gates': _gates(gates)})}
-    write_json(registry.folder/'waiting'/f'{model.version}.json', {'tags': tags, 'metrics': metrics, 'params': {k: str(v) for k, v in params.items()}})
-    try: return upload(registry, model.version)
+    tags = {
+        'model': model.version,
+        'kind': model.kind,
+        'trained_until': str(model.trained_until),
+        'data': data,
+        'lake': lake,
+        'commit': commit(),
+        'lock': env.lock,
+        'features': env.features,
+        'environment': json.dumps(asdict(env)),
+        'files': json.dumps(_keep(registry, model, some, features)),
+        **({} if gates is None else {'gates': _gates(gates)}),
+    }
+    write_json(
+        registry.folder / 'waiting' / f'{model.version}.json',
+        {'tags': tags, 'metrics': metrics, 'params': {k: str(v) for k, v in params.items()}},
+    )
+    try:
+        return upload(registry, model.version)
     except Unreachable as e:
-        warnings.warn(f'{e}; model {model.version} is kept in {registry.folder} and goes on its way with: mlref models upload --folder {registry.folder} --uri {registry.uri}', stacklevel=2)
+        warnings.warn(
+            f'{e}; model {model.version} is kept in {registry.folder} and goes on its way with:'
+            f' mlref models upload --folder {registry.folder} --uri {registry.uri}',
+            stacklevel=2,
+        )
 
 # %% ../nbs/14_registry.ipynb #3a22c2d9
 def waiting(registry: Registry) -> list[str]:
     "Models that are kept but not sent yet"
-    return sorted(f.stem for f in (registry.folder/'waiting').glob('*.json'))
+    return sorted(f.stem for f in (registry.folder / 'waiting').glob('*.json'))
 
-def _logged(registry: Registry, about: dict, experiment: str) -> tuple:  # Run, logged model
+
+def _logged(
+    registry: Registry,
+    about: dict,
+    experiment: str,
+) -> tuple:  # Run, logged model
     from mlflow.entities import Dataset, DatasetInput, LoggedModelOutput, Metric, Param
-    tags = about['tags']; head = {k: tags[k] for k in ('model', 'kind', 'data', 'commit', 'lock', 'features')}; mine = f"tags.model = '{tags['model']}'"
-    run = next(iter(_ask(registry, 'search_runs', [experiment], mine)), None) or _ask(registry, 'create_run', experiment, tags=head)
+
+    tags = about['tags']
+    head = {k: tags[k] for k in ('model', 'kind', 'data', 'commit', 'lock', 'features')}
+    mine = f"tags.model = '{tags['model']}'"
+    run = next(iter(_ask(registry, 'search_runs', [experiment], mine)), None) or _ask(
+        registry, 'create_run', experiment, tags=head
+    )
     id, at = run.info.run_id, 60_000 * int(tags['trained_until'])
-    model = next(iter(_ask(registry, 'search_logged_models', [experiment], mine)), None) or _ask(registry, 'create_logged_model', experiment, NAME, id, head, about['params'], tags['kind'])
-    metrics = [Metric(k, float(v), at, 0, model_id=model.model_id) for k, v in about['metrics'].items()]
+    model = next(iter(_ask(registry, 'search_logged_models', [experiment], mine)), None) or _ask(
+        registry, 'create_logged_model', experiment, NAME, id, head, about['params'], tags['kind']
+    )
+    metrics = [
+        Metric(k, float(v), at, 0, model_id=model.model_id) for k, v in about['metrics'].items()
+    ]
     _ask(registry, 'log_batch', id, metrics, [Param(k, v) for k, v in about['params'].items()])
-    _ask(registry, 'log_inputs', id, [DatasetInput(Dataset('flights', tags['data'][:36], 'lake', tags['lake'] or 'unknown'))])
-    if not getattr(_ask(registry, 'get_run', id).outputs, 'model_outputs', None): _ask(registry, 'log_outputs', id, [LoggedModelOutput(model.model_id, 0)])  # MLflow takes it once
+    _ask(
+        registry,
+        'log_inputs',
+        id,
+        [DatasetInput(Dataset('flights', tags['data'][:36], 'lake', tags['lake'] or 'unknown'))],
+    )
+    # MLflow takes it once
+    if not getattr(_ask(registry, 'get_run', id).outputs, 'model_outputs', None):
+        _ask(registry, 'log_outputs', id, [LoggedModelOutput(model.model_id, 0)])
     return run, model
 
 # %% ../nbs/14_registry.ipynb #a5b86592
-def upload(registry: Registry,
-           model: str  # A digest from `waiting`
-          ) -> str:    # Number of its version
+def upload(
+    registry: Registry,
+    model: str,  # A digest from `waiting`
+) -> str:  # Number of its version
     "Send a kept model to MLflow; again is harmless; raises `Unreachable`"
-    note = registry.folder/'waiting'/f'{model}.json'
+    note = registry.folder / 'waiting' / f'{model}.json'
     experiment, about = _created(registry), json.loads(note.read_text()) if note.exists() else None
     found = _ask(registry, 'search_model_versions', f"name = '{NAME}' and tags.model = '{model}'")
-    if found: number, old = str(min(int(v.version) for v in found)), found[-1].tags
-    elif not about: raise MlrefError(f'expected a model among {", ".join(waiting(registry)) or "none"} that wait, got {model}')
+    if found:
+        number, old = str(min(int(v.version) for v in found)), found[-1].tags
+    elif not about:
+        raise MlrefError(
+            f'expected a model among {", ".join(waiting(registry)) or "none"} that wait, got'
+            f' {model}'
+        )
     else:
         run, logged = _logged(registry, about, experiment)
-        _told(registry, lambda: registry.client.log_model_artifacts(logged.model_id, str(registry.folder/'models'/model)), 'take the files')
-        _ask(registry, 'finalize_logged_model', logged.model_id, 'READY'); _ask(registry, 'set_terminated', run.info.run_id)
+        _told(
+            registry,
+            lambda: registry.client.log_model_artifacts(
+                logged.model_id, str(registry.folder / 'models' / model)
+            ),
+            'take the files',
+        )
+        _ask(registry, 'finalize_logged_model', logged.model_id, 'READY')
+        _ask(registry, 'set_terminated', run.info.run_id)
         tags = {**about['tags'], 'run': run.info.run_id, 'logged': logged.model_id}
-        made = _ask(registry, 'create_model_version', NAME, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id)
+        made = _ask(
+            registry,
+            'create_model_version',
+            NAME,
+            logged.artifact_location,
+            run.info.run_id,
+            tags,
+            model_id=logged.model_id,
+        )
         number, old = str(made.version), tags
     known = _ask(registry, 'get_registered_model', NAME).aliases
-    if int(number) > max(map(int, known.values()), default=0): _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
-    if about and about['tags'].get('gates', old.get('gates')) != old.get('gates'): _ask(registry, 'set_model_version_tag', NAME, number, 'gates', about['tags']['gates'])
+    if int(number) > max(map(int, known.values()), default=0):
+        _ask(registry, 'set_registered_model_alias', NAME, 'challenger', number)
+    if about and about['tags'].get('gates', old.get('gates')) != old.get('gates'):
+        _ask(registry, 'set_model_version_tag', NAME, number, 'gates', about['tags']['gates'])
     note.unlink(missing_ok=True)
     return number
 
@@ -170,177 +299,351 @@ def upload(registry: Registry,
 @dataclass(frozen=True)
 class Entry:
     "A version, as the registry has it"
+
     version: str
     aliases: tuple[str, ...]
-    tags: dict[str, str]       # What `register` noted
+    tags: dict[str, str]  # What `register` noted
     params: dict[str, str]
     metrics: dict[str, float]
-    source: str                # Where MLflow keeps its files
+    source: str  # Where MLflow keeps its files
 
     @property
-    def gates(self) -> list[Gate] | None:  # None = nobody asked them
+    def gates(
+        self,
+    ) -> list[Gate] | None:  # None = nobody asked them
         return [Gate(**g) for g in json.loads(self.tags['gates'])] if 'gates' in self.tags else None
+
 
 def entry(registry: Registry, version: str) -> Entry:
     "A version by its number; raises `MlrefError` naming those there are"
     got = _ask(registry, 'get_model_version', NAME, version) if str(version).isdigit() else None
-    if not got: raise MlrefError(f'expected a version among {", ".join(numbers(registry)) or "none"}, got {version}')
+    if not got:
+        raise MlrefError(
+            f'expected a version among {", ".join(numbers(registry)) or "none"}, got {version}'
+        )
     run = _ask(registry, 'get_run', got.run_id) if got.run_id else None
-    aliases = tuple(sorted(k for k, v in _ask(registry, 'get_registered_model', NAME).aliases.items() if str(v) == str(version)))
-    return Entry(str(version), aliases, dict(got.tags), dict(run.data.params) if run else {}, dict(run.data.metrics) if run else {}, got.source)
+    aliases = tuple(
+        sorted(
+            k
+            for k, v in _ask(registry, 'get_registered_model', NAME).aliases.items()
+            if str(v) == str(version)
+        )
+    )
+    return Entry(
+        str(version),
+        aliases,
+        dict(got.tags),
+        dict(run.data.params) if run else {},
+        dict(run.data.metrics) if run else {},
+        got.source,
+    )
+
 
 def numbers(registry: Registry) -> list[str]:
     "The versions there are, oldest first"
-    return sorted((str(v.version) for v in _ask(registry, 'search_model_versions', f"name = '{NAME}'") or ()), key=int)
+    return sorted(
+        (str(v.version) for v in _ask(registry, 'search_model_versions', f"name = '{NAME}'") or ()),
+        key=int,
+    )
 
 # %% ../nbs/14_registry.ipynb #220c2821
 def fetch(registry: Registry, version: str) -> Path:
     "The folder with the files of a version, downloaded when missing; raises `MlrefError` when one is not what was registered"
     e = entry(registry, version)
-    if not {'files', 'model', 'environment'} <= set(e.tags): raise MlrefError(f'expected version {version} to be registered by mlref with the digests of its files, it has none and is not loaded; register it with mlref.registry.register')
-    at, want = registry.folder/'models'/e.tags['model'], json.loads(e.tags['files'])
-    if any(not (at/f).exists() for f in want): _download(registry, e, at, want)
-    bad = [f for f, d in want.items() if not (at/f).exists() or file_digest(at/f) != d]
-    if bad: raise MlrefError(f'expected {at/bad[0]} with sha256 {want[bad[0]][:12]}, it is missing or altered; delete {at} to download it again, or register the model again')
+    if not {'files', 'model', 'environment'} <= set(e.tags):
+        raise MlrefError(
+            f'expected version {version} to be registered by mlref with the digests of its files,'
+            ' it has none and is not loaded; register it with mlref.registry.register'
+        )
+    at, want = registry.folder / 'models' / e.tags['model'], json.loads(e.tags['files'])
+    if any(not (at / f).exists() for f in want):
+        _download(registry, e, at, want)
+    bad = [f for f, d in want.items() if not (at / f).exists() or file_digest(at / f) != d]
+    if bad:
+        raise MlrefError(
+            f'expected {at / bad[0]} with sha256 {want[bad[0]][:12]}, it is missing or altered;'
+            f' delete {at} to download it again, or register the model again'
+        )
     return at
+
 
 def _download(registry: Registry, e: Entry, at: Path, want: dict[str, str]) -> None:
     from mlflow.artifacts import download_artifacts
+
     with tempfile.TemporaryDirectory(dir=registry.folder) as d:
-        got = _told(registry, lambda: download_artifacts(artifact_uri=e.source, dst_path=d, tracking_uri=registry.uri), f'hand out the files of version {e.version}')
+        got = _told(
+            registry,
+            lambda: download_artifacts(
+                artifact_uri=e.source, dst_path=d, tracking_uri=registry.uri
+            ),
+            f'hand out the files of version {e.version}',
+        )
         for f in want:
-            if got and not (at/f).exists() and (Path(got)/f).is_file(): write_bytes(at/f, (Path(got)/f).read_bytes())
+            if got and not (at / f).exists() and (Path(got) / f).is_file():
+                write_bytes(at / f, (Path(got) / f).read_bytes())
 
 # %% ../nbs/14_registry.ipynb #14239069
-def load(registry: Registry, version: str, features: FeatureSet=FLIGHTS) -> Torch | Gbm | Onnx:
+def load(registry: Registry, version: str, features: FeatureSet = FLIGHTS) -> Torch | Gbm | Onnx:
     "A version ready to score; warns `Differs` of what is harmless, raises `MlrefError` for an environment or scores that are not those it was registered with"
     from safetensors.numpy import load_file
+
     at, e = fetch(registry, version), entry(registry, version)
     was = json.loads(e.tags['environment'])
-    found = compare(Environment(**{**was, 'flags': tuple(was['flags'])}), environment(e.tags['kind'], features.version))
-    if any(d.breaks for d in found): admit(found, f'{NAME} {version} of commit {e.tags["commit"]}')
-    model, kept = load_engine(at), at/'kept.safetensors'
-    if kept.exists(): k = load_file(kept); found += scores_differ(moved(model, k['X'], k['p']))
+    found = compare(
+        Environment(**{**was, 'flags': tuple(was['flags'])}),
+        environment(e.tags['kind'], features.version),
+    )
+    if any(d.breaks for d in found):
+        admit(found, f'{NAME} {version} of commit {e.tags["commit"]}')
+    model, kept = load_engine(at), at / 'kept.safetensors'
+    if kept.exists():
+        k = load_file(kept)
+        found += scores_differ(moved(model, k['X'], k['p']))
     admit(found, f'{NAME} {version} of commit {e.tags["commit"]}')
     return model
 
-def champion(registry: Registry, alias: str='champion', features: FeatureSet=FLIGHTS) -> Torch | Gbm | Onnx:
+
+def champion(
+    registry: Registry, alias: str = 'champion', features: FeatureSet = FLIGHTS
+) -> Torch | Gbm | Onnx:
     "The model an alias points to; raises `MlrefError` when there is none, and as `load` does"
-    if (v := live(registry, alias)) is None: raise MlrefError(f'expected a model with the alias {alias} in {registry.folder if registry.file else registry.uri}, found none; train one first')
+    if (v := live(registry, alias)) is None:
+        raise MlrefError(
+            f'expected a model with the alias {alias} in'
+            f' {registry.folder if registry.file else registry.uri}, found none; train one first'
+        )
     return load(registry, v, features)
 
 # %% ../nbs/14_registry.ipynb #5f1dd4e1
-def attach(registry: Registry, version: str,
-           name: str  # A file in the folder of the version, e.g. 'card.md'
-          ) -> None:
+def attach(
+    registry: Registry,
+    version: str,
+    name: str,  # A file in the folder of the version, e.g. 'card.md'
+) -> None:
     "Send a file that came to lie beside a model after it was registered; again is harmless"
-    e = entry(registry, version); at = registry.folder/'models'/e.tags['model']/name
+    e = entry(registry, version)
+    at = registry.folder / 'models' / e.tags['model'] / name
     have, sha = json.loads(e.tags.get('attached', '{}')), file_digest(at)
-    if have.get(name) == sha: return
-    _told(registry, lambda: registry.client.log_model_artifact(e.tags['logged'], str(at)), f'take {name}')
-    _ask(registry, 'set_model_version_tag', NAME, version, 'attached', json.dumps({**have, name: sha}))
+    if have.get(name) == sha:
+        return
+    _told(
+        registry,
+        lambda: registry.client.log_model_artifact(e.tags['logged'], str(at)),
+        f'take {name}',
+    )
+    _ask(
+        registry,
+        'set_model_version_tag',
+        NAME,
+        version,
+        'attached',
+        json.dumps({**have, name: sha}),
+    )
 
-def attached(registry: Registry, version: str, name: str) -> Path | None:  # None = there is none
+
+def attached(
+    registry: Registry,
+    version: str,
+    name: str,
+) -> Path | None:  # None = there is none
     "A file that belongs to a version without being part of it, downloaded when it lies elsewhere"
-    e = entry(registry, version); at = registry.folder/'models'/e.tags.get('model', version)/name
+    e = entry(registry, version)
+    at = registry.folder / 'models' / e.tags.get('model', version) / name
     want = {k: v for k, v in json.loads(e.tags.get('attached', '{}')).items() if k == name}
-    if not at.exists() and want: _download(registry, e, at.parent, want)
+    if not at.exists() and want:
+        _download(registry, e, at.parent, want)
     return at if at.exists() else None
 
 # %% ../nbs/14_registry.ipynb #45aff4ec
-def refusal(tags: dict[str, str],  # Of the version
-            lock: str,             # Of this process, from `lock_hash`
-            first: bool,           # There has been no champion yet
-            force: bool            # Somebody takes it upon themselves
-           ) -> str:               # '' = it may
+def refusal(
+    tags: dict[str, str],  # Of the version
+    lock: str,  # Of this process, from `lock_hash`
+    first: bool,  # There has been no champion yet
+    force: bool,  # Somebody takes it upon themselves
+) -> str:  # '' = it may
     "Why a version may not become champion"
-    if tags.get('lock') != lock: return f'expected a model trained under the lock {lock} that this process runs on, got {tags.get("lock")}; train it again here, or install the lock of commit {tags.get("commit")}'
-    if force: return ''
-    if 'gates' not in tags: return '' if first else 'expected a model that the gates have judged, nobody asked them; judge it, or give force and say why'
+    if tags.get('lock') != lock:
+        return (
+            f'expected a model trained under the lock {lock} that this process runs on, got'
+            f' {tags.get("lock")}; train it again here, or install the lock of commit'
+            f' {tags.get("commit")}'
+        )
+    if force:
+        return ''
+    if 'gates' not in tags:
+        return (
+            ''
+            if first
+            else (
+                'expected a model that the gates have judged, nobody asked them; judge it, or give'
+                ' force and say why'
+            )
+        )
     answers = [Gate(**g) for g in json.loads(tags['gates'])]
-    return '' if judge(answers) else f'expected all gates to have passed, these did not: {", ".join(g.name for g in answers if not g.passed)}; train a better one, or give force and say why'
+    return (
+        ''
+        if judge(answers)
+        else (
+            'expected all gates to have passed, these did not:'
+            f' {", ".join(g.name for g in answers if not g.passed)}; train a better one, or give'
+            ' force and say why'
+        )
+    )
 
 # %% ../nbs/14_registry.ipynb #d3598d0d
 @dataclass(frozen=True)
 class Promotion:
     "A row of the log"
-    after: str       # Id of the row before; '' = the first
-    at: int          # Minute of the decision, on the simulated or the real clock
+
+    after: str  # Id of the row before; '' = the first
+    at: int  # Minute of the decision, on the simulated or the real clock
     who: str
-    was: str         # Version that was champion; '' = none
-    to: str          # Version that is champion from now on
-    model: str       # Digest of its model
+    was: str  # Version that was champion; '' = none
+    to: str  # Version that is champion from now on
+    model: str  # Digest of its model
     why: str
-    gates: str       # Digest of what the gates said of it; '' = nobody asked them
+    gates: str  # Digest of what the gates said of it; '' = nobody asked them
     forced: bool
-    written: int = 0 # Wall clock, ms since 1970; not part of the id
+    written: int = 0  # Wall clock, ms since 1970; not part of the id
 
     @property
-    def id(self) -> str: return digest({k: v for k, v in asdict(self).items() if k != 'written'})
+    def id(self) -> str:
+        return digest({k: v for k, v in asdict(self).items() if k != 'written'})
 
 # %% ../nbs/14_registry.ipynb #59a636fa
-def chain(rows: list[tuple[str, Promotion]]  # Noted id and row, in the order of their numbers
-         ) -> list[Promotion]:               # Those that count
+def chain(
+    rows: list[tuple[str, Promotion]],  # Noted id and row, in the order of their numbers
+) -> list[Promotion]:  # Those that count
     "The rows that follow one another; raises `MlrefError` when one was altered or taken out"
     out, seen = [], {''}
     for i, (id, r) in enumerate(rows, 1):
-        if id != r.id: raise MlrefError(f'expected row {i} of the promotion log as it was written, it was altered (id {id[:12]}, content {r.id[:12]}); compare it with a copy of the registry before you trust it')
-        if r.after not in seen: raise MlrefError(f'expected the row {r.after[:12]} before row {i} of the promotion log, it is missing; compare it with a copy of the registry before you trust it')
-        if r.after == (out[-1].id if out else ''): out.append(r)
+        if id != r.id:
+            raise MlrefError(
+                f'expected row {i} of the promotion log as it was written, it was altered (id'
+                f' {id[:12]}, content {r.id[:12]}); compare it with a copy of the registry before'
+                ' you trust it'
+            )
+        if r.after not in seen:
+            raise MlrefError(
+                f'expected the row {r.after[:12]} before row {i} of the promotion log, it is'
+                ' missing; compare it with a copy of the registry before you trust it'
+            )
+        if r.after == (out[-1].id if out else ''):
+            out.append(r)
         seen.add(r.id)
     return out
 
 # %% ../nbs/14_registry.ipynb #de95f384
 def promotions(registry: Registry) -> list[Promotion]:
     "Every promotion and rollback that counts, oldest first; raises `MlrefError` when the log was altered"
-    got = sorted(_ask(registry, 'search_model_versions', f"name = '{LOG}'") or (), key=lambda v: int(v.version))
-    if gap := [i for i, v in enumerate(got, 1) if int(v.version) != i]: raise MlrefError(f'expected row {gap[0]} of the promotion log, it is missing; compare it with a copy of the registry before you trust it')
-    return chain([(v.tags.get('id', ''), Promotion(**{**json.loads(v.tags['row']), 'written': v.creation_timestamp})) for v in got])
+    got = sorted(
+        _ask(registry, 'search_model_versions', f"name = '{LOG}'") or (),
+        key=lambda v: int(v.version),
+    )
+    if gap := [i for i, v in enumerate(got, 1) if int(v.version) != i]:
+        raise MlrefError(
+            f'expected row {gap[0]} of the promotion log, it is missing; compare it with a copy of'
+            ' the registry before you trust it'
+        )
+    return chain(
+        [
+            (
+                v.tags.get('id', ''),
+                Promotion(**{**json.loads(v.tags['row']), 'written': v.creation_timestamp}),
+            )
+            for v in got
+        ]
+    )
 
-def settle(registry: Registry) -> bool:  # True: something had to be moved
+
+def settle(
+    registry: Registry,
+) -> bool:  # True: something had to be moved
     "Let the aliases say what the log says; finishes a promotion that was cut off"
     moved_ = False
     while rows := promotions(registry):
         have, last = _ask(registry, 'get_registered_model', NAME).aliases, rows[-1]
         for alias, v in (('previous', last.was), ('champion', last.to)):
-            if v and str(have.get(alias)) != v: _ask(registry, 'set_registered_model_alias', NAME, alias, v); moved_ = True
-        if str(have.get('challenger')) == last.to: _ask(registry, 'delete_registered_model_alias', NAME, 'challenger')
-        if promotions(registry)[-1] == last: break  # nobody else promoted meanwhile
+            if v and str(have.get(alias)) != v:
+                _ask(registry, 'set_registered_model_alias', NAME, alias, v)
+                moved_ = True
+        if str(have.get('challenger')) == last.to:
+            _ask(registry, 'delete_registered_model_alias', NAME, 'challenger')
+        if promotions(registry)[-1] == last:
+            break  # nobody else promoted meanwhile
     return moved_
 
 # %% ../nbs/14_registry.ipynb #efc09cc6
-def _append(registry: Registry, version: str, at: int, why: str, who: str, forced: bool) -> Promotion:
+def _append(
+    registry: Registry, version: str, at: int, why: str, who: str, forced: bool
+) -> Promotion:
     rows, e = promotions(registry), entry(registry, version)
     last = rows[-1] if rows else None
-    row = Promotion(last.id if last else '', int(at), who, last.to if last else '', version, e.tags['model'], why, digest(e.tags['gates']) if 'gates' in e.tags else '', forced)
+    row = Promotion(
+        last.id if last else '',
+        int(at),
+        who,
+        last.to if last else '',
+        version,
+        e.tags['model'],
+        why,
+        digest(e.tags['gates']) if 'gates' in e.tags else '',
+        forced,
+    )
     content = json.dumps({k: v for k, v in asdict(row).items() if k != 'written'})
-    _ask(registry, 'create_model_version', LOG, e.source, e.tags['run'], {'row': content, 'id': row.id}, description=f'{row.was or "-"} to {version}: {why}', model_id=e.tags['logged'])
-    now = promotions(registry); settle(registry)
-    if row.id in {r.id for r in now}: return next(r for r in now if r.id == row.id)
+    _ask(
+        registry,
+        'create_model_version',
+        LOG,
+        e.source,
+        e.tags['run'],
+        {'row': content, 'id': row.id},
+        description=f'{row.was or "-"} to {version}: {why}',
+        model_id=e.tags['logged'],
+    )
+    now = promotions(registry)
+    settle(registry)
+    if row.id in {r.id for r in now}:
+        return next(r for r in now if r.id == row.id)
     won = next(r for r in now if r.after == row.after)
-    raise MlrefError(f'expected version {row.was or "none"} to be champion still, {won.who} promoted {won.to} at the same time ({won.why}); look at it and promote again if {version} is to follow')
+    raise MlrefError(
+        f'expected version {row.was or "none"} to be champion still, {won.who} promoted {won.to} at'
+        f' the same time ({won.why}); look at it and promote again if {version} is to follow'
+    )
 
-def promote(registry: Registry,
-            version: str,       # Becomes champion; the champion becomes previous
-            at: int,            # Minute of the decision, on the simulated or the real clock
-            why: str,           # Evidence, for whoever asks later
-            who: str='mlref',   # Who decided
-            force: bool=False   # Although gates failed or nobody asked them
-           ) -> Promotion:      # Its row
+
+def promote(
+    registry: Registry,
+    version: str,  # Becomes champion; the champion becomes previous
+    at: int,  # Minute of the decision, on the simulated or the real clock
+    why: str,  # Evidence, for whoever asks later
+    who: str = 'mlref',  # Who decided
+    force: bool = False,  # Although gates failed or nobody asked them
+) -> Promotion:  # Its row
     "Make a version the champion; again is harmless; raises `MlrefError` when it may not be, cannot be loaded, or another process was first"
-    if not why.strip(): raise MlrefError('expected a reason for the promotion, got none; say why')
-    settle(registry); rows, e = promotions(registry), entry(registry, version)
-    if rows and rows[-1].to == version: return rows[-1]
-    if no := refusal(e.tags, lock_hash(), not rows, force): raise MlrefError(f'version {version}: {no}')
+    if not why.strip():
+        raise MlrefError('expected a reason for the promotion, got none; say why')
+    settle(registry)
+    rows, e = promotions(registry), entry(registry, version)
+    if rows and rows[-1].to == version:
+        return rows[-1]
+    if no := refusal(e.tags, lock_hash(), not rows, force):
+        raise MlrefError(f'version {version}: {no}')
     load(registry, version)
     return _append(registry, version, at, why, who, force)
 
 # %% ../nbs/14_registry.ipynb #cd175d9c
-def rollback(registry: Registry, at: int, why: str, who: str='mlref') -> Promotion:
+def rollback(registry: Registry, at: int, why: str, who: str = 'mlref') -> Promotion:
     "Make the previous champion the champion again; its row; raises `MlrefError` when there is none"
-    if not why.strip(): raise MlrefError('expected a reason for the rollback, got none; say why')
+    if not why.strip():
+        raise MlrefError('expected a reason for the rollback, got none; say why')
     cut_off, rows, text = settle(registry), promotions(registry), f'rollback: {why}'
-    if rows and rows[-1].why == text and (cut_off or rows[-1].at == at): return rows[-1]
-    if not rows or not rows[-1].was: raise MlrefError('expected a previous champion to go back to, found none; train and promote another model')
+    if rows and rows[-1].why == text and (cut_off or rows[-1].at == at):
+        return rows[-1]
+    if not rows or not rows[-1].was:
+        raise MlrefError(
+            'expected a previous champion to go back to, found none; train and promote another'
+            ' model'
+        )
     load(registry, rows[-1].was)
     return _append(registry, rows[-1].was, at, text, who, False)

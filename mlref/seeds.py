@@ -22,71 +22,148 @@ from .train import Graph, Plan, adamw, bce, device, order, pace, paced, ready, s
 # %% ../nbs/11c_seeds.ipynb #11cc0011
 class Many:
     "Networks of one shape as one: their weights are stacked, and nothing of one reaches another"
-    def __init__(self, nets: list[nn.Module]  # On one device; all use the buffers of the first
-                ):
-        self.nets, (self.weights, _) = nets, stack_module_state(nets); one, rest = nets[0], dict(nets[0].named_buffers())
+
+    def __init__(
+        self,
+        nets: list[nn.Module],  # On one device; all use the buffers of the first
+    ):
+        self.nets, (self.weights, _) = nets, stack_module_state(nets)
+        one, rest = nets[0], dict(nets[0].named_buffers())
         self.run = vmap(lambda w, x: functional_call(one, (w, rest), (x,)), randomness='different')
 
-    def __call__(self, X: torch.Tensor  # float32 (networks, rows, names): each has its own rows
-                ) -> torch.Tensor:      # What each gives, (networks, rows)
+    def __call__(
+        self,
+        X: torch.Tensor,  # float32 (networks, rows, names): each has its own rows
+    ) -> torch.Tensor:  # What each gives, (networks, rows)
         return self.run(self.weights, X)
 
     def apart(self, weights: dict[str, torch.Tensor]) -> list[nn.Module]:
         "The networks by themselves, with these of the stacked weights"
         rest = self.nets[0].state_dict()
-        for i, net in enumerate(self.nets): net.load_state_dict({**rest, **{k: w[i] for k, w in weights.items()}})
+        for i, net in enumerate(self.nets):
+            net.load_state_dict({**rest, **{k: w[i] for k, w in weights.items()}})
         return self.nets
 
 # %% ../nbs/11c_seeds.ipynb #11cc0014
-def many_step(many: Many, opt: torch.optim.Optimizer, X: torch.Tensor, y: torch.Tensor,
-              at: torch.Tensor,    # Rows of each network's batch, int64 (networks, batch)
-              loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], half: bool=False
-             ) -> torch.Tensor:    # Mean loss of each, (networks,)
+def many_step(
+    many: Many,
+    opt: torch.optim.Optimizer,
+    X: torch.Tensor,
+    y: torch.Tensor,
+    at: torch.Tensor,  # Rows of each network's batch, int64 (networks, batch)
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    half: bool = False,
+) -> torch.Tensor:  # Mean loss of each, (networks,)
     "Forward, backward, update of all networks"
     flat = at.flatten()
-    with torch.autocast(X.device.type, torch.bfloat16, enabled=half, cache_enabled=False): out = many(X.index_select(0, flat).view(*at.shape, -1))
+    with torch.autocast(X.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        out = many(X.index_select(0, flat).view(*at.shape, -1))
     values = vmap(loss)(out.float(), y.index_select(0, flat).view(at.shape))
-    opt.zero_grad(set_to_none=True); values.sum().backward(); opt.step()
+    opt.zero_grad(set_to_none=True)
+    values.sum().backward()
+    opt.step()
     return values.detach()
 
 # %% ../nbs/11c_seeds.ipynb #11cc0019
-def learn(many: Many, X: torch.Tensor, y: torch.Tensor,  # Rows to learn from, where the networks are
-          seeds: Sequence[int],                          # Of the networks
-          plan: Plan,                                    # Its seed is that of dropout
-          loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]=bce, graph: bool=True
-         ) -> Iterator[torch.Tensor]:                    # Mean loss of each in an epoch, (networks,)
+def learn(
+    many: Many,
+    X: torch.Tensor,
+    y: torch.Tensor,  # Rows to learn from, where the networks are
+    seeds: Sequence[int],  # Of the networks
+    plan: Plan,  # Its seed is that of dropout
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = bce,
+    graph: bool = True,
+) -> Iterator[torch.Tensor]:  # Mean loss of each in an epoch, (networks,)
     "All epochs of all networks, one after the other"
     opt, n = adamw([*many.weights.values()], plan.rate, plan.decay), plan.steps()
     step = partial(many_step, many, opt, X, y, loss=loss, half=plan.half)
-    if graph and X.is_cuda: step = Graph(step, plan.batch)
+    if graph and X.is_cuda:
+        step = Graph(step, plan.batch)
     for epoch in range(plan.epochs):
-        many.nets[0].train(); total = torch.zeros(len(seeds), device=X.device)
-        for i, at in enumerate(torch.stack([order(s, epoch, plan.rows) for s in seeds]).to(X.device).split(plan.batch, 1), epoch * n):
-            seeded(plan.seed, i); paced(opt, plan.rate * pace(i, plan.epochs * n)); total += step(at)
+        many.nets[0].train()
+        total = torch.zeros(len(seeds), device=X.device)
+        for i, at in enumerate(
+            torch.stack([order(s, epoch, plan.rows) for s in seeds])
+            .to(X.device)
+            .split(plan.batch, 1),
+            epoch * n,
+        ):
+            seeded(plan.seed, i)
+            paced(opt, plan.rate * pace(i, plan.epochs * n))
+            total += step(at)
         yield total / n
 
-def stop_losses(many: Many, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # float64 (networks,)
+
+def stop_losses(
+    many: Many,
+    X: torch.Tensor,
+    y: torch.Tensor,
+) -> torch.Tensor:  # float64 (networks,)
     "Mean binary cross-entropy of each network, without dropout"
-    many.nets[0].eval(); k = len(many.nets)
-    with torch.no_grad(): parts = [vmap(bce)(many(a.expand(k, -1, -1)), b.expand(k, -1)).double() * len(b) for a, b in zip(X.split(1024), y.split(1024))]
+    many.nets[0].eval()
+    k = len(many.nets)
+    with torch.no_grad():
+        parts = [
+            vmap(bce)(many(a.expand(k, -1, -1)), b.expand(k, -1)).double() * len(b)
+            for a, b in zip(X.split(1024), y.split(1024))
+        ]
     return sum(parts) / len(X)
 
 # %% ../nbs/11c_seeds.ipynb #11cc0022
-def fit_seeds(fit: Table, stop: Table,           # Labelled rows to learn from, and of later days to stop on
-              seeds: Sequence[int]=range(8),     # One network for each
-              epochs: int=6, batch: int=1024, rate: float=2e-3, decay: float=1e-2, make=Net,  # As for fit_torch; a batch is that of one network
-              loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]=bce, half: bool=False, graph: bool=True, progress: bool=False
-             ) -> list[Torch]:                   # Predictors, in the order of the seeds
+def fit_seeds(
+    fit: Table,
+    stop: Table,  # Labelled rows to learn from, and of later days to stop on
+    seeds: Sequence[int] = range(8),  # One network for each
+    epochs: int = 6,
+    batch: int = 1024,
+    rate: float = 2e-3,
+    decay: float = 1e-2,
+    make=Net,  # As for fit_torch; a batch is that of one network
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = bce,
+    half: bool = False,
+    graph: bool = True,
+    progress: bool = False,
+) -> list[Torch]:  # Predictors, in the order of the seeds
     "Train a network for each seed, all together; the same seeds give the same weights. Raises `MlrefError` on rows that cannot be learnt from, seeds that repeat, a loss that is no number"
     y, seeds, dev, nets = ready(fit, stop), tuple(seeds), device(), []
-    if not seeds or len({*seeds}) < len(seeds): raise MlrefError(f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice')
-    for s in seeds: torch.manual_seed(s); nets.append(make(fit.names, fit.cats))
-    nets[0].scale(torch.from_numpy(fit.X)); many = Many([net.to(dev) for net in nets])
+    if not seeds or len({*seeds}) < len(seeds):
+        raise MlrefError(
+            f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice'
+        )
+    for s in seeds:
+        torch.manual_seed(s)
+        nets.append(make(fit.names, fit.cats))
+    nets[0].scale(torch.from_numpy(fit.X))
+    many = Many([net.to(dev) for net in nets])
     X, y, Xs, ys = (torch.from_numpy(a).to(dev) for a in (fit.X, y, stop.X, stop.y))
-    low, best = torch.full((len(seeds),), math.inf, dtype=torch.float64, device=dev), {k: w.detach().clone() for k, w in many.weights.items()}
-    for epoch, train in enumerate(tqdm(learn(many, X, y, seeds, Plan(len(fit), seeds[0], epochs, batch, rate, decay, half), loss, graph), total=epochs, unit=' epochs', disable=not progress)):
-        now = stop_losses(many, Xs, ys); better = now < low
-        if len(bad := (~(train + now).isfinite()).nonzero()): raise MlrefError(f'expected finite losses, got none of seed {seeds[int(bad[0])]} in epoch {epoch}; in the rows: {suspects(fit.X, fit.names)}; mend them or lower the learning rate')
-        for k, w in many.weights.items(): best[k][better] = w.detach()[better]
+    low, best = (
+        torch.full((len(seeds),), math.inf, dtype=torch.float64, device=dev),
+        {k: w.detach().clone() for k, w in many.weights.items()},
+    )
+    for epoch, train in enumerate(
+        tqdm(
+            learn(
+                many,
+                X,
+                y,
+                seeds,
+                Plan(len(fit), seeds[0], epochs, batch, rate, decay, half),
+                loss,
+                graph,
+            ),
+            total=epochs,
+            unit=' epochs',
+            disable=not progress,
+        )
+    ):
+        now = stop_losses(many, Xs, ys)
+        better = now < low
+        if len(bad := (~(train + now).isfinite()).nonzero()):
+            raise MlrefError(
+                f'expected finite losses, got none of seed {seeds[int(bad[0])]} in epoch {epoch};'
+                f' in the rows: {suspects(fit.X, fit.names)}; mend them or lower the learning rate'
+            )
+        for k, w in many.weights.items():
+            best[k][better] = w.detach()[better]
         low = torch.minimum(low, now)
     return [Torch(net, int(max(fit.known.max(), stop.known.max()))) for net in many.apart(best)]

@@ -35,94 +35,175 @@ from .registry import Registry, Unreachable, champion
 # %% ../nbs/16_serve.ipynb #72a424aa
 class Refused(MlrefError):
     "A request that is not answered; `status` is the HTTP status, the message one sentence"
-    def __init__(self, status: int, message: str): super().__init__(message); self.status = status
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
 
 def read_json(body: bytes) -> dict:
     "The object in a request body; raises `Refused`"
-    def no(word): raise Refused(400, f'expected numbers or null, got {word}; send null for a missing feature')
-    try: got = json.loads(body, parse_constant=no)
+
+    def no(word):
+        raise Refused(400, f'expected numbers or null, got {word}; send null for a missing feature')
+
+    try:
+        got = json.loads(body, parse_constant=no)
     except (ValueError, UnicodeDecodeError) as e:
-        if isinstance(e, Refused): raise
+        if isinstance(e, Refused):
+            raise
         raise Refused(400, f'expected a JSON object, got {len(body)} bytes that are none') from None
-    if not isinstance(got, dict): raise Refused(400, f'expected a JSON object, got a {type(got).__name__}')
+    if not isinstance(got, dict):
+        raise Refused(400, f'expected a JSON object, got a {type(got).__name__}')
     return got
 
 # %% ../nbs/16_serve.ipynb #604e33d9
-def matrix(data: list, shape: tuple[int, int]) -> np.ndarray:  # float32 of that shape, NaN where null was sent
+def matrix(
+    data: list,
+    shape: tuple[int, int],
+) -> np.ndarray:  # float32 of that shape, NaN where null was sent
     "Numbers and nulls as rows; raises `Refused` on anything else"
     flat = [v for r in data for v in r] if data and isinstance(data[0], list) else data
-    if odd := next((v for v in flat if v is not None and type(v) not in (int, float)), None): raise Refused(400, f'expected numbers or null, got {odd!r:.40}')
-    if len(flat) != shape[0] * shape[1]: raise Refused(400, f'expected {shape[0]} rows of {shape[1]} values, got {len(flat)} values')
+    if odd := next((v for v in flat if v is not None and type(v) not in (int, float)), None):
+        raise Refused(400, f'expected numbers or null, got {odd!r:.40}')
+    if len(flat) != shape[0] * shape[1]:
+        raise Refused(400, f'expected {shape[0]} rows of {shape[1]} values, got {len(flat)} values')
     X = np.array(flat, np.float64).astype(np.float32)
-    if np.isinf(X).any(): raise Refused(400, 'expected numbers that fit into float32, got larger ones')
+    if np.isinf(X).any():
+        raise Refused(400, 'expected numbers that fit into float32, got larger ones')
     return X.reshape(shape)
+
 
 def oip(ask: dict, names: tuple[str, ...]) -> np.ndarray:
     "The rows of an Open Inference Protocol v2 request: one input `X`, FP32, shape [rows, features]"
     got = ask.get('inputs')
-    if not (isinstance(got, list) and len(got) == 1 and isinstance(got[0], dict)): raise Refused(400, "expected 'inputs' with one tensor X")
+    if not (isinstance(got, list) and len(got) == 1 and isinstance(got[0], dict)):
+        raise Refused(400, "expected 'inputs' with one tensor X")
     t = got[0]
-    if t.get('datatype') != 'FP32': raise Refused(400, f'expected datatype FP32, got {t.get("datatype")!r}')
+    if t.get('datatype') != 'FP32':
+        raise Refused(400, f'expected datatype FP32, got {t.get("datatype")!r}')
     shape = t.get('shape')
-    if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and shape[0] >= 0 and shape[1] == len(names)): raise Refused(400, f'expected shape [rows, {len(names)}], got {shape!r}')
-    if not isinstance(t.get('data'), list): raise Refused(400, "expected 'data' as a list of numbers")
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and type(shape[0]) is int
+        and shape[0] >= 0
+        and shape[1] == len(names)
+    ):
+        raise Refused(400, f'expected shape [rows, {len(names)}], got {shape!r}')
+    if not isinstance(t.get('data'), list):
+        raise Refused(400, "expected 'data' as a list of numbers")
     return matrix(t['data'], tuple(shape))
 
 # %% ../nbs/16_serve.ipynb #e7f17a6d
 def invocations(ask: dict, names: tuple[str, ...]) -> np.ndarray:
     "The rows of an MLflow scoring request: `dataframe_split` with columns in any order"
     f = ask.get('dataframe_split')
-    if not (isinstance(f, dict) and isinstance(f.get('columns'), list) and isinstance(f.get('data'), list)): raise Refused(400, "expected 'dataframe_split' with 'columns' and 'data'")
-    if gone := [n for n in names if n not in f['columns']]: raise Refused(400, f'expected {len(names)} columns, {len(gone)} are missing, the first is {gone[0]}')
-    if not all(isinstance(r, list) and len(r) == len(f['columns']) for r in f['data']): raise Refused(400, f'expected rows of {len(f["columns"])} values')
+    if not (
+        isinstance(f, dict)
+        and isinstance(f.get('columns'), list)
+        and isinstance(f.get('data'), list)
+    ):
+        raise Refused(400, "expected 'dataframe_split' with 'columns' and 'data'")
+    if gone := [n for n in names if n not in f['columns']]:
+        raise Refused(
+            400, f'expected {len(names)} columns, {len(gone)} are missing, the first is {gone[0]}'
+        )
+    if not all(isinstance(r, list) and len(r) == len(f['columns']) for r in f['data']):
+        raise Refused(400, f'expected rows of {len(f["columns"])} values')
     X = matrix(f['data'], (len(f['data']), len(f['columns'])))
     return np.ascontiguousarray(X[:, [f['columns'].index(n) for n in names]])
 
 # %% ../nbs/16_serve.ipynb #62c007f7
-_TYPES = {'flight_id': str, 'carrier': str, 'number': int, 'origin': str, 'dest': str, 'sched': int, 'duration': int, 'distance': int}
+_TYPES = {
+    'flight_id': str,
+    'carrier': str,
+    'number': int,
+    'origin': str,
+    'dest': str,
+    'sched': int,
+    'duration': int,
+    'distance': int,
+}
+
 
 def _known(f: object, static: Static) -> dict:
-    if not isinstance(f, dict): raise Refused(400, f'expected flights as objects, got a {type(f).__name__}')
-    if gone := [k for k in _TYPES if k not in f]: raise Refused(400, f'expected the field {gone[0]} of a flight, it is missing')
-    if odd := [k for k, t in _TYPES.items() if type(f[k]) is not t]: raise Refused(400, f'expected {odd[0]} as {_TYPES[odd[0]].__name__}, got {f[odd[0]]!r:.40}')
-    if big := [k for k, t in _TYPES.items() if t is int and abs(f[k]) >= 2**40]: raise Refused(400, f'expected {big[0]} in minutes or miles, got {f[big[0]]}')
-    if not isinstance(f.get('tailnum'), (str, type(None))): raise Refused(400, f'expected tailnum as str or null, got {f["tailnum"]!r:.40}')
-    if f['origin'] not in ORIGINS: raise Refused(422, f'expected an origin among {", ".join(ORIGINS)}, got {f["origin"]!r:.40}')
-    if f['dest'] not in static.airports: raise Refused(422, f'expected a destination among the {len(static.airports)} airports known, got {f["dest"]!r:.40}')
+    if not isinstance(f, dict):
+        raise Refused(400, f'expected flights as objects, got a {type(f).__name__}')
+    if gone := [k for k in _TYPES if k not in f]:
+        raise Refused(400, f'expected the field {gone[0]} of a flight, it is missing')
+    if odd := [k for k, t in _TYPES.items() if type(f[k]) is not t]:
+        raise Refused(400, f'expected {odd[0]} as {_TYPES[odd[0]].__name__}, got {f[odd[0]]!r:.40}')
+    if big := [k for k, t in _TYPES.items() if t is int and abs(f[k]) >= 2**40]:
+        raise Refused(400, f'expected {big[0]} in minutes or miles, got {f[big[0]]}')
+    if not isinstance(f.get('tailnum'), (str, type(None))):
+        raise Refused(400, f'expected tailnum as str or null, got {f["tailnum"]!r:.40}')
+    if f['origin'] not in ORIGINS:
+        raise Refused(
+            422, f'expected an origin among {", ".join(ORIGINS)}, got {f["origin"]!r:.40}'
+        )
+    if f['dest'] not in static.airports:
+        raise Refused(
+            422,
+            f'expected a destination among the {len(static.airports)} airports known, got'
+            f' {f["dest"]!r:.40}',
+        )
     return {c: f.get(c) for c in FLIGHT}
 
-def flights(ask: dict, static: Static) -> dict[str, np.ndarray]:  # Column -> a value per flight
+
+def flights(
+    ask: dict,
+    static: Static,
+) -> dict[str, np.ndarray]:  # Column -> a value per flight
     "The flights of a request; `tailnum` may be null; raises `Refused`"
     got = ask.get('flights')
-    if not (isinstance(got, list) and got): raise Refused(400, "expected 'flights' with at least one flight")
+    if not (isinstance(got, list) and got):
+        raise Refused(400, "expected 'flights' with at least one flight")
     rows = [_known(f, static) for f in got]
-    return {c: np.array([r[c] for r in rows], np.int64 if SCHEMA[c].is_integer() else object) for c in FLIGHT}
+    return {
+        c: np.array([r[c] for r in rows], np.int64 if SCHEMA[c].is_integer() else object)
+        for c in FLIGHT
+    }
 
 # %% ../nbs/16_serve.ipynb #65480630
 @dataclass
 class Server:
     "What answers need"
+
     model: Predictor
     registry: Registry  # Asked again by `reload`
-    store: Online     # Read only
-    log: Log          # Predictions are appended to its topic 'predictions'
+    store: Online  # Read only
+    log: Log  # Predictions are appended to its topic 'predictions'
     static: Static
     meters: Meters
     most: int = 8 * 2**20  # Bytes of a request body
     loading: threading.Lock = field(default_factory=threading.Lock)  # One `reload` at a time
 
-def open_server(home: Path,              # Folder of a run: registry, online
-                log: Path,               # The server's own log; made when missing
-                raw: Path | None=None,   # The package's files
-                uri: str | None=None     # Of the registry; default as for `Registry`: the file in the run, or MLFLOW_TRACKING_URI
-               ) -> Server:
+
+def open_server(
+    home: Path,  # Folder of a run: registry, online
+    log: Path,  # The server's own log; made when missing
+    raw: Path | None = None,  # The package's files
+    # Of the registry; default as for `Registry`: the file in the run, or MLFLOW_TRACKING_URI
+    uri: str | None = None,
+) -> Server:
     "A server over a run's registry and online store; raises `MlrefError` when one is missing or does not answer"
     raw = Path(raw) if raw else raw_folder()
-    registry = Registry(Path(home)/'registry', uri)
-    try: model = champion(registry)
-    except Unreachable as e: raise MlrefError(f'{e}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI') from None
-    s = Server(model, registry, Online(Path(home)/'online', readonly=True), LocalLog(log),
-               static(read_raw(raw, 'airports'), read_raw(raw, 'planes')), Meters())
+    registry = Registry(Path(home) / 'registry', uri)
+    try:
+        model = champion(registry)
+    except Unreachable as e:
+        raise MlrefError(
+            f'{e}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
+        ) from None
+    s = Server(
+        model,
+        registry,
+        Online(Path(home) / 'online', readonly=True),
+        LocalLog(log),
+        static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
+        Meters(),
+    )
     s.meters.serves(s.model.version)
     return s
 
@@ -130,151 +211,352 @@ def open_server(home: Path,              # Folder of a run: registry, online
 def reload(s: Server) -> str:
     "Serve what the registry calls champion now; the version; raises `Refused` and keeps serving when the registry is gone"
     with s.loading:
-        try: s.model = champion(s.registry)
-        except Exception as e: raise Refused(503, f'expected a champion in the registry, got: {e}; still serving {s.model.version}, load again when that is mended') from None
+        try:
+            s.model = champion(s.registry)
+        except Exception as e:
+            raise Refused(
+                503,
+                f'expected a champion in the registry, got: {e}; still serving {s.model.version},'
+                ' load again when that is mended',
+            ) from None
         s.meters.serves(s.model.version)
         return s.model.version
 
 # %% ../nbs/16_serve.ipynb #839c44cb
-def maps(s: Server) -> Maps | None:  # None = the store has none
+def maps(
+    s: Server,
+) -> Maps | None:  # None = the store has none
     "The maps of the last mornings, as the online store has them now; raises `Refused` when they cannot be believed"
-    if not (note := s.store.note(NOTE)): return None
-    try: return from_note(note)
-    except MlrefError as e: raise Refused(503, str(e)) from None
+    if not (note := s.store.note(NOTE)):
+        return None
+    try:
+        return from_note(note)
+    except MlrefError as e:
+        raise Refused(503, str(e)) from None
 
-def _note(s: Server, model: Predictor, ids: np.ndarray, T: np.ndarray, p: np.ndarray, by: list[str]) -> None:
+
+def _note(
+    s: Server, model: Predictor, ids: np.ndarray, T: np.ndarray, p: np.ndarray, by: list[str]
+) -> None:
     head = {'version': model.version, 'trained_until': model.trained_until}
-    s.log.append('predictions', [json.dumps({'flight_id': i, 'T': int(t), 'scored_at': int(t), 'p': float(q), **head, **({'calibration': d} if d else {})}).encode() for i, t, q, d in zip(ids, T, p, by)])
+    s.log.append(
+        'predictions',
+        [
+            json.dumps(
+                {
+                    'flight_id': i,
+                    'T': int(t),
+                    'scored_at': int(t),
+                    'p': float(q),
+                    **head,
+                    **({'calibration': d} if d else {}),
+                }
+            ).encode()
+            for i, t, q, d in zip(ids, T, p, by)
+        ],
+    )
 
 # %% ../nbs/16_serve.ipynb #6d78be04
-_LAST = {f'{v.source.name}/{v.entity.name}': v.entity for v in FLIGHTS.views if v.ttl and not v.ahead}  # whose newest row a vector takes
+# whose newest row a vector takes
+_LAST = {
+    f'{v.source.name}/{v.entity.name}': v.entity for v in FLIGHTS.views if v.ttl and not v.ahead
+}
 _STATES = ('present', 'missing', 'expired')
+
 
 def _count(s: Server, req: dict[str, np.ndarray], T: int) -> None:
     keys = key_texts({c: v[:1] for c, v in req.items()}, _LAST.values())
-    _, state = latest(s.store, tuple(_LAST), [keys[e.name] for e in _LAST.values()], T); at = 0
+    _, state = latest(s.store, tuple(_LAST), [keys[e.name] for e in _LAST.values()], T)
+    at = 0
     for name in _LAST:
         end = at + len(s.store.layout(name).values)
-        for status, n in enumerate(np.bincount(state[0, at:end], minlength=3).tolist()): n and s.meters.read(name, _STATES[status], n)
+        for status, n in enumerate(np.bincount(state[0, at:end], minlength=3).tolist()):
+            n and s.meters.read(name, _STATES[status], n)
         at = end
 
 # %% ../nbs/16_serve.ipynb #0387cbfd
 def predict(s: Server, body: bytes) -> tuple[dict, int]:
     "Flights by their keys: the answer and how many were scored"
-    req = flights(read_json(body), s.static); T = req['sched'] - HORIZON; model, known = s.model, maps(s)
-    try: X = compute(s.store, req, FLIGHTS, s.static)
-    except Refused: raise
-    except MlrefError as e: raise Refused(422, str(e)) from None
-    p = model.predict(X); q, by = known.apply(p, T) if known else (p, [''] * len(p))
-    _note(s, model, req['flight_id'], T, p, by); _count(s, req, int(T[0]))
+    req = flights(read_json(body), s.static)
+    T = req['sched'] - HORIZON
+    model, known = s.model, maps(s)
+    try:
+        X = compute(s.store, req, FLIGHTS, s.static)
+    except Refused:
+        raise
+    except MlrefError as e:
+        raise Refused(422, str(e)) from None
+    p = model.predict(X)
+    q, by = known.apply(p, T) if known else (p, [''] * len(p))
+    _note(s, model, req['flight_id'], T, p, by)
+    _count(s, req, int(T[0]))
     moved = ({'calibrated': float(v), 'calibration': d} if d else {} for v, d in zip(q, by))
-    return {'model_version': model.version, 'predictions': [{'flight_id': i, 'p': float(v), **m} for i, v, m in zip(req['flight_id'], p, moved)]}, len(p)
+    return {
+        'model_version': model.version,
+        'predictions': [
+            {'flight_id': i, 'p': float(v), **m} for i, v, m in zip(req['flight_id'], p, moved)
+        ],
+    }, len(p)
+
 
 def infer(s: Server, body: bytes) -> tuple[dict, int]:
     "Vectors by the Open Inference Protocol"
-    ask, model, known = read_json(body), s.model, maps(s); p = model.predict(oip(ask, model.names))
+    ask, model, known = read_json(body), s.model, maps(s)
+    p = model.predict(oip(ask, model.names))
     out = [{'name': 'p', 'datatype': 'FP64', 'shape': [len(p)], 'data': p.tolist()}]
-    if known: out.append({**out[0], 'name': 'calibrated', 'data': known.newest(p).tolist(), 'parameters': {'calibration': known.digests[-1]}})
-    return {'model_name': 'late', 'model_version': model.version, **({'id': ask['id']} if 'id' in ask else {}), 'outputs': out}, len(p)
+    if known:
+        out.append(
+            {
+                **out[0],
+                'name': 'calibrated',
+                'data': known.newest(p).tolist(),
+                'parameters': {'calibration': known.digests[-1]},
+            }
+        )
+    return {
+        'model_name': 'late',
+        'model_version': model.version,
+        **({'id': ask['id']} if 'id' in ask else {}),
+        'outputs': out,
+    }, len(p)
+
 
 def invoke(s: Server, body: bytes) -> tuple[dict, int]:
     "Vectors by MLflow's protocol"
-    model, known = s.model, maps(s); p = model.predict(invocations(read_json(body), model.names))
-    return {'predictions': p.tolist(), **({'calibrated': known.newest(p).tolist(), 'calibration': known.digests[-1]} if known else {})}, len(p)
+    model, known = s.model, maps(s)
+    p = model.predict(invocations(read_json(body), model.names))
+    return {
+        'predictions': p.tolist(),
+        **(
+            {'calibrated': known.newest(p).tolist(), 'calibration': known.digests[-1]}
+            if known
+            else {}
+        ),
+    }, len(p)
 
 # %% ../nbs/16_serve.ipynb #6620d8de
 def push(s: Server, body: bytes) -> tuple[dict, int]:
     "Events into the log, durable before the answer: a JSON list, or one JSON object a line; raises `Refused` and keeps nothing when one cannot be read"
     text = body.strip()
-    try: lines = [json.dumps(e, separators=(',', ':')).encode() for e in json.loads(text)] if text[:1] == b'[' else [l.strip() for l in text.splitlines() if l.strip()]
-    except (ValueError, UnicodeDecodeError): raise Refused(400, f'expected a JSON list of events, got {len(body)} bytes that are none; send a list, or one event a line') from None
-    if not lines: raise Refused(400, 'expected at least one event, got none; send a list, or one event a line')
-    if odd := [i for i, l in enumerate(lines) if l[:1] != b'{']: raise Refused(400, f'expected event {odd[0] + 1} of {len(lines)} as a JSON object, got {lines[odd[0]][:40]!r}; nothing of this body was kept')
-    if broken := decode(lines)[1]: raise Refused(400, f'expected event {broken[0][0] + 1} of {len(lines)} with the fields of an event, it is {broken[0][1]}; nothing of this body was kept')
-    try: first = s.log.append('events', lines)
-    except MlrefError as e: raise Refused(503, str(e)) from None
+    try:
+        lines = (
+            [json.dumps(e, separators=(',', ':')).encode() for e in json.loads(text)]
+            if text[:1] == b'['
+            else [l.strip() for l in text.splitlines() if l.strip()]
+        )
+    except (ValueError, UnicodeDecodeError):
+        raise Refused(
+            400,
+            f'expected a JSON list of events, got {len(body)} bytes that are none; send a list, or'
+            ' one event a line',
+        ) from None
+    if not lines:
+        raise Refused(
+            400, 'expected at least one event, got none; send a list, or one event a line'
+        )
+    if odd := [i for i, l in enumerate(lines) if l[:1] != b'{']:
+        raise Refused(
+            400,
+            f'expected event {odd[0] + 1} of {len(lines)} as a JSON object, got'
+            f' {lines[odd[0]][:40]!r}; nothing of this body was kept',
+        )
+    if broken := decode(lines)[1]:
+        raise Refused(
+            400,
+            f'expected event {broken[0][0] + 1} of {len(lines)} with the fields of an event, it is'
+            f' {broken[0][1]}; nothing of this body was kept',
+        )
+    try:
+        first = s.log.append('events', lines)
+    except MlrefError as e:
+        raise Refused(503, str(e)) from None
     return {'accepted': len(lines), 'topic': 'events', 'offset': first}, 0
 
 # %% ../nbs/16_serve.ipynb #8c5ffdf9
-ROUTES = {'/v2/models/late/infer': infer, '/invocations': invoke, '/predict': predict, '/events': push}
+ROUTES = {
+    '/v2/models/late/infer': infer,
+    '/invocations': invoke,
+    '/predict': predict,
+    '/events': push,
+}
+
 
 def _openapi() -> dict:
-    ok = {'200': {'description': 'Scores; where the store holds a map of the morning also calibrated, and calibration, the digest of the map'}, '400': {'description': 'Not understood'}, '413': {'description': 'Too large'}, '422': {'description': 'Understood, but not known here'}}
+    ok = {
+        '200': {
+            'description': (
+                'Scores; where the store holds a map of the morning also calibrated, and'
+                ' calibration, the digest of the map'
+            )
+        },
+        '400': {'description': 'Not understood'},
+        '413': {'description': 'Too large'},
+        '422': {'description': 'Understood, but not known here'},
+    }
     body = {'content': {'application/json': {'schema': {'type': 'object'}}}, 'required': True}
-    return {'openapi': '3.1.0', 'info': {'title': 'mlref', 'version': '1'}, 'paths': {p: {'post': {'summary': f.__doc__, 'requestBody': body, 'responses': ok}} for p, f in ROUTES.items()}}
+    return {
+        'openapi': '3.1.0',
+        'info': {'title': 'mlref', 'version': '1'},
+        'paths': {
+            p: {'post': {'summary': f.__doc__, 'requestBody': body, 'responses': ok}}
+            for p, f in ROUTES.items()
+        },
+    }
+
 
 async def _body(request, most: int) -> bytes:
     out, n = bytearray(), 0
-    async for part in request.stream():  # what is too long is read to its end and thrown away, or the client would never hear why
+    # what is too long is read to its end and thrown away, or the client would never hear why
+    async for part in request.stream():
         n += len(part)
-        if n <= most: out += part
-        elif n > 16 * most: break
-    if n > most: raise Refused(413, f'expected at most {most:,} bytes, got {n:,}; send fewer rows')
+        if n <= most:
+            out += part
+        elif n > 16 * most:
+            break
+    if n > most:
+        raise Refused(413, f'expected at most {most:,} bytes, got {n:,}; send fewer rows')
     return bytes(out)
 
 # %% ../nbs/16_serve.ipynb #6bae8661
-def application(s: Server):  # A Starlette application
+def application(
+    s: Server,  # A Starlette application
+):
     "The routes of a server"
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
+
     def post(path, f, aside=False):
         async def answer(request):
             t, status, n = time.perf_counter(), 200, 0
-            try: body = await _body(request, s.most); out, n = await run_in_threadpool(f, s, body) if aside else f(s, body)
-            except Refused as e: out, status = {'error': str(e)}, e.status
+            try:
+                body = await _body(request, s.most)
+                out, n = await run_in_threadpool(f, s, body) if aside else f(s, body)
+            except Refused as e:
+                out, status = {'error': str(e)}, e.status
             s.meters.answered(path, status, time.perf_counter() - t, n)
             return JSONResponse(out, status)
+
         return Route(path, answer, methods=['POST'])
+
     get = lambda path, f: Route(path, lambda request: f(), methods=['GET'])
-    say, tensor = lambda **k: JSONResponse(k), lambda name: {'name': name, 'datatype': 'FP64', 'shape': [-1]}
-    return Starlette(routes=[*(post(p, f) for p, f in ROUTES.items()), post('/v2/repository/models/late/load', lambda s, body: ({'model_version': reload(s)}, 0), True),
-        get('/metrics', lambda: Response(s.meters.text(), media_type='text/plain; version=0.0.4')), get('/openapi.json', lambda: JSONResponse(_openapi())),
-        *(get(p, lambda: say(live=True)) for p in ('/health/live', '/v2/health/live')), *(get(p, lambda: say(ready=True, model_version=s.model.version)) for p in ('/health/ready', '/v2/health/ready')),
-        get('/v2/models/late', lambda: say(name='late', versions=[s.model.version], platform='mlref', inputs=[{'name': 'X', 'datatype': 'FP32', 'shape': [-1, len(s.model.names)]}], outputs=[*map(tensor, ('p', 'calibrated') if s.store.note(NOTE) else ('p',))]))])
+    say, tensor = (
+        lambda **k: JSONResponse(k),
+        lambda name: {'name': name, 'datatype': 'FP64', 'shape': [-1]},
+    )
+    return Starlette(
+        routes=[
+            *(post(p, f) for p, f in ROUTES.items()),
+            post(
+                '/v2/repository/models/late/load',
+                lambda s, body: ({'model_version': reload(s)}, 0),
+                True,
+            ),
+            get(
+                '/metrics',
+                lambda: Response(s.meters.text(), media_type='text/plain; version=0.0.4'),
+            ),
+            get('/openapi.json', lambda: JSONResponse(_openapi())),
+            *(get(p, lambda: say(live=True)) for p in ('/health/live', '/v2/health/live')),
+            *(
+                get(p, lambda: say(ready=True, model_version=s.model.version))
+                for p in ('/health/ready', '/v2/health/ready')
+            ),
+            get(
+                '/v2/models/late',
+                lambda: say(
+                    name='late',
+                    versions=[s.model.version],
+                    platform='mlref',
+                    inputs=[{'name': 'X', 'datatype': 'FP32', 'shape': [-1, len(s.model.names)]}],
+                    outputs=[*map(tensor, ('p', 'calibrated') if s.store.note(NOTE) else ('p',))],
+                ),
+            ),
+        ]
+    )
 
 # %% ../nbs/16_serve.ipynb #3ca48452
-def serve(s: Server,          # From `open_server`
-          port: int=8080,     # 0 = any free one
-          host: str='127.0.0.1',
-          started=None        # Called with the server object of uvicorn, for whoever wants to stop it
-         ) -> None:
+def serve(
+    s: Server,  # From `open_server`
+    port: int = 8080,  # 0 = any free one
+    host: str = '127.0.0.1',
+    started=None,  # Called with the server object of uvicorn, for whoever wants to stop it
+) -> None:
     "Answer until stopped; raises `MlrefError` when the port is taken"
     import uvicorn
-    sock = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio switches Nagle's delay off only for a socket that says so
+
+    # asyncio switches Nagle's delay off only for a socket that says so
+    sock = socket.socket(proto=socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind((host, port)); sock.listen(2048)  # from here on requests wait instead of being refused
-    except OSError as e: raise MlrefError(f'expected port {port} of {host} to be free, got: {e.strerror}; choose another with --port') from None
+    # from here on requests wait instead of being refused
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError as e:
+        raise MlrefError(
+            f'expected port {port} of {host} to be free, got: {e.strerror}; choose another with'
+            ' --port'
+        ) from None
     u = uvicorn.Server(uvicorn.Config(application(s), log_level='warning', access_log=False))
     print(f'serving {s.model.version} at http://{host}:{sock.getsockname()[1]}', flush=True)
-    if started: started(u, sock.getsockname()[1])
+    if started:
+        started(u, sock.getsockname()[1])
     u.run(sockets=[sock])
 
 # %% ../nbs/16_serve.ipynb #19e61bcb
 class Client:
     "Asks a server"
-    def __init__(self, url: str  # e.g. 'http://127.0.0.1:8080'
-                ): self.url = url
+
+    def __init__(
+        self,
+        url: str,  # e.g. 'http://127.0.0.1:8080'
+    ):
+        self.url = url
 
     def ask(self, path: str, body: dict) -> dict:
         "One answer; raises `Refused` with the server's sentence"
-        try: return json.load(urlopen(Request(self.url + path, json.dumps(body).encode()), timeout=60))
-        except HTTPError as e: raise Refused(e.code, json.load(e)['error']) from None
+        try:
+            return json.load(
+                urlopen(Request(self.url + path, json.dumps(body).encode()), timeout=60)
+            )
+        except HTTPError as e:
+            raise Refused(e.code, json.load(e)['error']) from None
 
-    def answers(self, req: pl.DataFrame,  # Schedule events
-                batch: int=200            # Flights a request
-               ) -> list[dict]:           # One per flight: flight_id, p; calibrated and calibration where there is a map
+    def answers(
+        self,
+        req: pl.DataFrame,  # Schedule events
+        batch: int = 200,  # Flights a request
+        # One per flight: flight_id, p; calibrated and calibration where there is a map
+    ) -> list[dict]:
         "What the server says of flights by their keys"
-        return [a for part in req.iter_slices(batch) for a in self.ask('/predict', {'flights': part.select(FLIGHT).to_dicts()})['predictions']]
+        return [
+            a
+            for part in req.iter_slices(batch)
+            for a in self.ask('/predict', {'flights': part.select(FLIGHT).to_dicts()})[
+                'predictions'
+            ]
+        ]
 
-    def predict(self, req: pl.DataFrame, batch: int=200) -> np.ndarray:  # float64
+    def predict(
+        self,
+        req: pl.DataFrame,
+        batch: int = 200,
+    ) -> np.ndarray:  # float64
         "Scores of flights by their keys, as the model gave them"
         return np.array([a['p'] for a in self.answers(req, batch)])
 
+
 def start_server(home: Path, log: Path) -> tuple[subprocess.Popen, Client]:
     "A server process over a run's folder, on a free port; it ends with this process, or by `.kill()`: what it answered is on disk"
-    code = f'import os, sys, threading; threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start(); from pathlib import Path; from mlref.serve import open_server, serve; serve(open_server(Path({str(home)!r}), Path({str(log)!r})), 0)'
-    p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if ' at ' not in (line := p.stdout.readline()): raise MlrefError(f'expected a server over {home} to start, it ended with status {p.wait()}')
+    code = (
+        'import os, sys, threading; threading.Thread(target=lambda: (sys.stdin.read(),'
+        ' os._exit(0)), daemon=True).start(); from pathlib import Path; from mlref.serve import'
+        f' open_server, serve; serve(open_server(Path({str(home)!r}), Path({str(log)!r})), 0)'
+    )
+    p = subprocess.Popen(
+        [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    if ' at ' not in (line := p.stdout.readline()):
+        raise MlrefError(f'expected a server over {home} to start, it ended with status {p.wait()}')
     return p, Client(line.split(' at ')[1].strip())

@@ -18,101 +18,218 @@ from .evaluate import auc, check_scores, day_aucs, draw, ece, interval, log_loss
 from .flights import CARRIERS
 
 # %% ../nbs/12a_slices.ipynb #e7bbafc4
-VISIBILITY, RAIN, WIND = 3., .1, 23.  # miles, inches an hour, miles an hour
+VISIBILITY, RAIN, WIND = 3.0, 0.1, 23.0  # miles, inches an hour, miles an hour
 
-def weather(X: np.ndarray, names: tuple[str, ...]) -> np.ndarray:  # 'bad', 'fair' or 'unknown' per row
+
+def weather(
+    X: np.ndarray,
+    names: tuple[str, ...],
+) -> np.ndarray:  # 'bad', 'fair' or 'unknown' per row
     "What the newest weather report known at T says of the origin"
     see, rain, wind = (X[:, names.index(f'weather_{n}')] for n in ('visib', 'precip', 'wind_speed'))
     bad = (see < VISIBILITY) | (rain > RAIN) | (wind >= WIND)
-    return np.where(bad, 'bad', np.where(np.isnan(see) & np.isnan(rain) & np.isnan(wind), 'unknown', 'fair'))
+    return np.where(
+        bad, 'bad', np.where(np.isnan(see) & np.isnan(rain) & np.isnan(wind), 'unknown', 'fair')
+    )
 
-def groups(table: Table) -> dict[str, np.ndarray]:  # Cut -> the slice of each row, str
+
+def groups(
+    table: Table,
+) -> dict[str, np.ndarray]:  # Cut -> the slice of each row, str
     "Month, origin, carrier, hour and weather of each flight, all known at T"
     code = lambda n: table.X[:, table.names.index(n)].astype(int)
     hour = code('start') // 60
-    return {'month': np.datetime_as_string((service_day(table.T)).astype('M8[D]'), unit='M'), 'origin': np.array(('other', *ORIGINS))[code('origin')],
-            'carrier': np.array(('other', *CARRIERS))[code('carrier')], 'hour': np.array(('00-08', '09-12', '13-16', '17-20', '21-23'))[np.searchsorted((9, 13, 17, 21), hour, 'right')],
-            'weather': weather(table.X, table.names)}
+    return {
+        'month': np.datetime_as_string((service_day(table.T)).astype('M8[D]'), unit='M'),
+        'origin': np.array(('other', *ORIGINS))[code('origin')],
+        'carrier': np.array(('other', *CARRIERS))[code('carrier')],
+        'hour': np.array(('00-08', '09-12', '13-16', '17-20', '21-23'))[
+            np.searchsorted((9, 13, 17, 21), hour, 'right')
+        ],
+        'weather': weather(table.X, table.names),
+    }
 
 # %% ../nbs/12a_slices.ipynb #44546d15
 LEAST = 300  # flights; smaller slices are left out
 
-def slices(y: np.ndarray, p: np.ndarray, day: np.ndarray,  # Outcomes, scores and days
-           cuts: dict[str, np.ndarray],                    # From `groups`
-           n: int=200, seed: int=0
-          ) -> pl.DataFrame:                               # by, slice, n, late, auc, low, high, log_loss, ece
+
+def slices(
+    y: np.ndarray,
+    p: np.ndarray,
+    day: np.ndarray,  # Outcomes, scores and days
+    cuts: dict[str, np.ndarray],  # From `groups`
+    n: int = 200,
+    seed: int = 0,
+) -> pl.DataFrame:  # by, slice, n, late, auc, low, high, log_loss, ece
     "How good a model is in every slice that has both outcomes, AUC with its 95 % interval by whole days"
     check_scores(y, p, day, *cuts.values(), both=True)
     days, out = np.unique(day), []
     taken = draw(len(days), n, seed)
     for by, name, i in _each(y, {'all': np.full(len(y), 'all'), **cuts}):
         low, high = interval(day_aucs(y[i], p[i], day[i], days, taken))
-        out.append((by, name, len(i), float(y[i].mean()), auc(y[i], p[i]), low, high, log_loss(y[i], p[i]), ece(y[i], p[i])))
-    return pl.DataFrame(out, schema=['by', 'slice', 'n', 'late', 'auc', 'low', 'high', 'log_loss', 'ece'], orient='row')
+        out.append(
+            (
+                by,
+                name,
+                len(i),
+                float(y[i].mean()),
+                auc(y[i], p[i]),
+                low,
+                high,
+                log_loss(y[i], p[i]),
+                ece(y[i], p[i]),
+            )
+        )
+    return pl.DataFrame(
+        out,
+        schema=['by', 'slice', 'n', 'late', 'auc', 'low', 'high', 'log_loss', 'ece'],
+        orient='row',
+    )
+
 
 def _each(y: np.ndarray, cuts: dict[str, np.ndarray]):
     for by, g in cuts.items():
         for name in np.unique(g):
             i = np.flatnonzero(g == name)
-            if len(i) >= LEAST and 0 < y[i].sum() < len(i): yield by, str(name), i
+            if len(i) >= LEAST and 0 < y[i].sum() < len(i):
+                yield by, str(name), i
 
 # %% ../nbs/12a_slices.ipynb #66a67cd3
-def plot_slices(found: pl.DataFrame  # From `slices` or `differences`
-               ):                    # A matplotlib figure
+def plot_slices(
+    found: pl.DataFrame,  # From `slices` or `differences`
+):  # A matplotlib figure
     "A dot and an interval for each slice"
     import matplotlib.pyplot as plt
+
     what = 'auc' if 'auc' in found.columns else 'difference'
-    fig, ax = plt.subplots(figsize=(5, .8 + .16 * found.height), layout='constrained')
+    fig, ax = plt.subplots(figsize=(5, 0.8 + 0.16 * found.height), layout='constrained')
     at, v = np.arange(found.height), found[what].to_numpy()
-    colour = [f'C{sorted(set(found["by"]), key=found["by"].to_list().index).index(b)}' for b in found['by']]
-    ax.hlines(at, found['low'], found['high'], color=colour, lw=1); ax.scatter(v, at, s=10, color=colour)
-    ax.axvline(v[0] if what == 'auc' else 0., color='k', lw=.6, ls=':')
-    ax.set_yticks(at, [f'{b} {s}' if b != s else s for b, s in found.select('by', 'slice').iter_rows()], fontsize=6); ax.invert_yaxis(); ax.set_xlabel(what)
+    colour = [
+        f'C{sorted(set(found["by"]), key=found["by"].to_list().index).index(b)}'
+        for b in found['by']
+    ]
+    ax.hlines(at, found['low'], found['high'], color=colour, lw=1)
+    ax.scatter(v, at, s=10, color=colour)
+    ax.axvline(v[0] if what == 'auc' else 0.0, color='k', lw=0.6, ls=':')
+    ax.set_yticks(
+        at,
+        [f'{b} {s}' if b != s else s for b, s in found.select('by', 'slice').iter_rows()],
+        fontsize=6,
+    )
+    ax.invert_yaxis()
+    ax.set_xlabel(what)
     return fig
 
 # %% ../nbs/12a_slices.ipynb #3bb29616
-def differences(y: np.ndarray, p: np.ndarray, q: np.ndarray, day: np.ndarray,  # Outcomes, challenger, champion, days
-                cuts: dict[str, np.ndarray], n: int=200, seed: int=0
-               ) -> pl.DataFrame:                                              # by, slice, n, difference, low, high
+def differences(
+    y: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    day: np.ndarray,  # Outcomes, challenger, champion, days
+    cuts: dict[str, np.ndarray],
+    n: int = 200,
+    seed: int = 0,
+) -> pl.DataFrame:  # by, slice, n, difference, low, high
     "AUC(p) - AUC(q) in every slice, with intervals by whole days that hold for all slices at once, 95 %"
-    check_scores(y, p, q, day, *cuts.values(), both=True); check_scores(y, q)
+    check_scores(y, p, q, day, *cuts.values(), both=True)
+    check_scores(y, q)
     days, names, draws, point = np.unique(day), [], [], []
     taken = draw(len(days), n, seed)
     for by, name, i in _each(y, cuts):
-        names.append((by, name, len(i))); point.append(auc(y[i], p[i]) - auc(y[i], q[i]))
-        draws.append(day_aucs(y[i], p[i], day[i], days, taken) - day_aucs(y[i], q[i], day[i], days, taken))
-    if not names: raise MlrefError(f'expected a slice of {LEAST} flights or more, late and punctual, got none of {len(y)} flights; take more days')
+        names.append((by, name, len(i)))
+        point.append(auc(y[i], p[i]) - auc(y[i], q[i]))
+        draws.append(
+            day_aucs(y[i], p[i], day[i], days, taken) - day_aucs(y[i], q[i], day[i], days, taken)
+        )
+    if not names:
+        raise MlrefError(
+            f'expected a slice of {LEAST} flights or more, late and punctual, got none of {len(y)}'
+            ' flights; take more days'
+        )
     d, point = np.array(draws), np.array(point)
     spread = np.maximum(np.nanstd(d, axis=1), 1e-12)
-    times = np.quantile(np.nanmax(np.abs(d - point[:, None]) / spread[:, None], axis=0), .95)
-    return pl.DataFrame([(*k, v, v - times * s, v + times * s) for k, v, s in zip(names, point.tolist(), spread.tolist())], schema=['by', 'slice', 'n', 'difference', 'low', 'high'], orient='row')
+    times = np.quantile(np.nanmax(np.abs(d - point[:, None]) / spread[:, None], axis=0), 0.95)
+    return pl.DataFrame(
+        [
+            (*k, v, v - times * s, v + times * s)
+            for k, v, s in zip(names, point.tolist(), spread.tolist())
+        ],
+        schema=['by', 'slice', 'n', 'difference', 'low', 'high'],
+        orient='row',
+    )
 
 # %% ../nbs/12a_slices.ipynb #a48256be
-def rolling(train: Callable[[Table, Table], Predictor],  # Gets rows to learn from and later ones to stop on
-            every: Table,                                # All flights, in order of T
-            edges: list[int],                            # Where test months begin, minutes UTC; the last one ends the last month
-            stop: int=14                                 # Days before each month to stop on
-           ) -> pl.DataFrame:                            # flight_id, T, known, y, p, edge, trained_until; landed flights only
+def rolling(
+    train: Callable[[Table, Table], Predictor],  # Gets rows to learn from and later ones to stop on
+    every: Table,  # All flights, in order of T
+    edges: list[int],  # Where test months begin, minutes UTC; the last one ends the last month
+    stop: int = 14,  # Days before each month to stop on
+) -> pl.DataFrame:  # flight_id, T, known, y, p, edge, trained_until; landed flights only
     "Scores of each month by a model of all that was known when it began; raises `MlrefError` on an empty month"
     out = []
     for a, b in zip(edges[:-1], edges[1:]):
         cut = a - stop * DAY
-        past, late, test = known_by(rows(every, every.T < cut), cut), known_by(rows(every, (every.T >= cut) & (every.T < a)), a), rows(every, (every.T >= a) & (every.T < b) & ~np.isnan(every.y))
-        if not len(past) or not len(late) or not len(test): raise MlrefError(f'expected landed flights to learn from, to stop on and to test from {stamp(a)} to {stamp(b)}, got {len(past)}, {len(late)} and {len(test)}; choose months that have some')
+        past, late, test = (
+            known_by(rows(every, every.T < cut), cut),
+            known_by(rows(every, (every.T >= cut) & (every.T < a)), a),
+            rows(every, (every.T >= a) & (every.T < b) & ~np.isnan(every.y)),
+        )
+        if not len(past) or not len(late) or not len(test):
+            raise MlrefError(
+                f'expected landed flights to learn from, to stop on and to test from {stamp(a)} to'
+                f' {stamp(b)}, got {len(past)}, {len(late)} and {len(test)}; choose months that'
+                ' have some'
+            )
         m = train(past, late)
-        if m.trained_until > a: raise MlrefError(f'expected a model that knows nothing after {stamp(a)}, got one trained until {stamp(m.trained_until)}; train on what you are given')
-        out.append(pl.DataFrame({'flight_id': test.ids, 'T': test.T, 'known': test.known, 'y': test.y.astype(np.float64), 'p': m.predict(test.X), 'edge': a, 'trained_until': m.trained_until}))
+        if m.trained_until > a:
+            raise MlrefError(
+                f'expected a model that knows nothing after {stamp(a)}, got one trained until'
+                f' {stamp(m.trained_until)}; train on what you are given'
+            )
+        out.append(
+            pl.DataFrame(
+                {
+                    'flight_id': test.ids,
+                    'T': test.T,
+                    'known': test.known,
+                    'y': test.y.astype(np.float64),
+                    'p': m.predict(test.X),
+                    'edge': a,
+                    'trained_until': m.trained_until,
+                }
+            )
+        )
     return pl.concat(out)
 
 # %% ../nbs/12a_slices.ipynb #561296fe
-def plot_rolling(told: dict[str, pl.DataFrame]  # Name -> what `rolling` gave
-                ):                              # A matplotlib figure
+def plot_rolling(
+    told: dict[str, pl.DataFrame],  # Name -> what `rolling` gave
+):  # A matplotlib figure
     "AUC of each month tested, with intervals by whole days, and its share late"
     import matplotlib.pyplot as plt
-    fig, (ax, low) = plt.subplots(2, 1, figsize=(6, 3.6), height_ratios=(3, 1), sharex=True, layout='constrained')
+
+    fig, (ax, low) = plt.subplots(
+        2, 1, figsize=(6, 3.6), height_ratios=(3, 1), sharex=True, layout='constrained'
+    )
     for k, (name, t) in enumerate(told.items()):
-        r = slices(*(t[c].to_numpy() for c in ('y', 'p')), service_day(t['T'].to_numpy()), {'month': np.array([stamp(e)[:7] for e in t['edge']])}).filter(by='month')
-        x = np.arange(r.height) + .12 * k
-        ax.errorbar(x, r['auc'], yerr=np.abs(np.stack([r['auc'] - r['low'], r['high'] - r['auc']])), fmt='o-', ms=3, capsize=2, label=name)
-    low.bar(np.arange(r.height), r['late'], color='C7'); low.set_xticks(np.arange(r.height), r['slice']); low.set_ylabel('late'); ax.set_ylabel('AUC'); ax.legend(fontsize=7)
+        r = slices(
+            *(t[c].to_numpy() for c in ('y', 'p')),
+            service_day(t['T'].to_numpy()),
+            {'month': np.array([stamp(e)[:7] for e in t['edge']])},
+        ).filter(by='month')
+        x = np.arange(r.height) + 0.12 * k
+        ax.errorbar(
+            x,
+            r['auc'],
+            yerr=np.abs(np.stack([r['auc'] - r['low'], r['high'] - r['auc']])),
+            fmt='o-',
+            ms=3,
+            capsize=2,
+            label=name,
+        )
+    low.bar(np.arange(r.height), r['late'], color='C7')
+    low.set_xticks(np.arange(r.height), r['slice'])
+    low.set_ylabel('late')
+    ax.set_ylabel('AUC')
+    ax.legend(fontsize=7)
     return fig

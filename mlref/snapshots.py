@@ -25,131 +25,226 @@ from .core import MlrefError, digest, file_digest, write_bytes, write_json
 from .events import order
 from .lake import AS_OF, TABLES, Lake
 
-
 # %% ../nbs/05a_snapshots.ipynb #f47c9e1c
-GROWS = ('events', 'commits', 'quality', 'released')  # rows are only ever added, with a higher commit_id
+# rows are only ever added, with a higher commit_id
+GROWS = ('events', 'commits', 'quality', 'released')
+
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'lock', 'w') as f: fcntl.flock(f, fcntl.LOCK_EX); yield
+    with open(folder / 'lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
 
 def _newest(folder: Path) -> Path | None:
-    f = folder/'current'
-    if f.exists() and not (name := f.read_text().strip()).endswith('.json'): raise MlrefError(f'expected the name of a manifest in {f}, got {name!r}: it was cut off; write the name of the newest manifest into it')
-    return folder/name if f.exists() else None
+    f = folder / 'current'
+    if f.exists() and not (name := f.read_text().strip()).endswith('.json'):
+        raise MlrefError(
+            f'expected the name of a manifest in {f}, got {name!r}: it was cut off; write the name'
+            ' of the newest manifest into it'
+        )
+    return folder / name if f.exists() else None
+
 
 def _manifest(f: Path) -> dict:
-    try: m = json.loads(f.read_text()); got = digest([[t, [p['sha256'] for p in m['tables'].get(t, [])]] for t in TABLES if t in m['tables']])
-    except (ValueError, KeyError, TypeError): raise MlrefError(f'expected the manifest {f.name} whole, it was cut off or altered; restore it') from None
-    if got != m['digest']: raise MlrefError(f'expected the manifest {f.name} with digest {m["digest"][:12]}, got {got[:12]}: it was altered; restore it')
+    try:
+        m = json.loads(f.read_text())
+        got = digest(
+            [[t, [p['sha256'] for p in m['tables'].get(t, [])]] for t in TABLES if t in m['tables']]
+        )
+    except (ValueError, KeyError, TypeError):
+        raise MlrefError(
+            f'expected the manifest {f.name} whole, it was cut off or altered; restore it'
+        ) from None
+    if got != m['digest']:
+        raise MlrefError(
+            f'expected the manifest {f.name} with digest {m["digest"][:12]}, got {got[:12]}: it was'
+            ' altered; restore it'
+        )
     return m
 
 # %% ../nbs/05a_snapshots.ipynb #a5586f09
 def _part(folder: Path, frame: pl.DataFrame) -> dict:
-    b = io.BytesIO(); frame.write_parquet(b); name = hashlib.sha256(b.getvalue()).hexdigest()
-    p = folder/'parts'/f'{name}.parquet'
-    if not p.exists(): write_bytes(p, b.getvalue())
+    b = io.BytesIO()
+    frame.write_parquet(b)
+    name = hashlib.sha256(b.getvalue()).hexdigest()
+    p = folder / 'parts' / f'{name}.parquet'
+    if not p.exists():
+        write_bytes(p, b.getvalue())
     return {'sha256': name, 'rows': frame.height}
 
-def snapshot(lake: Lake,   # An open lake
-             folder: Path  # Where snapshots are; made when missing
-            ) -> Path:     # The manifest
+
+def snapshot(
+    lake: Lake,  # An open lake
+    folder: Path,  # Where snapshots are; made when missing
+) -> Path:  # The manifest
     "Publish what the lake holds now; readers see it when it is whole; again without new rows gives the same manifest"
-    folder, new = Path(folder), lake.sql('select coalesce(max(commit_id), 0) as n from commits')['n'][0]
+    folder, new = (
+        Path(folder),
+        lake.sql('select coalesce(max(commit_id), 0) as n from commits')['n'][0],
+    )
     with _alone(folder):
         old = _manifest(f) if (f := _newest(folder)) else {'commit': 0, 'tables': {}}
-        if old['commit'] > new: raise MlrefError(f'expected snapshots of this lake in {folder}, found commit {old["commit"]} of a longer one; choose another folder')
+        if old['commit'] > new:
+            raise MlrefError(
+                f'expected snapshots of this lake in {folder}, found commit {old["commit"]} of a'
+                ' longer one; choose another folder'
+            )
         tables, most = {}, 64
         for t in TABLES:
-            kept = old['tables'].get(t, []) if t in GROWS and len(old['tables'].get(t, [])) < most else []
-            rows = lake.sql(f'select * from {t} where commit_id > ?', old['commit'] if kept else 0) if t in GROWS else lake.sql(f'select * from {t}')
+            kept = (
+                old['tables'].get(t, [])
+                if t in GROWS and len(old['tables'].get(t, [])) < most
+                else []
+            )
+            rows = (
+                lake.sql(f'select * from {t} where commit_id > ?', old['commit'] if kept else 0)
+                if t in GROWS
+                else lake.sql(f'select * from {t}')
+            )
             tables[t] = kept + ([_part(folder, rows)] if rows.height or not kept else [])
         sum_ = digest([[t, [p['sha256'] for p in ps]] for t, ps in tables.items()])
-        out = folder/f'{new:08d}-{sum_[:16]}.json'
-        if not out.exists(): write_json(out, {'commit': new, 'digest': sum_, 'tables': tables})  # a file that a reader holds is not replaced
-        write_bytes(folder/'current', f'{out.name}\n'.encode())
+        out = folder / f'{new:08d}-{sum_[:16]}.json'
+        # a file that a reader holds is not replaced
+        if not out.exists():
+            write_json(out, {'commit': new, 'digest': sum_, 'tables': tables})
+        write_bytes(folder / 'current', f'{out.name}\n'.encode())
     return out
 
 # %% ../nbs/05a_snapshots.ipynb #72d0a366
 @dataclass(frozen=True)
 class Snapshot:
     "One published state of a lake"
+
     folder: Path
     commit: int  # The last commit in it
     digest: str  # Over the digests of all its files
     tables: dict[str, tuple[str, ...]]  # Table -> its files
 
     @property
-    def name(self) -> str: return f'{self.commit:08d}-{self.digest[:16]}.json'
+    def name(self) -> str:
+        return f'{self.commit:08d}-{self.digest[:16]}.json'
 
-    def __reduce__(self): return open_snapshot, (self.folder, self.name)
+    def __reduce__(self):
+        return open_snapshot, (self.folder, self.name)
 
-    def sql(self, query: str,  # Plain DuckDB SQL over the tables
-            *args: object      # Values for its question marks
-           ) -> pl.DataFrame:  # The result
+    def sql(
+        self,
+        query: str,  # Plain DuckDB SQL over the tables
+        *args: object,  # Values for its question marks
+    ) -> pl.DataFrame:  # The result
         "Ask anything"
         with duckdb.connect() as con:
             con.execute('set enable_progress_bar_print = false')
-            for t, files in self.tables.items(): con.execute(f"create view {t} as select * from read_parquet({[str(self.folder/'parts'/f'{f}.parquet') for f in files]})")
+            for t, files in self.tables.items():
+                con.execute(
+                    f'create view {t} as select * from'
+                    f' read_parquet({[str(self.folder / "parts" / f"{f}.parquet") for f in files]})'
+                )
             return pl.from_arrow(con.sql(query, params=list(args)).to_arrow_table())
 
-    def events(self, commit: int | None=None  # As of this one; None = all
-              ) -> pl.DataFrame:              # Wide events in delivery order
+    def events(
+        self,
+        commit: int | None = None,  # As of this one; None = all
+    ) -> pl.DataFrame:  # Wide events in delivery order
         "What `events_at` of the lake gives"
         return order(self.sql(AS_OF, self.commit if commit is None else commit, None))
 
-
 # %% ../nbs/05a_snapshots.ipynb #86b156e0
-def _held(f: Path):  # The open manifest under a shared lock; None when it is not there, or was cleared meanwhile
-    try: held = open(f)
-    except FileNotFoundError: return None
+def _held(
+    # The open manifest under a shared lock; None when it is not there, or was cleared meanwhile
+    f: Path,
+):
+    try:
+        held = open(f)
+    except FileNotFoundError:
+        return None
     fcntl.flock(held, fcntl.LOCK_SH)
-    if os.fstat(held.fileno()).st_nlink: return held
+    if os.fstat(held.fileno()).st_nlink:
+        return held
     held.close()
 
-def open_snapshot(folder: Path,           # Where snapshots are
-                  name: str | None=None   # A manifest's file name; None = the newest
-                 ) -> Snapshot:
+
+def open_snapshot(
+    folder: Path,  # Where snapshots are
+    name: str | None = None,  # A manifest's file name; None = the newest
+) -> Snapshot:
     "A published state, checked, and held for as long as it is kept; raises `MlrefError` when there is none or a file of it was altered"
     folder, held = Path(folder), None
-    while not held:  # the newest may be followed by another and cleared between reading its name and holding it
-        f = folder/name if name else _newest(folder)
-        if f is None: raise MlrefError(f'expected a snapshot in {folder}, found none; publish one with snapshot() or mlref ingest --snapshots')
+    # the newest may be followed by another and cleared between reading its name and holding it
+    while not held:
+        f = folder / name if name else _newest(folder)
+        if f is None:
+            raise MlrefError(
+                f'expected a snapshot in {folder}, found none; publish one with snapshot() or mlref'
+                ' ingest --snapshots'
+            )
         held = _held(f)
-        if not held and (name or f == _newest(folder)): raise MlrefError(f'expected the manifest {f.name} in {folder}, found none; open the newest')
+        if not held and (name or f == _newest(folder)):
+            raise MlrefError(
+                f'expected the manifest {f.name} in {folder}, found none; open the newest'
+            )
     m = _manifest(f)
     for p in (p for ps in m['tables'].values() for p in ps):
-        part = folder/'parts'/f'{p["sha256"]}.parquet'
-        if not part.exists() or file_digest(part) != p['sha256']: raise MlrefError(f'expected the file {part.name[:12]}… of {f.name} as published, it is {"altered" if part.exists() else "gone"}; publish again into an empty folder')
-    out = Snapshot(folder, m['commit'], m['digest'], {t: tuple(p['sha256'] for p in ps) for t, ps in m['tables'].items()})
-    weakref.finalize(out, held.close); return out
-
+        part = folder / 'parts' / f'{p["sha256"]}.parquet'
+        if not part.exists() or file_digest(part) != p['sha256']:
+            raise MlrefError(
+                f'expected the file {part.name[:12]}… of {f.name} as published, it is'
+                f' {"altered" if part.exists() else "gone"}; publish again into an empty folder'
+            )
+    out = Snapshot(
+        folder,
+        m['commit'],
+        m['digest'],
+        {t: tuple(p['sha256'] for p in ps) for t, ps in m['tables'].items()},
+    )
+    weakref.finalize(out, held.close)
+    return out
 
 # %% ../nbs/05a_snapshots.ipynb #538d5823
-def pin(snap: Snapshot,  # An open one
-        who: str         # What refers to it, e.g. 'model-8f3a'; letters, digits, '.', '-', '_'
-       ) -> Path:        # The pin; removed by hand when nothing refers to it any more
+def pin(
+    snap: Snapshot,  # An open one
+    who: str,  # What refers to it, e.g. 'model-8f3a'; letters, digits, '.', '-', '_'
+) -> Path:  # The pin; removed by hand when nothing refers to it any more
     "Let a snapshot stay"
-    if not re.fullmatch(r'[\w-][\w.-]*', who): raise MlrefError(f"expected a name of letters, digits, '.', '-' and '_', got {who!r}")
-    return write_bytes(snap.folder/'pins'/who, f'{snap.name}\n'.encode())
+    if not re.fullmatch(r'[\w-][\w.-]*', who):
+        raise MlrefError(f"expected a name of letters, digits, '.', '-' and '_', got {who!r}")
+    return write_bytes(snap.folder / 'pins' / who, f'{snap.name}\n'.encode())
 
-def clear(folder: Path,  # Where snapshots are
-          keep: int      # So many of the newest stay
-         ) -> list[str]: # The manifests that went
+
+def clear(
+    folder: Path,  # Where snapshots are
+    keep: int,  # So many of the newest stay
+) -> list[str]:  # The manifests that went
     "Remove old snapshots that nobody has open and nothing is pinned to, and the files that only they named"
-    if keep < 1: raise MlrefError(f'expected to keep at least the newest snapshot, got {keep}')
+    if keep < 1:
+        raise MlrefError(f'expected to keep at least the newest snapshot, got {keep}')
     folder, gone = Path(folder), []
-    if not (folder/'current').exists(): return gone
+    if not (folder / 'current').exists():
+        return gone
     with _alone(folder):
         stay = {_newest(folder).name, *(p.read_text().strip() for p in folder.glob('pins/[!.]*'))}
-        every = sorted(folder.glob('[0-9]*-*.json'), key=lambda f: (f.name[:8], f.stat().st_mtime_ns))
+        every = sorted(
+            folder.glob('[0-9]*-*.json'), key=lambda f: (f.name[:8], f.stat().st_mtime_ns)
+        )
         for f in (f for f in every[:-keep] if f.name not in stay):
             with open(f) as held:
-                try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError: continue  # somebody reads it
-                f.unlink(); gone.append(f.name)
-        named = {f'{p["sha256"]}.parquet' for f in every if f.exists() for ps in _manifest(f)['tables'].values() for p in ps}
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # somebody reads it
+                f.unlink()
+                gone.append(f.name)
+        named = {
+            f'{p["sha256"]}.parquet'
+            for f in every
+            if f.exists()
+            for ps in _manifest(f)['tables'].values()
+            for p in ps
+        }
         for p in [*folder.glob('parts/*'), *folder.glob('.*')]:
-            if p.name not in named: p.unlink()
+            if p.name not in named:
+                p.unlink()
     return gone

@@ -21,50 +21,74 @@ from .records import pack, trim, unpack
 # %% ../nbs/09_stream.ipynb #e2b9b6b2
 _REMEMBER = LATE // DAY + 2  # days; longer than any event can be late and still be applied
 
-def _key(day: int) -> bytes: return f'!seen/{day}'.encode()
 
-def unseen(store: Online,         # What was applied so far
-           events: pl.DataFrame   # Wide events, any order
-          ) -> tuple[pl.DataFrame, dict[bytes, bytes | None]]:  # Those not applied yet, each once; what the store has to note
+def _key(day: int) -> bytes:
+    return f'!seen/{day}'.encode()
+
+
+def unseen(
+    store: Online,  # What was applied so far
+    events: pl.DataFrame,  # Wide events, any order
+    # Those not applied yet, each once; what the store has to note
+) -> tuple[pl.DataFrame, dict[bytes, bytes | None]]:
     "Leave out what was applied before, in this batch or any earlier one"
     keep, notes = [], {}
-    for (day,), e in events.unique('event_id', keep='first', maintain_order=True).group_by(pl.col('known_time') // DAY, maintain_order=True):
+    for (day,), e in events.unique('event_id', keep='first', maintain_order=True).group_by(
+        pl.col('known_time') // DAY, maintain_order=True
+    ):
         seen = np.frombuffer(store.note(_key(day)) or b'', np.uint64)
-        ids = np.frombuffer(b''.join(blake2b(i.encode(), digest_size=8).digest() for i in e['event_id']), np.uint64)
+        ids = np.frombuffer(
+            b''.join(blake2b(i.encode(), digest_size=8).digest() for i in e['event_id']), np.uint64
+        )
         new = ~np.isin(ids, seen)
         keep.append(e.filter(pl.Series(new)))
         notes |= {_key(day): np.sort(np.concatenate([seen, ids[new]])).tobytes()}
     oldest = max((int(k[6:]) for k in notes), default=0) - _REMEMBER
-    return (pl.concat(keep) if keep else events), notes | {_key(d): None for d in range(oldest - 40, oldest + 1)}
+    return (pl.concat(keep) if keep else events), notes | {
+        _key(d): None for d in range(oldest - 40, oldest + 1)
+    }
 
 # %% ../nbs/09_stream.ipynb #cdf61550
-def too_late(store: Online,         # What was applied so far
-             events: pl.DataFrame   # Wide events in order of arrival
-            ) -> pl.Series:         # One truth value per event
+def too_late(
+    store: Online,  # What was applied so far
+    events: pl.DataFrame,  # Wide events in order of arrival
+) -> pl.Series:  # One truth value per event
     "Which events come so long after newer ones that the store no longer knows whether it had them"
-    before = pl.Series([store.clock()]).extend(events['known_time'].cum_max()).head(events.height).cum_max()
+    before = (
+        pl.Series([store.clock()])
+        .extend(events['known_time'].cum_max())
+        .head(events.height)
+        .cum_max()
+    )
     return events['known_time'] < before - LATE
 
-def feed(store: Online,            # Opened for writing
-         log: Log,                 # Where messages wait
-         topic: str,               # Name of the stream
-         rules: tuple[Rule, ...],  # The contract
-         batch: int=50_000         # Messages read at once
-        ) -> dict[str, int]:       # messages read; applied, refused, repeated, late: what became of them
+
+def feed(
+    store: Online,  # Opened for writing
+    log: Log,  # Where messages wait
+    topic: str,  # Name of the stream
+    rules: tuple[Rule, ...],  # The contract
+    batch: int = 50_000,  # Messages read at once
+) -> dict[str, int]:  # messages read; applied, refused, repeated, late: what became of them
     "Apply what waits in the log; safe to kill at any moment and to run again; raises `MlrefError` and leaves the store as it was when a rule refuses a batch"
     n = dict.fromkeys(('messages', 'applied', 'refused', 'repeated', 'late'), 0)
     while msgs := log.read(topic, at := store.position(), batch):
-        good = refuse(check(decode(msgs)[0], rules)).good.sort('_i').drop('_i'); late = too_late(store, good)
+        good = refuse(check(decode(msgs)[0], rules)).good.sort('_i').drop('_i')
+        late = too_late(store, good)
         new, notes = unseen(store, good.filter(~late))
         update(store, new, at + len(msgs), notes)
-        n['messages'] += len(msgs); n['refused'] += len(msgs) - good.height
-        n['applied'] += new.height; n['late'] += int(late.sum()); n['repeated'] += good.height - int(late.sum()) - new.height
+        n['messages'] += len(msgs)
+        n['refused'] += len(msgs) - good.height
+        n['applied'] += new.height
+        n['late'] += int(late.sum())
+        n['repeated'] += good.height - int(late.sum()) - new.height
     return n
 
 # %% ../nbs/09_stream.ipynb #a7dfdedc
-def records(store: Online,
-            clock: int | None=None  # Minute to trim to, UTC; default: the store's own
-           ) -> dict[bytes, bytes]: # Name -> record
+def records(
+    store: Online,
+    clock: int | None = None,  # Minute to trim to, UTC; default: the store's own
+) -> dict[bytes, bytes]:  # Name -> record
     "Every history of a feature set's store as it would lie if all of it had been written at `clock`"
     out, clock = {}, clock or store.clock()
     with store.snapshot() as many:

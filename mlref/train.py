@@ -25,12 +25,14 @@ from .core import MlrefError, Table, digest, service_day
 from .model import Net, Torch
 
 # %% ../nbs/11_train.ipynb #8d2b996f
-def blocks(table: Table,  # Any table
-           k: int         # How many
-          ) -> np.ndarray:  # Block of each row, 0 to k-1
+def blocks(
+    table: Table,  # Any table
+    k: int,  # How many
+) -> np.ndarray:  # Block of each row, 0 to k-1
     "Cut the days of a table into k stretches of about equally many days"
     days, at = np.unique(service_day(table.T), return_inverse=True)
-    if len(days) < k: raise MlrefError(f'expected at least {k} days to cut into {k} blocks, got {len(days)}')
+    if len(days) < k:
+        raise MlrefError(f'expected at least {k} days to cut into {k} blocks, got {len(days)}')
     return (np.arange(len(days)) * k // len(days))[at]
 
 # %% ../nbs/11_train.ipynb #c991f9db
@@ -38,279 +40,523 @@ def device() -> str:  # 'cuda' or 'cpu'
     "Where training runs: the graphics processor when there is one"
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-def order(seed: int, epoch: int, n: int  # Rows of the table
-         ) -> torch.Tensor:              # Positions, int64 (n,)
+
+def order(
+    seed: int,
+    epoch: int,
+    n: int,  # Rows of the table
+) -> torch.Tensor:  # Positions, int64 (n,)
     "The order in which an epoch sees the rows"
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
 
 # %% ../nbs/11_train.ipynb #b49ba122
-def pace(step: int,  # From 0
-         steps: int  # In all
-        ) -> float:  # Share of the learning rate, above 0 and up to 1
+def pace(
+    step: int,  # From 0
+    steps: int,  # In all
+) -> float:  # Share of the learning rate, above 0 and up to 1
     "How much of the learning rate a step takes"
-    up = max(1, .15 * steps)
+    up = max(1, 0.15 * steps)
     x = (step + 1) / up if step < up else 1 - (step - up) / (steps - up)
-    return (1 - math.cos(math.pi * min(1., x))) / 2
+    return (1 - math.cos(math.pi * min(1.0, x))) / 2
 
 # %% ../nbs/11_train.ipynb #4988bebe
 class Drop(nn.Dropout):
     "`nn.Dropout` with 8 random bits a unit on a CPU: the share is rounded to 1/256"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         cut = round(256 * self.p)
-        if not self.training or not cut or x.is_cuda: return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2**63, None).view(torch.uint8)[:x.numel()]
-        keep = np.multiply(bits.numpy() >= cut, np.float32(256 / (256 - cut)))  # in NumPy: it compares bytes many at a time
+        if not self.training or not cut or x.is_cuda:
+            return super().forward(x)
+        bits = (
+            torch.empty(-(-x.numel() // 8), dtype=torch.int64)
+            .random_(-(2**63), None)
+            .view(torch.uint8)[: x.numel()]
+        )
+        # in NumPy: it compares bytes many at a time
+        keep = np.multiply(bits.numpy() >= cut, np.float32(256 / (256 - cut)))
         return x * torch.from_numpy(keep).view(x.shape).to(x.dtype)
 
-def seeded(seed: int, step: int, rank: int=0) -> None:
+
+def seeded(seed: int, step: int, rank: int = 0) -> None:
     "Set what dropout draws from: a function of seed, step and rank"
     s = ((seed * 1_000_003 + step) * 1009 + rank) & (2**63 - 1)
     torch.default_generator.manual_seed(s)
-    if torch.cuda.is_available(): torch.cuda.manual_seed(s)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(s)
 
 # %% ../nbs/11_train.ipynb #0d80c652
-def ready(fit: Table, stop: Table,      # To learn from, to stop on
-          targets: np.ndarray|None=None # What is learnt instead of fit.y, (rows, ...); finite
-         ) -> np.ndarray:               # What is learnt, float32
+def ready(
+    fit: Table,
+    stop: Table,  # To learn from, to stop on
+    targets: np.ndarray | None = None,  # What is learnt instead of fit.y, (rows, ...); finite
+) -> np.ndarray:  # What is learnt, float32
     "Raise `MlrefError` on tables that nothing can be learnt from"
     for t, what in ((fit, 'learn from'), (stop, 'stop on')):
-        if not len(t): raise MlrefError(f'expected rows to {what}, got none; take more days')
-        if what == 'learn from' and targets is not None: continue
-        if n := int(np.isnan(t.y).sum()): raise MlrefError(f'expected labelled rows to {what}, got {n} of {len(t)} without a label; use known_by')
-        if n := int((~np.isin(t.y, (0, 1))).sum()): raise MlrefError(f'expected labels 0 and 1 to {what}, got {n} others, such as {t.y[~np.isin(t.y, (0, 1))][0]:g}')
-        if len(np.unique(t.y)) < 2: raise MlrefError(f'expected late and punctual flights to {what}, got {len(t)} rows of one kind; take more days')
-    if fit.names != stop.names: raise MlrefError(f'expected the same features in both tables, got {len(fit.names)} and {len(stop.names)}, not the same ones')
-    if targets is None: return fit.y
-    if len(targets) != len(fit) or not np.isfinite(targets).all(): raise MlrefError(f'expected finite targets for {len(fit)} rows, got shape {np.shape(targets)} with {int((~np.isfinite(targets)).sum())} not finite')
+        if not len(t):
+            raise MlrefError(f'expected rows to {what}, got none; take more days')
+        if what == 'learn from' and targets is not None:
+            continue
+        if n := int(np.isnan(t.y).sum()):
+            raise MlrefError(
+                f'expected labelled rows to {what}, got {n} of {len(t)} without a label; use'
+                ' known_by'
+            )
+        if n := int((~np.isin(t.y, (0, 1))).sum()):
+            raise MlrefError(
+                f'expected labels 0 and 1 to {what}, got {n} others, such as'
+                f' {t.y[~np.isin(t.y, (0, 1))][0]:g}'
+            )
+        if len(np.unique(t.y)) < 2:
+            raise MlrefError(
+                f'expected late and punctual flights to {what}, got {len(t)} rows of one kind; take'
+                ' more days'
+            )
+    if fit.names != stop.names:
+        raise MlrefError(
+            f'expected the same features in both tables, got {len(fit.names)} and'
+            f' {len(stop.names)}, not the same ones'
+        )
+    if targets is None:
+        return fit.y
+    if len(targets) != len(fit) or not np.isfinite(targets).all():
+        raise MlrefError(
+            f'expected finite targets for {len(fit)} rows, got shape {np.shape(targets)} with'
+            f' {int((~np.isfinite(targets)).sum())} not finite'
+        )
     return np.ascontiguousarray(targets, np.float32)
 
 # %% ../nbs/11_train.ipynb #0ea88f38
-def suspects(X: np.ndarray,           # Rows of the batch, float32 (rows, names)
-             names: tuple[str, ...],  # Columns
-             k: int=3                 # At most so many
-            ) -> str:                 # Part of a sentence
+def suspects(
+    X: np.ndarray,  # Rows of the batch, float32 (rows, names)
+    names: tuple[str, ...],  # Columns
+    k: int = 3,  # At most so many
+) -> str:  # Part of a sentence
     "Which features of a batch could have broken the loss"
-    if (n := np.isinf(X).sum(0)).any(): return 'infinite values in ' + ', '.join(f'{names[i]} ({n[i]})' for i in np.argsort(-n, kind='stable')[:k] if n[i])
-    x = np.abs(np.where(np.isnan(X), 0, X.astype(np.float64))); far = x.max(0) / np.maximum(np.median(x, 0), 1)
-    return 'no infinite value; furthest out are ' + ', '.join(f'{names[i]} (up to {x[:, i].max():.3g})' for i in np.argsort(-far, kind='stable')[:k])
+    if (n := np.isinf(X).sum(0)).any():
+        return 'infinite values in ' + ', '.join(
+            f'{names[i]} ({n[i]})' for i in np.argsort(-n, kind='stable')[:k] if n[i]
+        )
+    x = np.abs(np.where(np.isnan(X), 0, X.astype(np.float64)))
+    far = x.max(0) / np.maximum(np.median(x, 0), 1)
+    return 'no infinite value; furthest out are ' + ', '.join(
+        f'{names[i]} (up to {x[:, i].max():.3g})' for i in np.argsort(-far, kind='stable')[:k]
+    )
 
 # %% ../nbs/11_train.ipynb #285cca24
 @dataclass(frozen=True)
 class Epoch:
     "A point of the learning curves"
+
     epoch: int
     train: float  # Mean loss of the epoch's steps, with dropout
-    stop: float   # Mean cross-entropy of the stop rows after it
+    stop: float  # Mean cross-entropy of the stop rows after it
+
 
 @dataclass
 class State:
     "Where a fit stands"
+
     net: nn.Module
     opt: torch.optim.Optimizer
-    losses: torch.Tensor           # Of the steps of this epoch, float32 (steps,)
+    losses: torch.Tensor  # Of the steps of this epoch, float32 (steps,)
     best: dict[str, torch.Tensor]  # Weights with the lowest stop loss so far
-    step: int = 0                  # Steps done
+    step: int = 0  # Steps done
     history: tuple[Epoch, ...] = ()
 
-    def low(self) -> float: return min((e.stop for e in self.history), default=math.inf)
-    def idle(self) -> int: return len(self.history) - 1 - min(range(len(self.history)), key=lambda i: self.history[i].stop) if self.history else 0
+    def low(self) -> float:
+        return min((e.stop for e in self.history), default=math.inf)
+
+    def idle(self) -> int:
+        return (
+            len(self.history)
+            - 1
+            - min(range(len(self.history)), key=lambda i: self.history[i].stop)
+            if self.history
+            else 0
+        )
 
 # %% ../nbs/11_train.ipynb #17e208b9
 def packed(s: State) -> dict[str, torch.Tensor]:
     "The tensors of a state"
     opt = {f'opt.{i}.{k}': v for i, x in s.opt.state_dict()['state'].items() for k, v in x.items()}
-    return {**{f'net.{k}': v for k, v in s.net.state_dict().items()}, **{f'best.{k}': v for k, v in s.best.items()}, **opt, 'losses': s.losses}
+    return {
+        **{f'net.{k}': v for k, v in s.net.state_dict().items()},
+        **{f'best.{k}': v for k, v in s.best.items()},
+        **opt,
+        'losses': s.losses,
+    }
+
 
 def unpacked(s: State, about: dict, t: dict[str, torch.Tensor]) -> None:
     "Put a checkpoint into a state"
-    part = lambda p: {k[len(p):]: v for k, v in t.items() if k.startswith(p)}
-    s.net.load_state_dict(part('net.')); s.best = {k: v.to(s.losses.device) for k, v in part('best.').items()}
+    part = lambda p: {k[len(p) :]: v for k, v in t.items() if k.startswith(p)}
+    s.net.load_state_dict(part('net.'))
+    s.best = {k: v.to(s.losses.device) for k, v in part('best.').items()}
     moments: dict[int, dict] = {}
-    for k, v in part('opt.').items(): moments.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
+    for k, v in part('opt.').items():
+        moments.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
     s.opt.load_state_dict({'state': moments, 'param_groups': s.opt.state_dict()['param_groups']})
-    s.losses.copy_(t['losses']); s.step, s.history = about['step'], tuple(Epoch(**e) for e in about['history'])
+    s.losses.copy_(t['losses'])
+    s.step, s.history = about['step'], tuple(Epoch(**e) for e in about['history'])
 
 # %% ../nbs/11_train.ipynb #1457bcc5
 def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     "Mean binary cross-entropy; the target of a row counts for each of its outputs"
-    if logits.dim() > target.dim(): target = target.unsqueeze(-1).expand_as(logits)
+    if logits.dim() > target.dim():
+        target = target.unsqueeze(-1).expand_as(logits)
     return nn.functional.binary_cross_entropy_with_logits(logits, target)
+
 
 def ranks() -> tuple[int, int]:  # This process, and how many there are
     "Place among the processes that train together; (0, 1) alone"
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
 
-def one_step(model: nn.Module, opt: torch.optim.Optimizer, X: torch.Tensor, y: torch.Tensor,
-             at: torch.Tensor,   # Rows of the batch, all ranks together
-             loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], half: bool=False
-            ) -> torch.Tensor:   # This rank's part of the mean loss, times the number of ranks
+
+def one_step(
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    X: torch.Tensor,
+    y: torch.Tensor,
+    at: torch.Tensor,  # Rows of the batch, all ranks together
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    half: bool = False,
+) -> torch.Tensor:  # This rank's part of the mean loss, times the number of ranks
     "Forward, backward, update"
     rank, world = ranks()
-    mine, share = (at[rank::world], len(at[rank::world]) * world / len(at)) if len(at) >= world else (at, 1)  # a rest too small to share is done by all
-    with torch.autocast(X.device.type, torch.bfloat16, enabled=half, cache_enabled=False): out = model(X.index_select(0, mine))
+    # a rest too small to share is done by all
+    mine, share = (
+        (at[rank::world], len(at[rank::world]) * world / len(at)) if len(at) >= world else (at, 1)
+    )
+    with torch.autocast(X.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        out = model(X.index_select(0, mine))
     value = loss(out.float(), y.index_select(0, mine)) * share
-    opt.zero_grad(set_to_none=True); value.backward(); opt.step()
+    opt.zero_grad(set_to_none=True)
+    value.backward()
+    opt.step()
     return value.detach()
 
 # %% ../nbs/11_train.ipynb #3c5df09a
 def stop_loss(net: nn.Module, X: torch.Tensor, y: torch.Tensor) -> float:
     "Mean binary cross-entropy without dropout, in float32"
     net.eval()
-    with torch.no_grad(): total = sum(bce(net(X[i:i+8192]), y[i:i+8192]).double() * len(y[i:i+8192]) for i in range(0, len(X), 8192)) / len(X)
-    if ranks()[1] > 1: dist.broadcast(total, 0)
+    with torch.no_grad():
+        total = sum(
+            bce(net(X[i : i + 8192]), y[i : i + 8192]).double() * len(y[i : i + 8192])
+            for i in range(0, len(X), 8192)
+        ) / len(X)
+    if ranks()[1] > 1:
+        dist.broadcast(total, 0)
     return float(total)
 
 # %% ../nbs/11_train.ipynb #e583bd6c
-def first_bad(s: State, a: int, b: int) -> int | None:  # Step of the epoch; None = all is well
+def first_bad(
+    s: State,
+    a: int,
+    b: int,
+) -> int | None:  # Step of the epoch; None = all is well
     "The first of the steps a to b of this epoch whose loss, or the weights after it, are not finite; losses become means over ranks"
-    if (world := ranks()[1]) > 1: dist.all_reduce(s.losses[a:b]); s.losses[a:b] /= world
+    if (world := ranks()[1]) > 1:
+        dist.all_reduce(s.losses[a:b])
+        s.losses[a:b] /= world
     bad = (~s.losses[a:b].isfinite()).nonzero()
-    if len(bad): return a + int(bad[0])
-    if not all(bool(p.isfinite().all()) for p in s.net.parameters()): return b - 1
+    if len(bad):
+        return a + int(bad[0])
+    if not all(bool(p.isfinite().all()) for p in s.net.parameters()):
+        return b - 1
 
 # %% ../nbs/11_train.ipynb #2d8f5559
-def job_of(net: nn.Module, fit: Table, stop: Table, y: np.ndarray, settings: dict, loss: Callable) -> dict:
+def job_of(
+    net: nn.Module, fit: Table, stop: Table, y: np.ndarray, settings: dict, loss: Callable
+) -> dict:
     "What a checkpoint must be of"
     n = sum(p.numel() for p in net.parameters())
     shape = digest(repr(net), [[k, list(v.shape)] for k, v in net.state_dict().items()])[:8]
-    return {'network': f'{type(net).__name__} of {n:,} numbers, {shape}', 'data': digest(fit.X, y, fit.known, stop.X, stop.y, stop.known, list(fit.names))[:16],
-            'settings': {**settings, 'loss': getattr(loss, '__qualname__', type(loss).__name__)},
-            'place': {'device': device(), 'ranks': ranks()[1], 'threads': torch.get_num_threads(), 'torch': torch.__version__}}
+    return {
+        'network': f'{type(net).__name__} of {n:,} numbers, {shape}',
+        'data': digest(fit.X, y, fit.known, stop.X, stop.y, stop.known, list(fit.names))[:16],
+        'settings': {**settings, 'loss': getattr(loss, '__qualname__', type(loss).__name__)},
+        'place': {
+            'device': device(),
+            'ranks': ranks()[1],
+            'threads': torch.get_num_threads(),
+            'torch': torch.__version__,
+        },
+    }
 
 # %% ../nbs/11_train.ipynb #8daef103
 @dataclass(frozen=True)
 class Plan:
     "The settings of a fit"
-    rows: int     # To learn from
+
+    rows: int  # To learn from
     seed: int
     epochs: int
-    batch: int    # Rows of a step, all ranks together
-    rate: float   # Largest learning rate
+    batch: int  # Rows of a step, all ranks together
+    rate: float  # Largest learning rate
     decay: float  # Of weights, as in AdamW
-    half: bool    # Products in bfloat16
+    half: bool  # Products in bfloat16
 
-    def steps(self) -> int: return -(-self.rows // self.batch)  # of an epoch
+    def steps(
+        self,
+    ) -> int:
+        return -(-self.rows // self.batch)  # of an epoch
 
 # %% ../nbs/11_train.ipynb #11aa1002
 def adamw(weights: list[torch.Tensor], rate: float, decay: float) -> torch.optim.AdamW:
     "The fused AdamW; on a graphics processor its rate lies there"
     cuda, dev = weights[0].is_cuda, weights[0].device
-    return torch.optim.AdamW(weights, torch.tensor(rate, device=dev) if cuda else rate, weight_decay=decay, fused=True, capturable=cuda)
+    return torch.optim.AdamW(
+        weights,
+        torch.tensor(rate, device=dev) if cuda else rate,
+        weight_decay=decay,
+        fused=True,
+        capturable=cuda,
+    )
+
 
 def paced(opt: torch.optim.Optimizer, rate: float) -> None:
     "Set the learning rate of the next step"
-    for g in opt.param_groups: g['lr'] = g['lr'].fill_(rate) if torch.is_tensor(g['lr']) else rate
+    for g in opt.param_groups:
+        g['lr'] = g['lr'].fill_(rate) if torch.is_tensor(g['lr']) else rate
 
 # %% ../nbs/11_train.ipynb #11aa1005
 class Graph:
     "A step as a CUDA graph: three full batches as they come, then recorded once and replayed"
-    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor],  # Positions of rows, int64 (..., batch), to a loss
-                 batch: int  # Positions of a full batch; fewer are never recorded
-                ): self.step, self.batch, self.side, self.early, self.graph = step, batch, torch.cuda.Stream(), 3, None
+
+    def __init__(
+        self,
+        # Positions of rows, int64 (..., batch), to a loss
+        step: Callable[[torch.Tensor], torch.Tensor],
+        batch: int,  # Positions of a full batch; fewer are never recorded
+    ):
+        self.step, self.batch, self.side, self.early, self.graph = (
+            step,
+            batch,
+            torch.cuda.Stream(),
+            3,
+            None,
+        )
 
     def _aside(self, at: torch.Tensor) -> torch.Tensor:
-        self.early -= 1; self.side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side): loss = self.step(at)
+        self.early -= 1
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
+            loss = self.step(at)
         torch.cuda.current_stream().wait_stream(self.side)
         return loss
 
     def _record(self, at: torch.Tensor) -> None:
         self.at, graph = at.clone(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self.side): self.loss = self.step(self.at)
-        except RuntimeError as e: raise MlrefError(f'expected a step that never waits for the device, got: {e}; keep .item() and masks out of network and loss, or fit with graph=False') from e
+            with torch.cuda.graph(graph, stream=self.side):
+                self.loss = self.step(self.at)
+        except RuntimeError as e:
+            raise MlrefError(
+                f'expected a step that never waits for the device, got: {e}; keep .item() and masks'
+                ' out of network and loss, or fit with graph=False'
+            ) from e
         self.graph = graph
 
-    def __call__(self, at: torch.Tensor) -> torch.Tensor:  # Loss; the next call overwrites it
-        if at.shape[-1] < self.batch: return self.step(at)
-        if self.early: return self._aside(at)
-        if not self.graph: self._record(at)
-        self.at.copy_(at); self.graph.replay(); return self.loss
+    def __call__(
+        self,
+        at: torch.Tensor,
+    ) -> torch.Tensor:  # Loss; the next call overwrites it
+        if at.shape[-1] < self.batch:
+            return self.step(at)
+        if self.early:
+            return self._aside(at)
+        if not self.graph:
+            self._record(at)
+        self.at.copy_(at)
+        self.graph.replay()
+        return self.loss
 
 # %% ../nbs/11_train.ipynb #11aa1006
-def stepper(model: nn.Module, opt: torch.optim.Optimizer, X: torch.Tensor, y: torch.Tensor, plan: Plan, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-            graph: bool=True) -> Callable[[torch.Tensor], torch.Tensor]:  # Positions of rows to a loss
+def stepper(
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    X: torch.Tensor,
+    y: torch.Tensor,
+    plan: Plan,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    graph: bool = True,
+) -> Callable[[torch.Tensor], torch.Tensor]:  # Positions of rows to a loss
     "`one_step` on these rows; on a graphics processor, alone, it is recorded"
     step = partial(one_step, model, opt, X, y, loss=loss, half=plan.half)
     return Graph(step, plan.batch) if graph and X.is_cuda and ranks()[1] == 1 else step
 
 # %% ../nbs/11_train.ipynb #d41f1f4e
-def start(net: nn.Module, plan: Plan, dev: str='cpu') -> State:
+def start(net: nn.Module, plan: Plan, dev: str = 'cpu') -> State:
     "A state before the first step; from now on the network's dropout is `Drop`"
     for m in net.modules():
-        if type(m) is nn.Dropout: m.__class__ = Drop
-    return State(net, adamw([*net.to(dev).parameters()], plan.rate, plan.decay), torch.zeros(plan.steps(), device=dev), {})
+        if type(m) is nn.Dropout:
+            m.__class__ = Drop
+    return State(
+        net,
+        adamw([*net.to(dev).parameters()], plan.rate, plan.decay),
+        torch.zeros(plan.steps(), device=dev),
+        {},
+    )
+
 
 def finished(s: State) -> nn.Module:
     "The network with its best weights and its own dropout"
     s.net.load_state_dict(s.best)
     for m in s.net.modules():
-        if type(m) is Drop: m.__class__ = nn.Dropout
+        if type(m) is Drop:
+            m.__class__ = nn.Dropout
     return s.net
+
 
 def steps(s: State, step: Callable[[torch.Tensor], torch.Tensor], plan: Plan) -> Iterator[int]:
     "Do what is left of this epoch; yields, after each step, how many of the epoch's steps are done"
     epoch, begin = divmod(s.step, n := plan.steps())
-    parts = order(plan.seed, epoch, plan.rows).to(s.losses.device).split(plan.batch); s.net.train()
+    parts = order(plan.seed, epoch, plan.rows).to(s.losses.device).split(plan.batch)
+    s.net.train()
     for i in range(begin, n):
-        seeded(plan.seed, s.step, ranks()[0]); paced(s.opt, plan.rate * pace(s.step, plan.epochs * n))
+        seeded(plan.seed, s.step, ranks()[0])
+        paced(s.opt, plan.rate * pace(s.step, plan.epochs * n))
         s.losses[i] = step(parts[i])
         s.step += 1
         yield i + 1
 
 # %% ../nbs/11_train.ipynb #ef837304
-def look(s: State, a: int, b: int, plan: Plan, fit: Table, folder: Path|None) -> None:
+def look(s: State, a: int, b: int, plan: Plan, fit: Table, folder: Path | None) -> None:
     "Raise `MlrefError` when the steps a to b of the running epoch went wrong"
-    if (bad := first_bad(s, a, b)) is None: return
+    if (bad := first_bad(s, a, b)) is None:
+        return
     epoch, value = (s.step - 1) // plan.steps(), float(s.losses[bad])
-    batch = fit.X[order(plan.seed, epoch, plan.rows)[bad * plan.batch:][:plan.batch].numpy()]
-    where, X = ('the table', fit.X) if np.isinf(fit.X).any() else ('its batch', batch)  # one infinite value spoils the scaling of all rows
-    raise MlrefError(f'expected a finite loss, got {value if not math.isfinite(value) else "weights that are not"} in step {bad} of epoch {epoch}; in {where}: {suspects(X, fit.names)}; mend them or lower the learning rate'
-                     + (f'; the last good checkpoint is kept in {folder}' if folder else ''))
+    batch = fit.X[order(plan.seed, epoch, plan.rows)[bad * plan.batch :][: plan.batch].numpy()]
+    # one infinite value spoils the scaling of all rows
+    where, X = ('the table', fit.X) if np.isinf(fit.X).any() else ('its batch', batch)
+    raise MlrefError(
+        'expected a finite loss, got'
+        f' {value if not math.isfinite(value) else "weights that are not"} in step {bad} of epoch'
+        f' {epoch}; in {where}: {suspects(X, fit.names)}; mend them or lower the learning rate'
+        + (f'; the last good checkpoint is kept in {folder}' if folder else '')
+    )
 
 # %% ../nbs/11_train.ipynb #c6241def
-def shared(net: nn.Module, bucket_mb: float=25.) -> nn.Module:
+def shared(net: nn.Module, bucket_mb: float = 25.0) -> nn.Module:
     "The network, its gradients averaged over ranks in pieces of so many MB; alone, the network"
-    return nn.parallel.DistributedDataParallel(net, forward_sync_buffers=False, bucket_cap_mb=bucket_mb) if ranks()[1] > 1 else net
+    return (
+        nn.parallel.DistributedDataParallel(
+            net, forward_sync_buffers=False, bucket_cap_mb=bucket_mb
+        )
+        if ranks()[1] > 1
+        else net
+    )
+
 
 def _after(s: State, stop: Table, Xs: torch.Tensor, ys: torch.Tensor) -> None:
     now, epoch = stop_loss(s.net, Xs, ys), len(s.history)
-    if not math.isfinite(now): raise MlrefError(f'expected a finite loss on the rows to stop on, got {now} after epoch {epoch}; in them: {suspects(stop.X, stop.names)}')
-    if now < s.low(): s.best = {k: v.detach().clone() for k, v in s.net.state_dict().items()}
+    if not math.isfinite(now):
+        raise MlrefError(
+            f'expected a finite loss on the rows to stop on, got {now} after epoch {epoch}; in'
+            f' them: {suspects(stop.X, stop.names)}'
+        )
+    if now < s.low():
+        s.best = {k: v.detach().clone() for k, v in s.net.state_dict().items()}
     s.history += (Epoch(epoch, float(s.losses.mean()), now),)
 
-def _run(s: State, model: nn.Module, plan: Plan, fit: Table, stop: Table, y: np.ndarray, loss: Callable, graph: bool, patience: int, folder: Path|None, every: int, job: dict, bar: tqdm) -> None:
+
+def _run(
+    s: State,
+    model: nn.Module,
+    plan: Plan,
+    fit: Table,
+    stop: Table,
+    y: np.ndarray,
+    loss: Callable,
+    graph: bool,
+    patience: int,
+    folder: Path | None,
+    every: int,
+    job: dict,
+    bar: tqdm,
+) -> None:
     X, y, Xs, ys = (torch.from_numpy(a).to(s.losses.device) for a in (fit.X, y, stop.X, stop.y))
-    keep = lambda: save_checkpoint(folder, s.step, packed(s), {**job, 'history': [asdict(e) for e in s.history]}) if folder and not ranks()[0] else None
+    keep = lambda: (
+        save_checkpoint(
+            folder, s.step, packed(s), {**job, 'history': [asdict(e) for e in s.history]}
+        )
+        if folder and not ranks()[0]
+        else None
+    )
     step = stepper(model, s.opt, X, y, plan, loss, graph)
     while len(s.history) < plan.epochs and s.idle() < patience:
         seen = s.step % plan.steps()
         for done in steps(s, step, plan):
             bar.update(plan.batch)
-            if done < plan.steps() and s.step % every == 0: look(s, seen, done, plan, fit, folder); seen = done; keep()
-        look(s, seen, plan.steps(), plan, fit, folder); _after(s, stop, Xs, ys); keep()
+            if done < plan.steps() and s.step % every == 0:
+                look(s, seen, done, plan, fit, folder)
+                seen = done
+                keep()
+        look(s, seen, plan.steps(), plan, fit, folder)
+        _after(s, stop, Xs, ys)
+        keep()
         bar.set_postfix(train=f'{s.history[-1].train:.4f}', stop=f'{s.history[-1].stop:.4f}')
 
 # %% ../nbs/11_train.ipynb #01d9c347
-def fit_torch(fit: Table, stop: Table,   # Labelled rows to learn from, and of later days to stop on
-              seed: int=0, epochs: int=6, batch: int=1024, rate: float=2e-3, decay: float=1e-2,
-              make=Net,                  # Names and categories to a network: Net, linear, ...
-              progress: bool=False,      # Show a bar with rows a second and the time that is left
-              loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]=bce,  # Output while training and targets to a scalar; pure
-              targets: np.ndarray|None=None,  # Learn these instead of fit.y: soft labels, several tasks; float32 (rows, ...)
-              half: bool=False, patience: int=0,  # Products in bfloat16; stop after so many epochs without a lower stop loss, 0 = never
-              folder: Path|None=None,    # Of checkpoints; a fit that was killed goes on from there
-              every: int=500,            # Steps between two looks at the loss, and two checkpoints
-              history: list|None=None,   # Gets an `Epoch` for each epoch
-              wrap: Callable[[nn.Module], nn.Module]=shared,  # How several processes share gradients
-              graph: bool=True           # On a graphics processor, alone: record a step and replay it
-             ) -> Torch:                 # A Predictor
+def fit_torch(
+    fit: Table,
+    stop: Table,  # Labelled rows to learn from, and of later days to stop on
+    seed: int = 0,
+    epochs: int = 6,
+    batch: int = 1024,
+    rate: float = 2e-3,
+    decay: float = 1e-2,
+    make=Net,  # Names and categories to a network: Net, linear, ...
+    progress: bool = False,  # Show a bar with rows a second and the time that is left
+    # Output while training and targets to a scalar; pure
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = bce,
+    # Learn these instead of fit.y: soft labels, several tasks; float32 (rows, ...)
+    targets: np.ndarray | None = None,
+    half: bool = False,
+    # Products in bfloat16; stop after so many epochs without a lower stop loss, 0 = never
+    patience: int = 0,
+    folder: Path | None = None,  # Of checkpoints; a fit that was killed goes on from there
+    every: int = 500,  # Steps between two looks at the loss, and two checkpoints
+    history: list | None = None,  # Gets an `Epoch` for each epoch
+    wrap: Callable[[nn.Module], nn.Module] = shared,  # How several processes share gradients
+    graph: bool = True,  # On a graphics processor, alone: record a step and replay it
+) -> Torch:  # A Predictor
     "Train a network; the same tables, seed and place give the same weights, also after a kill. Raises `MlrefError` on rows that cannot be learnt from, a loss that is no number, another fit's folder"
     y, plan = ready(fit, stop, targets), Plan(len(fit), seed, epochs, batch, rate, decay, half)
-    torch.manual_seed(seed); net = make(fit.names, fit.cats); net.scale(torch.from_numpy(fit.X))
-    s = start(net, plan, device()); job = job_of(net, fit, stop, y, asdict(plan), loss) if folder else {}
-    if folder and (found := load_checkpoint(folder)): same_job(job, found[0], folder); unpacked(s, *found)
-    with tqdm(total=epochs * plan.steps() * batch, initial=s.step * batch, unit=' rows', unit_scale=True, disable=not progress or ranks()[0] > 0) as bar:
-        _run(s, wrap(net), plan, fit, stop, y, loss, graph, patience or epochs, folder, every, job, bar)
-    if history is not None: history += s.history
+    torch.manual_seed(seed)
+    net = make(fit.names, fit.cats)
+    net.scale(torch.from_numpy(fit.X))
+    s = start(net, plan, device())
+    job = job_of(net, fit, stop, y, asdict(plan), loss) if folder else {}
+    if folder and (found := load_checkpoint(folder)):
+        same_job(job, found[0], folder)
+        unpacked(s, *found)
+    with tqdm(
+        total=epochs * plan.steps() * batch,
+        initial=s.step * batch,
+        unit=' rows',
+        unit_scale=True,
+        disable=not progress or ranks()[0] > 0,
+    ) as bar:
+        _run(
+            s,
+            wrap(net),
+            plan,
+            fit,
+            stop,
+            y,
+            loss,
+            graph,
+            patience or epochs,
+            folder,
+            every,
+            job,
+            bar,
+        )
+    if history is not None:
+        history += s.history
     return Torch(finished(s), int(max(fit.known.max(), stop.known.max())))

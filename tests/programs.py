@@ -1,13 +1,29 @@
 """Programs that are not Python packages"""
+
 import os, shutil
 import pytest
 
+
 def need(program: str) -> str:
     "Where `program` is; without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there"
-    if at := shutil.which(program): return at
-    (pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip)(f'expected the program {program}, found none; on Debian and Ubuntu: apt install {program}')
+    if at := shutil.which(program):
+        return at
+    (pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip)(
+        f'expected the program {program}, found none; on Debian and Ubuntu: apt install {program}'
+    )
+
 
 def browser(pw):
     "Headless Chromium that asks nobody for updates"
-    return pw.chromium.launch(executable_path=need('chromium'), args=['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-        '--disable-background-networking', '--disable-component-update', '--disable-sync'])
+    return pw.chromium.launch(
+        executable_path=need('chromium'),
+        args=[
+            '--no-sandbox',
+            '--disable-gpu',
+            '--disable-quic',
+            '--no-first-run',
+            '--disable-background-networking',
+            '--disable-component-update',
+            '--disable-sync',
+        ],
+    )

@@ -1,4 +1,5 @@
 """Thresholds refuse a batch whole, quarantine is released once, pandera is met both ways"""
+
 import warnings
 import pandera.polars as pa, polars as pl, pytest
 from mlref.contracts import Rule, check, from_pandera, refuse, rules, to_pandera
@@ -12,109 +13,304 @@ from mlref.stream import feed
 
 CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
 
-@pytest.fixture(scope='module')
-def some(): return year(raw_folder()).filter(pl.col('kind') == 'departure').head(1000)
 
-@pytest.mark.parametrize('most, share, broken, over', [(0, 0., 1, True), (0, 0., 0, False), (5, 0., 5, False), (5, 0., 6, True), (0, .01, 10, False), (0, .01, 11, True), (20, .01, 20, False)])
+@pytest.fixture(scope='module')
+def some():
+    return year(raw_folder()).filter(pl.col('kind') == 'departure').head(1000)
+
+
+@pytest.mark.parametrize(
+    'most, share, broken, over',
+    [
+        (0, 0.0, 1, True),
+        (0, 0.0, 0, False),
+        (5, 0.0, 5, False),
+        (5, 0.0, 6, True),
+        (0, 0.01, 10, False),
+        (0, 0.01, 11, True),
+        (20, 0.01, 20, False),
+    ],
+)
 @pytest.mark.parametrize('action', ['info', 'warn', 'quarantine', 'fail'])
-def test_a_threshold_is_a_count_or_a_share_whichever_is_more(action, most, share, broken, over, some):
+def test_a_threshold_is_a_count_or_a_share_whichever_is_more(
+    action, most, share, broken, over, some
+):
     odd = pl.concat([some.head(broken).with_columns(distance=pl.lit(-1, pl.Int64)), some[broken:]])
-    got = check(odd, (Rule('far', ('departure',), pl.col('distance') > 0, action, most, share),)); m = got.metrics[0]
+    got = check(odd, (Rule('far', ('departure',), pl.col('distance') > 0, action, most, share),))
+    m = got.metrics[0]
     assert (m.of, m.broken, m.over) == (1000, broken, over)
-    assert got.bad.height == (broken if action in ('quarantine', 'fail') else 0) and bool(got.failed) == (over and action == 'fail')
+    assert got.bad.height == (broken if action in ('quarantine', 'fail') else 0) and bool(
+        got.failed
+    ) == (over and action == 'fail')
+
 
 def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed(some, tmp_path):
-    strict = (*CONTRACT, Rule('never far', ('departure',), pl.col('distance') < 2000, 'fail', share=.05))
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('e', encode(some))
-    with pytest.raises(MlrefError, match='refused whole'): ingest(lake, log, 'e', strict)
-    assert position(lake, 'e') == 0 and lake.sql('select (select count(*) from events) + (select count(*) from commits) + (select count(*) from quality) as n')['n'][0] == 0
+    strict = (
+        *CONTRACT,
+        Rule('never far', ('departure',), pl.col('distance') < 2000, 'fail', share=0.05),
+    )
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log.append('e', encode(some))
+    with pytest.raises(MlrefError, match='refused whole'):
+        ingest(lake, log, 'e', strict)
+    assert (
+        position(lake, 'e') == 0
+        and lake.sql(
+            'select (select count(*) from events) + (select count(*) from commits) + (select'
+            ' count(*) from quality) as n'
+        )['n'][0]
+        == 0
+    )
     assert ingest(lake, log, 'e', CONTRACT) == 1000  # mended, the same messages go in
+
 
 @pytest.mark.parametrize('way', ['ingest', 'release', 'feed'])
 def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
-    strict = (*(r for r in CONTRACT if not r.name.startswith('distance')), Rule('never far', ('departure',), pl.col('distance').is_between(0, 2000), 'fail', share=.05))
-    log, lake, store = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'), Online(tmp_path/'online')
-    log.append('e', encode(some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some))
-    if way == 'release': ingest(lake, log, 'e', CONTRACT); assert lake.sql('select count(*) as n from dead_letters')['n'][0] == 1000
-    before = lake.sql('select (select count(*) from commits) as a, (select count(*) from dead_letters) as b').row(0)
-    with pytest.raises(MlrefError, match="'never far', got .* refused whole"): ingest(lake, log, 'e', strict) if way == 'ingest' else release(lake, strict) if way == 'release' else feed(store, log, 'e', strict)
-    assert lake.sql('select (select count(*) from commits) as a, (select count(*) from dead_letters) as b').row(0) == before and events_at(lake).height == 0
+    strict = (
+        *(r for r in CONTRACT if not r.name.startswith('distance')),
+        Rule(
+            'never far', ('departure',), pl.col('distance').is_between(0, 2000), 'fail', share=0.05
+        ),
+    )
+    log, lake, store = (
+        LocalLog(tmp_path / 'log'),
+        Lake(tmp_path / 'l.duckdb'),
+        Online(tmp_path / 'online'),
+    )
+    log.append(
+        'e', encode(some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some)
+    )
+    if way == 'release':
+        ingest(lake, log, 'e', CONTRACT)
+        assert lake.sql('select count(*) as n from dead_letters')['n'][0] == 1000
+    before = lake.sql(
+        'select (select count(*) from commits) as a, (select count(*) from dead_letters) as b'
+    ).row(0)
+    with pytest.raises(MlrefError, match="'never far', got .* refused whole"):
+        (
+            ingest(lake, log, 'e', strict)
+            if way == 'ingest'
+            else release(lake, strict)
+            if way == 'release'
+            else feed(store, log, 'e', strict)
+        )
+    assert (
+        lake.sql(
+            'select (select count(*) from commits) as a, (select count(*) from dead_letters) as b'
+        ).row(0)
+        == before
+        and events_at(lake).height == 0
+    )
     assert (store.position(), list(store.names())) == (0, [])
 
+
 def test_all_reasons_and_release_is_idempotent(some, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb')
-    odd = some.head(3).with_columns(distance=pl.lit(7000, pl.Int64), dest=pl.Series(['ZZZ', *some['dest'][1:3]]))
-    log.append('e', encode(pl.concat([odd, some[3:]]))); ingest(lake, log, 'e', CONTRACT); before = digest(events_at(lake, 1))
-    assert lake.sql('select reasons from dead_letters order by off')['reasons'][0] == 'destination is known; distance 10 to 6,000 miles'
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    odd = some.head(3).with_columns(
+        distance=pl.lit(7000, pl.Int64), dest=pl.Series(['ZZZ', *some['dest'][1:3]])
+    )
+    log.append('e', encode(pl.concat([odd, some[3:]])))
+    ingest(lake, log, 'e', CONTRACT)
+    before = digest(events_at(lake, 1))
+    assert (
+        lake.sql('select reasons from dead_letters order by off')['reasons'][0]
+        == 'destination is known; distance 10 to 6,000 miles'
+    )
     lax = tuple(r for r in CONTRACT if not r.name.startswith('distance'))
     assert [release(lake, r) for r in (CONTRACT, lax, lax)] == [0, 2, 0]
     assert events_at(lake).height == 999 and digest(events_at(lake, 1)) == before
-    assert lake.sql('select sum(messages) = sum(good + repeated + dead) as ok from commits')['ok'][0]
-    assert lake.sql('select count(*) as n from dead_letters')['n'][0] == 1 and lake.sql('select count(*) as n from released')['n'][0] == 2
+    assert lake.sql('select sum(messages) = sum(good + repeated + dead) as ok from commits')['ok'][
+        0
+    ]
+    assert (
+        lake.sql('select count(*) as n from dead_letters')['n'][0] == 1
+        and lake.sql('select count(*) as n from released')['n'][0] == 2
+    )
+
 
 def broken(schema, frame):
     "What pandera itself says of a collected frame: (row, name of the check)"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', pa.errors.SchemaWarning)
-        try: schema.validate(frame, lazy=True); return set()
-        except pa.errors.SchemaErrors as e: return set(e.failure_cases.select('index', 'check').iter_rows())
+        try:
+            schema.validate(frame, lazy=True)
+            return set()
+        except pa.errors.SchemaErrors as e:
+            return set(e.failure_cases.select('index', 'check').iter_rows())
+
 
 def reasons(frame, rules):
-    return {(i, r) for i, why in check(frame.with_row_index('_row'), rules).bad.select('_row', 'reasons').iter_rows() for r in why}
+    return {
+        (i, r)
+        for i, why in (
+            check(frame.with_row_index('_row'), rules).bad.select('_row', 'reasons').iter_rows()
+        )
+        for r in why
+    }
+
 
 @pytest.fixture(scope='module')
 def worst():  # a day of real flights and weather, with one break of every rule somewhere
-    f = year(raw_folder()).filter(pl.col('known_time').is_between(minute('2013-02-11'), minute('2013-02-13'))).with_row_index('i'); at = lambda k: pl.col('i') % 97 == k
-    odd = {'kind': (1, 'rumour'), 'event_id': (2, None), 'event_time': (3, 10**8), 'origin': (4, 'LAX'), 'dest': (5, 'ZZZ'), 'carrier': (6, None), 'duration': (7, 3), 'distance': (8, -1), 'sched': (9, 0), 'dep_delay': (10, None),
-           'arr_delay': (11, 9999), 'wind_speed': (12, 150.), 'wind_gust': (13, 999.), 'temp': (14, 500.), 'humid': (15, -1.), 'pressure': (16, 1.), 'precip': (17, 99.)}
-    return f.with_columns(pl.when(at(k)).then(pl.lit(v, f.schema[c])).otherwise(pl.col(c)).alias(c) for c, (k, v) in odd.items()).drop('i')
+    f = (
+        year(raw_folder())
+        .filter(pl.col('known_time').is_between(minute('2013-02-11'), minute('2013-02-13')))
+        .with_row_index('i')
+    )
+    at = lambda k: pl.col('i') % 97 == k
+    odd = {
+        'kind': (1, 'rumour'),
+        'event_id': (2, None),
+        'event_time': (3, 10**8),
+        'origin': (4, 'LAX'),
+        'dest': (5, 'ZZZ'),
+        'carrier': (6, None),
+        'duration': (7, 3),
+        'distance': (8, -1),
+        'sched': (9, 0),
+        'dep_delay': (10, None),
+        'arr_delay': (11, 9999),
+        'wind_speed': (12, 150.0),
+        'wind_gust': (13, 999.0),
+        'temp': (14, 500.0),
+        'humid': (15, -1.0),
+        'pressure': (16, 1.0),
+        'precip': (17, 99.0),
+    }
+    return f.with_columns(
+        pl.when(at(k)).then(pl.lit(v, f.schema[c])).otherwise(pl.col(c)).alias(c)
+        for c, (k, v) in odd.items()
+    ).drop('i')
+
 
 def test_pandera_finds_the_same_rows_under_a_contract_and_gives_the_contract_back(worst):
-    schema = to_pandera(CONTRACT); want = reasons(worst, CONTRACT)
-    assert {r for _, r in want} == {r.name for r in CONTRACT if r.action == 'quarantine'} and broken(schema, worst) == want
+    schema = to_pandera(CONTRACT)
+    want = reasons(worst, CONTRACT)
+    assert {r for _, r in want} == {
+        r.name for r in CONTRACT if r.action == 'quarantine'
+    } and broken(schema, worst) == want
     assert broken(schema, check(worst, CONTRACT).good) == set()
     assert all(a is b for a, b in zip(from_pandera(schema), CONTRACT, strict=True))
-    with pytest.raises(pa.errors.SchemaErrors): schema.validate(worst.with_columns(pl.col('sched').cast(pl.Float64)), lazy=True)  # types are part of it
+    # types are part of it
+    with pytest.raises(pa.errors.SchemaErrors):
+        schema.validate(worst.with_columns(pl.col('sched').cast(pl.Float64)), lazy=True)
+
 
 @pytest.mark.parametrize('closed', [(True, True), (True, False), (False, True), (False, False)])
 def test_a_pandera_schema_becomes_rules_that_find_the_same_rows(closed, worst):
     low, high = closed
-    schema = pa.DataFrameSchema({'wind_speed': pa.Column(pl.Float64, pa.Check.in_range(0, 150., include_min=low, include_max=high), nullable=True),
-                                 'origin': pa.Column(pl.String, pa.Check.isin(['EWR', 'JFK', 'LGA'])), 'event_id': pa.Column(pl.String, nullable=False), 'humid': pa.Column(pl.Float64, [pa.Check.in_range(0, 100)], nullable=True)})
+    schema = pa.DataFrameSchema(
+        {
+            'wind_speed': pa.Column(
+                pl.Float64,
+                pa.Check.in_range(0, 150.0, include_min=low, include_max=high),
+                nullable=True,
+            ),
+            'origin': pa.Column(pl.String, pa.Check.isin(['EWR', 'JFK', 'LGA'])),
+            'event_id': pa.Column(pl.String, nullable=False),
+            'humid': pa.Column(pl.Float64, [pa.Check.in_range(0, 100)], nullable=True),
+        }
+    )
     got, want = reasons(worst, from_pandera(schema)), broken(schema, worst)
     column = {n: {i for i, c in want if c == n} for _, n in want}
-    assert {i for i, _ in got} == {i for i, _ in want} and len(got) == len(want) and column['not_nullable'] == {i for i, r in got if r == 'event_id: there'}
-    wind = {i for i, r in got if r == 'wind_speed: in_range'}; equal = lambda v: set(worst.with_row_index('_row').filter(pl.col('wind_speed') == v)['_row'])
-    assert equal(0) and equal(150) and (equal(0) <= wind, equal(150) <= wind) == (not low, not high) and not (low and equal(0) & wind) and not (high and equal(150) & wind)
+    assert (
+        {i for i, _ in got} == {i for i, _ in want}
+        and len(got) == len(want)
+        and column['not_nullable'] == {i for i, r in got if r == 'event_id: there'}
+    )
+    wind = {i for i, r in got if r == 'wind_speed: in_range'}
+    equal = lambda v: set(worst.with_row_index('_row').filter(pl.col('wind_speed') == v)['_row'])
+    assert (
+        equal(0)
+        and equal(150)
+        and (equal(0) <= wind, equal(150) <= wind) == (not low, not high)
+        and not (low and equal(0) & wind)
+        and not (high and equal(150) & wind)
+    )
+
 
 def test_a_pandera_check_that_cannot_be_read_is_refused():
-    with pytest.raises(MlrefError, match='in_range or isin on dest'): from_pandera(pa.DataFrameSchema({'dest': pa.Column(pl.String, pa.Check.str_length(3))}))
-    with pytest.raises(MlrefError, match='one day of the whole frame'): from_pandera(pa.DataFrameSchema({'dest': pa.Column(pl.String)}, checks=pa.Check(lambda d: True, name='one day')))
+    with pytest.raises(MlrefError, match='in_range or isin on dest'):
+        from_pandera(pa.DataFrameSchema({'dest': pa.Column(pl.String, pa.Check.str_length(3))}))
+    with pytest.raises(MlrefError, match='one day of the whole frame'):
+        from_pandera(
+            pa.DataFrameSchema(
+                {'dest': pa.Column(pl.String)}, checks=pa.Check(lambda d: True, name='one day')
+            )
+        )
+
 
 def test_quality_accumulates_with_every_commit(some, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('e', encode(some)); ingest(lake, log, 'e', CONTRACT, 250)
-    assert lake.sql('select count(distinct commit_id) as c, sum(of_rows) filter (name = $$destination is known$$) as n from quality').row(0) == (4, 1000)
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log.append('e', encode(some))
+    ingest(lake, log, 'e', CONTRACT, 250)
+    assert lake.sql(
+        'select count(distinct commit_id) as c, sum(of_rows) filter (name = $$destination is'
+        ' known$$) as n from quality'
+    ).row(0) == (4, 1000)
+
 
 @pytest.mark.parametrize('frame', ['empty', 'one', 'null', 'unsorted', 'double'])
 def test_odd_shapes(frame, some):
-    f = {'empty': some.head(0), 'one': some.head(1), 'null': some.with_columns(pl.lit(None, t).alias(c) for c, t in some.schema.items()), 'unsorted': some.sample(fraction=1, shuffle=True, seed=0), 'double': pl.concat([some, some])}[frame]
-    got = check(f, CONTRACT); assert got.good.height + got.bad.height == f.height and got.good.height == (0 if frame == 'null' else f.height)
+    f = {
+        'empty': some.head(0),
+        'one': some.head(1),
+        'null': some.with_columns(pl.lit(None, t).alias(c) for c, t in some.schema.items()),
+        'unsorted': some.sample(fraction=1, shuffle=True, seed=0),
+        'double': pl.concat([some, some]),
+    }[frame]
+    got = check(f, CONTRACT)
+    assert got.good.height + got.bad.height == f.height and got.good.height == (
+        0 if frame == 'null' else f.height
+    )
+
 
 NOW = minute('2013-03-20T07:00')
 
-def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenger_is_trained(tmp_path):
-    stream = source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= minute('2013-03-01T07:00'))
-    plans = stream.filter(pl.col('kind') == 'schedule'); at = lambda d: pl.col('known_time').is_between(NOW + d * 1440, NOW + d * 1440 + 1439)
-    again = pl.concat([plans.filter(at(d)).head(2) for d in (1, 2)]).with_columns(event_id=pl.col('event_id') + '-again')  # a producer that gives a flight a second schedule, under an id of its own, on two days
+
+def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenger_is_trained(
+    tmp_path,
+):
+    stream = source(raw_folder(), seed=0).filter(
+        pl.coalesce('sched', 'known_time') >= minute('2013-03-01T07:00')
+    )
+    plans = stream.filter(pl.col('kind') == 'schedule')
+    at = lambda d: pl.col('known_time').is_between(NOW + d * 1440, NOW + d * 1440 + 1439)
+    # a producer that gives a flight a second schedule, under an id of its own, on two days
+    again = pl.concat([plans.filter(at(d)).head(2) for d in (1, 2)]).with_columns(
+        event_id=pl.col('event_id') + '-again'
+    )
     stream = pl.concat([stream, again]).sort('known_time', maintain_order=True)
-    h = Home(tmp_path); deliver(h, stream, NOW); bootstrap(h, Plan('logistic', stop=3), NOW)
+    h = Home(tmp_path)
+    deliver(h, stream, NOW)
+    bootstrap(h, Plan('logistic', stop=3), NOW)
     plan = Plan('logistic', stop=3, block=3, refresh=1)  # wants a challenger every night
     assert live_through(h, stream, plan, NOW, NOW + 4 * 1440) == 4
-    q = h.lake.sql("select measured_at, name, over, value, says from quality where action = 'fail' and of_rows is null and name like 'schedule%' order by measured_at")
-    assert q['over'].to_list() == [False, True, True, False] and q['value'].to_list() == [0, 2, 2, 0]  # recorded
-    made = [(stamp(t)[:10], a, w) for t, a, w in h.lake.sql('select decided_at, action, why from decisions order by decided_at').iter_rows()]
-    alarms = [m for m in made if m[1] == 'alarm']; assert alarms == [('2013-03-22', 'alarm', 'schedule: unique flight_id')]  # told once
-    assert [m[0] for m in made if m[1] == 'retrain'] == ['2013-03-21', '2013-03-24']  # nothing is learnt from such a table
-    assert h.lake.sql('select day, count(*) > 500 as many from predictions group by day order by day').rows() == [(service_day(NOW) + d, True) for d in range(4)]  # every day is scored
-    assert h.lake.sql("select count(*) as n from events where event_id like '%-again'")['n'][0] == 4  # nothing that came is lost
+    q = h.lake.sql(
+        "select measured_at, name, over, value, says from quality where action = 'fail' and of_rows"
+        " is null and name like 'schedule%' order by measured_at"
+    )
+    # recorded
+    assert q['over'].to_list() == [False, True, True, False] and q['value'].to_list() == [
+        0,
+        2,
+        2,
+        0,
+    ]
+    made = [
+        (stamp(t)[:10], a, w)
+        for t, a, w in h.lake.sql(
+            'select decided_at, action, why from decisions order by decided_at'
+        ).iter_rows()
+    ]
+    # told once
+    alarms = [m for m in made if m[1] == 'alarm']
+    assert alarms == [('2013-03-22', 'alarm', 'schedule: unique flight_id')]
+    # nothing is learnt from such a table
+    assert [m[0] for m in made if m[1] == 'retrain'] == ['2013-03-21', '2013-03-24']
+    # every day is scored
+    assert h.lake.sql(
+        'select day, count(*) > 500 as many from predictions group by day order by day'
+    ).rows() == [(service_day(NOW) + d, True) for d in range(4)]
+    # nothing that came is lost
+    assert h.lake.sql("select count(*) as n from events where event_id like '%-again'")['n'][0] == 4
     h.close()

@@ -1,4 +1,5 @@
 """What the gates let through, at counts a page has no time for: equals, the mistaught, the outdated"""
+
 import json, os
 from dataclasses import asdict, replace
 import numpy as np, polars as pl, pytest
@@ -12,54 +13,110 @@ from mlref.slices import differences, groups
 from mlref.recipes import fit
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-EQUALS, BAD = 200, 20 if DEEP else 5  # of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9
+# of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9
+EQUALS, BAD = 200, 20 if DEEP else 5
+
 
 @pytest.fixture(scope='module')
 def spring():
-    raw = raw_folder(); st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
-    return table(year(raw).filter(pl.col('known_time') < minute('2013-05-01')), st, minute('2013-01-08'), minute('2013-05-01'))
+    raw = raw_folder()
+    st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
+    return table(
+        year(raw).filter(pl.col('known_time') < minute('2013-05-01')),
+        st,
+        minute('2013-01-08'),
+        minute('2013-05-01'),
+    )
+
 
 def learn(t, a, b, stop=7, kind='logistic', seed=0):
     "A model of what was known by b, of cut-offs from a on"
-    edge = b - stop * DAY; past, late = rows(t, (t.T >= a) & (t.T < edge)), rows(t, (t.T >= edge) & (t.T < b))
+    edge = b - stop * DAY
+    past, late = rows(t, (t.T >= a) & (t.T < edge)), rows(t, (t.T >= edge) & (t.T < b))
     return fit(kind, known_by(past, edge), known_by(late, b), seed)
+
 
 @pytest.fixture(scope='module')
 def judged(spring):
     "A champion of ten weeks and the flights after it"
-    mar = minute('2013-03-20'); test = known_by(rows(spring, spring.T >= mar), minute('2013-05-01'))
+    mar = minute('2013-03-20')
+    test = known_by(rows(spring, spring.T >= mar), minute('2013-05-01'))
     return learn(spring, minute('2013-01-08'), mar), test, service_day(test.T)
 
-def asked(test, p, q, day): return [better(*paired_auc(test.y, p, q, day)), calibrated(test.y, p, q), no_slice_worse(differences(test.y, p, q, day, {k: v for k, v in groups(test).items() if k != 'month'}))]
+
+def asked(test, p, q, day):
+    return [
+        better(*paired_auc(test.y, p, q, day)),
+        calibrated(test.y, p, q),
+        no_slice_worse(
+            differences(test.y, p, q, day, {k: v for k, v in groups(test).items() if k != 'month'})
+        ),
+    ]
+
 
 def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(judged, spring):
-    champion, test, day = judged; other = learn(spring, minute('2013-02-01'), minute('2013-03-20'), kind='torch')
-    p, q = champion.predict(test.X), other.predict(test.X); pairs = [swapped(p, q, day, s) for s in range(EQUALS)]
-    by_days = sum(better(*paired_auc(test.y, c, k, day, seed=s)).passed for s, (c, k) in enumerate(pairs))
-    some = pairs[:20]; by_flights = sum(better(*paired(test.y, c, k, np.arange(len(day)), n=100, seed=s)).passed for s, (c, k) in enumerate(some))
+    champion, test, day = judged
+    other = learn(spring, minute('2013-02-01'), minute('2013-03-20'), kind='torch')
+    p, q = champion.predict(test.X), other.predict(test.X)
+    pairs = [swapped(p, q, day, s) for s in range(EQUALS)]
+    by_days = sum(
+        better(*paired_auc(test.y, c, k, day, seed=s)).passed for s, (c, k) in enumerate(pairs)
+    )
+    some = pairs[:20]
+    by_flights = sum(
+        better(*paired(test.y, c, k, np.arange(len(day)), n=100, seed=s)).passed
+        for s, (c, k) in enumerate(some)
+    )
     delongs = [better(*delong(test.y, c, k)).passed for c, k in pairs]
-    print(f'of {EQUALS} equals {by_days} pass by days, {sum(delongs)} by DeLong; of the first 20, {by_flights} by flights')
-    assert by_days <= .08 * EQUALS and sum(delongs) > by_days
+    print(
+        f'of {EQUALS} equals {by_days} pass by days, {sum(delongs)} by DeLong; of the first 20,'
+        f' {by_flights} by flights'
+    )
+    assert by_days <= 0.08 * EQUALS and sum(delongs) > by_days
     assert abs(by_flights - sum(delongs[:20])) <= 3  # two ways to take flights for independent
+
 
 @pytest.mark.parametrize('seed', range(BAD))
 def test_a_challenger_of_shuffled_labels_is_refused(judged, spring, seed):
-    champion, test, day = judged; g = np.random.default_rng(seed); t = rows(spring, ~np.isnan(spring.y))
-    wild = learn(replace(t, y=g.permutation(t.y)), minute('2013-02-01'), minute('2013-03-20'), seed=seed)
+    champion, test, day = judged
+    g = np.random.default_rng(seed)
+    t = rows(spring, ~np.isnan(spring.y))
+    wild = learn(
+        replace(t, y=g.permutation(t.y)), minute('2013-02-01'), minute('2013-03-20'), seed=seed
+    )
     answers = asked(test, wild.predict(test.X), champion.predict(test.X), day)
     assert not judge(answers) and not answers[0].passed
 
+
 @pytest.mark.parametrize('window', range(BAD))
 def test_a_stale_challenger_is_refused(judged, spring, window):
-    champion, test, day = judged; a = minute('2013-01-08') + window * DAY
-    answers = asked(test, learn(spring, a, a + 21 * DAY).predict(test.X), champion.predict(test.X), day)
+    champion, test, day = judged
+    a = minute('2013-01-08') + window * DAY
+    answers = asked(
+        test, learn(spring, a, a + 21 * DAY).predict(test.X), champion.predict(test.X), day
+    )
     assert not judge(answers) and not answers[0].passed
 
+
 def test_the_same_evidence_gives_the_same_answers_and_json_can_hold_them(judged, spring):
-    champion, test, day = judged; p, q = learn(spring, minute('2013-02-01'), minute('2013-03-20')).predict(test.X), champion.predict(test.X)
-    once, again = (json.dumps([asdict(g) for g in asked(test, p, q, day)], allow_nan=False, default=float) for _ in range(2)); assert once == again
+    champion, test, day = judged
+    p, q = (
+        learn(spring, minute('2013-02-01'), minute('2013-03-20')).predict(test.X),
+        champion.predict(test.X),
+    )
+    once, again = (
+        json.dumps([asdict(g) for g in asked(test, p, q, day)], allow_nan=False, default=float)
+        for _ in range(2)
+    )
+    assert once == again
+
 
 def test_row_order_does_not_move_an_answer(judged, spring):
-    champion, test, day = judged; p, q = learn(spring, minute('2013-02-01'), minute('2013-03-20')).predict(test.X), champion.predict(test.X)
-    o = np.random.default_rng(0).permutation(len(test)); a, b = asked(test, p, q, day), asked(rows(test, o), p[o], q[o], day[o])
+    champion, test, day = judged
+    p, q = (
+        learn(spring, minute('2013-02-01'), minute('2013-03-20')).predict(test.X),
+        champion.predict(test.X),
+    )
+    o = np.random.default_rng(0).permutation(len(test))
+    a, b = asked(test, p, q, day), asked(rows(test, o), p[o], q[o], day[o])
     assert all(x.passed == y.passed and abs(x.value - y.value) < 1e-9 for x, y in zip(a, b))

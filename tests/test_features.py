@@ -1,4 +1,5 @@
 """Features: nothing leaks, and a store built only from the log gives the offline numbers"""
+
 import os, re, subprocess, sys
 from pathlib import Path
 import numpy as np, polars as pl, pytest
@@ -13,45 +14,105 @@ from mlref.pipeline import row, write_results
 RAW = raw_folder()
 STATIC = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
 
+
 @pytest.fixture(scope='module')
-def events(): return check(year(RAW), rules(list(STATIC.airports))).good
+def events():
+    return check(year(RAW), rules(list(STATIC.airports))).good
+
 
 def test_no_feature_of_april_leaks(events):
     "Cut-offs at the known time of real events, one minute before and after; deep: 200 of them"
-    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-30T07:00')))
+    april = events.filter(
+        pl.coalesce('sched', 'known_time').is_between(
+            minute('2013-04-01T07:00'), minute('2013-04-30T07:00')
+        )
+    )
     n = 67 if os.environ.get('MLREF_DEEP') == '1' else 4
     at = april.filter(pl.col('kind') != 'schedule')['known_time'].sample(n, seed=1).to_list()
-    cuts = [t + d for t in at for d in (-1, 0, 1)]; found = leaks(april, STATIC, cuts)
+    cuts = [t + d for t in at for d in (-1, 0, 1)]
+    found = leaks(april, STATIC, cuts)
     if os.environ.get('MLREF_DEEP') == '1':
-        rows = [row('cut-offs', len(cuts), '', '>= 200', april.height), row('features that changed', len(found), '', '== 0', april.height), *filled(april)]
-        write_results(Path(__file__).parent.parent/'reports'/'results', 'leaks', './run test --deep', rows)
+        rows = [
+            row('cut-offs', len(cuts), '', '>= 200', april.height),
+            row('features that changed', len(found), '', '== 0', april.height),
+            *filled(april),
+        ]
+        write_results(
+            Path(__file__).parent.parent / 'reports' / 'results', 'leaks', './run test --deep', rows
+        )
     assert found == {}
+
 
 def test_that_something_will_happen_is_not_known_either(events):
     "Garbage leaves a later departure a departure; here it is gone, as in life"
-    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-12T07:00')))
-    at = april.filter(pl.col('kind') != 'schedule')['known_time'].sample(67 if os.environ.get('MLREF_DEEP') == '1' else 4, seed=2).to_list()
-    until = lambda e, static, start, end: table(e.filter(pl.col('known_time') < end), static, start, end)
+    april = events.filter(
+        pl.coalesce('sched', 'known_time').is_between(
+            minute('2013-04-01T07:00'), minute('2013-04-12T07:00')
+        )
+    )
+    at = (
+        april.filter(pl.col('kind') != 'schedule')['known_time']
+        .sample(67 if os.environ.get('MLREF_DEEP') == '1' else 4, seed=2)
+        .to_list()
+    )
+    until = lambda e, static, start, end: table(
+        e.filter(pl.col('known_time') < end), static, start, end
+    )
     assert leaks(april, STATIC, [t + d for t in at for d in (-1, 0, 1)], until) == {}
+
 
 def filled(april):
     "Share of April's flights for which a feature has a value, leaving out the aircraft, two gauges that are often broken, and means over hours, or of a route over a day, in which nobody flies"
     t = table(april, STATIC, minute('2013-04-08T07:00'), minute('2013-04-30T05:00'))
-    dense = [i for i, n in enumerate(t.names) if not n.startswith(('tail_', 'prev_', 'plane_', 'weather_wind_gust', 'weather_pressure', 'weather3_pressure')) and not re.search(r'_(delay|late|over)_(60|180|360)m$|_spare_(360|1440)m$|^(flight|route|slot)_arr_delay_1440m$', n)]
+    dense = [
+        i
+        for i, n in enumerate(t.names)
+        if not n.startswith(
+            (
+                'tail_',
+                'prev_',
+                'plane_',
+                'weather_wind_gust',
+                'weather_pressure',
+                'weather3_pressure',
+            )
+        )
+        and not re.search(
+            r'_(delay|late|over)_(60|180|360)m$|_spare_(360|1440)m$|^(flight|route|slot)_arr_delay_1440m$',
+            n,
+        )
+    ]
     share = {t.names[i]: float((~np.isnan(t.X[:, i])).mean()) for i in dense}
     worst = min(share, key=share.get)
-    return [row('dense features', len(dense), '', '', len(t)), row(f'smallest share with a value ({worst})', share[worst], '', '>= 0.95', len(t))]
+    return [
+        row('dense features', len(dense), '', '', len(t)),
+        row(f'smallest share with a value ({worst})', share[worst], '', '>= 0.95', len(t)),
+    ]
+
 
 def test_what_should_be_there_is_there(events):
-    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-30T07:00')))
+    april = events.filter(
+        pl.coalesce('sched', 'known_time').is_between(
+            minute('2013-04-01T07:00'), minute('2013-04-30T07:00')
+        )
+    )
     assert [r['held'] for r in filled(april)] == [None, True], filled(april)
 
-def test_events_in_any_order_give_the_same_bits(events):
-    april = events.filter(pl.coalesce('sched', 'known_time').is_between(minute('2013-04-01T07:00'), minute('2013-04-30T07:00')))
-    make = lambda e: table(e, STATIC, minute('2013-04-01T07:00'), minute('2013-04-30T05:00')).X.tobytes()
-    want = make(april); assert all(make(april.sample(fraction=1., shuffle=True, seed=s)) == want for s in (1, 2))
 
-ONLINE = '''
+def test_events_in_any_order_give_the_same_bits(events):
+    april = events.filter(
+        pl.coalesce('sched', 'known_time').is_between(
+            minute('2013-04-01T07:00'), minute('2013-04-30T07:00')
+        )
+    )
+    make = lambda e: table(
+        e, STATIC, minute('2013-04-01T07:00'), minute('2013-04-30T05:00')
+    ).X.tobytes()
+    want = make(april)
+    assert all(make(april.sample(fraction=1.0, shuffle=True, seed=s)) == want for s in (1, 2))
+
+
+ONLINE = """
 import sys; from pathlib import Path; import numpy as np, polars as pl
 from mlref.core import minute
 from mlref.events import SCHEMA, between, decode, order, raw_folder, read_raw
@@ -70,17 +131,23 @@ while msgs := log.read('events', at, 3_000):  # about a day
     plans = plans.filter(pl.col('sched') - 120 >= seen)
     if due.height: out.update(zip(due['flight_id'], compute(store, due, FLIGHTS, st)))
 np.savez(folder/'online.npz', ids=np.array(list(out)), X=np.array(list(out.values())))
-'''
+"""
+
 
 def test_online_equals_offline_bit_for_bit_over_a_live_month(events, tmp_path):
     "The online side is another process that has only the log"
     span = minute('2013-04-01T07:00'), minute('2013-05-01T07:00')
     part = between(events, minute('2013-01-20'), minute('2013-05-03'))
-    log = LocalLog(tmp_path/'log'); log.append('events', encode(part)); log.close()
+    log = LocalLog(tmp_path / 'log')
+    log.append('events', encode(part))
+    log.close()
     subprocess.run([sys.executable, '-c', ONLINE, str(tmp_path), *map(str, span)], check=True)
-    on, off = np.load(tmp_path/'online.npz'), table(part, STATIC, *span)
+    on, off = np.load(tmp_path / 'online.npz'), table(part, STATIC, *span)
     assert len(on['ids']) == len(off) > 25_000
-    X = on['X'][np.argsort(on['ids'])]; want = off.X[np.argsort(off.ids)]
+    X = on['X'][np.argsort(on['ids'])]
+    want = off.X[np.argsort(off.ids)]
     assert off.names and X.dtype == want.dtype == np.float32
-    differ = {n: int(k) for n, k in zip(off.names, (X.view(np.int32) != want.view(np.int32)).sum(0)) if k}
+    differ = {
+        n: int(k) for n, k in zip(off.names, (X.view(np.int32) != want.view(np.int32)).sum(0)) if k
+    }
     assert differ == {}

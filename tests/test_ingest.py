@@ -1,4 +1,5 @@
 """Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, locked and cut files, readers beside the writer, snapshots that are cleared while they are read"""
+
 import json, os, pickle, random, resource, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import polars as pl, pytest
@@ -6,7 +7,16 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mlref.contracts import rules
 from mlref.core import MlrefError, digest, minute
-from mlref.events import MISSING_ZONES, between, corrupt, disturb, encode, raw_folder, read_raw, year
+from mlref.events import (
+    MISSING_ZONES,
+    between,
+    corrupt,
+    disturb,
+    encode,
+    raw_folder,
+    read_raw,
+    year,
+)
 from mlref.lake import Lake, events_at, ingest, position
 from mlref.log import LocalLog, check_log, send
 from mlref.pipeline import row, write_results
@@ -14,8 +24,13 @@ from mlref.snapshots import clear, open_snapshot, pin, snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
-INGEST = [sys.executable, '-c', 'import sys; from mlref.pipeline import main; sys.exit(main())', 'ingest']
-CHILD = '''
+INGEST = [
+    sys.executable,
+    '-c',
+    'import sys; from mlref.pipeline import main; sys.exit(main())',
+    'ingest',
+]
+CHILD = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from mlref.contracts import rules
@@ -37,63 +52,147 @@ class Dies:
         if self.n == at and when == 'during': time.sleep(1)
 lake = Lake(folder/'lake.duckdb'); lake.con = Dies(lake.con); log = LocalLog(folder/'log', readonly=True)
 for p in (0, 1): ingest(lake, log, 'events', rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), 40, p)
-'''
+"""
+
 
 @pytest.fixture(scope='module')
-def part(): return between(year(raw_folder()), minute('2013-02-11'), minute('2013-02-14'))
+def part():
+    return between(year(raw_folder()), minute('2013-02-11'), minute('2013-02-14'))
+
 
 def storm(folder, part):
     "Two partitions with repeats, late, broken and impossible messages; messages in all, ids"
-    log = LocalLog(folder/'log'); send(log, 'events', disturb(part, seed=5, late=.1, twice=.1), 2)
-    for p in (0, 1): log.append('events', corrupt(encode(part.head(60)), seed=p, share=.3)[0], p)
-    n = log.end('events', 0) + log.end('events', 1); log.close(); return n
+    log = LocalLog(folder / 'log')
+    send(log, 'events', disturb(part, seed=5, late=0.1, twice=0.1), 2)
+    for p in (0, 1):
+        log.append('events', corrupt(encode(part.head(60)), seed=p, share=0.3)[0], p)
+    n = log.end('events', 0) + log.end('events', 1)
+    log.close()
+    return n
+
 
 def books(path):
     "messages read, events, repeated, dead, doubled ids, doubled positions"
     lake = Lake(path)
-    r = lake.sql('''select (select coalesce(sum(next), 0) from offsets)::bigint as read, (select count(*) from events) as rows, (select coalesce(sum(repeated), 0) from commits)::bigint as again, (select count(*) from dead_letters) as dead,
-        (select count(*) - count(distinct event_id) from events) as twice, (select count(*) - count(distinct (topic, part, off)) from (select topic, part, off from events union all select topic, part, off from dead_letters)) as places''').row(0)
-    lake.close(); return r
+    r = lake.sql(
+        """select (select coalesce(sum(next), 0) from offsets)::bigint as read, (select count(*) from events) as rows, (select coalesce(sum(repeated), 0) from commits)::bigint as again, (select count(*) from dead_letters) as dead,
+        (select count(*) - count(distinct event_id) from events) as twice, (select count(*) - count(distinct (topic, part, off)) from (select topic, part, off from events union all select topic, part, off from dead_letters)) as places"""
+    ).row(0)
+    lake.close()
+    return r
 
-def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_letters(part, tmp_path):
+
+def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_letters(
+    part, tmp_path
+):
     want = 120 if DEEP else 5
-    n = storm(tmp_path, part); whole = Lake(tmp_path/'whole.duckdb'); log = LocalLog(tmp_path/'log', readonly=True)
-    for p in (0, 1): ingest(whole, log, 'events', CONTRACT, part=p)
-    good = digest(events_at(whole).sort('event_id')); whole.close(); log.close()
+    n = storm(tmp_path, part)
+    whole = Lake(tmp_path / 'whole.duckdb')
+    log = LocalLog(tmp_path / 'log', readonly=True)
+    for p in (0, 1):
+        ingest(whole, log, 'events', CONTRACT, part=p)
+    good = digest(events_at(whole).sort('event_id'))
+    whole.close()
+    log.close()
     g, points, lost, doubled = random.Random(7), {'before': 0, 'during': 0, 'after': 0}, 0, 0
     while sum(points.values()) < want:
         when = ('before', 'during', 'after')[sum(points.values()) % 3]
-        r = subprocess.run([sys.executable, '-c', CHILD, tmp_path, when, str(g.randint(1, 3)), str(g.uniform(0, .012))], capture_output=True, text=True)
+        r = subprocess.run(
+            [
+                sys.executable,
+                '-c',
+                CHILD,
+                tmp_path,
+                when,
+                str(g.randint(1, 3)),
+                str(g.uniform(0, 0.012)),
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert r.returncode in (0, -signal.SIGKILL), r.stderr
         points[when] += r.returncode == -signal.SIGKILL
-        read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb')
-        lost += abs(read - rows - again - dead); doubled += twice + places
-        if r.returncode == 0 or read > n - 200: (tmp_path/'lake.duckdb').rename(tmp_path/f'old{sum(points.values())}.duckdb')  # all read: a new lake
-    assert subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'never', '0', '0']).returncode == 0
-    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); lost += abs(n - rows - again - dead); doubled += twice + places
-    lake = Lake(tmp_path/'lake.duckdb'); assert digest(events_at(lake).sort('event_id')) == good; lake.close()
+        read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
+        lost += abs(read - rows - again - dead)
+        doubled += twice + places
+        # all read: a new lake
+        if r.returncode == 0 or read > n - 200:
+            (tmp_path / 'lake.duckdb').rename(tmp_path / f'old{sum(points.values())}.duckdb')
+    assert (
+        subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'never', '0', '0']).returncode == 0
+    )
+    read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
+    lost += abs(n - rows - again - dead)
+    doubled += twice + places
+    lake = Lake(tmp_path / 'lake.duckdb')
+    assert digest(events_at(lake).sort('event_id')) == good
+    lake.close()
     if DEEP:
-        out = [row('crash points', sum(points.values()), '', '>= 100', n)] + [row(f'killed {k} a commit', v, '', '> 0') for k, v in points.items()]
-        write_results(Path(__file__).parent.parent/'reports'/'results', 'crashes', 'MLREF_DEEP=1 pytest tests/test_ingest.py', out + [row('messages lost', lost, '', '== 0', n), row('messages doubled', doubled, '', '== 0', n)])
+        out = [row('crash points', sum(points.values()), '', '>= 100', n)] + [
+            row(f'killed {k} a commit', v, '', '> 0') for k, v in points.items()
+        ]
+        write_results(
+            Path(__file__).parent.parent / 'reports' / 'results',
+            'crashes',
+            'MLREF_DEEP=1 pytest tests/test_ingest.py',
+            out
+            + [
+                row('messages lost', lost, '', '== 0', n),
+                row('messages doubled', doubled, '', '== 0', n),
+            ],
+        )
     assert (lost, doubled) == (0, 0)
 
-def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
-    log = LocalLog(tmp_path/'log'); send(log, 'events', part.head(3000), 2)
-    cmd = [*INGEST, '--log', tmp_path/'log', '--lake', tmp_path/'l.duckdb', '--batch', '500', '--every', '.05', '--snapshots', tmp_path/'shots']
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
-    while 'snapshot' not in p.stdout.readline(): assert p.poll() is None
-    assert open_snapshot(tmp_path/'shots').sql('select count(*) as n from events')['n'][0] == 3000
-    send(log, 'events', part[3000:], 3)  # while it runs, with a partition that is new
-    while 'snapshot' not in (line := p.stdout.readline()): assert p.poll() is None
-    p.send_signal(signal.SIGTERM); rest = p.stdout.read(); assert p.wait(20) == 0 and 'stopped:' in rest
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True); p.stdout.readline(); time.sleep(.3); p.kill(); p.wait()
-    r = subprocess.run([*cmd, '--once'], capture_output=True, text=True); assert r.returncode == 0, r.stderr
-    lake = Lake(tmp_path/'l.duckdb'); assert events_at(lake).height + lake.sql('select count(*) as n from dead_letters')['n'][0] == part.height
-    assert sum(position(lake, 'events', k) for k in range(3)) == part.height
-    r = subprocess.run(cmd, capture_output=True, text=True); lake.close()
-    assert r.returncode == 1 and f'process {os.getpid()} holds it' in r.stderr and len(r.stderr.strip().splitlines()) == 1
 
-SERVER = '''
+def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
+    log = LocalLog(tmp_path / 'log')
+    send(log, 'events', part.head(3000), 2)
+    cmd = [
+        *INGEST,
+        '--log',
+        tmp_path / 'log',
+        '--lake',
+        tmp_path / 'l.duckdb',
+        '--batch',
+        '500',
+        '--every',
+        '.05',
+        '--snapshots',
+        tmp_path / 'shots',
+    ]
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    while 'snapshot' not in p.stdout.readline():
+        assert p.poll() is None
+    assert open_snapshot(tmp_path / 'shots').sql('select count(*) as n from events')['n'][0] == 3000
+    send(log, 'events', part[3000:], 3)  # while it runs, with a partition that is new
+    while 'snapshot' not in (line := p.stdout.readline()):
+        assert p.poll() is None
+    p.send_signal(signal.SIGTERM)
+    rest = p.stdout.read()
+    assert p.wait(20) == 0 and 'stopped:' in rest
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    p.stdout.readline()
+    time.sleep(0.3)
+    p.kill()
+    p.wait()
+    r = subprocess.run([*cmd, '--once'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    lake = Lake(tmp_path / 'l.duckdb')
+    assert (
+        events_at(lake).height + lake.sql('select count(*) as n from dead_letters')['n'][0]
+        == part.height
+    )
+    assert sum(position(lake, 'events', k) for k in range(3)) == part.height
+    r = subprocess.run(cmd, capture_output=True, text=True)
+    lake.close()
+    assert (
+        r.returncode == 1
+        and f'process {os.getpid()} holds it' in r.stderr
+        and len(r.stderr.strip().splitlines()) == 1
+    )
+
+
+SERVER = """
 import sys
 from pathlib import Path
 from mlref.log import LocalLog
@@ -101,37 +200,74 @@ from mlref.observe import Meters
 from mlref.serve import Server, serve
 class No: version, trained_until, names = 'none', 0, ()
 serve(Server(No(), Path('.'), None, LocalLog(Path(sys.argv[1])), None, Meters()), 0)
-'''
+"""
+
 
 def post(url, body):
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
-    try: return 200, json.load(urlopen(Request(url + '/events', body), timeout=30))
-    except HTTPError as e: return e.code, json.load(e)
+
+    try:
+        return 200, json.load(urlopen(Request(url + '/events', body), timeout=30))
+    except HTTPError as e:
+        return e.code, json.load(e)
+
 
 def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
-    p = subprocess.Popen([sys.executable, '-c', SERVER, tmp_path/'log'], stdout=subprocess.PIPE, text=True)
-    url = p.stdout.readline().split(' at ')[1].strip(); msgs = encode(part.head(2000))
-    assert post(url, b'\n'.join(msgs[:500])) == (200, {'accepted': 500, 'topic': 'events', 'offset': 0})
+    p = subprocess.Popen(
+        [sys.executable, '-c', SERVER, tmp_path / 'log'], stdout=subprocess.PIPE, text=True
+    )
+    url = p.stdout.readline().split(' at ')[1].strip()
+    msgs = encode(part.head(2000))
+    assert post(url, b'\n'.join(msgs[:500])) == (
+        200,
+        {'accepted': 500, 'topic': 'events', 'offset': 0},
+    )
     assert post(url, b'[' + b','.join(msgs[500:600]) + b']')[1]['offset'] == 500
-    for bad, says in ((b'', 'at least one'), (b'[{]', 'JSON list'), (b'[1]', 'event 1 of 1 as a JSON object'), (msgs[0] + b'\n{"sched": "soon"}', 'event 2 of 2'), (b'\xff', 'event 1 of 1'), (b'null', 'as a JSON object')):
-        code, said = post(url, bad); assert code == 400 and says in said['error'] and '\n' not in said['error'], said
-    for i in range(600, 2000, 100): assert post(url, b'\n'.join(msgs[i:i+100]))[1]['offset'] == i
-    p.kill(); p.wait(); log = LocalLog(tmp_path/'log', readonly=True)
+    for bad, says in (
+        (b'', 'at least one'),
+        (b'[{]', 'JSON list'),
+        (b'[1]', 'event 1 of 1 as a JSON object'),
+        (msgs[0] + b'\n{"sched": "soon"}', 'event 2 of 2'),
+        (b'\xff', 'event 1 of 1'),
+        (b'null', 'as a JSON object'),
+    ):
+        code, said = post(url, bad)
+        assert code == 400 and says in said['error'] and '\n' not in said['error'], said
+    for i in range(600, 2000, 100):
+        assert post(url, b'\n'.join(msgs[i : i + 100]))[1]['offset'] == i
+    p.kill()
+    p.wait()
+    log = LocalLog(tmp_path / 'log', readonly=True)
     assert [json.loads(m) for m in log.read('events', 0, 10**4)] == [json.loads(m) for m in msgs]
-    r = subprocess.run([*INGEST, '--log', tmp_path/'log', '--lake', tmp_path/'l.duckdb', '--once'], capture_output=True, text=True); assert r.returncode == 0, r.stderr
-    assert events_at(Lake(tmp_path/'l.duckdb')).height == 2000
+    r = subprocess.run(
+        [*INGEST, '--log', tmp_path / 'log', '--lake', tmp_path / 'l.duckdb', '--once'],
+        capture_output=True,
+        text=True,
+    )
+    assert r.returncode == 0, r.stderr
+    assert events_at(Lake(tmp_path / 'l.duckdb')).height == 2000
+
 
 def test_as_of_an_old_commit_the_training_set_is_what_it_was(part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb')
-    send(log, 'events', part.head(4000)); ingest(lake, log, 'events', CONTRACT); n = lake.sql('select max(commit_id) as n from commits')['n'][0]
-    before = digest(events_at(lake)); shot = snapshot(lake, tmp_path/'shots')
-    send(log, 'events', disturb(part, seed=1, late=.2, twice=.2)); ingest(lake, log, 'events', CONTRACT, 700)
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    send(log, 'events', part.head(4000))
+    ingest(lake, log, 'events', CONTRACT)
+    n = lake.sql('select max(commit_id) as n from commits')['n'][0]
+    before = digest(events_at(lake))
+    shot = snapshot(lake, tmp_path / 'shots')
+    send(log, 'events', disturb(part, seed=1, late=0.2, twice=0.2))
+    ingest(lake, log, 'events', CONTRACT, 700)
     assert digest(events_at(lake, n)) == before and digest(events_at(lake)) != before
-    snapshot(lake, tmp_path/'shots')
-    assert digest(open_snapshot(tmp_path/'shots').events(n)) == digest(open_snapshot(tmp_path/'shots', shot.name).events()) == before
+    snapshot(lake, tmp_path / 'shots')
+    assert (
+        digest(open_snapshot(tmp_path / 'shots').events(n))
+        == digest(open_snapshot(tmp_path / 'shots', shot.name).events())
+        == before
+    )
 
-READ = '''
+
+READ = """
 import sys, time
 from pathlib import Path
 from mlref.snapshots import open_snapshot
@@ -142,44 +278,91 @@ while time.time() < end:
     assert r[0] == r[1] and r[2] == s.commit, r
     seen.append(s.commit)
 assert seen == sorted(seen); print(len(set(seen)))
-'''
+"""
+
 
 def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part.head(200))); ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s')
-    readers = [subprocess.Popen([sys.executable, '-c', READ, tmp_path/'s', '4'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log.append('events', encode(part.head(200)))
+    ingest(lake, log, 'events', CONTRACT)
+    snapshot(lake, tmp_path / 's')
+    readers = [
+        subprocess.Popen(
+            [sys.executable, '-c', READ, tmp_path / 's', '4'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     at = 200
     while any(p.poll() is None for p in readers):
-        if at < part.height: log.append('events', encode(part[at:at+50])); at += 50; ingest(lake, log, 'events', CONTRACT); snapshot(lake, tmp_path/'s'); clear(tmp_path/'s', 1)
-        else: time.sleep(.05)
-    for p in readers: out, err = p.communicate(); assert p.returncode == 0 and int(out) > 1, err
+        if at < part.height:
+            log.append('events', encode(part[at : at + 50]))
+            at += 50
+            ingest(lake, log, 'events', CONTRACT)
+            snapshot(lake, tmp_path / 's')
+            clear(tmp_path / 's', 1)
+        else:
+            time.sleep(0.05)
+    for p in readers:
+        out, err = p.communicate()
+        assert p.returncode == 0 and int(out) > 1, err
 
-HOLD = '''
+
+HOLD = """
 import sys
 from pathlib import Path
 from mlref.core import digest
 from mlref.snapshots import open_snapshot
 s = open_snapshot(Path(sys.argv[1])); print(s.name, flush=True)
 for line in sys.stdin: print(digest(s.events()), s.sql('select count(*) as n from offsets')['n'][0], flush=True)
-'''
+"""
 
-def publish(lake, log, part): log.append('events', encode(part)); ingest(lake, log, 'events', CONTRACT); return snapshot(lake, lake.path.parent/'s')
-def parts(at): return {p.stem for p in (at/'s'/'parts').iterdir()}
+
+def publish(lake, log, part):
+    log.append('events', encode(part))
+    ingest(lake, log, 'events', CONTRACT)
+    return snapshot(lake, lake.path.parent / 's')
+
+
+def parts(at):
+    return {p.stem for p in (at / 's' / 'parts').iterdir()}
+
 
 def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); at = tmp_path/'s'
-    first = publish(lake, log, part[:200]); want = digest(events_at(lake))
-    p = subprocess.Popen([sys.executable, '-c', HOLD, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True); assert p.stdout.readline().strip() == first.name
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    at = tmp_path / 's'
+    first = publish(lake, log, part[:200])
+    want = digest(events_at(lake))
+    p = subprocess.Popen(
+        [sys.executable, '-c', HOLD, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert p.stdout.readline().strip() == first.name
     ask = lambda: (p.stdin.write('?\n'), p.stdin.flush(), p.stdout.readline().split())[2]
-    shots = [publish(lake, log, part[i:i+200]) for i in range(200, 1400, 200)]
-    pinned = shots[1].name; pin(open_snapshot(at, pinned), 'model-1')
+    shots = [publish(lake, log, part[i : i + 200]) for i in range(200, 1400, 200)]
+    pinned = shots[1].name
+    pin(open_snapshot(at, pinned), 'model-1')
     assert clear(at, 2) == [f.name for f in (shots[0], *shots[2:4])]
-    assert ask() == [want, '1'] and {f.name for f in at.glob('*.json')} == {first.name, pinned, shots[4].name, shots[5].name}
-    p.kill(); p.wait()  # a reader that dies holds nothing
+    assert ask() == [want, '1'] and {f.name for f in at.glob('*.json')} == {
+        first.name,
+        pinned,
+        shots[4].name,
+        shots[5].name,
+    }
+    p.kill()
+    p.wait()  # a reader that dies holds nothing
     assert clear(at, 2) == [first.name] and clear(at, 2) == []
-    (at/'pins'/'model-1').unlink(); assert clear(at, 1) == [pinned, shots[4].name]
-    s = open_snapshot(at); assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and digest(s.events(1)) == want
+    (at / 'pins' / 'model-1').unlink()
+    assert clear(at, 1) == [pinned, shots[4].name]
+    s = open_snapshot(at)
+    assert (
+        parts(tmp_path) == {f for fs in s.tables.values() for f in fs}
+        and digest(s.events(1)) == want
+    )
 
-CLEARS = '''
+
+CLEARS = """
 import os, signal, sys
 from pathlib import Path
 from mlref.snapshots import clear
@@ -190,25 +373,42 @@ def dies(self, *a, **k):
     n -= 1; return unlink(self, *a, **k)
 Path.unlink = dies
 clear(Path(sys.argv[1]), 1)
-'''
+"""
+
 
 @pytest.mark.parametrize('n', [0, 1, 2, 5])
 def test_killed_while_it_clears_every_snapshot_that_is_listed_is_whole(n, part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); at = tmp_path/'s'
-    for i in range(0, 600, 150): publish(lake, log, part[i:i+150])
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    at = tmp_path / 's'
+    for i in range(0, 600, 150):
+        publish(lake, log, part[i : i + 150])
     assert subprocess.run([sys.executable, '-c', CLEARS, at, str(n)]).returncode == -signal.SIGKILL
-    names = [f.name for f in at.glob('*.json')]; assert len(names) == 4 - min(n, 3)
-    for name in names: assert open_snapshot(at, name).events().height > 0
-    clear(at, 1); s = open_snapshot(at); assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events().equals(events_at(lake))
+    names = [f.name for f in at.glob('*.json')]
+    assert len(names) == 4 - min(n, 3)
+    for name in names:
+        assert open_snapshot(at, name).events().height > 0
+    clear(at, 1)
+    s = open_snapshot(at)
+    assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events().equals(
+        events_at(lake)
+    )
+
 
 def test_a_snapshot_sent_elsewhere_is_held_there_too(part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); publish(lake, log, part[:200]); s = open_snapshot(tmp_path/'s')
-    there = pickle.loads(pickle.dumps(s)); assert there == s and there.events().equals(s.events())
-    name = s.name; del s; publish(lake, log, part[200:300])
-    assert clear(tmp_path/'s', 1) == [] and there.events().equals(events_at(lake, 1))
-    del there; assert clear(tmp_path/'s', 1) == [name]
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    publish(lake, log, part[:200])
+    s = open_snapshot(tmp_path / 's')
+    there = pickle.loads(pickle.dumps(s))
+    assert there == s and there.events().equals(s.events())
+    name = s.name
+    del s
+    publish(lake, log, part[200:300])
+    assert clear(tmp_path / 's', 1) == [] and there.events().equals(events_at(lake, 1))
+    del there
+    assert clear(tmp_path / 's', 1) == [name]
 
-READER = '''
+
+READER = """
 import sys
 from pathlib import Path
 from mlref.log import Consumer, LocalLog, mine
@@ -216,17 +416,28 @@ log, want = LocalLog(Path(sys.argv[1]), readonly=True), int(sys.argv[3])
 c, n = Consumer(log, 'many', dict.fromkeys(mine(range(4), int(sys.argv[2]), 2), 0)), 0
 while n < want:
     if b := c.poll(37): print(*(m.decode() for m in b.messages), sep='\\n', flush=True); n += len(b.messages); c.done(b)
-'''
+"""
+
 
 def test_consumers_in_processes_read_each_message_once_while_it_is_written(tmp_path):
-    log = LocalLog(tmp_path/'log'); [log.append('many', [b'%d' % p], p) for p in range(4)]
-    readers = [subprocess.Popen([sys.executable, '-c', READER, tmp_path/'log', str(i), '1002'], stdout=subprocess.PIPE, text=True) for i in (0, 1)]
+    log = LocalLog(tmp_path / 'log')
+    [log.append('many', [b'%d' % p], p) for p in range(4)]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, '-c', READER, tmp_path / 'log', str(i), '1002'],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in (0, 1)
+    ]
     for k in range(1, 51):
-        for p in range(4): log.append('many', [b'%d' % (p + 4 * (10 * (k - 1) + j + 1)) for j in range(10)], p)
+        for p in range(4):
+            log.append('many', [b'%d' % (p + 4 * (10 * (k - 1) + j + 1)) for j in range(10)], p)
     got = [int(x) for r in readers for x in r.communicate(timeout=60)[0].split()]
     assert sorted(got) == list(range(2004))
 
-FULL = '''
+
+FULL = """
 import resource, signal, sys
 from pathlib import Path
 from mlref.core import MlrefError
@@ -242,140 +453,294 @@ else:
     lake = Lake(f); add(lake, {'days': pl.DataFrame({'day': [1]})}); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try: add(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
     except MlrefError as e: print(e)
-'''
+"""
+
 
 @pytest.mark.parametrize('what', ['log', 'lake'])
 def test_a_full_disk_is_said_and_what_was_there_stays(what, tmp_path):
-    at = tmp_path/('log' if what == 'log' else 'l.duckdb')
-    r = subprocess.run([sys.executable, '-c', FULL, at, what, str(400_000)], capture_output=True, text=True)
-    assert 'expected room' in r.stdout and 'nothing of this' in r.stdout and len(r.stdout.strip().splitlines()) == 1, r.stdout + r.stderr
-    if what == 'log': log = LocalLog(at); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
-    else: lake = Lake(at); assert lake.sql('select (select count(*) from days) as a, (select count(*) from decisions) as b').row(0) == (1, 0)
+    at = tmp_path / ('log' if what == 'log' else 'l.duckdb')
+    r = subprocess.run(
+        [sys.executable, '-c', FULL, at, what, str(400_000)], capture_output=True, text=True
+    )
+    assert (
+        'expected room' in r.stdout
+        and 'nothing of this' in r.stdout
+        and len(r.stdout.strip().splitlines()) == 1
+    ), r.stdout + r.stderr
+    if what == 'log':
+        log = LocalLog(at)
+        assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
+    else:
+        lake = Lake(at)
+        assert lake.sql(
+            'select (select count(*) from days) as a, (select count(*) from decisions) as b'
+        ).row(0) == (1, 0)
+
 
 @pytest.fixture
 def small(tmp_path):
     "A disk of 4 MB that is really full when it is"
-    at = tmp_path/'disk'; at.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', at], capture_output=True).returncode: pytest.skip('expected to be allowed to mount a small disk, was not; run as root')
+    at = tmp_path / 'disk'
+    at.mkdir()
+    if subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', at], capture_output=True
+    ).returncode:
+        pytest.skip('expected to be allowed to mount a small disk, was not; run as root')
     yield at
     subprocess.run(['umount', '-l', at], check=True)
 
+
 def fill(at):
     "Leave one page free"
-    f = os.open(at/'filler', os.O_CREAT | os.O_WRONLY)
+    f = os.open(at / 'filler', os.O_CREAT | os.O_WRONLY)
     try:
-        while True: os.write(f, b'x' * 4096)
-    except OSError: os.ftruncate(f, os.lseek(f, 0, os.SEEK_CUR) - 4096)
+        while True:
+            os.write(f, b'x' * 4096)
+    except OSError:
+        os.ftruncate(f, os.lseek(f, 0, os.SEEK_CUR) - 4096)
     os.close(f)
 
+
 def test_a_log_on_a_full_disk(small):
-    log = LocalLog(small/'log'); log.append('t', [b'x' * 1000] * 10)
-    with pytest.raises(MlrefError, match='expected room on the disk .* nothing of this batch was kept'): log.append('t', [b'y' * 1000] * 9000)
-    log.close(); log = LocalLog(small/'log'); assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
+    log = LocalLog(small / 'log')
+    log.append('t', [b'x' * 1000] * 10)
+    with pytest.raises(
+        MlrefError, match='expected room on the disk .* nothing of this batch was kept'
+    ):
+        log.append('t', [b'y' * 1000] * 9000)
+    log.close()
+    log = LocalLog(small / 'log')
+    assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
+
 
 def test_events_over_http_when_the_disk_is_full(small, part):
     from mlref.observe import Meters
     from mlref.serve import Refused, Server, push
-    s = Server(None, small, None, LocalLog(small/'log'), None, Meters()); msgs = encode(part.head(100)); push(s, b'\n'.join(msgs)); fill(small)
+
+    s = Server(None, small, None, LocalLog(small / 'log'), None, Meters())
+    msgs = encode(part.head(100))
+    push(s, b'\n'.join(msgs))
+    fill(small)
     with pytest.raises(Refused, match='nothing of this batch was kept') as e:
-        for _ in range(99): push(s, b'\n'.join(encode(part.head(2000))))
-    end = s.log.end('events'); assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
-    (small/'filler').unlink(); assert push(s, msgs[0])[0]['offset'] == end
+        for _ in range(99):
+            push(s, b'\n'.join(encode(part.head(2000))))
+    end = s.log.end('events')
+    assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
+    (small / 'filler').unlink()
+    assert push(s, msgs[0])[0]['offset'] == end
+
 
 def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(small/'l.duckdb'); log.append('events', encode(part.head(1000))); ingest(lake, log, 'events', CONTRACT); lake.con.execute('checkpoint'); fill(small)
-    before = digest(events_at(lake)); log.append('events', encode(part[1000:5000]))
-    with pytest.raises(MlrefError, match='expected room for .* nothing of this transaction was kept'): ingest(lake, log, 'events', CONTRACT)
-    try: lake.close()
-    except Exception: pass  # the connection may be lost with the disk
-    (small/'filler').unlink(); lake = Lake(small/'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(small / 'l.duckdb')
+    log.append('events', encode(part.head(1000)))
+    ingest(lake, log, 'events', CONTRACT)
+    lake.con.execute('checkpoint')
+    fill(small)
+    before = digest(events_at(lake))
+    log.append('events', encode(part[1000:5000]))
+    with pytest.raises(
+        MlrefError, match='expected room for .* nothing of this transaction was kept'
+    ):
+        ingest(lake, log, 'events', CONTRACT)
+    try:
+        lake.close()
+    except Exception:
+        pass  # the connection may be lost with the disk
+    (small / 'filler').unlink()
+    lake = Lake(small / 'l.duckdb')
     assert (position(lake, 'events'), digest(events_at(lake))) == (1000, before)
-    ingest(lake, log, 'events', CONTRACT); lake.close()
-    assert books(small/'l.duckdb')[0] == 5000 and books(small/'l.duckdb')[4:] == (0, 0)
+    ingest(lake, log, 'events', CONTRACT)
+    lake.close()
+    assert books(small / 'l.duckdb')[0] == 5000 and books(small / 'l.duckdb')[4:] == (0, 0)
+
 
 def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small, part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part.head(500))); ingest(lake, log, 'events', CONTRACT)
-    snapshot(lake, small/'s'); before = open_snapshot(small/'s'); fill(small); log.append('events', encode(part[500:4000])); ingest(lake, log, 'events', CONTRACT)
-    with pytest.raises(MlrefError, match='expected to write .* what was there is unchanged'): snapshot(lake, small/'s')
-    assert open_snapshot(small/'s') == before and not [p for p in (small/'s').rglob('.*')] and before.events().height == events_at(lake, 1).height
-    (small/'filler').unlink(); snapshot(lake, small/'s'); assert open_snapshot(small/'s').events().equals(events_at(lake))
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log.append('events', encode(part.head(500)))
+    ingest(lake, log, 'events', CONTRACT)
+    snapshot(lake, small / 's')
+    before = open_snapshot(small / 's')
+    fill(small)
+    log.append('events', encode(part[500:4000]))
+    ingest(lake, log, 'events', CONTRACT)
+    with pytest.raises(MlrefError, match='expected to write .* what was there is unchanged'):
+        snapshot(lake, small / 's')
+    assert (
+        open_snapshot(small / 's') == before
+        and not [p for p in (small / 's').rglob('.*')]
+        and before.events().height == events_at(lake, 1).height
+    )
+    (small / 'filler').unlink()
+    snapshot(lake, small / 's')
+    assert open_snapshot(small / 's').events().equals(events_at(lake))
+
 
 @pytest.mark.parametrize('what', [LocalLog, Lake])
 def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, small):
     fill(small)
-    with pytest.raises(MlrefError, match='could not open it'): what(small/'new')
-    (small/'filler').unlink(); what(small/'new').close()
+    with pytest.raises(MlrefError, match='could not open it'):
+        what(small / 'new')
+    (small / 'filler').unlink()
+    what(small / 'new').close()
 
-@pytest.mark.parametrize('cut', [0, 1000, .25, .5, -300_000, -1])
+
+@pytest.mark.parametrize('cut', [0, 1000, 0.25, 0.5, -300_000, -1])
 def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); log.append('events', encode(part)); ingest(lake, log, 'events', CONTRACT); lake.close()
-    f = tmp_path/'l.duckdb'; n = f.stat().st_size; os.truncate(f, int(n * cut) if isinstance(cut, float) else cut % n); left = f.read_bytes()
-    with pytest.raises(MlrefError, match='(could not open it|it was cut off).*; restore it'): Lake(f)
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log.append('events', encode(part))
+    ingest(lake, log, 'events', CONTRACT)
+    lake.close()
+    f = tmp_path / 'l.duckdb'
+    n = f.stat().st_size
+    os.truncate(f, int(n * cut) if isinstance(cut, float) else cut % n)
+    left = f.read_bytes()
+    with pytest.raises(MlrefError, match='(could not open it|it was cut off).*; restore it'):
+        Lake(f)
     assert f.read_bytes() == left
 
+
 def test_a_transaction_log_that_was_cut_off_loses_whole_commits_and_they_come_again(part, tmp_path):
-    n = storm(tmp_path, part); r = subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'after', '40', '0']); assert r.returncode == -signal.SIGKILL
-    wal = tmp_path/'lake.duckdb.wal'; os.truncate(wal, wal.stat().st_size * 2 // 3)
-    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); assert 0 < read < n and (read, twice, places) == (rows + again + dead, 0, 0) and read % 40 == 0
-    lake, log = Lake(tmp_path/'lake.duckdb'), LocalLog(tmp_path/'log', readonly=True); [ingest(lake, log, 'events', CONTRACT, part=p) for p in (0, 1)]; lake.close()
-    read, rows, again, dead, twice, places = books(tmp_path/'lake.duckdb'); assert (read, twice, places) == (n, 0, 0) and read == rows + again + dead
+    n = storm(tmp_path, part)
+    r = subprocess.run([sys.executable, '-c', CHILD, tmp_path, 'after', '40', '0'])
+    assert r.returncode == -signal.SIGKILL
+    wal = tmp_path / 'lake.duckdb.wal'
+    os.truncate(wal, wal.stat().st_size * 2 // 3)
+    read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
+    assert 0 < read < n and (read, twice, places) == (rows + again + dead, 0, 0) and read % 40 == 0
+    lake, log = Lake(tmp_path / 'lake.duckdb'), LocalLog(tmp_path / 'log', readonly=True)
+    [ingest(lake, log, 'events', CONTRACT, part=p) for p in (0, 1)]
+    lake.close()
+    read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
+    assert (read, twice, places) == (n, 0, 0) and read == rows + again + dead
 
-@pytest.mark.parametrize('what, says', [('manifest', 'cut off or altered'), ('current', 'it was cut off'), ('part', 'it is altered')])
+
+@pytest.mark.parametrize(
+    'what, says',
+    [('manifest', 'cut off or altered'), ('current', 'it was cut off'), ('part', 'it is altered')],
+)
 def test_a_snapshot_that_was_cut_off_is_refused(what, says, part, tmp_path):
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb'); publish(lake, log, part[:200]); at = tmp_path/'s'; s = open_snapshot(at)
-    f = {'manifest': at/s.name, 'current': at/'current', 'part': at/'parts'/f'{s.tables["events"][0]}.parquet'}[what]; os.truncate(f, f.stat().st_size // 2 if what != 'current' else 5)
-    with pytest.raises(MlrefError, match=says): open_snapshot(at)
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    publish(lake, log, part[:200])
+    at = tmp_path / 's'
+    s = open_snapshot(at)
+    f = {
+        'manifest': at / s.name,
+        'current': at / 'current',
+        'part': at / 'parts' / f'{s.tables["events"][0]}.parquet',
+    }[what]
+    os.truncate(f, f.stat().st_size // 2 if what != 'current' else 5)
+    with pytest.raises(MlrefError, match=says):
+        open_snapshot(at)
     if what != 'part':
-        with pytest.raises(MlrefError, match=says): publish(lake, log, part[200:300])
+        with pytest.raises(MlrefError, match=says):
+            publish(lake, log, part[200:300])
 
-OWNER = '''
+
+OWNER = """
 import sys, time
 from pathlib import Path
 from mlref.log import LocalLog
 log = LocalLog(Path(sys.argv[1])); db = log._db('t', 0)
 with log.env.begin(write=True) as txn: txn.put(b'\\0' * 8, b'half', db=db); print('holds', flush=True); time.sleep(60)
-'''
-MANY = '''
+"""
+MANY = """
 import sys
 from pathlib import Path
 from mlref.log import LocalLog
 log = LocalLog(Path(sys.argv[1]))
 for i in range(200): log.append('t', [f'{sys.argv[2]} {i}'.encode()] * 3)
-'''
+"""
+
 
 def test_a_log_locked_by_a_writer_that_dies_is_free_again_without_its_half_batch(tmp_path):
-    LocalLog(tmp_path).close(); p = subprocess.Popen([sys.executable, '-c', OWNER, tmp_path], stdout=subprocess.PIPE, text=True); assert p.stdout.readline()
-    w = subprocess.Popen([sys.executable, '-c', MANY, tmp_path, 'a']); time.sleep(1); assert w.poll() is None  # it waits for its turn
+    LocalLog(tmp_path).close()
+    p = subprocess.Popen([sys.executable, '-c', OWNER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline()
+    # it waits for its turn
+    w = subprocess.Popen([sys.executable, '-c', MANY, tmp_path, 'a'])
+    time.sleep(1)
+    assert w.poll() is None
     assert LocalLog(tmp_path, readonly=True).end('t') == 0  # readers do not
-    p.kill(); p.wait(); assert w.wait(30) == 0
-    log = LocalLog(tmp_path, readonly=True); assert log.end('t') == 600 and log.read('t', 0, 3) == [b'a 0'] * 3
+    p.kill()
+    p.wait()
+    assert w.wait(30) == 0
+    log = LocalLog(tmp_path, readonly=True)
+    assert log.end('t') == 600 and log.read('t', 0, 3) == [b'a 0'] * 3
+
 
 def test_two_writers_take_turns_batch_by_batch(tmp_path):
-    both = [subprocess.Popen([sys.executable, '-c', MANY, tmp_path, x]) for x in 'ab']; assert [p.wait(60) for p in both] == [0, 0]
-    got = [m.decode() for m in LocalLog(tmp_path, readonly=True).read('t', 0, 9999)]; assert all(got[i] == got[i + 1] == got[i + 2] for i in range(0, 1200, 3))
+    both = [subprocess.Popen([sys.executable, '-c', MANY, tmp_path, x]) for x in 'ab']
+    assert [p.wait(60) for p in both] == [0, 0]
+    got = [m.decode() for m in LocalLog(tmp_path, readonly=True).read('t', 0, 9999)]
+    assert all(got[i] == got[i + 1] == got[i + 2] for i in range(0, 1200, 3))
     assert all([m for m in got[::3] if m[0] == x] == [f'{x} {i}' for i in range(200)] for x in 'ab')
+
 
 class LogMachine(RuleBasedStateMachine):
     "Whatever is done in whatever order, the log is the lists it was given"
-    def __init__(self): super().__init__(); self.dir = tempfile.TemporaryDirectory(); self.log, self.model = LocalLog(self.dir.name), {}
-    @rule(topic=st.sampled_from('ab'), part=st.integers(0, 2), messages=st.lists(st.binary(max_size=2000), max_size=20))
+
+    def __init__(self):
+        super().__init__()
+        self.dir = tempfile.TemporaryDirectory()
+        self.log, self.model = LocalLog(self.dir.name), {}
+
+    @rule(
+        topic=st.sampled_from('ab'),
+        part=st.integers(0, 2),
+        messages=st.lists(st.binary(max_size=2000), max_size=20),
+    )
     def append(self, topic, part, messages):
-        have = self.model.setdefault((topic, part), []); assert self.log.append(topic, messages, part) == len(have); have += messages
-    @rule(topic=st.sampled_from('ab'), part=st.integers(0, 2), start=st.integers(0, 60), limit=st.integers(1, 30))
-    def read(self, topic, part, start, limit): assert self.log.read(topic, start, limit, part) == self.model.get((topic, part), [])[start:start+limit]
+        have = self.model.setdefault((topic, part), [])
+        assert self.log.append(topic, messages, part) == len(have)
+        have += messages
+
+    @rule(
+        topic=st.sampled_from('ab'),
+        part=st.integers(0, 2),
+        start=st.integers(0, 60),
+        limit=st.integers(1, 30),
+    )
+    def read(self, topic, part, start, limit):
+        assert (
+            self.log.read(topic, start, limit, part)
+            == self.model.get((topic, part), [])[start : start + limit]
+        )
+
     @rule(topic=st.sampled_from('ab'), messages=st.lists(st.binary(), max_size=3))
     def refused(self, topic, messages):
-        with pytest.raises(MlrefError): self.log.append(topic, [*messages, 'text'])
+        with pytest.raises(MlrefError):
+            self.log.append(topic, [*messages, 'text'])
+
     @rule()
-    def reopen(self): self.log.close(); self.log = LocalLog(self.dir.name)
+    def reopen(self):
+        self.log.close()
+        self.log = LocalLog(self.dir.name)
+
     @rule(topic=st.sampled_from('ab'), part=st.integers(0, 2))
-    def abandoned(self, topic, part):  # a batch that did not come to its end
-        db = self.log._db(topic, part); txn = self.log.env.begin(write=True); txn.put(b'\0' * 8, b'half', db=db, overwrite=False); txn.abort()
+    def abandoned(
+        self,
+        topic,
+        part,  # a batch that did not come to its end
+    ):
+        db = self.log._db(topic, part)
+        txn = self.log.env.begin(write=True)
+        txn.put(b'\0' * 8, b'half', db=db, overwrite=False)
+        txn.abort()
+
     @invariant()
-    def ends(self): assert all(self.log.end(t, p) == len(m) for (t, p), m in self.model.items())
-    def teardown(self): self.log.close(); self.dir.cleanup()
+    def ends(self):
+        assert all(self.log.end(t, p) == len(m) for (t, p), m in self.model.items())
+
+    def teardown(self):
+        self.log.close()
+        self.dir.cleanup()
+
 
 TestLog = LogMachine.TestCase
-TestLog.settings = settings(max_examples=200 if DEEP else 15, stateful_step_count=25, deadline=None, derandomize=not DEEP)
+TestLog.settings = settings(
+    max_examples=200 if DEEP else 15, stateful_step_count=25, deadline=None, derandomize=not DEEP
+)
 
-def test_the_local_log_is_a_log(tmp_path): check_log(LocalLog(tmp_path), 't')
+
+def test_the_local_log_is_a_log(tmp_path):
+    check_log(LocalLog(tmp_path), 't')

@@ -1,4 +1,5 @@
 """A page driven as a reader would: in JupyterLab, with a browser"""
+
 import json, os, shutil, socket, subprocess, sys, time
 from pathlib import Path
 from urllib.request import urlopen
@@ -7,40 +8,96 @@ from programs import browser, need
 
 ROOT = Path(__file__).parent.parent
 
+
 def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
     need('chromium')
     from playwright.sync_api import sync_playwright
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    shutil.copy(ROOT/'settings.ini', tmp_path); (tmp_path/'nbs').mkdir(); nb = nbformat.read(ROOT/'nbs/12_evaluate.ipynb', 4)
-    for c in nb.cells: c.update({'outputs': [], 'execution_count': None} if c.cell_type == 'code' else {})
-    at = tmp_path/'nbs'/'page.ipynb'; nbformat.write(nb, at)
-    env = {**{k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}, 'JUPYTER_PREFER_ENV_PATH': '1', 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', 'JUPYTER_CONFIG_DIR': str(tmp_path/'config'),
-           'JUPYTERLAB_SETTINGS_DIR': str(tmp_path/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(tmp_path/'workspaces')}
-    with open(tmp_path/'lab.log', 'w') as log:
-        lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t', '--allow-root',
-                                f'--ServerApp.root_dir={tmp_path}', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], stdout=log, stderr=log, env=env)
+
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    shutil.copy(ROOT / 'settings.ini', tmp_path)
+    (tmp_path / 'nbs').mkdir()
+    nb = nbformat.read(ROOT / 'nbs/12_evaluate.ipynb', 4)
+    for c in nb.cells:
+        c.update({'outputs': [], 'execution_count': None} if c.cell_type == 'code' else {})
+    at = tmp_path / 'nbs' / 'page.ipynb'
+    nbformat.write(nb, at)
+    env = {
+        **{k: v for k, v in os.environ.items() if k != 'MPLBACKEND'},
+        'JUPYTER_PREFER_ENV_PATH': '1',
+        'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+        'JUPYTER_CONFIG_DIR': str(tmp_path / 'config'),
+        'JUPYTERLAB_SETTINGS_DIR': str(tmp_path / 'settings'),
+        'JUPYTERLAB_WORKSPACES_DIR': str(tmp_path / 'workspaces'),
+    }
+    with open(tmp_path / 'lab.log', 'w') as log:
+        lab = subprocess.Popen(
+            [
+                sys.executable,
+                '-m',
+                'jupyterlab',
+                '--no-browser',
+                '--ip=127.0.0.1',
+                f'--port={port}',
+                '--ServerApp.port_retries=0',
+                '--IdentityProvider.token=t',
+                '--allow-root',
+                f'--ServerApp.root_dir={tmp_path}',
+                '--LabApp.news_url=',
+                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+            ],
+            stdout=log,
+            stderr=log,
+            env=env,
+        )
     try:
         for _ in range(120):
-            try: urlopen(f'http://127.0.0.1:{port}/api?token=t', timeout=5); break
-            except OSError: time.sleep(.5); assert lab.poll() is None, (tmp_path/'lab.log').read_text()[-2000:]
+            try:
+                urlopen(f'http://127.0.0.1:{port}/api?token=t', timeout=5)
+                break
+            except OSError:
+                time.sleep(0.5)
+                assert lab.poll() is None, (tmp_path / 'lab.log').read_text()[-2000:]
         with sync_playwright() as pw:
-            b = browser(pw); p = b.new_page(viewport={'width': 1360, 'height': 1100}); p.set_default_timeout(120_000)
+            b = browser(pw)
+            p = b.new_page(viewport={'width': 1360, 'height': 1100})
+            p.set_default_timeout(120_000)
             p.goto(f'http://127.0.0.1:{port}/lab/tree/nbs/page.ipynb?reset&token=t')
-            p.wait_for_selector('.jp-Notebook .jp-Cell'); p.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
+            p.wait_for_selector('.jp-Notebook .jp-Cell')
+            p.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
             for _ in range(120):  # the page looks idle before its kernel is there
-                if any(k['execution_state'] == 'idle' and k['connections'] for k in json.load(urlopen(f'http://127.0.0.1:{port}/api/kernels?token=t'))): break
-                time.sleep(.5)
+                if any(
+                    k['execution_state'] == 'idle' and k['connections']
+                    for k in json.load(urlopen(f'http://127.0.0.1:{port}/api/kernels?token=t'))
+                ):
+                    break
+                time.sleep(0.5)
             p.wait_for_timeout(1000)
             assert p.locator('.jp-RenderedImage img').count() == 0
-            p.click('text=Run >> nth=0'); p.click('[data-command="runmenu:run-all"]')
+            p.click('text=Run >> nth=0')
+            p.click('[data-command="runmenu:run-all"]')
             p.wait_for_selector('.jp-RenderedImage img', state='attached')
-            p.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status == 'idle'")
-            p.locator('.jp-RenderedImage img').first.scroll_into_view_if_needed(); p.screenshot(path=str(tmp_path/'lab.png'))
+            p.wait_for_function(
+                "document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status == 'idle'"
+            )
+            p.locator('.jp-RenderedImage img').first.scroll_into_view_if_needed()
+            p.screenshot(path=str(tmp_path / 'lab.png'))
             p.keyboard.press('Control+S')
             for _ in range(60):
-                cells = [c for c in nbformat.read(at, 4).cells if c.cell_type == 'code' and c.source.strip()]
-                if all(c.execution_count for c in cells): break
-                time.sleep(.5)
+                cells = [
+                    c
+                    for c in nbformat.read(at, 4).cells
+                    if c.cell_type == 'code' and c.source.strip()
+                ]
+                if all(c.execution_count for c in cells):
+                    break
+                time.sleep(0.5)
             b.close()
-        assert all(c.execution_count for c in cells) and [o for c in cells for o in c.outputs if o.output_type == 'error'] == []
-    finally: lab.terminate(); lab.wait(30)
+        assert (
+            all(c.execution_count for c in cells)
+            and [o for c in cells for o in c.outputs if o.output_type == 'error'] == []
+        )
+    finally:
+        lab.terminate()
+        lab.wait(30)

@@ -1,16 +1,26 @@
 """The installed package as a user meets it"""
+
 import subprocess, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LIGHT = [m for m in 'core events log contracts lake features flights offline records online stream'.split() if (ROOT/f'mlref/{m}.py').exists()]
+LIGHT = [
+    m
+    for m in 'core events log contracts lake features flights offline records online stream'.split()
+    if (ROOT / f'mlref/{m}.py').exists()
+]
+
 
 @pytest.mark.parametrize('module', LIGHT)
 def test_light_modules_import_nothing_heavy(module):
-    code = f'import sys, mlref.{module}; print([m for m in ("torch", "mlflow", "nannyml", "ray", "lightgbm", "pandas") if m in sys.modules])'
+    code = (
+        f'import sys, mlref.{module}; print([m for m in ("torch", "mlflow", "nannyml", "ray",'
+        ' "lightgbm", "pandas") if m in sys.modules])'
+    )
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd='/')
     assert r.stdout.strip() == '[]', r.stdout + r.stderr
+
 
 def test_kill_9_loses_and_doubles_nothing(tmp_path):
     "Five kills of a real ingesting process, at different points; then it finishes"
@@ -20,25 +30,41 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
     from mlref.events import between, disturb, encode, raw_folder, read_raw, year
     from mlref.lake import Lake, events_at, ingest
     from mlref.log import LocalLog
+
     part = between(year(raw_folder()), minute('2013-02-11'), minute('2013-02-16'))
-    log = LocalLog(tmp_path/'log'); log.append('events', encode(disturb(part, seed=5, late=.1, twice=.1)))
+    log = LocalLog(tmp_path / 'log')
+    log.append('events', encode(disturb(part, seed=5, late=0.1, twice=0.1)))
     log.append('events', [b'{broken', b'\xff'])
     airports = read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']
-    whole = Lake(tmp_path/'whole.duckdb'); ingest(whole, log, 'events', rules(airports)); log.close()
-    code = '''
+    whole = Lake(tmp_path / 'whole.duckdb')
+    ingest(whole, log, 'events', rules(airports))
+    log.close()
+    code = """
 import sys; from pathlib import Path; from mlref.lake import *; from mlref.contracts import rules; from mlref.log import LocalLog; from mlref.events import *
 folder = Path(sys.argv[1]); lake = Lake(folder/'lake.duckdb'); print('open', flush=True)
 ingest(lake, LocalLog(folder/'log', readonly=True), 'events', rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
-'''
+"""
     g, killed = random.Random(0), 0
     for i in range(5):
-        p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        p = subprocess.Popen(
+            [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         assert p.stdout.readline() == 'open\n'
-        time.sleep(g.uniform(.02, .25)); killed += p.poll() is None; os.kill(p.pid, signal.SIGKILL) if p.poll() is None else None; p.wait()
+        time.sleep(g.uniform(0.02, 0.25))
+        killed += p.poll() is None
+        os.kill(p.pid, signal.SIGKILL) if p.poll() is None else None
+        p.wait()
     assert killed >= 3
     subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, capture_output=True)
-    lake = Lake(tmp_path/'lake.duckdb')
+    lake = Lake(tmp_path / 'lake.duckdb')
     assert digest(events_at(lake)) == digest(events_at(whole))
-    total = lake.sql('select sum(messages) m, sum(good) g, sum(repeated) r, sum(dead) d from commits').row(0)
-    assert total[0] == total[1] + total[2] + total[3] and total[0] == whole.sql('select sum(messages) m from commits')['m'][0]
-    assert lake.sql('select count(*) n, count(distinct (topic, part, off)) k from dead_letters').row(0) == whole.sql('select count(*) n, count(*) k from dead_letters').row(0)
+    total = lake.sql(
+        'select sum(messages) m, sum(good) g, sum(repeated) r, sum(dead) d from commits'
+    ).row(0)
+    assert (
+        total[0] == total[1] + total[2] + total[3]
+        and total[0] == whole.sql('select sum(messages) m from commits')['m'][0]
+    )
+    assert lake.sql(
+        'select count(*) n, count(distinct (topic, part, off)) k from dead_letters'
+    ).row(0) == whole.sql('select count(*) n, count(*) k from dead_letters').row(0)

@@ -1,4 +1,5 @@
 """The quick pipeline as a user runs it: its story, the same digests twice and after a kill -9, and one clear sentence for bad input"""
+
 import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
@@ -10,89 +11,213 @@ from mlref.pipeline import STEPS
 ROOT = Path(__file__).parent.parent
 RUN = [sys.executable, '-c', 'import sys; from mlref.pipeline import main; sys.exit(main())', 'run']
 
-def mlref(at, *args): return subprocess.run([*RUN, '--data', at/'data', '--reports', at/'reports', *args], cwd=ROOT, capture_output=True, text=True)
-def only(folder): return next(folder.glob('runs/*'))
-def last(r): return (r.stdout + r.stderr).strip().splitlines()[-1]
+
+def mlref(at, *args):
+    return subprocess.run(
+        [*RUN, '--data', at / 'data', '--reports', at / 'reports', *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def only(folder):
+    return next(folder.glob('runs/*'))
+
+
+def last(r):
+    return (r.stdout + r.stderr).strip().splitlines()[-1]
+
 
 @pytest.fixture(scope='module')
 def quick(tmp_path_factory):
-    at = tmp_path_factory.mktemp('quick'); r = mlref(at, '--quick')
+    at = tmp_path_factory.mktemp('quick')
+    r = mlref(at, '--quick')
     assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
     return at, r
 
+
 def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
     import duckdb
-    con = duckdb.connect(only(quick[0]/'data')/'lake'/'mlref.duckdb', read_only=True)
-    made = con.sql("select action, why, evidence, decided_at from decisions order by decided_at").fetchall()
-    rang = [m[1] for m in made if m[0] == 'alarm']; assert len(rang) == 2 and 'missing:all_dep_delay_180m' in rang[0] and rang[1] == 'gap'
-    assert made[0][:2] == ('promote', 'bootstrap') and made[-1][0] == 'promote' and made[-1][1] == 'all gates passed'
-    last = json.loads(made[-1][2]); assert len(last['gates']) == 12 and last['slices']
-    card = (only(quick[0]/'data')/'registry'/'models'/last['version']/'card.md').read_text(); assert all(g['name'] in card for g in last['gates'])
-    new = con.sql('select distinct version from predictions where scored_at >= ?', params=[made[-1][3]]).fetchall()
+
+    con = duckdb.connect(only(quick[0] / 'data') / 'lake' / 'mlref.duckdb', read_only=True)
+    made = con.sql(
+        'select action, why, evidence, decided_at from decisions order by decided_at'
+    ).fetchall()
+    rang = [m[1] for m in made if m[0] == 'alarm']
+    assert len(rang) == 2 and 'missing:all_dep_delay_180m' in rang[0] and rang[1] == 'gap'
+    assert (
+        made[0][:2] == ('promote', 'bootstrap')
+        and made[-1][0] == 'promote'
+        and made[-1][1] == 'all gates passed'
+    )
+    last = json.loads(made[-1][2])
+    assert len(last['gates']) == 12 and last['slices']
+    card = (
+        only(quick[0] / 'data') / 'registry' / 'models' / last['version'] / 'card.md'
+    ).read_text()
+    assert all(g['name'] in card for g in last['gates'])
+    new = con.sql(
+        'select distinct version from predictions where scored_at >= ?', params=[made[-1][3]]
+    ).fetchall()
     assert new == [(last['version'],)]
-    assert con.sql('select count(*) from predictions where trained_until > scored_at').fetchall() == [(0,)]
+    assert con.sql(
+        'select count(*) from predictions where trained_until > scored_at'
+    ).fetchall() == [(0,)]
+
 
 def test_a_client_of_the_run_got_the_map_of_each_morning(quick):
     import duckdb
-    home = only(quick[0]/'data'); con = duckdb.connect(str(home/'lake'/'mlref.duckdb'), read_only=True)
-    maps = dict(con.sql('select day, digest from calibrations').fetchall()); con.close()
-    log = LocalLog(home/'served', readonly=True); wrote = [json.loads(m) for m in log.read('predictions', 0, 10**6)]; log.close()
-    assert len(maps) > 25 and {m.get('calibration') == maps.get(service_day(m['T'])) for m in wrote} == {True} and {m['calibration'] for m in wrote if 'calibration' in m} == {*maps.values()}
+
+    home = only(quick[0] / 'data')
+    con = duckdb.connect(str(home / 'lake' / 'mlref.duckdb'), read_only=True)
+    maps = dict(con.sql('select day, digest from calibrations').fetchall())
+    con.close()
+    log = LocalLog(home / 'served', readonly=True)
+    wrote = [json.loads(m) for m in log.read('predictions', 0, 10**6)]
+    log.close()
+    assert (
+        len(maps) > 25
+        and {m.get('calibration') == maps.get(service_day(m['T'])) for m in wrote} == {True}
+        and {m['calibration'] for m in wrote if 'calibration' in m} == {*maps.values()}
+    )
+
 
 def test_what_a_run_leaves(quick):
-    at, r = quick; run = only(at/'reports')
+    at, r = quick
+    run = only(at / 'reports')
     assert {p.name for p in run.iterdir()} >= {f'{s}.ipynb' for s in STEPS} | {'report.html'}
-    assert (at/'data'/'current').read_text().strip() == only(at/'data').name and str(run/'report.html') in r.stdout.strip().splitlines()[-1]
-    rows = json.loads((at/'reports'/'results'/'quick.json').read_text())['rows']
-    n = {x['name']: x['ours'] for x in rows}; assert n['flights scored over HTTP, taken from the log of the server'] == n['flights scored'] > 28_000  # April goes through a real server
-    assert len(rows) > 10 and not [x['name'] for x in rows if x['held'] is False] and '| flights scored |' in (at/'reports'/'card.md').read_text()
+    assert (at / 'data' / 'current').read_text().strip() == only(at / 'data').name and str(
+        run / 'report.html'
+    ) in r.stdout.strip().splitlines()[-1]
+    rows = json.loads((at / 'reports' / 'results' / 'quick.json').read_text())['rows']
+    # April goes through a real server
+    n = {x['name']: x['ours'] for x in rows}
+    assert (
+        n['flights scored over HTTP, taken from the log of the server']
+        == n['flights scored']
+        > 28_000
+    )
+    assert (
+        len(rows) > 10
+        and not [x['name'] for x in rows if x['held'] is False]
+        and '| flights scored |' in (at / 'reports' / 'card.md').read_text()
+    )
+
 
 def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):
     "Another folder, the same seed, kill -9 in the middle of April: equal events, predictions, decisions and metrics"
-    p = subprocess.Popen([*RUN, '--quick', '--data', tmp_path/'data', '--reports', tmp_path/'reports'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    p = subprocess.Popen(
+        [*RUN, '--quick', '--data', tmp_path / 'data', '--reports', tmp_path / 'reports'],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     seen = b''
-    while not re.search(rb'\b1\d/30', seen): seen = seen[-200:] + (got := os.read(p.stdout.fileno(), 4096)); assert got, seen[-500:]
-    p.kill(); p.wait(); p.stdout.close(); id = only(tmp_path/'data').name
+    while not re.search(rb'\b1\d/30', seen):
+        seen = seen[-200:] + (got := os.read(p.stdout.fileno(), 4096))
+        assert got, seen[-500:]
+    p.kill()
+    p.wait()
+    p.stdout.close()
+    id = only(tmp_path / 'data').name
     for _ in range(60):  # its kernel notices that nobody is left and lets go of the lake
         r = mlref(tmp_path, '--resume', id)
-        if 'only writer' not in r.stdout + r.stderr: break
+        if 'only writer' not in r.stdout + r.stderr:
+            break
         time.sleep(1)
     assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
     lived = int(re.search(r'(\d+) days lived', r.stdout)[1])
     assert 5 < lived < 25
-    assert json.loads((only(tmp_path/'data')/'digests.json').read_text()) == json.loads((only(quick[0]/'data')/'digests.json').read_text())
+    assert json.loads((only(tmp_path / 'data') / 'digests.json').read_text()) == json.loads(
+        (only(quick[0] / 'data') / 'digests.json').read_text()
+    )
 
-@pytest.mark.parametrize('spoil, says', [(lambda f: (f/'weather.csv').unlink(), 'expected the data file weather.csv'),
-                                         (lambda f: (f/'weather.csv').write_text((f/'weather.csv').read_text()[:-1]), 'expected weather.csv with sha256')], ids=['missing', 'altered'])
+
+@pytest.mark.parametrize(
+    'spoil, says',
+    [
+        (lambda f: (f / 'weather.csv').unlink(), 'expected the data file weather.csv'),
+        (
+            lambda f: (f / 'weather.csv').write_text((f / 'weather.csv').read_text()[:-1]),
+            'expected weather.csv with sha256',
+        ),
+    ],
+    ids=['missing', 'altered'],
+)
 def test_a_missing_or_altered_file_stops_prepare_by_name(spoil, says, tmp_path):
-    raw = tmp_path/'raw'; shutil.copytree(raw_folder(), raw); spoil(raw)
+    raw = tmp_path / 'raw'
+    shutil.copytree(raw_folder(), raw)
+    spoil(raw)
     r = mlref(tmp_path, '--quick', '--set', f'prepare.raw={raw}')
-    assert r.returncode == 1 and 'prepare failed in cell' in last(r) and says in last(r) and '--resume quick-' in last(r)
-    assert 'MlrefError' in (only(tmp_path/'reports')/'prepare.ipynb').read_text()
+    assert (
+        r.returncode == 1
+        and 'prepare failed in cell' in last(r)
+        and says in last(r)
+        and '--resume quick-' in last(r)
+    )
+    assert 'MlrefError' in (only(tmp_path / 'reports') / 'prepare.ipynb').read_text()
 
-@pytest.mark.parametrize('arg, says', [('live.tempo=3', 'expected parameters of live among home, raw,'), ('live.block=many', 'expected live.block as int'), ('lives.block=3', 'expected a step among')])
+
+@pytest.mark.parametrize(
+    'arg, says',
+    [
+        ('live.tempo=3', 'expected parameters of live among home, raw,'),
+        ('live.block=many', 'expected live.block as int'),
+        ('lives.block=3', 'expected a step among'),
+    ],
+)
 def test_a_wrong_parameter_is_refused_before_anything_runs(arg, says, tmp_path):
     r = mlref(tmp_path, '--quick', '--set', arg)
-    assert r.returncode == 1 and says in last(r) and not (tmp_path/'data').exists()
+    assert r.returncode == 1 and says in last(r) and not (tmp_path / 'data').exists()
+
 
 def test_a_second_opener_of_the_lake_is_told_who_holds_it(tmp_path):
     from mlref.lake import Lake
-    lake = Lake(tmp_path/'l.duckdb')
-    r = subprocess.run([sys.executable, '-c', f'from pathlib import Path; from mlref.lake import Lake; Lake(Path({str(tmp_path/"l.duckdb")!r}))'], capture_output=True, text=True)
-    lake.close(); assert r.returncode and f'process {os.getpid()} holds it' in last(r)
 
-def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_the_rest_goes_in(tmp_path):
+    lake = Lake(tmp_path / 'l.duckdb')
+    r = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            (
+                'from pathlib import Path; from mlref.lake import Lake;'
+                f' Lake(Path({str(tmp_path / "l.duckdb")!r}))'
+            ),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    lake.close()
+    assert r.returncode and f'process {os.getpid()} holds it' in last(r)
+
+
+def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_the_rest_goes_in(
+    tmp_path,
+):
     import polars as pl
     from mlref.contracts import rules
     from mlref.events import encode, read_raw, year
     from mlref.flights import static
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
+
     st = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
-    good = year(raw_folder()).head(1000); odd = good.filter(pl.col('kind') == 'schedule').head(1).with_columns(origin=pl.lit('XXX'), event_id=pl.lit('odd'))
-    log, lake = LocalLog(tmp_path/'log'), Lake(tmp_path/'l.duckdb')
-    log.append('flights', [b'{"kind": "sched', *encode(odd), *encode(good)]); ingest(lake, log, 'flights', rules(list(st.airports)))
+    good = year(raw_folder()).head(1000)
+    odd = (
+        good.filter(pl.col('kind') == 'schedule')
+        .head(1)
+        .with_columns(origin=pl.lit('XXX'), event_id=pl.lit('odd'))
+    )
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log.append('flights', [b'{"kind": "sched', *encode(odd), *encode(good)])
+    ingest(lake, log, 'flights', rules(list(st.airports)))
     dead = lake.sql('select off, raw, reasons from dead_letters order by off')
-    assert lake.sql('select count(*) as n from events')['n'][0] == 1000 and dead['off'].to_list() == [0, 1]
-    assert dead['raw'][0] == b'{"kind": "sched' and dead['reasons'].to_list() == ['not a JSON object with the fields of an event', 'origin is known']
+    assert lake.sql('select count(*) as n from events')['n'][0] == 1000 and dead[
+        'off'
+    ].to_list() == [0, 1]
+    assert dead['raw'][0] == b'{"kind": "sched' and dead['reasons'].to_list() == [
+        'not a JSON object with the fields of an event',
+        'origin is known',
+    ]
     lake.close()

@@ -1,4 +1,5 @@
 """The registry between processes: a real tracking server, kills, two promotions at once, a pickle with a trap, another lock, the command line"""
+
 import hashlib, json, multiprocessing, os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 from urllib.request import urlopen
@@ -10,184 +11,472 @@ from mlref.gates import Gate
 from mlref.flights import FLIGHTS
 from mlref.model import Gbm, Mean, Torch, linear
 from mlref import registry as g
-from mlref.registry import Registry, champion, live, local, promote, promotions, register, rollback, settle, waiting
+from mlref.registry import (
+    Registry,
+    champion,
+    live,
+    local,
+    promote,
+    promotions,
+    register,
+    rollback,
+    settle,
+    waiting,
+)
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
-FORK = multiprocessing.get_context('forkserver'); FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])  # processes of their own that need not import everything again
+# processes of their own that need not import everything again
+FORK = multiprocessing.get_context('forkserver')
+FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])
 X = np.random.default_rng(0).normal(size=(64, len(FLIGHTS.names))).astype(np.float32)
-GOOD, BAD = [Gate('better than the champion', True, .01, -.003, '')], [Gate('better than the champion', False, -.02, -.003, '')]
+GOOD, BAD = (
+    [Gate('better than the champion', True, 0.01, -0.003, '')],
+    [Gate('better than the champion', False, -0.02, -0.003, '')],
+)
+
 
 def model(seed):
     torch.manual_seed(seed)
     return Torch(linear(FLIGHTS.names, {}), 22_000_000 + seed)
 
-def env(**more): return {**{k: v for k, v in os.environ.items() if k != 'MLFLOW_TRACKING_URI'}, 'PYTHONPATH': str(ROOT), **more}
 
-def python(code, *args, **k): return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd='/', env=env(**k))
+def env(**more):
+    return {
+        **{k: v for k, v in os.environ.items() if k != 'MLFLOW_TRACKING_URI'},
+        'PYTHONPATH': str(ROOT),
+        **more,
+    }
+
+
+def python(code, *args, **k):
+    return subprocess.Popen(
+        [sys.executable, '-c', code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd='/',
+        env=env(**k),
+    )
+
 
 def cli(*lines, **k):
     "Commands, one after another, in one process of their own: status, what was said, what went wrong, of each"
-    code = '''
+    code = """
 import contextlib, io, json, shlex, sys; from mlref.pipeline import main
 def one(line):
     with contextlib.redirect_stdout(o := io.StringIO()), contextlib.redirect_stderr(e := io.StringIO()): rc = main(shlex.split(line))
     return rc, o.getvalue(), e.getvalue()
-print(json.dumps([one(l) for l in sys.argv[1:]]))'''
+print(json.dumps([one(l) for l in sys.argv[1:]]))"""
     out, err = (p := python(code, *lines, **k)).communicate(timeout=300)
     assert p.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "Three versions, none promoted: without gates, passed, failed"
-    at = tmp_path_factory.mktemp('whole')/'registry'; r = Registry(at, local(at))
-    r.client; shutil.copy(at/'mlflow.db', at.parent/'bare.db')  # its tables are made once, that takes seconds
-    for i, g in enumerate((None, GOOD, BAD)): register(r, model(i), digest([i]), {'auc': .7 + i / 100}, {'seed': i}, g, X, f'commit {40 + i}')
+    at = tmp_path_factory.mktemp('whole') / 'registry'
+    r = Registry(at, local(at))
+    # its tables are made once, that takes seconds
+    r.client
+    shutil.copy(at / 'mlflow.db', at.parent / 'bare.db')
+    for i, g in enumerate((None, GOOD, BAD)):
+        register(
+            r, model(i), digest([i]), {'auc': 0.7 + i / 100}, {'seed': i}, g, X, f'commit {40 + i}'
+        )
     return at
 
+
 @pytest.fixture
-def folder(whole, tmp_path): return Path(shutil.copytree(whole, tmp_path/'registry'))
+def folder(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / 'registry'))
+
 
 def test_this_process_runs_on_the_lock_that_serving_and_promotion_compare():
-    assert lock_hash() == hashlib.sha256((ROOT/'requirements.txt').read_bytes()).hexdigest()[:12], f'installed otherwise than locked: {strayed(locked(lock_file().read_text()), installed())}; ./run test installs the lock'
-    assert not [l for l in (ROOT/'.ci'/'run').read_text().splitlines() if 'pip install' in l] and 'requirements.txt' in (ROOT/'run').read_text()  # one lock, installed in one place
+    assert (
+        lock_hash() == hashlib.sha256((ROOT / 'requirements.txt').read_bytes()).hexdigest()[:12]
+    ), (
+        f'installed otherwise than locked: {strayed(locked(lock_file().read_text()), installed())};'
+        ' ./run test installs the lock'
+    )
+    # one lock, installed in one place
+    assert (
+        not [l for l in (ROOT / '.ci' / 'run').read_text().splitlines() if 'pip install' in l]
+        and 'requirements.txt' in (ROOT / 'run').read_text()
+    )
+
 
 def test_the_command_line(folder):
     import duckdb
-    (folder.parent/'lake').mkdir(); con = duckdb.connect(str(folder.parent/'lake'/'mlref.duckdb')); con.execute('create table decisions (decided_at bigint, action varchar, why varchar, evidence varchar)')
-    con.execute('insert into decisions values (22000000, ?, ?, ?), (22000001, ?, ?, ?)', ['promote', 'all gates passed', json.dumps({'version': model(1).version}), 'refuse', 'calibrated', json.dumps({'version': model(2).version})]); con.close()
-    f, names = f' --folder {folder}', {'list': 'list', 'none': 'promote 1', 'first': 'promote 1 --why bootstrap', 'bad': 'promote 3 --why hope', 'good': "promote 2 --why 'all gates passed' --who ann", 'forced': 'promote 3 --why storm --force --who bob',
-                'back': "rollback --why 'worse at once' --who bob", 'diff': 'diff 1 2', 'same': 'diff 2 2', 'lineage': 'lineage 2', 'show': 'show 2', 'missing': 'show 9', 'after': 'list'}
+
+    (folder.parent / 'lake').mkdir()
+    con = duckdb.connect(str(folder.parent / 'lake' / 'mlref.duckdb'))
+    con.execute(
+        'create table decisions (decided_at bigint, action varchar, why varchar, evidence varchar)'
+    )
+    con.execute(
+        'insert into decisions values (22000000, ?, ?, ?), (22000001, ?, ?, ?)',
+        [
+            'promote',
+            'all gates passed',
+            json.dumps({'version': model(1).version}),
+            'refuse',
+            'calibrated',
+            json.dumps({'version': model(2).version}),
+        ],
+    )
+    con.close()
+    f, names = (
+        f' --folder {folder}',
+        {
+            'list': 'list',
+            'none': 'promote 1',
+            'first': 'promote 1 --why bootstrap',
+            'bad': 'promote 3 --why hope',
+            'good': "promote 2 --why 'all gates passed' --who ann",
+            'forced': 'promote 3 --why storm --force --who bob',
+            'back': "rollback --why 'worse at once' --who bob",
+            'diff': 'diff 1 2',
+            'same': 'diff 2 2',
+            'lineage': 'lineage 2',
+            'show': 'show 2',
+            'missing': 'show 9',
+            'after': 'list',
+        },
+    )
     got = dict(zip(names, cli(*(f'models {l}{f}' for l in names.values()))))
     assert [k for k, (rc, *_) in got.items() if rc] == ['none', 'bad', 'missing']
-    assert all(err.startswith('mlref: ') and err.count('\n') == 1 for rc, _, err in got.values() if rc)
-    assert '--why' in got['none'][2] and 'better than the champion' in got['bad'][2] and 'among 1, 2, 3' in got['missing'][2]
-    assert [l.split()[:2] for l in got['after'][1].splitlines()[1:]] == [['1', 'torch'], ['2', 'champion'], ['3', 'previous']]
-    assert 'FORCED' in got['forced'][1] and 'version 2' in got['back'][1] and got['same'][1] == 'nothing differs\n'
-    assert {'tag              data', 'param            seed', 'metric           auc'} <= {l[:len('param            seed')].rstrip() for l in got['diff'][1].splitlines()}
+    assert all(
+        err.startswith('mlref: ') and err.count('\n') == 1 for rc, _, err in got.values() if rc
+    )
+    assert (
+        '--why' in got['none'][2]
+        and 'better than the champion' in got['bad'][2]
+        and 'among 1, 2, 3' in got['missing'][2]
+    )
+    assert [l.split()[:2] for l in got['after'][1].splitlines()[1:]] == [
+        ['1', 'torch'],
+        ['2', 'champion'],
+        ['3', 'previous'],
+    ]
+    assert (
+        'FORCED' in got['forced'][1]
+        and 'version 2' in got['back'][1]
+        and got['same'][1] == 'nothing differs\n'
+    )
+    assert {'tag              data', 'param            seed', 'metric           auc'} <= {
+        l[: len('param            seed')].rstrip() for l in got['diff'][1].splitlines()
+    }
     steps = [l.split()[0] for l in got['lineage'][1].splitlines()]
-    assert list(dict.fromkeys(steps)) == ['data', 'lake', 'feature', 'view', 'model', 'gate', 'decision', 'promotion'] and (steps.count('decision'), steps.count('promotion')) == (1, 3)
+    assert list(dict.fromkeys(steps)) == [
+        'data',
+        'lake',
+        'feature',
+        'view',
+        'model',
+        'gate',
+        'decision',
+        'promotion',
+    ] and (steps.count('decision'), steps.count('promotion')) == (1, 3)
     assert 'aliases: champion' in got['show'][1] and 'metric auc: 0.71' in got['show'][1]
-    r = Registry(folder); assert [(p.who, p.was, p.to, p.forced) for p in promotions(r)][1:] == [('ann', '1', '2', False), ('bob', '2', '3', True), ('bob', '3', '2', False)] and champion(r).version == model(1).version
+    r = Registry(folder)
+    assert [(p.who, p.was, p.to, p.forced) for p in promotions(r)][1:] == [
+        ('ann', '1', '2', False),
+        ('bob', '2', '3', True),
+        ('bob', '3', '2', False),
+    ] and champion(r).version == model(1).version
+
 
 def test_a_mean_of_trees_and_a_network_is_kept_like_any_other(folder):
     import lightgbm as lgb
-    trees = lgb.train({'verbose': -1, 'num_threads': 1}, lgb.Dataset(np.tile(X, (8, 1)), np.tile(X[:, 0] > 0, 8)), 3)
-    parts = Gbm(trees.model_to_string(), FLIGHTS.names, 22_000_009), model(5); mean = Mean(*parts); r = Registry(folder)
-    promote(r, register(r, mean, digest([9]), {'auc': .8}, {'seed': 9}, GOOD, X), 30, 'bootstrap'); got = champion(r)
-    assert (got.kind, got.version) == ('mean', mean.version) and np.array_equal(got.predict(X), sum(p.predict(X) for p in parts) / 2) and size(got) == sum(map(size, parts))
+
+    trees = lgb.train(
+        {'verbose': -1, 'num_threads': 1},
+        lgb.Dataset(np.tile(X, (8, 1)), np.tile(X[:, 0] > 0, 8)),
+        3,
+    )
+    parts = Gbm(trees.model_to_string(), FLIGHTS.names, 22_000_009), model(5)
+    mean = Mean(*parts)
+    r = Registry(folder)
+    promote(r, register(r, mean, digest([9]), {'auc': 0.8}, {'seed': 9}, GOOD, X), 30, 'bootstrap')
+    got = champion(r)
+    assert (
+        (got.kind, got.version) == ('mean', mean.version)
+        and np.array_equal(got.predict(X), sum(p.predict(X) for p in parts) / 2)
+        and size(got) == sum(map(size, parts))
+    )
+
 
 def _killed(folder, at, do, *more):
     real = g._ask
+
     def ask(r, call, *a, **k):
-        if [call, *a][:len(at)] == at: os.kill(os.getpid(), signal.SIGKILL)
+        if [call, *a][: len(at)] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(r, call, *a, **k)
-    g._ask = ask; getattr(g, do)(Registry(folder), *more)
+
+    g._ask = ask
+    getattr(g, do)(Registry(folder), *more)
+
 
 def killed(*a):
     "A process that dies by kill -9 at a call to MLflow"
-    p = FORK.Process(target=_killed, args=a); p.start(); p.join(); assert p.exitcode == -signal.SIGKILL
+    p = FORK.Process(target=_killed, args=a)
+    p.start()
+    p.join()
+    assert p.exitcode == -signal.SIGKILL
 
-@pytest.mark.parametrize('at, rows', [(['create_model_version', g.LOG], 1), (['set_registered_model_alias', 'late', 'previous'], 2), (['set_registered_model_alias', 'late', 'champion'], 2)], ids=['before the row', 'before previous', 'before champion'])
+
+@pytest.mark.parametrize(
+    'at, rows',
+    [
+        (['create_model_version', g.LOG], 1),
+        (['set_registered_model_alias', 'late', 'previous'], 2),
+        (['set_registered_model_alias', 'late', 'champion'], 2),
+    ],
+    ids=['before the row', 'before previous', 'before champion'],
+)
 def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows):
-    r = Registry(folder); promote(r, '1', 30, 'bootstrap')
+    r = Registry(folder)
+    promote(r, '1', 30, 'bootstrap')
     killed(folder, at, 'promote', '2', 40, 'better')
     assert (live(r), len(promotions(r))) == ('1', rows)
-    promote(r, '2', 40, 'better'); assert (live(r), live(r, 'previous'), len(promotions(r)), settle(r)) == ('2', '1', 2, False)
+    promote(r, '2', 40, 'better')
+    assert (live(r), live(r, 'previous'), len(promotions(r)), settle(r)) == ('2', '1', 2, False)
 
-@pytest.mark.parametrize('at', [['create_logged_model'], ['create_model_version', 'late'], ['set_registered_model_alias', 'late', 'challenger']], ids=' '.join)
+
+@pytest.mark.parametrize(
+    'at',
+    [
+        ['create_logged_model'],
+        ['create_model_version', 'late'],
+        ['set_registered_model_alias', 'late', 'challenger'],
+    ],
+    ids=' '.join,
+)
 def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
-    r = Registry(folder); killed(folder, at, 'register', model(9), digest([9]), {'auc': .7}, {'seed': 9}, GOOD, X)
-    assert waiting(r) == [model(9).version] and g.upload(r, model(9).version) == live(r, 'challenger') == '4' and waiting(r) == []
-    experiment, mine = [r.client.get_experiment_by_name('late').experiment_id], f"tags.model = '{model(9).version}'"
-    assert [len(r.client.search_runs(experiment, mine)), len(r.client.search_logged_models(experiment, mine)), len(r.client.search_model_versions(f"name = 'late' and {mine}"))] == [1, 1, 1]
+    r = Registry(folder)
+    killed(folder, at, 'register', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
+    assert (
+        waiting(r) == [model(9).version]
+        and g.upload(r, model(9).version) == live(r, 'challenger') == '4'
+        and waiting(r) == []
+    )
+    experiment, mine = (
+        [r.client.get_experiment_by_name('late').experiment_id],
+        f"tags.model = '{model(9).version}'",
+    )
+    assert [
+        len(r.client.search_runs(experiment, mine)),
+        len(r.client.search_logged_models(experiment, mine)),
+        len(r.client.search_model_versions(f"name = 'late' and {mine}")),
+    ] == [1, 1, 1]
     assert promote(r, '4', 30, 'bootstrap').to == '4' and champion(r).version == model(9).version
 
-def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_a_minute_later(folder):
-    r = Registry(folder); promote(r, '1', 30, 'bootstrap'); promote(r, '2', 40, 'better')
-    killed(folder, ['set_registered_model_alias', 'late', 'champion'], 'rollback', 50, 'worse'); assert live(r) == '2'
-    rollback(r, 51, 'worse'); assert (live(r), [x.to for x in promotions(r)]) == ('1', ['1', '2', '1'])
+
+def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_a_minute_later(
+    folder,
+):
+    r = Registry(folder)
+    promote(r, '1', 30, 'bootstrap')
+    promote(r, '2', 40, 'better')
+    killed(folder, ['set_registered_model_alias', 'late', 'champion'], 'rollback', 50, 'worse')
+    assert live(r) == '2'
+    rollback(r, 51, 'worse')
+    assert (live(r), [x.to for x in promotions(r)]) == ('1', ['1', '2', '1'])
+
 
 def _killed_at(folder, k, do, *more):
     real, calls = g._ask, iter(range(10**6))
+
     def ask(*a, **kw):
-        if next(calls) == k: os.kill(os.getpid(), signal.SIGKILL)
+        if next(calls) == k:
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(*a, **kw)
-    g._ask = ask; getattr(g, do)(Registry(folder), *more)
+
+    g._ask = ask
+    getattr(g, do)(Registry(folder), *more)
+
 
 def test_killed_at_any_call_to_mlflow(whole, tmp_path):
     "Two rows at the end, whatever call a promotion and a rollback died at; a sample of the calls in the first tier"
     for do, more in (('promote', ('2', 40, 'better')), ('rollback', (50, 'worse'))):
         for k in range(0, 100, 1 if DEEP else 13):
-            folder = Path(shutil.copytree(whole, tmp_path/f'{do}{k}')); r = Registry(folder); promote(r, '1', 30, 'bootstrap')
-            if do == 'rollback': promote(r, '2', 35, 'better')
-            p = FORK.Process(target=_killed_at, args=(folder, k, do, *more)); p.start(); p.join()
-            getattr(g, do)(r, *more); want = ['1', '2', '1'][:3 if do == 'rollback' else 2]
-            assert ([x.to for x in promotions(r)], live(r), live(r, 'previous')) == (want, want[-1], want[-2]), k
-            if p.exitcode == 0: break
+            folder = Path(shutil.copytree(whole, tmp_path / f'{do}{k}'))
+            r = Registry(folder)
+            promote(r, '1', 30, 'bootstrap')
+            if do == 'rollback':
+                promote(r, '2', 35, 'better')
+            p = FORK.Process(target=_killed_at, args=(folder, k, do, *more))
+            p.start()
+            p.join()
+            getattr(g, do)(r, *more)
+            want = ['1', '2', '1'][: 3 if do == 'rollback' else 2]
+            assert ([x.to for x in promotions(r)], live(r), live(r, 'previous')) == (
+                want,
+                want[-1],
+                want[-2],
+            ), k
+            if p.exitcode == 0:
+                break
             assert p.exitcode == -signal.SIGKILL
         assert p.exitcode == 0 and k > 9
 
+
 def _both(folder, version, meet, said):
     real = g._ask
+
     def ask(r, call, *a, **k):
-        if [call, *a][:2] == ['create_model_version', g.LOG]: meet.wait(60)
+        if [call, *a][:2] == ['create_model_version', g.LOG]:
+            meet.wait(60)
         return real(r, call, *a, **k)
+
     g._ask = ask
-    try: promote(Registry(folder), version, 40, f'{version} is better', f'process {version}', True); said.put((version, 'won'))
-    except MlrefError as e: said.put((version, str(e)))
+    try:
+        promote(Registry(folder), version, 40, f'{version} is better', f'process {version}', True)
+        said.put((version, 'won'))
+    except MlrefError as e:
+        said.put((version, str(e)))
+
 
 def test_two_processes_promote_at_once_one_wins_and_the_other_is_told(folder):
-    r = Registry(folder); promote(r, '1', 30, 'bootstrap'); meet, said = FORK.Barrier(2), FORK.Queue()
-    both = [FORK.Process(target=_both, args=(folder, v, meet, said)) for v in '23']; [p.start() for p in both]
-    got = dict(said.get(timeout=120) for _ in both); [p.join() for p in both]
+    r = Registry(folder)
+    promote(r, '1', 30, 'bootstrap')
+    meet, said = FORK.Barrier(2), FORK.Queue()
+    both = [FORK.Process(target=_both, args=(folder, v, meet, said)) for v in '23']
+    [p.start() for p in both]
+    got = dict(said.get(timeout=120) for _ in both)
+    [p.join() for p in both]
     (winner,), (loser,) = [v for v in got if got[v] == 'won'], [v for v in got if got[v] != 'won']
     assert f'process {winner} promoted {winner} at the same time' in got[loser]
     assert [x.to for x in promotions(r)] == ['1', winner] and live(r) == winner
     assert promote(r, loser, 41, 'again', force=True).was == winner  # and the log goes on
 
+
 def free():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
 
 def serve(at, port):
     "A real `mlflow server`; its process group"
-    p = subprocess.Popen([sys.executable, '-m', 'mlflow', 'server', '--backend-store-uri', f'sqlite:///{at}/server.db', '--artifacts-destination', str(at/'artifacts'), '--host', '127.0.0.1', '--port', str(port), '--workers', '1'],
-                         cwd=at, start_new_session=True, stdout=open(at/'server.log', 'w'), stderr=subprocess.STDOUT, env=env(MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_DISABLE_TELEMETRY='true'))
+    p = subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            'mlflow',
+            'server',
+            '--backend-store-uri',
+            f'sqlite:///{at}/server.db',
+            '--artifacts-destination',
+            str(at / 'artifacts'),
+            '--host',
+            '127.0.0.1',
+            '--port',
+            str(port),
+            '--workers',
+            '1',
+        ],
+        cwd=at,
+        start_new_session=True,
+        stdout=open(at / 'server.log', 'w'),
+        stderr=subprocess.STDOUT,
+        env=env(MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_DISABLE_TELEMETRY='true'),
+    )
     for _ in range(600):
-        try: urlopen(f'http://127.0.0.1:{port}/health', timeout=2); return p
-        except OSError: assert p.poll() is None, (at/'server.log').read_text()[-2000:]; time.sleep(.2)
+        try:
+            urlopen(f'http://127.0.0.1:{port}/health', timeout=2)
+            return p
+        except OSError:
+            assert p.poll() is None, (at / 'server.log').read_text()[-2000:]
+            time.sleep(0.2)
     raise AssertionError('no server')
 
-def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_later(tmp_path, whole):
-    port = free(); uri, here = f'http://127.0.0.1:{port}', tmp_path/'here'; away, up = Registry(here, uri), f'models upload --folder {here} --uri {uri}'
+
+def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_later(
+    tmp_path, whole
+):
+    port = free()
+    uri, here = f'http://127.0.0.1:{port}', tmp_path / 'here'
+    away, up = Registry(here, uri), f'models upload --folder {here} --uri {uri}'
     for i, gates in ((0, None), (1, GOOD)):
         t = time.time()
-        with pytest.warns(UserWarning, match=f'mlref {up}'): assert register(away, model(i), digest([i]), {'auc': .7}, {'seed': i}, gates, X) is None
+        with pytest.warns(UserWarning, match=f'mlref {up}'):
+            assert (
+                register(away, model(i), digest([i]), {'auc': 0.7}, {'seed': i}, gates, X) is None
+            )
         assert time.time() - t < 60  # MLflow alone goes on for minutes
-    with pytest.raises(MlrefError, match='to answer'): g.upload(away, model(0).version)
+    with pytest.raises(MlrefError, match='to answer'):
+        g.upload(away, model(0).version)
     assert len(waiting(away)) == 2
-    shutil.copy(whole.parent/'bare.db', tmp_path/'server.db')
+    shutil.copy(whole.parent / 'bare.db', tmp_path / 'server.db')
     server = serve(tmp_path, port)
     try:
         first, again = cli(up, up, MLFLOW_TRACKING_URI=uri)
-        assert first[0] == 0 and sorted(l.split()[-1] for l in first[1].splitlines()) == ['1', '2'] and again[1] == 'nothing waits\n'
-        there = Registry(tmp_path/'there', uri)                      # another machine: the address and nothing else
-        order = {i: v for i in (0, 1) for v in '12' if there.client.get_model_version('late', v).tags['model'] == model(i).version}
-        promote(there, order[0], 30, 'bootstrap'); promote(there, order[1], 40, 'all gates passed')
-        assert np.array_equal(champion(there).predict(X), model(1).predict(X)) and (there.folder/'models'/model(1).version/'weights.safetensors').exists()
-        (there.folder/'models'/model(1).version/'card.md').write_text('# A card'); g.attach(there, order[1], 'card.md')
-        third = Registry(tmp_path/'third', uri); assert g.attached(third, order[1], 'card.md').read_text() == '# A card'; rollback(third, 50, 'worse')
-        logged = there.client.get_logged_model(g.entry(there, order[1]).tags['logged']); assert [(m.key, m.value) for m in logged.metrics] == [('auc', .7)] and there.client.get_run(logged.source_run_id).outputs.model_outputs[0].model_id == logged.model_id
-        assert (live(there), champion(third).version, [p.to for p in promotions(third)]) == (order[0], model(0).version, [order[0], order[1], order[0]])
-        assert register(there, model(0), digest([0]), {}, {}) == order[0] and len(there.client.search_model_versions("name = 'late'")) == 2 and len(there.client.search_logged_models([there.client.get_experiment_by_name('late').experiment_id])) == 2
-        w = there.folder/'models'/model(1).version/'weights.safetensors'; w.write_bytes(w.read_bytes()[:-1] + b'x')
-        with pytest.raises(MlrefError, match='altered'): promote(there, order[1], 60, 'again')
-        (rc, listed, _), = cli('models list --data ' + str(tmp_path/'data'), MLFLOW_TRACKING_URI=uri); assert rc == 0 and 'champion' in listed
-    finally: os.killpg(server.pid, signal.SIGKILL); server.wait()
-    with pytest.raises(g.Unreachable, match='to answer'): champion(there)
-    with pytest.raises(g.Unreachable, match='to answer'): rollback(there, 70, 'worse')
+        assert (
+            first[0] == 0
+            and sorted(l.split()[-1] for l in first[1].splitlines()) == ['1', '2']
+            and again[1] == 'nothing waits\n'
+        )
+        # another machine: the address and nothing else
+        there = Registry(tmp_path / 'there', uri)
+        order = {
+            i: v
+            for i in (0, 1)
+            for v in '12'
+            if there.client.get_model_version('late', v).tags['model'] == model(i).version
+        }
+        promote(there, order[0], 30, 'bootstrap')
+        promote(there, order[1], 40, 'all gates passed')
+        assert (
+            np.array_equal(champion(there).predict(X), model(1).predict(X))
+            and (there.folder / 'models' / model(1).version / 'weights.safetensors').exists()
+        )
+        (there.folder / 'models' / model(1).version / 'card.md').write_text('# A card')
+        g.attach(there, order[1], 'card.md')
+        third = Registry(tmp_path / 'third', uri)
+        assert g.attached(third, order[1], 'card.md').read_text() == '# A card'
+        rollback(third, 50, 'worse')
+        logged = there.client.get_logged_model(g.entry(there, order[1]).tags['logged'])
+        assert [(m.key, m.value) for m in logged.metrics] == [
+            ('auc', 0.7)
+        ] and there.client.get_run(logged.source_run_id).outputs.model_outputs[
+            0
+        ].model_id == logged.model_id
+        assert (live(there), champion(third).version, [p.to for p in promotions(third)]) == (
+            order[0],
+            model(0).version,
+            [order[0], order[1], order[0]],
+        )
+        assert (
+            register(there, model(0), digest([0]), {}, {}) == order[0]
+            and len(there.client.search_model_versions("name = 'late'")) == 2
+            and len(
+                there.client.search_logged_models(
+                    [there.client.get_experiment_by_name('late').experiment_id]
+                )
+            )
+            == 2
+        )
+        w = there.folder / 'models' / model(1).version / 'weights.safetensors'
+        w.write_bytes(w.read_bytes()[:-1] + b'x')
+        with pytest.raises(MlrefError, match='altered'):
+            promote(there, order[1], 60, 'again')
+        ((rc, listed, _),) = cli(
+            'models list --data ' + str(tmp_path / 'data'), MLFLOW_TRACKING_URI=uri
+        )
+        assert rc == 0 and 'champion' in listed
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    with pytest.raises(g.Unreachable, match='to answer'):
+        champion(there)
+    with pytest.raises(g.Unreachable, match='to answer'):
+        rollback(there, 70, 'worse')
 
-TRAP = '''
+
+TRAP = """
 import os, sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path; at, mark = Path(sys.argv[1]), sys.argv[2]
 import mlflow
 class Trap(mlflow.pyfunc.PythonModel):
@@ -199,8 +488,8 @@ class Tree:
     def __reduce__(self): return (open, (mark, 'w'))
 (at/'tree').mkdir(); (at/'tree'/'model.pkl').write_bytes(pickle.dumps(Tree()))
 (at/'tree'/'MLmodel').write_text("flavors:\\n  python_function:\\n    loader_module: mlflow.sklearn\\n    model_path: model.pkl\\n    predict_fn: predict\\n    python_version: 3.11.7\\n  sklearn:\\n    pickled_model: model.pkl\\n    serialization_format: pickle\\n    sklearn_version: 1.9.1\\n")
-'''
-SPRUNG = '''
+"""
+SPRUNG = """
 import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path
 if sys.argv[3] == 'mlref': from mlref.registry import Registry, load
 import mlflow
@@ -213,33 +502,74 @@ if sys.argv[3] == 'mlref':
         v = r.client.create_model_version('late', f'{sys.argv[1]}/{name}', tags={'kind': 'torch', 'model': name}); r.client.set_registered_model_alias('late', 'champion', v.version)
         try: load(r, str(v.version)); print('loaded')
         except Exception as e: print(type(e).__name__, e)
-'''
+"""
+
 
 def test_a_pickle_with_a_trap_is_refused_and_does_not_go_off(folder, tmp_path):
-    mark = tmp_path/'sprung'
-    p = python(TRAP, tmp_path, mark); _, err = p.communicate(); assert p.returncode == 0, err
+    mark = tmp_path / 'sprung'
+    p = python(TRAP, tmp_path, mark)
+    _, err = p.communicate()
+    assert p.returncode == 0, err
     mark.unlink(missing_ok=True)
     out, err = (p := python(SPRUNG, tmp_path, folder, 'mlref')).communicate()
-    assert p.returncode == 0 and len(out.splitlines()) == 4 and 'loaded' not in out.split(), out + err
-    assert [l.split()[0] for l in out.splitlines()] == ['MlflowException'] * 2 + ['MlrefError'] * 2 and out.count('disallowed') == 2 and not mark.exists(), out
-    python(SPRUNG, tmp_path, folder, 'plain', MLFLOW_ALLOW_PICKLE_DESERIALIZATION='true').communicate()
+    assert p.returncode == 0 and len(out.splitlines()) == 4 and 'loaded' not in out.split(), (
+        out + err
+    )
+    assert (
+        [l.split()[0] for l in out.splitlines()] == ['MlflowException'] * 2 + ['MlrefError'] * 2
+        and out.count('disallowed') == 2
+        and not mark.exists()
+    ), out
+    python(
+        SPRUNG, tmp_path, folder, 'plain', MLFLOW_ALLOW_PICKLE_DESERIALIZATION='true'
+    ).communicate()
     assert mark.exists()  # without mlref it does: the trap is one
 
+
 def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folder, tmp_path):
-    shutil.copytree(ROOT/'mlref', tmp_path/'mlref', ignore=shutil.ignore_patterns('__pycache__'))
-    (tmp_path/'requirements.txt').write_text((ROOT/'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.'))  # a checkout with another lock, which this process strays from
+    shutil.copytree(
+        ROOT / 'mlref', tmp_path / 'mlref', ignore=shutil.ignore_patterns('__pycache__')
+    )
+    # a checkout with another lock, which this process strays from
+    (tmp_path / 'requirements.txt').write_text(
+        (ROOT / 'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.')
+    )
     code = """
 import sys; from pathlib import Path; from mlref.pipeline import main; from mlref.registry import Registry, load
 f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
 load(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
-    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate(); refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
-    assert out == '1 1\nloaded\n' and len(refused) == 2 and all('under the lock' in l and '+' in l and 'train it again here' in l for l in refused) and promotions(Registry(folder)) == []
+    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate()
+    refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
+    assert (
+        out == '1 1\nloaded\n'
+        and len(refused) == 2
+        and all('under the lock' in l and '+' in l and 'train it again here' in l for l in refused)
+        and promotions(Registry(folder)) == []
+    )
     assert 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err
 
-@pytest.mark.parametrize('change, says', [({}, ''), ({'python': '3.11.0'}, 'warning'), ({'flags': ['sse4_2', 'amx_fp8']}, 'warning'), ({'features': 'other'}, 'check out the commit'), ({'python': '4.0.0'}, 'install Python 4.0.0')], ids=['same', 'patch', 'processor', 'features', 'python'])
+
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        ({}, ''),
+        ({'python': '3.11.0'}, 'warning'),
+        ({'flags': ['sse4_2', 'amx_fp8']}, 'warning'),
+        ({'features': 'other'}, 'check out the commit'),
+        ({'python': '4.0.0'}, 'install Python 4.0.0'),
+    ],
+    ids=['same', 'patch', 'processor', 'features', 'python'],
+)
 def test_what_the_environment_was_is_compared_at_loading(folder, change, says, recwarn):
-    r = Registry(folder); tag = json.loads(r.client.get_model_version('late', '1').tags['environment'])
+    r = Registry(folder)
+    tag = json.loads(r.client.get_model_version('late', '1').tags['environment'])
     r.client.set_model_version_tag('late', '1', 'environment', json.dumps({**tag, **change}))
-    if says in ('', 'warning'): promote(r, '1', 30, 'bootstrap'); assert bool([w for w in recwarn if 'when registered' in str(w.message)]) == (says == 'warning'); return
-    with pytest.raises(MlrefError, match=says): promote(r, '1', 30, 'bootstrap')
+    if says in ('', 'warning'):
+        promote(r, '1', 30, 'bootstrap')
+        assert bool([w for w in recwarn if 'when registered' in str(w.message)]) == (
+            says == 'warning'
+        )
+        return
+    with pytest.raises(MlrefError, match=says):
+        promote(r, '1', 30, 'bootstrap')
     assert live(r) is None and promotions(r) == []

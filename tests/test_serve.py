@@ -1,4 +1,5 @@
 """A real server process over a run: answers equal the offline scores, the map of the morning moves them, bad input costs its sender one sentence, predictions survive a kill -9, a tracking server that dies takes nobody with it"""
+
 import json, os, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,130 +18,363 @@ from mlref.online import Online
 from mlref.registry import Registry, champion, promote, register
 from test_registry import GOOD, env, free, model as another, serve as tracking
 
-SERVE = [sys.executable, '-c', 'import sys; from mlref.pipeline import main; sys.exit(main())', 'serve']
+SERVE = [
+    sys.executable,
+    '-c',
+    'import sys; from mlref.pipeline import main; sys.exit(main())',
+    'serve',
+]
 START, NOW = minute('2013-03-01T07:00'), minute('2013-03-20T07:00')
+
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     at = tmp_path_factory.mktemp('home')
     stream = source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
-    h = Home(at); h.registry.client; shutil.copy(at/'registry'/'mlflow.db', at/'bare.db')  # for a tracking server: its tables take seconds to make
-    deliver(h, stream, NOW); bootstrap(h, Plan('torch', stop=4), NOW - DAY)
-    t = table(events_at(h.lake), h.static, NOW - 600, NOW); model = champion(h.registry)
-    req = h.lake.sql(f"select {', '.join(FLIGHT)} from events where kind = 'schedule' and sched - {HORIZON} >= ? and sched - {HORIZON} < ? order by sched, event_id", NOW - 600, NOW)
+    # for a tracking server: its tables take seconds to make
+    h = Home(at)
+    h.registry.client
+    shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
+    deliver(h, stream, NOW)
+    bootstrap(h, Plan('torch', stop=4), NOW - DAY)
+    t = table(events_at(h.lake), h.static, NOW - 600, NOW)
+    model = champion(h.registry)
+    req = h.lake.sql(
+        f"select {', '.join(FLIGHT)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"
+        f' and sched - {HORIZON} < ? order by sched, event_id',
+        NOW - 600,
+        NOW,
+    )
     h.close()
     assert req['flight_id'].to_list() == t.ids.tolist()
     return at, t, model, req.to_dicts()
 
+
 @pytest.fixture(scope='module')
 def url(home):
-    p = subprocess.Popen([*SERVE, '--home', home[0], '--log', home[0]/'served', '--port', '0'], stdout=subprocess.PIPE, text=True)
-    line = p.stdout.readline(); assert ' at http://' in line, line
+    p = subprocess.Popen(
+        [*SERVE, '--home', home[0], '--log', home[0] / 'served', '--port', '0'],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    line = p.stdout.readline()
+    assert ' at http://' in line, line
     yield line.split(' at ')[1].strip(), p
-    p.kill(); p.wait()
+    p.kill()
+    p.wait()
+
 
 def call(url, path, body):
-    try: return 200, json.load(urlopen(Request(url + path, body if isinstance(body, bytes) else json.dumps(body).encode()), timeout=60))
-    except HTTPError as e: return e.code, json.load(e)
+    try:
+        return 200, json.load(
+            urlopen(
+                Request(url + path, body if isinstance(body, bytes) else json.dumps(body).encode()),
+                timeout=60,
+            )
+        )
+    except HTTPError as e:
+        return e.code, json.load(e)
 
-def vectors(X): return {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': list(X.shape), 'data': [None if np.isnan(v) else float(v) for v in X.ravel()]}]}
+
+def vectors(X):
+    return {
+        'inputs': [
+            {
+                'name': 'X',
+                'datatype': 'FP32',
+                'shape': list(X.shape),
+                'data': [None if np.isnan(v) else float(v) for v in X.ravel()],
+            }
+        ]
+    }
+
 
 @pytest.mark.parametrize('b', [1, 7, 32])
 def test_scores_over_http_are_the_offline_scores_in_any_batch(home, url, b):
-    _, t, model, flights = home; want = model.predict(t.X); n = min(len(t), 4 * b)
+    _, t, model, flights = home
+    want = model.predict(t.X)
+    n = min(len(t), 4 * b)
     keys, vecs = [], []
     for i in range(0, n, b):
-        keys += [x['p'] for x in call(url[0], '/predict', {'flights': flights[i:i+b]})[1]['predictions']]
-        vecs += call(url[0], '/v2/models/late/infer', vectors(t.X[i:i+b]))[1]['outputs'][0]['data']
-    assert keys[:n] == vecs[:n] == want[:len(keys)].tolist()[:n]
+        keys += [
+            x['p']
+            for x in call(url[0], '/predict', {'flights': flights[i : i + b]})[1]['predictions']
+        ]
+        vecs += call(url[0], '/v2/models/late/infer', vectors(t.X[i : i + b]))[1]['outputs'][0][
+            'data'
+        ]
+    assert keys[:n] == vecs[:n] == want[: len(keys)].tolist()[:n]
+
 
 ONE = 'flights'
-BAD = [('/predict', b'{"flights": [', 400, 'expected a JSON object'), ('/predict', {}, 400, "expected 'flights'"), ('/predict', {'flights': [{'origin': 'EWR'}]}, 400, 'expected the field flight_id'),
-       ('/v2/models/late/infer', {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': [1, 3], 'data': [1, 2, 3]}]}, 400, 'expected shape [rows, 132]'),
-       ('/v2/models/late/infer', {'inputs': [{'name': 'X', 'datatype': 'FP64', 'shape': [1, 132], 'data': [0] * 132}]}, 400, 'expected datatype FP32'),
-       ('/v2/models/late/infer', b'{"inputs": NaN}', 400, 'send null for a missing feature'), ('/v2/models/late/infer', {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': [1, 132], 'data': [1e300] * 132}]}, 400, 'fit into float32'),
-       ('/invocations', {'dataframe_split': {'columns': ['carrier'], 'data': [[1]]}}, 400, '131 are missing'), ('/invocations', b'\xff\xfe', 400, 'expected a JSON object'), ('/predict', b'x' * 9_000_000, 413, 'expected at most 8,388,608 bytes')]
+BAD = [
+    ('/predict', b'{"flights": [', 400, 'expected a JSON object'),
+    ('/predict', {}, 400, "expected 'flights'"),
+    ('/predict', {'flights': [{'origin': 'EWR'}]}, 400, 'expected the field flight_id'),
+    (
+        '/v2/models/late/infer',
+        {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': [1, 3], 'data': [1, 2, 3]}]},
+        400,
+        'expected shape [rows, 132]',
+    ),
+    (
+        '/v2/models/late/infer',
+        {'inputs': [{'name': 'X', 'datatype': 'FP64', 'shape': [1, 132], 'data': [0] * 132}]},
+        400,
+        'expected datatype FP32',
+    ),
+    ('/v2/models/late/infer', b'{"inputs": NaN}', 400, 'send null for a missing feature'),
+    (
+        '/v2/models/late/infer',
+        {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': [1, 132], 'data': [1e300] * 132}]},
+        400,
+        'fit into float32',
+    ),
+    (
+        '/invocations',
+        {'dataframe_split': {'columns': ['carrier'], 'data': [[1]]}},
+        400,
+        '131 are missing',
+    ),
+    ('/invocations', b'\xff\xfe', 400, 'expected a JSON object'),
+    ('/predict', b'x' * 9_000_000, 413, 'expected at most 8,388,608 bytes'),
+]
+
 
 @pytest.mark.parametrize('path, body, status, says', BAD, ids=[f'{p}-{s}' for p, _, _, s in BAD])
-def test_bad_input_gets_its_status_and_one_sentence_and_the_server_is_unharmed(home, url, path, body, status, says):
+def test_bad_input_gets_its_status_and_one_sentence_and_the_server_is_unharmed(
+    home, url, path, body, status, says
+):
     got, said = call(url[0], path, body)
     assert got == status and says in said['error'] and said['error'].count('\n') == 0
-    assert call(url[0], '/predict', {'flights': home[3][:1]})[1]['predictions'][0]['p'] == home[2].predict(home[1].X[:1])[0]
+    assert (
+        call(url[0], '/predict', {'flights': home[3][:1]})[1]['predictions'][0]['p']
+        == home[2].predict(home[1].X[:1])[0]
+    )
 
-@pytest.mark.parametrize('change, status, says', [({'dest': 'XXX'}, 422, 'airports known'), ({'origin': 'LAX'}, 422, 'EWR, JFK, LGA'), ({'sched': 'noon'}, 400, 'sched as int'), ({'sched': 10**30}, 400, 'in minutes'), ({'sched': 5}, 422, 'older than what is kept')])
+
+@pytest.mark.parametrize(
+    'change, status, says',
+    [
+        ({'dest': 'XXX'}, 422, 'airports known'),
+        ({'origin': 'LAX'}, 422, 'EWR, JFK, LGA'),
+        ({'sched': 'noon'}, 400, 'sched as int'),
+        ({'sched': 10**30}, 400, 'in minutes'),
+        ({'sched': 5}, 422, 'older than what is kept'),
+    ],
+)
 def test_a_flight_that_cannot_be_scored(home, url, change, status, says):
-    got, said = call(url[0], '/predict', {'flights': [{**home[3][0], **change}]}); assert (got, says in said['error']) == (status, True), said
+    got, said = call(url[0], '/predict', {'flights': [{**home[3][0], **change}]})
+    assert (got, says in said['error']) == (status, True), said
+
 
 def test_a_port_in_use(home, url):
-    r = subprocess.run([*SERVE, '--home', home[0], '--log', home[0]/'other', '--port', url[0].rsplit(':', 1)[1]], capture_output=True, text=True)
-    assert r.returncode == 1 and 'to be free' in r.stderr and len(r.stderr.strip().splitlines()) == 1
+    r = subprocess.run(
+        [*SERVE, '--home', home[0], '--log', home[0] / 'other', '--port', url[0].rsplit(':', 1)[1]],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        r.returncode == 1 and 'to be free' in r.stderr and len(r.stderr.strip().splitlines()) == 1
+    )
+
 
 LOAD = '/v2/repository/models/late/load'
 
+
 def keep(at, note):
     "What the lifecycle does while a server reads"
-    store = Online(at/'online'); store.write({NOTE: note}); store.close()
+    store = Online(at / 'online')
+    store.write({NOTE: note})
+    store.close()
 
-def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_clients_see_no_difference(home, url):
-    at, t, model, flights = home; p, T = model.predict(t.X), np.array([f['sched'] for f in flights]) - HORIZON
-    split = {'dataframe_split': {'columns': list(model.names), 'data': [[None if np.isnan(v) else float(v) for v in r] for r in t.X]}}
-    def asked(): return [call(url[0], path, body) for path, body in (('/predict', {'flights': flights}), ('/v2/models/late/infer', vectors(t.X)), ('/invocations', split))]
-    bare = asked(); assert [s for s, _ in bare] == [200] * 3 and 'calibrat' not in json.dumps(bare)
-    early, later = (int(x) for x in np.quantile(np.unique(T), (.3, .7)))
-    first, last = Calibration(.31, .87, early - 9 * DAY, early - DAY, early, 5000), Calibration(-.42, 1.13, early - 8 * DAY, later - DAY, later - 1, 6000)
+
+def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_clients_see_no_difference(
+    home, url
+):
+    at, t, model, flights = home
+    p, T = model.predict(t.X), np.array([f['sched'] for f in flights]) - HORIZON
+    split = {
+        'dataframe_split': {
+            'columns': list(model.names),
+            'data': [[None if np.isnan(v) else float(v) for v in r] for r in t.X],
+        }
+    }
+
+    def asked():
+        return [
+            call(url[0], path, body)
+            for path, body in (
+                ('/predict', {'flights': flights}),
+                ('/v2/models/late/infer', vectors(t.X)),
+                ('/invocations', split),
+            )
+        ]
+
+    bare = asked()
+    assert [s for s, _ in bare] == [200] * 3 and 'calibrat' not in json.dumps(bare)
+    early, later = (int(x) for x in np.quantile(np.unique(T), (0.3, 0.7)))
+    first, last = (
+        Calibration(0.31, 0.87, early - 9 * DAY, early - DAY, early, 5000),
+        Calibration(-0.42, 1.13, early - 8 * DAY, later - DAY, later - 1, 6000),
+    )
     try:
-        keep(at, to_note([{'fitted_at': f, 'digest': m.digest, **asdict(m)} for f, m in ((later, last), (early, first))]))
-        (_, keys), (_, oip), (_, inv) = asked(); by = [last if x >= later else first if x >= early else None for x in T]
+        keep(
+            at,
+            to_note(
+                [
+                    {'fitted_at': f, 'digest': m.digest, **asdict(m)}
+                    for f, m in ((later, last), (early, first))
+                ]
+            ),
+        )
+        (_, keys), (_, oip), (_, inv) = asked()
+        by = [last if x >= later else first if x >= early else None for x in T]
         assert {None, first, last} == set(by)
-        assert [(a['p'], a.get('calibrated'), a.get('calibration')) for a in keys['predictions']] == [(x, m and m.apply(p[i:i+1])[0], m and m.digest) for i, (x, m) in enumerate(zip(p, by))]
-        assert keys == {**bare[0][1], 'predictions': [{**b, **({'calibrated': a['calibrated'], 'calibration': a['calibration']} if m else {})} for a, b, m in zip(keys['predictions'], bare[0][1]['predictions'], by)]}
-        assert oip['outputs'][0] == bare[1][1]['outputs'][0] and oip['outputs'][1] == {**oip['outputs'][0], 'name': 'calibrated', 'data': last.apply(p).tolist(), 'parameters': {'calibration': last.digest}}
-        assert inv == {**bare[2][1], 'calibrated': last.apply(p).tolist(), 'calibration': last.digest}
-        assert [o['name'] for o in json.load(urlopen(url[0] + '/v2/models/late'))['outputs']] == ['p', 'calibrated']
-        log = LocalLog(at/'served', readonly=True); end = log.end('predictions'); wrote = [json.loads(m) for m in log.read('predictions', end - len(p), len(p))]; log.close()
-        assert [(m['p'], m.get('calibration')) for m in wrote] == [(x, m and m.digest) for x, m in zip(p, by)]
-        keep(at, to_note([{'fitted_at': later - 2, 'digest': last.digest, **asdict(last)}]))  # had seen a label of a minute later
-        for status, said in asked(): assert status == 503 and 'no label later than itself' in said['error'] and '\n' not in said['error']
-    finally: keep(at, None)
+        assert [
+            (a['p'], a.get('calibrated'), a.get('calibration')) for a in keys['predictions']
+        ] == [
+            (x, m and m.apply(p[i : i + 1])[0], m and m.digest)
+            for i, (x, m) in enumerate(zip(p, by))
+        ]
+        assert keys == {
+            **bare[0][1],
+            'predictions': [
+                {
+                    **b,
+                    **(
+                        {'calibrated': a['calibrated'], 'calibration': a['calibration']}
+                        if m
+                        else {}
+                    ),
+                }
+                for a, b, m in zip(keys['predictions'], bare[0][1]['predictions'], by)
+            ],
+        }
+        assert oip['outputs'][0] == bare[1][1]['outputs'][0] and oip['outputs'][1] == {
+            **oip['outputs'][0],
+            'name': 'calibrated',
+            'data': last.apply(p).tolist(),
+            'parameters': {'calibration': last.digest},
+        }
+        assert inv == {
+            **bare[2][1],
+            'calibrated': last.apply(p).tolist(),
+            'calibration': last.digest,
+        }
+        assert [o['name'] for o in json.load(urlopen(url[0] + '/v2/models/late'))['outputs']] == [
+            'p',
+            'calibrated',
+        ]
+        log = LocalLog(at / 'served', readonly=True)
+        end = log.end('predictions')
+        wrote = [json.loads(m) for m in log.read('predictions', end - len(p), len(p))]
+        log.close()
+        assert [(m['p'], m.get('calibration')) for m in wrote] == [
+            (x, m and m.digest) for x, m in zip(p, by)
+        ]
+        # had seen a label of a minute later
+        keep(at, to_note([{'fitted_at': later - 2, 'digest': last.digest, **asdict(last)}]))
+        for status, said in asked():
+            assert (
+                status == 503
+                and 'no label later than itself' in said['error']
+                and '\n' not in said['error']
+            )
+    finally:
+        keep(at, None)
     assert asked() == bare
 
+
 def test_a_registry_that_is_gone_is_said_and_serving_goes_on(home, url):
-    db = home[0]/'registry'/'mlflow.db'; db.rename(home[0]/'away.db')
+    db = home[0] / 'registry' / 'mlflow.db'
+    db.rename(home[0] / 'away.db')
     try:
-        got, said = call(url[0], '/v2/repository/models/late/load', {}); assert got == 503 and 'still serving' in said['error']
+        got, said = call(url[0], '/v2/repository/models/late/load', {})
+        assert got == 503 and 'still serving' in said['error']
         assert call(url[0], '/predict', {'flights': home[3][:2]})[0] == 200
-    finally: (home[0]/'away.db').rename(db)
-    assert call(url[0], '/v2/repository/models/late/load', {}) == (200, {'model_version': home[2].version})
+    finally:
+        (home[0] / 'away.db').rename(db)
+    assert call(url[0], '/v2/repository/models/late/load', {}) == (
+        200,
+        {'model_version': home[2].version},
+    )
+
 
 def test_what_was_answered_is_on_disk_after_kill_9(home, url):
     before = json.load(urlopen(url[0] + '/health/ready'))['model_version']
     answered = call(url[0], '/predict', {'flights': home[3][:50]})[1]['predictions']
-    url[1].send_signal(signal.SIGKILL); url[1].wait()
-    log = LocalLog(home[0]/'served', readonly=True); end = log.end('predictions')
+    url[1].send_signal(signal.SIGKILL)
+    url[1].wait()
+    log = LocalLog(home[0] / 'served', readonly=True)
+    end = log.end('predictions')
     last = [json.loads(m) for m in log.read('predictions', end - len(answered), len(answered))]
-    assert [(m['flight_id'], m['p'], m['version']) for m in last] == [(a['flight_id'], a['p'], before) for a in answered] and all(m['trained_until'] <= m['scored_at'] for m in last)
+    assert [(m['flight_id'], m['p'], m['version']) for m in last] == [
+        (a['flight_id'], a['p'], before) for a in answered
+    ] and all(m['trained_until'] <= m['scored_at'] for m in last)
 
-def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_it_hangs_and_dies(home, tmp_path):
-    _, t, old, flights = home; port = free(); uri = f'http://127.0.0.1:{port}'; here = tmp_path/'here'; shutil.copytree(home[0]/'online', here/'online')  # another machine: a store and an address
-    shutil.copy(home[0]/'bare.db', tmp_path/'server.db'); tracked, p = tracking(tmp_path, port), None; told = env(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT='5')
-    command = lambda log: [*SERVE, '--home', here, '--log', tmp_path/log, '--port', '0']
+
+def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_it_hangs_and_dies(
+    home, tmp_path
+):
+    # another machine: a store and an address
+    _, t, old, flights = home
+    port = free()
+    uri = f'http://127.0.0.1:{port}'
+    here = tmp_path / 'here'
+    shutil.copytree(home[0] / 'online', here / 'online')
+    shutil.copy(home[0] / 'bare.db', tmp_path / 'server.db')
+    tracked, p = tracking(tmp_path, port), None
+    told = env(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT='5')
+    command = lambda log: [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
     try:
-        there = Registry(tmp_path/'there', uri); promote(there, register(there, old, digest([0]), {}, {}, some=t.X), 30, 'bootstrap')
-        p = subprocess.Popen(command('served'), stdout=subprocess.PIPE, text=True, env=told); url = p.stdout.readline().split(' at ')[1].strip()
-        def scores(): return [a['p'] for a in call(url, '/predict', {'flights': flights[:9]})[1]['predictions']]
-        assert scores() == old.predict(t.X[:9]).tolist() and (here/'registry'/'models'/old.version).exists()
-        new = another(1); promote(there, register(there, new, digest([1]), {}, {}, GOOD, t.X), 40, 'all gates passed'); want = new.predict(t.X[:9]).tolist()
+        there = Registry(tmp_path / 'there', uri)
+        promote(there, register(there, old, digest([0]), {}, {}, some=t.X), 30, 'bootstrap')
+        p = subprocess.Popen(command('served'), stdout=subprocess.PIPE, text=True, env=told)
+        url = p.stdout.readline().split(' at ')[1].strip()
+
+        def scores():
+            return [
+                a['p'] for a in call(url, '/predict', {'flights': flights[:9]})[1]['predictions']
+            ]
+
+        assert (
+            scores() == old.predict(t.X[:9]).tolist()
+            and (here / 'registry' / 'models' / old.version).exists()
+        )
+        new = another(1)
+        promote(there, register(there, new, digest([1]), {}, {}, GOOD, t.X), 40, 'all gates passed')
+        want = new.predict(t.X[:9]).tolist()
         assert scores() == old.predict(t.X[:9]).tolist() != want  # until it is told
         assert call(url, LOAD, {}) == (200, {'model_version': new.version}) and scores() == want
         os.killpg(tracked.pid, signal.SIGSTOP)
         with ThreadPoolExecutor(1) as pool:
-            load = pool.submit(call, url, LOAD, {}); time.sleep(.5)
-            assert scores() == want and not load.done()  # the tracking server hangs, and only the load with it
-            os.killpg(tracked.pid, signal.SIGKILL); tracked.wait(); status, said = load.result()
-        assert status == 503 and f'expected the tracking server {uri} to answer' in said['error'] and f'still serving {new.version}' in said['error'] and scores() == want
+            load = pool.submit(call, url, LOAD, {})
+            time.sleep(0.5)
+            # the tracking server hangs, and only the load with it
+            assert scores() == want and not load.done()
+            os.killpg(tracked.pid, signal.SIGKILL)
+            tracked.wait()
+            status, said = load.result()
+        assert (
+            status == 503
+            and f'expected the tracking server {uri} to answer' in said['error']
+            and f'still serving {new.version}' in said['error']
+            and scores() == want
+        )
         r = subprocess.run(command('late'), capture_output=True, text=True, env=told)
-        assert r.returncode == 1 and r.stderr == f'mlref: expected the tracking server {uri} to answer, got: [Errno 111] Connection refused; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI\n', r.stderr
+        assert (
+            r.returncode == 1
+            and r.stderr
+            == f'mlref: expected the tracking server {uri} to answer, got: [Errno 111] Connection'
+            ' refused; start it again, or name one that answers with --uri or'
+            ' MLFLOW_TRACKING_URI\n'
+        ), r.stderr
         assert scores() == want
     finally:
-        if tracked.poll() is None: os.killpg(tracked.pid, signal.SIGKILL); tracked.wait()
-        if p: p.kill(); p.wait()
+        if tracked.poll() is None:
+            os.killpg(tracked.pid, signal.SIGKILL)
+            tracked.wait()
+        if p:
+            p.kill()
+            p.wait()

@@ -1,4 +1,5 @@
 """The docs site as a reader meets it: built without a network, opened in a browser over loopback"""
+
 import functools, http.server, subprocess, sys, threading
 from pathlib import Path
 import pytest
@@ -6,55 +7,103 @@ from programs import browser, need
 
 ROOT = Path(__file__).parent.parent
 
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *a): pass
+    def log_message(self, *a):
+        pass
+
 
 @pytest.fixture(scope='module')
 def url(tmp_path_factory):
-    at = tmp_path_factory.mktemp('site')/'out'
-    r = subprocess.run([sys.executable, 'nbs/_site/build.py', at], cwd=ROOT, capture_output=True, text=True)
+    at = tmp_path_factory.mktemp('site') / 'out'
+    r = subprocess.run(
+        [sys.executable, 'nbs/_site/build.py', at], cwd=ROOT, capture_output=True, text=True
+    )
     assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
     s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=at))
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{s.server_port}/'
     s.shutdown()
 
+
 @pytest.fixture
 def page(url):
     need('chromium')
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as pw:
-        b = browser(pw); p = b.new_page(viewport={'width': 1360, 'height': 900}); wrong = []
-        p.on('request', lambda r: wrong.append(r.url) if not r.url.startswith((url, 'data:', 'blob:')) else None)
-        p.on('response', lambda r: wrong.append(f'{r.status} {r.url}') if r.status >= 400 and 'favicon' not in r.url else None)
-        p.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None); p.on('pageerror', lambda e: wrong.append(str(e)))
+        b = browser(pw)
+        p = b.new_page(viewport={'width': 1360, 'height': 900})
+        wrong = []
+        p.on(
+            'request',
+            lambda r: (
+                wrong.append(r.url) if not r.url.startswith((url, 'data:', 'blob:')) else None
+            ),
+        )
+        p.on(
+            'response',
+            lambda r: (
+                wrong.append(f'{r.status} {r.url}')
+                if r.status >= 400 and 'favicon' not in r.url
+                else None
+            ),
+        )
+        p.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
+        p.on('pageerror', lambda e: wrong.append(str(e)))
         yield p
-        b.close(); assert wrong == []
+        b.close()
+        assert wrong == []
+
 
 def test_search_finds_a_word_and_opens_the_page(page, url):
-    page.goto(url + 'index.html'); page.click('.md-search__input'); page.keyboard.type('quarantine', delay=20)
-    hit = page.locator('a.md-search-result__link[href*="contracts.html"]').first; hit.wait_for(); hit.click()
-    page.wait_for_url('**/contracts.html*'); assert 'quarantine' in page.inner_text('article').lower()
+    page.goto(url + 'index.html')
+    page.click('.md-search__input')
+    page.keyboard.type('quarantine', delay=20)
+    hit = page.locator('a.md-search-result__link[href*="contracts.html"]').first
+    hit.wait_for()
+    hit.click()
+    page.wait_for_url('**/contracts.html*')
+    assert 'quarantine' in page.inner_text('article').lower()
 
-def width(image): image.scroll_into_view_if_needed(); return image.evaluate('i => i.decode().then(() => i.naturalWidth)')
+
+def width(image):
+    image.scroll_into_view_if_needed()
+    return image.evaluate('i => i.decode().then(() => i.naturalWidth)')
+
 
 def test_plots_are_there(page, url):
-    page.goto(url + 'index.html'); assert width(page.locator('article img').first) > 600
-    page.goto(url + 'monitor.html'); assert width(page.locator('article img.plot').first) > 200
+    page.goto(url + 'index.html')
+    assert width(page.locator('article img').first) > 600
+    page.goto(url + 'monitor.html')
+    assert width(page.locator('article img.plot').first) > 200
+
 
 def test_light_and_dark(page, url):
-    page.emulate_media(color_scheme='light'); page.goto(url + 'index.html')
+    page.emulate_media(color_scheme='light')
+    page.goto(url + 'index.html')
     colour = lambda: page.evaluate('getComputedStyle(document.body).backgroundColor')
-    light = colour(); page.locator('label[for=__palette_1]').click(); page.wait_for_function('c => getComputedStyle(document.body).backgroundColor != c', arg=light)
-    dark = colour(); page.reload(); assert colour() == dark  # it stays
+    light = colour()
+    page.locator('label[for=__palette_1]').click()
+    page.wait_for_function('c => getComputedStyle(document.body).backgroundColor != c', arg=light)
+    dark = colour()
+    page.reload()
+    assert colour() == dark  # it stays
+
 
 def test_the_reference_has_what_is_exported(page, url):
     import mlref.monitor as m
-    page.goto(url + 'reference.html'); ids = [f'monitor.{n if n.isupper() else n.lower()}' for n in m.__all__]  # a constant keeps its case: WATCHED is not watched
+
+    # a constant keeps its case: WATCHED is not watched
+    page.goto(url + 'reference.html')
+    ids = [f'monitor.{n if n.isupper() else n.lower()}' for n in m.__all__]
     assert [i for i in ids if page.locator(f'[id="{i}"]').count() != 1] == []
-    page.goto(url + 'reference.html#monitor.watch'); assert 'class Watch' in page.inner_text('article') or 'Watch(' in page.inner_text('article')
+    page.goto(url + 'reference.html#monitor.watch')
+    assert 'class Watch' in page.inner_text('article') or 'Watch(' in page.inner_text('article')
+
 
 def test_a_telephone_does_not_scroll_sideways(page, url):
     page.set_viewport_size({'width': 390, 'height': 844})
     for f in ('index.html', 'features.html', 'reference.html', 'card.html', 'steps/live.html'):
-        page.goto(url + f); assert page.evaluate('document.documentElement.scrollWidth') <= 390, f
+        page.goto(url + f)
+        assert page.evaluate('document.documentElement.scrollWidth') <= 390, f

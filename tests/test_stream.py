@@ -1,4 +1,5 @@
 """The online store follows the log through kills, retries, broken and late messages"""
+
 import os, random, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, polars as pl, pytest
@@ -13,9 +14,11 @@ from mlref.log import LocalLog
 from mlref.online import LATE, Online, reshard
 from mlref.stream import feed, records
 
-RAW = raw_folder(); ST = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes')); CONTRACT = rules(list(ST.airports))
+RAW = raw_folder()
+ST = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
+CONTRACT = rules(list(ST.airports))
 END = minute('2013-04-12T07:00')
-FEED = '''
+FEED = """
 import sys
 from pathlib import Path
 from mlref.contracts import rules
@@ -26,87 +29,192 @@ from mlref.online import Online
 from mlref.stream import feed
 raw = raw_folder(); st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes')); at = Path(sys.argv[1]); print('ready', flush=True)
 print(feed(Online(at/'store'), LocalLog(at/'log', readonly=True), 'flights', rules(list(st.airports)), 50))
-'''
+"""
+
 
 @pytest.fixture(scope='module')
-def events(): return between(year(RAW), END - 2 * DAY, END)
+def events():
+    return between(year(RAW), END - 2 * DAY, END)
+
 
 @pytest.fixture(scope='module')
-def flights(): return year(RAW).filter((pl.col('kind') == 'schedule') & pl.col('sched').is_between(END - DAY + HORIZON, END + HORIZON - 1)).sort('sched', 'event_id')
+def flights():
+    return (
+        year(RAW)
+        .filter(
+            (pl.col('kind') == 'schedule')
+            & pl.col('sched').is_between(END - DAY + HORIZON, END + HORIZON - 1)
+        )
+        .sort('sched', 'event_id')
+    )
+
 
 def applied(at, messages, batch=50_000):
-    log = LocalLog(at/'log'); log.append('flights', messages); store = Online(at/'store')
+    log = LocalLog(at / 'log')
+    log.append('flights', messages)
+    store = Online(at / 'store')
     return store, feed(store, log, 'flights', CONTRACT, batch)
 
-def read(store, flights): return compute(store, flights, FLIGHTS, ST)
+
+def read(store, flights):
+    return compute(store, flights, FLIGHTS, ST)
+
 
 def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path):
-    storm = encode(disturb(events, seed=5, late=.05, minutes=90, twice=.05)); storm.insert(len(storm) // 2, b'\xff not an event')
-    whole, n = applied(tmp_path/'whole', encode(events)); assert n['applied'] == events.height
-    LocalLog(tmp_path/'killed'/'log').append('flights', storm)
+    storm = encode(disturb(events, seed=5, late=0.05, minutes=90, twice=0.05))
+    storm.insert(len(storm) // 2, b'\xff not an event')
+    whole, n = applied(tmp_path / 'whole', encode(events))
+    assert n['applied'] == events.height
+    LocalLog(tmp_path / 'killed' / 'log').append('flights', storm)
     g, kills, done = random.Random(5), 0, False
     while not done:
-        p = subprocess.Popen([sys.executable, '-c', FEED, tmp_path/'killed'], stdout=subprocess.PIPE, text=True); assert p.stdout.readline() == 'ready\n'
-        if kills == 5: done = p.wait() == 0; assert done, 'the last run must come through'; continue
-        before = position(tmp_path/'killed'); time.sleep(g.uniform(.05, .2)); p.send_signal(signal.SIGKILL); p.wait()
-        after = position(tmp_path/'killed'); assert before <= after < len(storm), 'killed after the end: not a kill in the middle'; kills += 1
-    store = Online(tmp_path/'killed'/'store', readonly=True)
-    assert store.position() == len(storm) and np.array_equal(read(store, flights), read(whole, flights), equal_nan=True)
-    assert (a := records(store, whole.clock())) == (b := records(whole)), [k for k in {*a, *b} if a.get(k) != b.get(k)][:5]  # not only what these flights read: every record, byte for byte
+        p = subprocess.Popen(
+            [sys.executable, '-c', FEED, tmp_path / 'killed'], stdout=subprocess.PIPE, text=True
+        )
+        assert p.stdout.readline() == 'ready\n'
+        if kills == 5:
+            done = p.wait() == 0
+            assert done, 'the last run must come through'
+            continue
+        before = position(tmp_path / 'killed')
+        time.sleep(g.uniform(0.05, 0.2))
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        after = position(tmp_path / 'killed')
+        assert before <= after < len(storm), 'killed after the end: not a kill in the middle'
+        kills += 1
+    store = Online(tmp_path / 'killed' / 'store', readonly=True)
+    assert store.position() == len(storm) and np.array_equal(
+        read(store, flights), read(whole, flights), equal_nan=True
+    )
+    # not only what these flights read: every record, byte for byte
+    assert (a := records(store, whole.clock())) == (b := records(whole)), [
+        k for k in {*a, *b} if a.get(k) != b.get(k)
+    ][:5]
+
 
 def position(at):
-    if not (at/'store'/'store.json').exists(): return 0
-    try: s = Online(at/'store', readonly=True)
-    except MlrefError: return 0  # killed before there was a store
-    n = s.position(); s.close(); return n
+    if not (at / 'store' / 'store.json').exists():
+        return 0
+    try:
+        s = Online(at / 'store', readonly=True)
+    except MlrefError:
+        return 0  # killed before there was a store
+    n = s.position()
+    s.close()
+    return n
+
 
 @pytest.mark.parametrize('days', [1, 1.9, 2.1, 3, 5, 8, 30])
-def test_an_event_late_by_days_is_applied_or_counted_and_never_stops_the_stream(days, events, tmp_path):
-    newest = events['known_time'].max(); at = newest - int(days * DAY)
-    late = between(year(RAW), at - 360, at + 360).filter(pl.col('kind') == 'departure'); assert late.height > 50
-    applied(tmp_path, encode(events.filter(~pl.col('event_id').is_in(late['event_id'].implode()))))[0].close()
+def test_an_event_late_by_days_is_applied_or_counted_and_never_stops_the_stream(
+    days, events, tmp_path
+):
+    newest = events['known_time'].max()
+    at = newest - int(days * DAY)
+    late = between(year(RAW), at - 360, at + 360).filter(pl.col('kind') == 'departure')
+    assert late.height > 50
+    applied(tmp_path, encode(events.filter(~pl.col('event_id').is_in(late['event_id'].implode()))))[
+        0
+    ].close()
     store, n = applied(tmp_path, encode(late))
-    assert n['late'] == (late['known_time'] < newest - LATE).sum() and n['applied'] + n['late'] == n['messages']
-    assert store.position() == LocalLog(tmp_path/'log', readonly=True).end('flights')
+    assert (
+        n['late'] == (late['known_time'] < newest - LATE).sum()
+        and n['applied'] + n['late'] == n['messages']
+    )
+    assert store.position() == LocalLog(tmp_path / 'log', readonly=True).end('flights')
 
-@pytest.mark.parametrize('field,value', [('event_id', None), ('known_time', None), ('sched', 10**9), ('origin', 'XXX')])
-def test_an_event_that_breaks_the_contract_is_refused_and_the_rest_applied(field, value, events, tmp_path):
+
+@pytest.mark.parametrize(
+    'field,value', [('event_id', None), ('known_time', None), ('sched', 10**9), ('origin', 'XXX')]
+)
+def test_an_event_that_breaks_the_contract_is_refused_and_the_rest_applied(
+    field, value, events, tmp_path
+):
     for kind in ('schedule', 'weather'):
-        if kind == 'weather' and field == 'sched': continue
-        odd = events.filter(pl.col('kind') == kind).head(3).with_columns(pl.lit(value, events.schema[field]).alias(field))
+        if kind == 'weather' and field == 'sched':
+            continue
+        odd = (
+            events.filter(pl.col('kind') == kind)
+            .head(3)
+            .with_columns(pl.lit(value, events.schema[field]).alias(field))
+        )
         rest = events.filter(pl.col('kind') == 'departure').head(50)
-        store, n = applied(tmp_path/kind, [*encode(odd), *encode(rest)])
+        store, n = applied(tmp_path / kind, [*encode(odd), *encode(rest)])
         assert (n['refused'], n['applied']) == (3, 50) and store.position() == 53
+
 
 class Follower(RuleBasedStateMachine):
     "Events in any order, twice, late, in any batches, with restarts and reshards between: always the store that one rebuild gives"
+
     pool = None
+
     def __init__(self):
-        super().__init__(); self.tmp = tempfile.TemporaryDirectory(); self.at = Path(self.tmp.name); self.log, self.store, self.sent = LocalLog(self.at/'log'), Online(self.at/'store'), 0
+        super().__init__()
+        self.tmp = tempfile.TemporaryDirectory()
+        self.at = Path(self.tmp.name)
+        self.log, self.store, self.sent = LocalLog(self.at / 'log'), Online(self.at / 'store'), 0
         if Follower.pool is None:
             day = between(year(RAW), END - 5 * DAY, END)
-            Follower.pool = encode(pl.concat([day.filter(pl.col('tailnum').is_in(day['tailnum'].drop_nulls().unique().sort().head(6).implode())), day.filter(pl.col('kind') == 'weather').head(20)]).sort('known_time'))
+            Follower.pool = encode(
+                pl.concat(
+                    [
+                        day.filter(
+                            pl.col('tailnum').is_in(
+                                day['tailnum'].drop_nulls().unique().sort().head(6).implode()
+                            )
+                        ),
+                        day.filter(pl.col('kind') == 'weather').head(20),
+                    ]
+                ).sort('known_time')
+            )
 
     @rule(picks=st_.lists(st_.integers(0, 10**6), min_size=1, max_size=12))
-    def some(self, picks): self.log.append('flights', [self.pool[i % len(self.pool)] for i in picks]); self.sent += len(picks)
+    def some(self, picks):
+        self.log.append('flights', [self.pool[i % len(self.pool)] for i in picks])
+        self.sent += len(picks)
 
     @rule(start=st_.integers(0, 10**6), n=st_.integers(1, 40))
-    def run_of(self, start, n): start %= len(self.pool); self.log.append('flights', more := self.pool[start:start + n]); self.sent += len(more)
+    def run_of(self, start, n):
+        start %= len(self.pool)
+        self.log.append('flights', more := self.pool[start : start + n])
+        self.sent += len(more)
 
     @rule(batch=st_.sampled_from([3, 17, 1000]))
-    def feed(self, batch): feed(self.store, self.log, 'flights', CONTRACT, batch); assert self.store.position() == self.sent
+    def feed(self, batch):
+        feed(self.store, self.log, 'flights', CONTRACT, batch)
+        assert self.store.position() == self.sent
 
     @rule()
-    def again(self): self.store.close(); self.store = Online(self.at/'store')
+    def again(self):
+        self.store.close()
+        self.store = Online(self.at / 'store')
 
     @rule(n=st_.integers(1, 3))
-    def reshard(self, n): reshard(self.store, n)
+    def reshard(self, n):
+        reshard(self.store, n)
 
     def teardown(self):
-        feed(self.store, self.log, 'flights', CONTRACT); rebuilt = Online(self.at/'rebuilt'); feed(rebuilt, self.log, 'flights', CONTRACT)
-        try: assert records(self.store) == records(rebuilt) and self.store.position() == rebuilt.position() == self.sent
-        finally: self.store.close(); rebuilt.close(); self.log.env.close(); self.tmp.cleanup()
+        feed(self.store, self.log, 'flights', CONTRACT)
+        rebuilt = Online(self.at / 'rebuilt')
+        feed(rebuilt, self.log, 'flights', CONTRACT)
+        try:
+            assert (
+                records(self.store) == records(rebuilt)
+                and self.store.position() == rebuilt.position() == self.sent
+            )
+        finally:
+            self.store.close()
+            rebuilt.close()
+            self.log.env.close()
+            self.tmp.cleanup()
+
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-Follower.TestCase.settings = settings(max_examples=60 if DEEP else 6, stateful_step_count=20 if DEEP else 12, deadline=None, derandomize=not DEEP, suppress_health_check=list(HealthCheck))
+Follower.TestCase.settings = settings(
+    max_examples=60 if DEEP else 6,
+    stateful_step_count=20 if DEEP else 12,
+    deadline=None,
+    derandomize=not DEEP,
+    suppress_health_check=list(HealthCheck),
+)
 test_full_rebuild_equals_incremental = Follower.TestCase

@@ -1,4 +1,5 @@
 """The docs site, without a network: build.py [FOLDER]. nbdev's pages -> Markdown -> mkdocs-material -> FOLDER (default _docs)"""
+
 import base64, importlib, json, logging, os, re, shutil, sys, tempfile
 from pathlib import Path
 
@@ -6,92 +7,210 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 os.environ |= {'NO_MKDOCS_2_WARNING': '1', 'DISABLE_MKDOCS_2_WARNING': 'true'}
-GROUPS = (('Begin', 0, 1), ('Data', 2, 9), ('Models', 10, 14), ('Serving', 15, 18), ('The loop', 19, 23), ('Outgrowing one machine', 30, 99))
+GROUPS = (
+    ('Begin', 0, 1),
+    ('Data', 2, 9),
+    ('Models', 10, 14),
+    ('Serving', 15, 18),
+    ('The loop', 19, 23),
+    ('Outgrowing one machine', 30, 99),
+)
 HIDE = ('echo: false', 'include: false', 'hide')
 
-def text(x): return ''.join(x) if isinstance(x, list) else x
-def name(p): return re.sub(r'^\d+[a-z]?_', '', p.stem)
+
+def text(x):
+    return ''.join(x) if isinstance(x, list) else x
+
+
+def name(p):
+    return re.sub(r'^\d+[a-z]?_', '', p.stem)
+
 
 def links(md, up):
     "Links to notebooks and to the published site become links between these pages"
     from nbdev.config import get_config
-    cfg = get_config(); site = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}/')
+
+    cfg = get_config()
+    site = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}/')
     md = re.sub(site + r'([\w/.-]+?)\.html', rf'{up}\1.md', md)
-    md = re.sub(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)', r'\1', md)  # private names have no place in the reference
-    md = re.sub(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]?_)?([\w-]+)\.ipynb', lambda m: f']({m[1] or ""}{m[2]}.md', md)
+    # private names have no place in the reference
+    md = re.sub(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)', r'\1', md)
+    md = re.sub(
+        r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]?_)?([\w-]+)\.ipynb',
+        lambda m: f']({m[1] or ""}{m[2]}.md',
+        md,
+    )
     md = re.sub(r'\]\((?:\.\./)+reports/results/', f']({up}results/', md)
     md = re.sub(r'\{target="_blank" style="[^"]*"\}', '', md)
-    return re.sub(r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$', lambda m: f'!!! {m[1]}\n\n' + re.sub('^', '    ', m[2], flags=re.M), md, flags=re.M | re.S)
+    return re.sub(
+        r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$',
+        lambda m: f'!!! {m[1]}\n\n' + re.sub('^', '    ', m[2], flags=re.M),
+        md,
+        flags=re.M | re.S,
+    )
+
 
 def api(md, module):
     "What nbdev says of a symbol: its source link goes, its heading gets an anchor"
-    md = re.sub(r'^\[source\]\([^)]*\)\s*', '', links(re.sub(r'^---\n', '', md.strip()), ''), flags=re.M)
-    return re.sub(r'^(#{2,5}) ([\w.]+)$', lambda m: f'### `{m[2]}` {{#{(module + "." if module else "") + m[2].lower()}}}', md, flags=re.M)
+    md = re.sub(
+        r'^\[source\]\([^)]*\)\s*', '', links(re.sub(r'^---\n', '', md.strip()), ''), flags=re.M
+    )
+    return re.sub(
+        r'^(#{2,5}) ([\w.]+)$',
+        lambda m: f'### `{m[2]}` {{#{(module + "." if module else "") + m[2].lower()}}}',
+        md,
+        flags=re.M,
+    )
+
 
 def output(o, cell, n, img, up):
-    if o['output_type'] == 'stream': return f'```{{.text .out}}\n{text(o["text"]).rstrip()}\n```'
-    if o['output_type'] == 'error': return f'```{{.text .out}}\n{o["ename"]}: {o["evalue"]}\n```'
+    if o['output_type'] == 'stream':
+        return f'```{{.text .out}}\n{text(o["text"]).rstrip()}\n```'
+    if o['output_type'] == 'error':
+        return f'```{{.text .out}}\n{o["ename"]}: {o["evalue"]}\n```'
     d = o['data']
     for mime, ext in (('image/svg+xml', 'svg'), ('image/png', 'png')):
         if mime in d:
-            img.mkdir(parents=True, exist_ok=True); f = img/f'{cell}-{n}.{ext}'
-            f.write_bytes(text(d[mime]).encode() if ext == 'svg' else base64.b64decode(text(d[mime])))
+            img.mkdir(parents=True, exist_ok=True)
+            f = img / f'{cell}-{n}.{ext}'
+            f.write_bytes(
+                text(d[mime]).encode() if ext == 'svg' else base64.b64decode(text(d[mime]))
+            )
             return f'![plot]({up}img/{img.name}/{f.name}){{.plot}}'
-    if 'text/html' in d: return '<div class="out html" markdown="0">\n' + re.sub(r'<style.*?</style>| border="1"', '', text(d['text/html']), flags=re.S).strip() + '\n</div>'
-    if 'text/markdown' in d: return text(d['text/markdown'])
+    if 'text/html' in d:
+        return (
+            '<div class="out html" markdown="0">\n'
+            + re.sub(r'<style.*?</style>| border="1"', '', text(d['text/html']), flags=re.S).strip()
+            + '\n</div>'
+        )
+    if 'text/markdown' in d:
+        return text(d['text/markdown'])
     return f'```{{.text .out}}\n{text(d.get("text/plain", "")).rstrip()}\n```'
+
 
 def page(p, rel, src):
     "One processed notebook as Markdown; its title"
     nb, up, out, meta = json.loads(p.read_text()), '../' * (len(Path(rel).parts) - 1), [], {}
     for c in nb['cells']:
         s = text(c['source'])
-        if c['cell_type'] == 'raw': meta = yaml.safe_load(s.strip().strip('-')); continue
-        if c['cell_type'] == 'markdown':
-            if 'AUTOGENERATED' not in s: out.append(links(s, up))
+        if c['cell_type'] == 'raw':
+            meta = yaml.safe_load(s.strip().strip('-'))
             continue
-        said, code = re.findall(r'^#\|\s*(.+?)\s*$', s, re.M), re.sub(r'^#\|.*\n?', '', s, flags=re.M).strip()
-        shown = [output(o, c.get('id', 'c'), i, src/'img'/Path(rel).stem, up) for i, o in enumerate(c.get('outputs', []))]
-        if code.startswith('show_doc('): out += [f'<div class="api" markdown>\n\n{api(o, "")}\n\n</div>' for o in shown]; continue
-        if code and not any(h in said for h in HIDE): out.append(f'```python\n{code}\n```')
-        if not any(h in said for h in ('output: false', *HIDE[1:])): out += shown
+        if c['cell_type'] == 'markdown':
+            if 'AUTOGENERATED' not in s:
+                out.append(links(s, up))
+            continue
+        said, code = (
+            re.findall(r'^#\|\s*(.+?)\s*$', s, re.M),
+            re.sub(r'^#\|.*\n?', '', s, flags=re.M).strip(),
+        )
+        shown = [
+            output(o, c.get('id', 'c'), i, src / 'img' / Path(rel).stem, up)
+            for i, o in enumerate(c.get('outputs', []))
+        ]
+        if code.startswith('show_doc('):
+            out += [f'<div class="api" markdown>\n\n{api(o, "")}\n\n</div>' for o in shown]
+            continue
+        if code and not any(h in said for h in HIDE):
+            out.append(f'```python\n{code}\n```')
+        if not any(h in said for h in ('output: false', *HIDE[1:])):
+            out += shown
     title = meta.get('title', name(p))
     lead = f'{meta["description"]}\n{{.lead}}\n\n' if meta.get('description') else ''
-    (src/rel).parent.mkdir(parents=True, exist_ok=True)
-    (src/rel).write_text(f'---\ntitle: {json.dumps(title)}\n---\n\n# {title}\n\n{lead}' + '\n\n'.join(out) + '\n', encoding='utf-8')
+    (src / rel).parent.mkdir(parents=True, exist_ok=True)
+    (src / rel).write_text(
+        f'---\ntitle: {json.dumps(title)}\n---\n\n# {title}\n\n{lead}' + '\n\n'.join(out) + '\n',
+        encoding='utf-8',
+    )
     return title
+
 
 def reference(src):
     "Every exported symbol of every module: signature, what it says, its arguments"
     from nbdev.showdoc import BasicMarkdownRenderer, show_doc
-    out = ['# Reference', '', 'Every exported function and class, module by module; the pages show each at work.']
-    for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
-        try: m = importlib.import_module(f'mlref.{name(p)}')
-        except ModuleNotFoundError: continue  # a page without exports
+
+    out = [
+        '# Reference',
+        '',
+        'Every exported function and class, module by module; the pages show each at work.',
+    ]
+    for p in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')):
+        try:
+            m = importlib.import_module(f'mlref.{name(p)}')
+        except ModuleNotFoundError:
+            continue  # a page without exports
         out += ['', f'## mlref.{name(p)}', '', f'{m.__doc__}. [The page]({name(p)}.md)']
         for x in m.__all__:
             o = getattr(m, x)
-            if callable(o): out += ['', f'<div class="api" markdown>\n\n{api(show_doc(o, renderer=BasicMarkdownRenderer, title_level=3)._repr_markdown_(), name(p))}\n\n</div>']
-            else: out += ['', f'<div class="api" markdown>\n\n### `{x}` {{#{name(p)}.{x}}}\n\n```python\n{x} = {repr(o)[:200]}\n```\n\n</div>']
-    (src/'reference.md').write_text('\n'.join(out) + '\n', encoding='utf-8')
+            if callable(o):
+                out += [
+                    '',
+                    (
+                        '<div class="api"'
+                        f' markdown>\n\n{api(show_doc(o, renderer=BasicMarkdownRenderer, title_level=3)._repr_markdown_(), name(p))}\n\n</div>'
+                    ),
+                ]
+            else:
+                out += [
+                    '',
+                    (
+                        f'<div class="api" markdown>\n\n### `{x}`'
+                        f' {{#{name(p)}.{x}}}\n\n```python\n{x} = {repr(o)[:200]}\n```\n\n</div>'
+                    ),
+                ]
+    (src / 'reference.md').write_text('\n'.join(out) + '\n', encoding='utf-8')
+
 
 def build(out):
-    from mkdocs.commands.build import build as mkdocs; from mkdocs.config import load_config; from nbdev.serve import proc_nbs
-    os.chdir(ROOT); cache = Path(proc_nbs(force=True))
-    with tempfile.TemporaryDirectory() as d:
-        src = Path(d)/'src'; src.mkdir(); shutil.copy(ROOT/'nbs/_site/extra.css', src)
-        (src/'results').mkdir(); [shutil.copy(f, src/'results') for f in (ROOT/'reports/results').glob('*.png')]
-        page(cache/'index.ipynb', 'index.md', src); nav = [{'Home': 'index.md'}]
-        numbered = [(int(re.match(r'\d+', p.name)[0]), page(p, f'{name(p)}.md', src), f'{name(p)}.md') for p in sorted(cache.glob('[0-9]*.ipynb'))]
-        for group, a, b in GROUPS:
-            if some := [{t: f} for n, t, f in numbered if a <= n <= b]: nav.append({group: some})
-        reference(src); nav.append({'Reference': 'reference.md'})
-        for group, folder in (('Pipeline steps', 'steps'), ('Guides', 'guides'), ('Decisions', 'decisions')):
-            some = [{page(p, rel, src): rel} for p in sorted((cache/folder).glob('*.ipynb')) for rel in [f'{folder}/{p.stem}.md']]
-            if some: nav.append({group: some})
-        (src/'card.md').write_text((ROOT/'reports'/'card.md').read_text()); nav.append({'Report card': 'card.md'})
-        logging.basicConfig(level=logging.WARNING, format='%(message)s')
-        mkdocs(load_config(str(ROOT/'nbs/_site/mkdocs.yml'), docs_dir=str(src), site_dir=str(out), nav=nav, strict=True))
-    print(f'{len(list(out.rglob("*.html")))} pages: {out/"index.html"}')
+    from mkdocs.commands.build import build as mkdocs
+    from mkdocs.config import load_config
+    from nbdev.serve import proc_nbs
 
-if __name__ == '__main__': build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT/'_docs').resolve())
+    os.chdir(ROOT)
+    cache = Path(proc_nbs(force=True))
+    with tempfile.TemporaryDirectory() as d:
+        src = Path(d) / 'src'
+        src.mkdir()
+        shutil.copy(ROOT / 'nbs/_site/extra.css', src)
+        (src / 'results').mkdir()
+        [shutil.copy(f, src / 'results') for f in (ROOT / 'reports/results').glob('*.png')]
+        page(cache / 'index.ipynb', 'index.md', src)
+        nav = [{'Home': 'index.md'}]
+        numbered = [
+            (int(re.match(r'\d+', p.name)[0]), page(p, f'{name(p)}.md', src), f'{name(p)}.md')
+            for p in sorted(cache.glob('[0-9]*.ipynb'))
+        ]
+        for group, a, b in GROUPS:
+            if some := [{t: f} for n, t, f in numbered if a <= n <= b]:
+                nav.append({group: some})
+        reference(src)
+        nav.append({'Reference': 'reference.md'})
+        for group, folder in (
+            ('Pipeline steps', 'steps'),
+            ('Guides', 'guides'),
+            ('Decisions', 'decisions'),
+        ):
+            some = [
+                {page(p, rel, src): rel}
+                for p in sorted((cache / folder).glob('*.ipynb'))
+                for rel in [f'{folder}/{p.stem}.md']
+            ]
+            if some:
+                nav.append({group: some})
+        (src / 'card.md').write_text((ROOT / 'reports' / 'card.md').read_text())
+        nav.append({'Report card': 'card.md'})
+        logging.basicConfig(level=logging.WARNING, format='%(message)s')
+        mkdocs(
+            load_config(
+                str(ROOT / 'nbs/_site/mkdocs.yml'),
+                docs_dir=str(src),
+                site_dir=str(out),
+                nav=nav,
+                strict=True,
+            )
+        )
+    print(f'{len(list(out.rglob("*.html")))} pages: {out / "index.html"}')
+
+
+if __name__ == '__main__':
+    build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / '_docs').resolve())

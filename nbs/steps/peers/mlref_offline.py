@@ -1,4 +1,5 @@
 "Our side of the point-in-time join, asked in the same way in a process of its own"
+
 import json, resource, sys, time
 from pathlib import Path
 import polars as pl
@@ -6,19 +7,66 @@ from mlref.events import SCHEMA
 from mlref.features import Entity, FeatureView, from_table
 from mlref.offline import point_in_time
 
-def cpu(): return sum(r.ru_utime + r.ru_stime for r in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
-def now(): return int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS'))) // 1024
-def most(): return int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))) // 1024  # ru_maxrss would begin at the parent's
 
-home = Path(sys.argv[1]); spec = json.loads((home/'spec.json').read_text()); asked = {}
-sources = {n: from_table(n, 'known', tuple(v['keys']), dict.fromkeys(v['values'], '')) for n, v in spec.items()}
-views = tuple(FeatureView(n, Entity('|'.join(v['keys']), tuple(v['keys'])), sources[n], tuple(v['values']), ttl=v['ttl']) for n, v in spec.items())
+def cpu():
+    return sum(
+        r.ru_utime + r.ru_stime
+        for r in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def now():
+    return (
+        int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS'))) // 1024
+    )
+
+
+# ru_maxrss would begin at the parent's
+def most():
+    return (
+        int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))) // 1024
+    )
+
+
+home = Path(sys.argv[1])
+spec = json.loads((home / 'spec.json').read_text())
+asked = {}
+sources = {
+    n: from_table(n, 'known', tuple(v['keys']), dict.fromkeys(v['values'], ''))
+    for n, v in spec.items()
+}
+views = tuple(
+    FeatureView(
+        n,
+        Entity('|'.join(v['keys']), tuple(v['keys'])),
+        sources[n],
+        tuple(v['values']),
+        ttl=v['ttl'],
+    )
+    for n, v in spec.items()
+)
 none = pl.DataFrame(schema=SCHEMA)
 print(json.dumps({'ready': True}), flush=True)
 for line in sys.stdin:
     q = json.loads(line)
-    if q['requests'] not in asked: asked[q['requests']] = pl.read_parquet(home/q['requests']).rename({'event_timestamp': 'T'})
+    if q['requests'] not in asked:
+        asked[q['requests']] = pl.read_parquet(home / q['requests']).rename(
+            {'event_timestamp': 'T'}
+        )
     before, c, t = now(), cpu(), time.perf_counter()
-    got = point_in_time(asked[q['requests']], views, none, {n: pl.read_parquet(home/f'{n}.parquet') for n in spec})
-    print(json.dumps({'wall': time.perf_counter() - t, 'cpu': cpu() - c, 'rows': got.height, 'mb': most() - before}), flush=True)
-    if q.get('out'): got.write_parquet(home/q['out'])
+    got = point_in_time(
+        asked[q['requests']], views, none, {n: pl.read_parquet(home / f'{n}.parquet') for n in spec}
+    )
+    print(
+        json.dumps(
+            {
+                'wall': time.perf_counter() - t,
+                'cpu': cpu() - c,
+                'rows': got.height,
+                'mb': most() - before,
+            }
+        ),
+        flush=True,
+    )
+    if q.get('out'):
+        got.write_parquet(home / q['out'])

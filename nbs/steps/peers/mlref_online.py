@@ -1,4 +1,5 @@
 """Our side of the online store, asked in the same way in a process of its own"""
+
 import json, sys, time
 from pathlib import Path
 import numpy as np, polars as pl
@@ -6,22 +7,51 @@ from mlref.features import FeatureSet, minutes
 from mlref.online import Online, latest, push
 from mlref.records import Layout
 
-home = Path(sys.argv[1]); spec = json.loads((home/'spec.json').read_text()); key = spec['key']
-layouts = tuple(Layout(n, tuple(v), True, 0, f'{i:016x}', 10**7) for i, (n, v) in enumerate(spec['views'].items()))  # the last row of a key, with a TTL that is looked at
-store, frames = Online(home/'ours', features=FeatureSet('none', ()), more=layouts), {n: pl.read_parquet(home/f'{n}.parquet') for n in spec['views']}
+home = Path(sys.argv[1])
+spec = json.loads((home / 'spec.json').read_text())
+key = spec['key']
+# the last row of a key, with a TTL that is looked at
+layouts = tuple(
+    Layout(n, tuple(v), True, 0, f'{i:016x}', 10**7)
+    for i, (n, v) in enumerate(spec['views'].items())
+)
+store, frames = (
+    Online(home / 'ours', features=FeatureSet('none', ()), more=layouts),
+    {n: pl.read_parquet(home / f'{n}.parquet') for n in spec['views']},
+)
 NOW = max(int(minutes(f['known']).max()) for f in frames.values())
+
 
 def ask(q):
     if q['op'] == 'push':
-        f = pl.read_parquet(home/q['file']); t, c = time.perf_counter(), time.process_time()
-        n = push(store, q['view'], f[key].to_list(), minutes(f['known']).to_numpy(), f.select(spec['views'][q['view']]).to_numpy())
+        f = pl.read_parquet(home / q['file'])
+        t, c = time.perf_counter(), time.process_time()
+        n = push(
+            store,
+            q['view'],
+            f[key].to_list(),
+            minutes(f['known']).to_numpy(),
+            f.select(spec['views'][q['view']]).to_numpy(),
+        )
         return {'wall': time.perf_counter() - t, 'cpu': time.process_time() - c, 'keys': n}
-    keys, names, out = q['keys'], list(spec['views']), np.empty((len(q['keys']), sum(map(len, spec['views'].values()))))
+    keys, names, out = (
+        q['keys'],
+        list(spec['views']),
+        np.empty((len(q['keys']), sum(map(len, spec['views'].values())))),
+    )
     call = lambda: latest(store, names, [keys] * len(names), NOW, out)
-    call(); t, c = time.perf_counter(), time.process_time()
-    for _ in range(q['times']): X, state = call()
-    return {'wall': (time.perf_counter() - t) / q['times'], 'cpu': (time.process_time() - c) / q['times'], 'X': X.tolist() if q.get('values') else None}
+    call()
+    t, c = time.perf_counter(), time.process_time()
+    for _ in range(q['times']):
+        X, state = call()
+    return {
+        'wall': (time.perf_counter() - t) / q['times'],
+        'cpu': (time.process_time() - c) / q['times'],
+        'X': X.tolist() if q.get('values') else None,
+    }
+
 
 print(json.dumps({'ready': True}), flush=True)
-for line in sys.stdin: print(json.dumps(ask(json.loads(line))), flush=True)
+for line in sys.stdin:
+    print(json.dumps(ask(json.loads(line))), flush=True)
 store.close()
