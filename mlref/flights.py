@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 'SOURCES', 'ENTITIES', 'VIEWS', 'AIRCRAFT',
-           'WEATHER3', 'WAITED', 'SPARE', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'local', 'places', 'codes',
-           'Static', 'static', 'version']
+           'WEATHER3', 'WAITED', 'SPARE', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'local_time', 'place_codes',
+           'encode_places', 'Static', 'static', 'feature_version']
 
 # %% ../nbs/06a_flights.ipynb #36f06214
 from functools import cache, cached_property
@@ -17,7 +17,7 @@ import polars as pl
 from .contracts import ORIGINS
 from .core import HORIZON, digest
 from .events import MISSING_ZONES
-from .features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup
+from .features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup_feature
 
 # %% ../nbs/06a_flights.ipynb #42c524a6
 @cache
@@ -39,7 +39,7 @@ def _changes() -> tuple[np.ndarray, np.ndarray]:
     return at * 60, local[at]
 
 
-def local(
+def local_time(
     t: np.ndarray,  # Minutes UTC, int64
 ) -> np.ndarray:  # Minutes since 1970 on New York's clocks
     "The wall clock's minute"
@@ -78,7 +78,9 @@ def _arrivals(e: pl.DataFrame) -> pl.DataFrame:
         )
         .sort('t')
     )
-    return f.with_columns(hour=pl.Series(local(f['sched'].to_numpy()) // 60 % 24, dtype=pl.Int64))
+    return f.with_columns(
+        hour=pl.Series(local_time(f['sched'].to_numpy()) // 60 % 24, dtype=pl.Int64)
+    )
 
 
 def _overdue(e: pl.DataFrame) -> pl.DataFrame:
@@ -504,12 +506,12 @@ CARRIERS = (
 _HOLIDAYS = (1, 21, 49, 147, 185, 245, 287, 315, 332, 359, 366)
 
 
-def places(vocabulary: tuple[str, ...]) -> dict[str, int]:
+def place_codes(vocabulary: tuple[str, ...]) -> dict[str, int]:
     "Whole numbers from 1 for the words of a vocabulary"
     return {v: i for i, v in enumerate(vocabulary, 1)}
 
 
-def codes(values: list[str], at: dict[str, int]) -> np.ndarray:
+def encode_places(values: list[str], at: dict[str, int]) -> np.ndarray:
     "The number of each value; 0 is one that is not in the vocabulary"
     return np.array([at.get(v, 0) for v in values], np.float32)
 
@@ -523,7 +525,7 @@ class Static:
 
     @cached_property
     def dests(self) -> dict[str, int]:
-        return places(self.airports)
+        return place_codes(self.airports)
 
 
 def static(
@@ -537,7 +539,7 @@ def static(
     return Static(tuple(sorted({*airports['faa'], *MISSING_ZONES})), {r[0]: r[1:] for r in rows})
 
 # %% ../nbs/06a_flights.ipynb #da7ee8b5
-_CARRIER_AT, _ORIGIN_AT = places(CARRIERS), places(ORIGINS)
+_CARRIER_AT, _ORIGIN_AT = place_codes(CARRIERS), place_codes(ORIGINS)
 _AWAY = np.arange(1, 367)[:, None] - _HOLIDAYS
 # days since the nearest holiday, for each day of a year; before it when negative
 _HOLIDAY_IN = np.take_along_axis(_AWAY, np.abs(_AWAY).argmin(1)[:, None], 1)[:, 0].clip(-7, 7)
@@ -549,9 +551,9 @@ def _schedule(req: dict, x: np.ndarray, static: Static) -> list[np.ndarray]:
     of_year = (date - date.astype('M8[Y]')).astype(np.int64)
     dur, dist = req['duration'], req['distance']
     return [
-        codes(req['carrier'].tolist(), _CARRIER_AT),
-        codes(req['origin'].tolist(), _ORIGIN_AT),
-        codes(req['dest'].tolist(), static.dests),
+        encode_places(req['carrier'].tolist(), _CARRIER_AT),
+        encode_places(req['origin'].tolist(), _ORIGIN_AT),
+        encode_places(req['dest'].tolist(), static.dests),
         (day + 3) % 7 + 1,
         start,
         (start + dur) % 1440,
@@ -582,13 +584,13 @@ SCHEDULE = OnDemand(
     'planning',
     'What the request itself says',
 )
-PLANE = lookup('plane', 'tailnum', 'planes', ('year', 'seats'))
+PLANE = lookup_feature('plane', 'tailnum', 'planes', ('year', 'seats'))
 
 # %% ../nbs/06a_flights.ipynb #183d10cf
 def _asks(req: dict) -> dict:
     return {
         'T': req['sched'] - HORIZON,
-        'here': (here := local(req['sched'])),
+        'here': (here := local_time(req['sched'])),
         'hour': here // 60 % 24,
     }
 
@@ -639,6 +641,6 @@ FLIGHTS = FeatureSet(
 )
 
 
-def version(features: FeatureSet, static: Static) -> str:
+def feature_version(features: FeatureSet, static: Static) -> str:
     "Digest of the definitions and vocabularies"
     return digest([features.version, list(static.airports), list(CARRIERS)])[:12]

@@ -2,21 +2,28 @@
 
 import warnings
 import pandera.polars as pa, polars as pl, pytest
-from mlref.contracts import Rule, check, from_pandera, refuse, rules, to_pandera
-from mlref.core import MlrefError, digest, minute, service_day, stamp
-from mlref.events import MISSING_ZONES, encode, raw_folder, read_raw, year
-from mlref.lake import Lake, events_at, ingest, position, release
-from mlref.lifecycle import Home, Plan, bootstrap, deliver, live_through, source
+from mlref.contracts import Rule, validate, from_pandera, raise_for_failed, flight_rules, to_pandera
+from mlref.core import MlrefError, digest, parse_time, service_day, format_time
+from mlref.events import MISSING_ZONES, encode_events, raw_folder, read_raw, read_year
+from mlref.lake import Lake, events_as_of, ingest, next_offset, release
+from mlref.lifecycle import (
+    Workspace,
+    RetrainPolicy,
+    bootstrap,
+    deliver_events,
+    run_days,
+    event_source,
+)
 from mlref.log import LocalLog
-from mlref.online import Online
-from mlref.stream import feed
+from mlref.online import LmdbStore
+from mlref.stream import apply_log
 
-CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
+CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
 
 
 @pytest.fixture(scope='module')
 def some():
-    return year(raw_folder()).filter(pl.col('kind') == 'departure').head(1000)
+    return read_year(raw_folder()).filter(pl.col('kind') == 'departure').head(1000)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,7 @@ def test_a_threshold_is_a_count_or_a_share_whichever_is_more(
     action, most, share, broken, over, some
 ):
     odd = pl.concat([some.head(broken).with_columns(distance=pl.lit(-1, pl.Int64)), some[broken:]])
-    got = check(odd, (Rule('far', ('departure',), pl.col('distance') > 0, action, most, share),))
+    got = validate(odd, (Rule('far', ('departure',), pl.col('distance') > 0, action, most, share),))
     m = got.metrics[0]
     assert (m.of, m.broken, m.over) == (1000, broken, over)
     assert got.bad.height == (broken if action in ('quarantine', 'fail') else 0) and bool(
@@ -50,11 +57,11 @@ def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed
         Rule('never far', ('departure',), pl.col('distance') < 2000, 'fail', share=0.05),
     )
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('e', encode(some))
+    log.append('e', encode_events(some))
     with pytest.raises(MlrefError, match='refused whole'):
         ingest(lake, log, 'e', strict)
     assert (
-        position(lake, 'e') == 0
+        next_offset(lake, 'e') == 0
         and lake.sql(
             'select (select count(*) from events) + (select count(*) from commits) + (select'
             ' count(*) from quality) as n'
@@ -75,10 +82,13 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     log, lake, store = (
         LocalLog(tmp_path / 'log'),
         Lake(tmp_path / 'l.duckdb'),
-        Online(tmp_path / 'online'),
+        LmdbStore(tmp_path / 'online'),
     )
     log.append(
-        'e', encode(some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some)
+        'e',
+        encode_events(
+            some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some
+        ),
     )
     if way == 'release':
         ingest(lake, log, 'e', CONTRACT)
@@ -92,14 +102,14 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
             if way == 'ingest'
             else release(lake, strict)
             if way == 'release'
-            else feed(store, log, 'e', strict)
+            else apply_log(store, log, 'e', strict)
         )
     assert (
         lake.sql(
             'select (select count(*) from commits) as a, (select count(*) from dead_letters) as b'
         ).row(0)
         == before
-        and events_at(lake).height == 0
+        and events_as_of(lake).height == 0
     )
     assert (store.position(), list(store.names())) == (0, [])
 
@@ -109,16 +119,16 @@ def test_all_reasons_and_release_is_idempotent(some, tmp_path):
     odd = some.head(3).with_columns(
         distance=pl.lit(7000, pl.Int64), dest=pl.Series(['ZZZ', *some['dest'][1:3]])
     )
-    log.append('e', encode(pl.concat([odd, some[3:]])))
+    log.append('e', encode_events(pl.concat([odd, some[3:]])))
     ingest(lake, log, 'e', CONTRACT)
-    before = digest(events_at(lake, 1))
+    before = digest(events_as_of(lake, 1))
     assert (
         lake.sql('select reasons from dead_letters order by off')['reasons'][0]
         == 'destination is known; distance 10 to 6,000 miles'
     )
     lax = tuple(r for r in CONTRACT if not r.name.startswith('distance'))
     assert [release(lake, r) for r in (CONTRACT, lax, lax)] == [0, 2, 0]
-    assert events_at(lake).height == 999 and digest(events_at(lake, 1)) == before
+    assert events_as_of(lake).height == 999 and digest(events_as_of(lake, 1)) == before
     assert lake.sql('select sum(messages) = sum(good + repeated + dead) as ok from commits')['ok'][
         0
     ]
@@ -143,7 +153,7 @@ def reasons(frame, rules):
     return {
         (i, r)
         for i, why in (
-            check(frame.with_row_index('_row'), rules).bad.select('_row', 'reasons').iter_rows()
+            validate(frame.with_row_index('_row'), rules).bad.select('_row', 'reasons').iter_rows()
         )
         for r in why
     }
@@ -152,8 +162,8 @@ def reasons(frame, rules):
 @pytest.fixture(scope='module')
 def worst():  # a day of real flights and weather, with one break of every rule somewhere
     f = (
-        year(raw_folder())
-        .filter(pl.col('known_time').is_between(minute('2013-02-11'), minute('2013-02-13')))
+        read_year(raw_folder())
+        .filter(pl.col('known_time').is_between(parse_time('2013-02-11'), parse_time('2013-02-13')))
         .with_row_index('i')
     )
     at = lambda k: pl.col('i') % 97 == k
@@ -188,7 +198,7 @@ def test_pandera_finds_the_same_rows_under_a_contract_and_gives_the_contract_bac
     assert {r for _, r in want} == {
         r.name for r in CONTRACT if r.action == 'quarantine'
     } and broken(schema, worst) == want
-    assert broken(schema, check(worst, CONTRACT).good) == set()
+    assert broken(schema, validate(worst, CONTRACT).good) == set()
     assert all(a is b for a, b in zip(from_pandera(schema), CONTRACT, strict=True))
     # types are part of it
     with pytest.raises(pa.errors.SchemaErrors):
@@ -241,7 +251,7 @@ def test_a_pandera_check_that_cannot_be_read_is_refused():
 
 def test_quality_accumulates_with_every_commit(some, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('e', encode(some))
+    log.append('e', encode_events(some))
     ingest(lake, log, 'e', CONTRACT, 250)
     assert lake.sql(
         'select count(distinct commit_id) as c, sum(of_rows) filter (name = $$destination is'
@@ -258,20 +268,20 @@ def test_odd_shapes(frame, some):
         'unsorted': some.sample(fraction=1, shuffle=True, seed=0),
         'double': pl.concat([some, some]),
     }[frame]
-    got = check(f, CONTRACT)
+    got = validate(f, CONTRACT)
     assert got.good.height + got.bad.height == f.height and got.good.height == (
         0 if frame == 'null' else f.height
     )
 
 
-NOW = minute('2013-03-20T07:00')
+NOW = parse_time('2013-03-20T07:00')
 
 
 def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenger_is_trained(
     tmp_path,
 ):
-    stream = source(raw_folder(), seed=0).filter(
-        pl.coalesce('sched', 'known_time') >= minute('2013-03-01T07:00')
+    stream = event_source(raw_folder(), seed=0).filter(
+        pl.coalesce('sched', 'known_time') >= parse_time('2013-03-01T07:00')
     )
     plans = stream.filter(pl.col('kind') == 'schedule')
     at = lambda d: pl.col('known_time').is_between(NOW + d * 1440, NOW + d * 1440 + 1439)
@@ -280,11 +290,11 @@ def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenge
         event_id=pl.col('event_id') + '-again'
     )
     stream = pl.concat([stream, again]).sort('known_time', maintain_order=True)
-    h = Home(tmp_path)
-    deliver(h, stream, NOW)
-    bootstrap(h, Plan('logistic', stop=3), NOW)
-    plan = Plan('logistic', stop=3, block=3, refresh=1)  # wants a challenger every night
-    assert live_through(h, stream, plan, NOW, NOW + 4 * 1440) == 4
+    h = Workspace(tmp_path)
+    deliver_events(h, stream, NOW)
+    bootstrap(h, RetrainPolicy('logistic', stop=3), NOW)
+    plan = RetrainPolicy('logistic', stop=3, block=3, refresh=1)  # wants a challenger every night
+    assert run_days(h, stream, plan, NOW, NOW + 4 * 1440) == 4
     q = h.lake.sql(
         "select measured_at, name, over, value, says from quality where action = 'fail' and of_rows"
         " is null and name like 'schedule%' order by measured_at"
@@ -297,7 +307,7 @@ def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenge
         0,
     ]
     made = [
-        (stamp(t)[:10], a, w)
+        (format_time(t)[:10], a, w)
         for t, a, w in h.lake.sql(
             'select decided_at, action, why from decisions order by decided_at'
         ).iter_rows()

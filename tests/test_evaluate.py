@@ -3,14 +3,14 @@
 import json, os
 from dataclasses import asdict, replace
 import numpy as np, polars as pl, pytest
-from mlref.core import DAY, known_by, minute, rows, service_day
-from mlref.evaluate import delong, paired, paired_auc, swapped
-from mlref.events import raw_folder, read_raw, year
+from mlref.core import DAY, known_by, parse_time, take_rows, service_day
+from mlref.evaluate import delong_interval, paired_difference, paired_auc_difference, swap_by_day
+from mlref.events import raw_folder, read_raw, read_year
 from mlref.flights import static
-from mlref.gates import better, calibrated, judge, no_slice_worse
-from mlref.offline import table
-from mlref.slices import differences, groups
-from mlref.recipes import fit
+from mlref.gates import better_than_champion, well_calibrated, all_passed, no_slice_worse
+from mlref.offline import training_set
+from mlref.slices import slice_differences, slice_labels
+from mlref.recipes import fit_recipe
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 # of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9
@@ -21,53 +21,58 @@ EQUALS, BAD = 200, 20 if DEEP else 5
 def spring():
     raw = raw_folder()
     st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
-    return table(
-        year(raw).filter(pl.col('known_time') < minute('2013-05-01')),
+    return training_set(
+        read_year(raw).filter(pl.col('known_time') < parse_time('2013-05-01')),
         st,
-        minute('2013-01-08'),
-        minute('2013-05-01'),
+        parse_time('2013-01-08'),
+        parse_time('2013-05-01'),
     )
 
 
 def learn(t, a, b, stop=7, kind='logistic', seed=0):
     "A model of what was known by b, of cut-offs from a on"
     edge = b - stop * DAY
-    past, late = rows(t, (t.T >= a) & (t.T < edge)), rows(t, (t.T >= edge) & (t.T < b))
-    return fit(kind, known_by(past, edge), known_by(late, b), seed)
+    past, late = take_rows(t, (t.T >= a) & (t.T < edge)), take_rows(t, (t.T >= edge) & (t.T < b))
+    return fit_recipe(kind, known_by(past, edge), known_by(late, b), seed)
 
 
 @pytest.fixture(scope='module')
 def judged(spring):
     "A champion of ten weeks and the flights after it"
-    mar = minute('2013-03-20')
-    test = known_by(rows(spring, spring.T >= mar), minute('2013-05-01'))
-    return learn(spring, minute('2013-01-08'), mar), test, service_day(test.T)
+    mar = parse_time('2013-03-20')
+    test = known_by(take_rows(spring, spring.T >= mar), parse_time('2013-05-01'))
+    return learn(spring, parse_time('2013-01-08'), mar), test, service_day(test.T)
 
 
 def asked(test, p, q, day):
     return [
-        better(*paired_auc(test.y, p, q, day)),
-        calibrated(test.y, p, q),
+        better_than_champion(*paired_auc_difference(test.y, p, q, day)),
+        well_calibrated(test.y, p, q),
         no_slice_worse(
-            differences(test.y, p, q, day, {k: v for k, v in groups(test).items() if k != 'month'})
+            slice_differences(
+                test.y, p, q, day, {k: v for k, v in slice_labels(test).items() if k != 'month'}
+            )
         ),
     ]
 
 
 def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(judged, spring):
     champion, test, day = judged
-    other = learn(spring, minute('2013-02-01'), minute('2013-03-20'), kind='torch')
+    other = learn(spring, parse_time('2013-02-01'), parse_time('2013-03-20'), kind='torch')
     p, q = champion.predict(test.X), other.predict(test.X)
-    pairs = [swapped(p, q, day, s) for s in range(EQUALS)]
+    pairs = [swap_by_day(p, q, day, s) for s in range(EQUALS)]
     by_days = sum(
-        better(*paired_auc(test.y, c, k, day, seed=s)).passed for s, (c, k) in enumerate(pairs)
+        better_than_champion(*paired_auc_difference(test.y, c, k, day, seed=s)).passed
+        for s, (c, k) in enumerate(pairs)
     )
     some = pairs[:20]
     by_flights = sum(
-        better(*paired(test.y, c, k, np.arange(len(day)), n=100, seed=s)).passed
+        better_than_champion(
+            *paired_difference(test.y, c, k, np.arange(len(day)), n=100, seed=s)
+        ).passed
         for s, (c, k) in enumerate(some)
     )
-    delongs = [better(*delong(test.y, c, k)).passed for c, k in pairs]
+    delongs = [better_than_champion(*delong_interval(test.y, c, k)).passed for c, k in pairs]
     print(
         f'of {EQUALS} equals {by_days} pass by days, {sum(delongs)} by DeLong; of the first 20,'
         f' {by_flights} by flights'
@@ -80,28 +85,31 @@ def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(jud
 def test_a_challenger_of_shuffled_labels_is_refused(judged, spring, seed):
     champion, test, day = judged
     g = np.random.default_rng(seed)
-    t = rows(spring, ~np.isnan(spring.y))
+    t = take_rows(spring, ~np.isnan(spring.y))
     wild = learn(
-        replace(t, y=g.permutation(t.y)), minute('2013-02-01'), minute('2013-03-20'), seed=seed
+        replace(t, y=g.permutation(t.y)),
+        parse_time('2013-02-01'),
+        parse_time('2013-03-20'),
+        seed=seed,
     )
     answers = asked(test, wild.predict(test.X), champion.predict(test.X), day)
-    assert not judge(answers) and not answers[0].passed
+    assert not all_passed(answers) and not answers[0].passed
 
 
 @pytest.mark.parametrize('window', range(BAD))
 def test_a_stale_challenger_is_refused(judged, spring, window):
     champion, test, day = judged
-    a = minute('2013-01-08') + window * DAY
+    a = parse_time('2013-01-08') + window * DAY
     answers = asked(
         test, learn(spring, a, a + 21 * DAY).predict(test.X), champion.predict(test.X), day
     )
-    assert not judge(answers) and not answers[0].passed
+    assert not all_passed(answers) and not answers[0].passed
 
 
 def test_the_same_evidence_gives_the_same_answers_and_json_can_hold_them(judged, spring):
     champion, test, day = judged
     p, q = (
-        learn(spring, minute('2013-02-01'), minute('2013-03-20')).predict(test.X),
+        learn(spring, parse_time('2013-02-01'), parse_time('2013-03-20')).predict(test.X),
         champion.predict(test.X),
     )
     once, again = (
@@ -114,9 +122,9 @@ def test_the_same_evidence_gives_the_same_answers_and_json_can_hold_them(judged,
 def test_row_order_does_not_move_an_answer(judged, spring):
     champion, test, day = judged
     p, q = (
-        learn(spring, minute('2013-02-01'), minute('2013-03-20')).predict(test.X),
+        learn(spring, parse_time('2013-02-01'), parse_time('2013-03-20')).predict(test.X),
         champion.predict(test.X),
     )
     o = np.random.default_rng(0).permutation(len(test))
-    a, b = asked(test, p, q, day), asked(rows(test, o), p[o], q[o], day[o])
+    a, b = asked(test, p, q, day), asked(take_rows(test, o), p[o], q[o], day[o])
     assert all(x.passed == y.passed and abs(x.value - y.value) < 1e-9 for x, y in zip(a, b))

@@ -3,13 +3,13 @@
 import os, re, subprocess, sys
 from pathlib import Path
 import numpy as np, polars as pl, pytest
-from mlref.contracts import check, rules
-from mlref.core import minute
-from mlref.events import between, encode, raw_folder, read_raw, year
+from mlref.contracts import validate, flight_rules
+from mlref.core import parse_time
+from mlref.events import events_between, encode_events, raw_folder, read_raw, read_year
 from mlref.flights import static
 from mlref.log import LocalLog
-from mlref.offline import leaks, table
-from mlref.pipeline import row, write_results
+from mlref.offline import find_leaks, training_set
+from mlref.pipeline import result_row, write_results
 
 RAW = raw_folder()
 STATIC = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
@@ -17,24 +17,24 @@ STATIC = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
 
 @pytest.fixture(scope='module')
 def events():
-    return check(year(RAW), rules(list(STATIC.airports))).good
+    return validate(read_year(RAW), flight_rules(list(STATIC.airports))).good
 
 
 def test_no_feature_of_april_leaks(events):
     "Cut-offs at the known time of real events, one minute before and after; deep: 200 of them"
     april = events.filter(
         pl.coalesce('sched', 'known_time').is_between(
-            minute('2013-04-01T07:00'), minute('2013-04-30T07:00')
+            parse_time('2013-04-01T07:00'), parse_time('2013-04-30T07:00')
         )
     )
     n = 67 if os.environ.get('MLREF_DEEP') == '1' else 4
     at = april.filter(pl.col('kind') != 'schedule')['known_time'].sample(n, seed=1).to_list()
     cuts = [t + d for t in at for d in (-1, 0, 1)]
-    found = leaks(april, STATIC, cuts)
+    found = find_leaks(april, STATIC, cuts)
     if os.environ.get('MLREF_DEEP') == '1':
         rows = [
-            row('cut-offs', len(cuts), '', '>= 200', april.height),
-            row('features that changed', len(found), '', '== 0', april.height),
+            result_row('cut-offs', len(cuts), '', '>= 200', april.height),
+            result_row('features that changed', len(found), '', '== 0', april.height),
             *filled(april),
         ]
         write_results(
@@ -47,7 +47,7 @@ def test_that_something_will_happen_is_not_known_either(events):
     "Garbage leaves a later departure a departure; here it is gone, as in life"
     april = events.filter(
         pl.coalesce('sched', 'known_time').is_between(
-            minute('2013-04-01T07:00'), minute('2013-04-12T07:00')
+            parse_time('2013-04-01T07:00'), parse_time('2013-04-12T07:00')
         )
     )
     at = (
@@ -55,15 +55,15 @@ def test_that_something_will_happen_is_not_known_either(events):
         .sample(67 if os.environ.get('MLREF_DEEP') == '1' else 4, seed=2)
         .to_list()
     )
-    until = lambda e, static, start, end: table(
+    until = lambda e, static, start, end: training_set(
         e.filter(pl.col('known_time') < end), static, start, end
     )
-    assert leaks(april, STATIC, [t + d for t in at for d in (-1, 0, 1)], until) == {}
+    assert find_leaks(april, STATIC, [t + d for t in at for d in (-1, 0, 1)], until) == {}
 
 
 def filled(april):
     "Share of April's flights for which a feature has a value, leaving out the aircraft, two gauges that are often broken, and means over hours, or of a route over a day, in which nobody flies"
-    t = table(april, STATIC, minute('2013-04-08T07:00'), minute('2013-04-30T05:00'))
+    t = training_set(april, STATIC, parse_time('2013-04-08T07:00'), parse_time('2013-04-30T05:00'))
     dense = [
         i
         for i, n in enumerate(t.names)
@@ -85,15 +85,15 @@ def filled(april):
     share = {t.names[i]: float((~np.isnan(t.X[:, i])).mean()) for i in dense}
     worst = min(share, key=share.get)
     return [
-        row('dense features', len(dense), '', '', len(t)),
-        row(f'smallest share with a value ({worst})', share[worst], '', '>= 0.95', len(t)),
+        result_row('dense features', len(dense), '', '', len(t)),
+        result_row(f'smallest share with a value ({worst})', share[worst], '', '>= 0.95', len(t)),
     ]
 
 
 def test_what_should_be_there_is_there(events):
     april = events.filter(
         pl.coalesce('sched', 'known_time').is_between(
-            minute('2013-04-01T07:00'), minute('2013-04-30T07:00')
+            parse_time('2013-04-01T07:00'), parse_time('2013-04-30T07:00')
         )
     )
     assert [r['held'] for r in filled(april)] == [None, True], filled(april)
@@ -102,11 +102,11 @@ def test_what_should_be_there_is_there(events):
 def test_events_in_any_order_give_the_same_bits(events):
     april = events.filter(
         pl.coalesce('sched', 'known_time').is_between(
-            minute('2013-04-01T07:00'), minute('2013-04-30T07:00')
+            parse_time('2013-04-01T07:00'), parse_time('2013-04-30T07:00')
         )
     )
-    make = lambda e: table(
-        e, STATIC, minute('2013-04-01T07:00'), minute('2013-04-30T05:00')
+    make = lambda e: training_set(
+        e, STATIC, parse_time('2013-04-01T07:00'), parse_time('2013-04-30T05:00')
     ).X.tobytes()
     want = make(april)
     assert all(make(april.sample(fraction=1.0, shuffle=True, seed=s)) == want for s in (1, 2))
@@ -114,35 +114,35 @@ def test_events_in_any_order_give_the_same_bits(events):
 
 ONLINE = """
 import sys; from pathlib import Path; import numpy as np, polars as pl
-from mlref.core import minute
-from mlref.events import SCHEMA, between, decode, order, raw_folder, read_raw
-from mlref.features import compute
+from mlref.core import parse_time
+from mlref.events import SCHEMA, events_between, decode_events, sort_events, raw_folder, read_raw
+from mlref.features import compute_vectors
 from mlref.flights import FLIGHTS, static
 from mlref.log import LocalLog
-from mlref.online import Online, update
+from mlref.online import LmdbStore, apply_events
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-log, store, at, out = LocalLog(folder/'log', readonly=True), Online(folder/'online'), 0, {}
+log, store, at, out = LocalLog(folder/'log', readonly=True), LmdbStore(folder/'online'), 0, {}
 st, plans = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')), pl.DataFrame(schema=SCHEMA)
 while msgs := log.read('events', at, 3_000):  # about a day
-    ev = decode(msgs)[0].drop('_i'); at += len(msgs); update(store, ev, at)
+    ev = decode_events(msgs)[0].drop('_i'); at += len(msgs); apply_events(store, ev, at)
     plans = pl.concat([plans, ev.filter(pl.col('kind') == 'schedule')])
     seen = int(ev['known_time'].max())  # every fact known before this minute is in the store
     due = plans.filter((pl.col('sched') - 120 < seen) & (pl.col('sched') - 120 >= first) & (pl.col('sched') - 120 < end))
     plans = plans.filter(pl.col('sched') - 120 >= seen)
-    if due.height: out.update(zip(due['flight_id'], compute(store, due, FLIGHTS, st)))
+    if due.height: out.update(zip(due['flight_id'], compute_vectors(store, due, FLIGHTS, st)))
 np.savez(folder/'online.npz', ids=np.array(list(out)), X=np.array(list(out.values())))
 """
 
 
 def test_online_equals_offline_bit_for_bit_over_a_live_month(events, tmp_path):
     "The online side is another process that has only the log"
-    span = minute('2013-04-01T07:00'), minute('2013-05-01T07:00')
-    part = between(events, minute('2013-01-20'), minute('2013-05-03'))
+    span = parse_time('2013-04-01T07:00'), parse_time('2013-05-01T07:00')
+    part = events_between(events, parse_time('2013-01-20'), parse_time('2013-05-03'))
     log = LocalLog(tmp_path / 'log')
-    log.append('events', encode(part))
+    log.append('events', encode_events(part))
     log.close()
     subprocess.run([sys.executable, '-c', ONLINE, str(tmp_path), *map(str, span)], check=True)
-    on, off = np.load(tmp_path / 'online.npz'), table(part, STATIC, *span)
+    on, off = np.load(tmp_path / 'online.npz'), training_set(part, STATIC, *span)
     assert len(on['ids']) == len(off) > 25_000
     X = on['X'][np.argsort(on['ids'])]
     want = off.X[np.argsort(off.ids)]

@@ -5,25 +5,25 @@ from pathlib import Path
 import polars as pl, pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from mlref.contracts import rules
-from mlref.core import MlrefError, digest, minute
+from mlref.contracts import flight_rules
+from mlref.core import MlrefError, digest, parse_time
 from mlref.events import (
     MISSING_ZONES,
-    between,
-    corrupt,
-    disturb,
-    encode,
+    events_between,
+    corrupt_messages,
+    disturb_delivery,
+    encode_events,
     raw_folder,
     read_raw,
-    year,
+    read_year,
 )
-from mlref.lake import Lake, events_at, ingest, position
-from mlref.log import LocalLog, check_log, send
-from mlref.pipeline import row, write_results
-from mlref.snapshots import clear, open_snapshot, pin, snapshot
+from mlref.lake import Lake, events_as_of, ingest, next_offset
+from mlref.log import LocalLog, check_log, send_events
+from mlref.pipeline import result_row, write_results
+from mlref.snapshots import clear_snapshots, open_snapshot, pin_snapshot, publish_snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-CONTRACT = rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
+CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
 INGEST = [
     sys.executable,
     '-c',
@@ -33,7 +33,7 @@ INGEST = [
 CHILD = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from mlref.contracts import rules
+from mlref.contracts import flight_rules
 from mlref.events import MISSING_ZONES, raw_folder, read_raw
 from mlref.lake import Lake, ingest
 from mlref.log import LocalLog
@@ -51,21 +51,25 @@ class Dies:
         if self.n == at and when == 'after': die()
         if self.n == at and when == 'during': time.sleep(1)
 lake = Lake(folder/'lake.duckdb'); lake.con = Dies(lake.con); log = LocalLog(folder/'log', readonly=True)
-for p in (0, 1): ingest(lake, log, 'events', rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), 40, p)
+for p in (0, 1): ingest(lake, log, 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), 40, p)
 """
 
 
 @pytest.fixture(scope='module')
 def part():
-    return between(year(raw_folder()), minute('2013-02-11'), minute('2013-02-14'))
+    return events_between(
+        read_year(raw_folder()), parse_time('2013-02-11'), parse_time('2013-02-14')
+    )
 
 
 def storm(folder, part):
     "Two partitions with repeats, late, broken and impossible messages; messages in all, ids"
     log = LocalLog(folder / 'log')
-    send(log, 'events', disturb(part, seed=5, late=0.1, twice=0.1), 2)
+    send_events(log, 'events', disturb_delivery(part, seed=5, late=0.1, twice=0.1), 2)
     for p in (0, 1):
-        log.append('events', corrupt(encode(part.head(60)), seed=p, share=0.3)[0], p)
+        log.append(
+            'events', corrupt_messages(encode_events(part.head(60)), seed=p, share=0.3)[0], p
+        )
     n = log.end('events', 0) + log.end('events', 1)
     log.close()
     return n
@@ -91,7 +95,7 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
     log = LocalLog(tmp_path / 'log', readonly=True)
     for p in (0, 1):
         ingest(whole, log, 'events', CONTRACT, part=p)
-    good = digest(events_at(whole).sort('event_id'))
+    good = digest(events_as_of(whole).sort('event_id'))
     whole.close()
     log.close()
     g, points, lost, doubled = random.Random(7), {'before': 0, 'during': 0, 'after': 0}, 0, 0
@@ -125,11 +129,11 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
     lost += abs(n - rows - again - dead)
     doubled += twice + places
     lake = Lake(tmp_path / 'lake.duckdb')
-    assert digest(events_at(lake).sort('event_id')) == good
+    assert digest(events_as_of(lake).sort('event_id')) == good
     lake.close()
     if DEEP:
-        out = [row('crash points', sum(points.values()), '', '>= 100', n)] + [
-            row(f'killed {k} a commit', v, '', '> 0') for k, v in points.items()
+        out = [result_row('crash points', sum(points.values()), '', '>= 100', n)] + [
+            result_row(f'killed {k} a commit', v, '', '> 0') for k, v in points.items()
         ]
         write_results(
             Path(__file__).parent.parent / 'reports' / 'results',
@@ -137,8 +141,8 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
             'MLREF_DEEP=1 pytest tests/test_ingest.py',
             out
             + [
-                row('messages lost', lost, '', '== 0', n),
-                row('messages doubled', doubled, '', '== 0', n),
+                result_row('messages lost', lost, '', '== 0', n),
+                result_row('messages doubled', doubled, '', '== 0', n),
             ],
         )
     assert (lost, doubled) == (0, 0)
@@ -146,7 +150,7 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
 
 def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     log = LocalLog(tmp_path / 'log')
-    send(log, 'events', part.head(3000), 2)
+    send_events(log, 'events', part.head(3000), 2)
     cmd = [
         *INGEST,
         '--log',
@@ -164,7 +168,7 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     while 'snapshot' not in p.stdout.readline():
         assert p.poll() is None
     assert open_snapshot(tmp_path / 'shots').sql('select count(*) as n from events')['n'][0] == 3000
-    send(log, 'events', part[3000:], 3)  # while it runs, with a partition that is new
+    send_events(log, 'events', part[3000:], 3)  # while it runs, with a partition that is new
     while 'snapshot' not in (line := p.stdout.readline()):
         assert p.poll() is None
     p.send_signal(signal.SIGTERM)
@@ -179,10 +183,10 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     assert r.returncode == 0, r.stderr
     lake = Lake(tmp_path / 'l.duckdb')
     assert (
-        events_at(lake).height + lake.sql('select count(*) as n from dead_letters')['n'][0]
+        events_as_of(lake).height + lake.sql('select count(*) as n from dead_letters')['n'][0]
         == part.height
     )
-    assert sum(position(lake, 'events', k) for k in range(3)) == part.height
+    assert sum(next_offset(lake, 'events', k) for k in range(3)) == part.height
     r = subprocess.run(cmd, capture_output=True, text=True)
     lake.close()
     assert (
@@ -196,10 +200,10 @@ SERVER = """
 import sys
 from pathlib import Path
 from mlref.log import LocalLog
-from mlref.observe import Meters
-from mlref.serve import Server, serve
+from mlref.observe import ServerMetrics
+from mlref.serve import ModelServer, serve
 class No: version, trained_until, names = 'none', 0, ()
-serve(Server(No(), Path('.'), None, LocalLog(Path(sys.argv[1])), None, Meters()), 0)
+serve(ModelServer(No(), Path('.'), None, LocalLog(Path(sys.argv[1])), None, ServerMetrics()), 0)
 """
 
 
@@ -218,7 +222,7 @@ def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
         [sys.executable, '-c', SERVER, tmp_path / 'log'], stdout=subprocess.PIPE, text=True
     )
     url = p.stdout.readline().split(' at ')[1].strip()
-    msgs = encode(part.head(2000))
+    msgs = encode_events(part.head(2000))
     assert post(url, b'\n'.join(msgs[:500])) == (
         200,
         {'accepted': 500, 'topic': 'events', 'offset': 0},
@@ -246,20 +250,20 @@ def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
         text=True,
     )
     assert r.returncode == 0, r.stderr
-    assert events_at(Lake(tmp_path / 'l.duckdb')).height == 2000
+    assert events_as_of(Lake(tmp_path / 'l.duckdb')).height == 2000
 
 
 def test_as_of_an_old_commit_the_training_set_is_what_it_was(part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    send(log, 'events', part.head(4000))
+    send_events(log, 'events', part.head(4000))
     ingest(lake, log, 'events', CONTRACT)
     n = lake.sql('select max(commit_id) as n from commits')['n'][0]
-    before = digest(events_at(lake))
-    shot = snapshot(lake, tmp_path / 'shots')
-    send(log, 'events', disturb(part, seed=1, late=0.2, twice=0.2))
+    before = digest(events_as_of(lake))
+    shot = publish_snapshot(lake, tmp_path / 'shots')
+    send_events(log, 'events', disturb_delivery(part, seed=1, late=0.2, twice=0.2))
     ingest(lake, log, 'events', CONTRACT, 700)
-    assert digest(events_at(lake, n)) == before and digest(events_at(lake)) != before
-    snapshot(lake, tmp_path / 'shots')
+    assert digest(events_as_of(lake, n)) == before and digest(events_as_of(lake)) != before
+    publish_snapshot(lake, tmp_path / 'shots')
     assert (
         digest(open_snapshot(tmp_path / 'shots').events(n))
         == digest(open_snapshot(tmp_path / 'shots', shot.name).events())
@@ -283,9 +287,9 @@ assert seen == sorted(seen); print(len(set(seen)))
 
 def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('events', encode(part.head(200)))
+    log.append('events', encode_events(part.head(200)))
     ingest(lake, log, 'events', CONTRACT)
-    snapshot(lake, tmp_path / 's')
+    publish_snapshot(lake, tmp_path / 's')
     readers = [
         subprocess.Popen(
             [sys.executable, '-c', READ, tmp_path / 's', '4'],
@@ -298,11 +302,11 @@ def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(
     at = 200
     while any(p.poll() is None for p in readers):
         if at < part.height:
-            log.append('events', encode(part[at : at + 50]))
+            log.append('events', encode_events(part[at : at + 50]))
             at += 50
             ingest(lake, log, 'events', CONTRACT)
-            snapshot(lake, tmp_path / 's')
-            clear(tmp_path / 's', 1)
+            publish_snapshot(lake, tmp_path / 's')
+            clear_snapshots(tmp_path / 's', 1)
         else:
             time.sleep(0.05)
     for p in readers:
@@ -321,9 +325,9 @@ for line in sys.stdin: print(digest(s.events()), s.sql('select count(*) as n fro
 
 
 def publish(lake, log, part):
-    log.append('events', encode(part))
+    log.append('events', encode_events(part))
     ingest(lake, log, 'events', CONTRACT)
-    return snapshot(lake, lake.path.parent / 's')
+    return publish_snapshot(lake, lake.path.parent / 's')
 
 
 def parts(at):
@@ -334,7 +338,7 @@ def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
     at = tmp_path / 's'
     first = publish(lake, log, part[:200])
-    want = digest(events_at(lake))
+    want = digest(events_as_of(lake))
     p = subprocess.Popen(
         [sys.executable, '-c', HOLD, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -342,8 +346,8 @@ def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(
     ask = lambda: (p.stdin.write('?\n'), p.stdin.flush(), p.stdout.readline().split())[2]
     shots = [publish(lake, log, part[i : i + 200]) for i in range(200, 1400, 200)]
     pinned = shots[1].name
-    pin(open_snapshot(at, pinned), 'model-1')
-    assert clear(at, 2) == [f.name for f in (shots[0], *shots[2:4])]
+    pin_snapshot(open_snapshot(at, pinned), 'model-1')
+    assert clear_snapshots(at, 2) == [f.name for f in (shots[0], *shots[2:4])]
     assert ask() == [want, '1'] and {f.name for f in at.glob('*.json')} == {
         first.name,
         pinned,
@@ -352,9 +356,9 @@ def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(
     }
     p.kill()
     p.wait()  # a reader that dies holds nothing
-    assert clear(at, 2) == [first.name] and clear(at, 2) == []
+    assert clear_snapshots(at, 2) == [first.name] and clear_snapshots(at, 2) == []
     (at / 'pins' / 'model-1').unlink()
-    assert clear(at, 1) == [pinned, shots[4].name]
+    assert clear_snapshots(at, 1) == [pinned, shots[4].name]
     s = open_snapshot(at)
     assert (
         parts(tmp_path) == {f for fs in s.tables.values() for f in fs}
@@ -365,14 +369,14 @@ def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(
 CLEARS = """
 import os, signal, sys
 from pathlib import Path
-from mlref.snapshots import clear
+from mlref.snapshots import clear_snapshots
 unlink, n = Path.unlink, int(sys.argv[2])
 def dies(self, *a, **k):
     global n
     if n == 0: os.kill(os.getpid(), signal.SIGKILL)
     n -= 1; return unlink(self, *a, **k)
 Path.unlink = dies
-clear(Path(sys.argv[1]), 1)
+clear_snapshots(Path(sys.argv[1]), 1)
 """
 
 
@@ -387,10 +391,10 @@ def test_killed_while_it_clears_every_snapshot_that_is_listed_is_whole(n, part, 
     assert len(names) == 4 - min(n, 3)
     for name in names:
         assert open_snapshot(at, name).events().height > 0
-    clear(at, 1)
+    clear_snapshots(at, 1)
     s = open_snapshot(at)
     assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events().equals(
-        events_at(lake)
+        events_as_of(lake)
     )
 
 
@@ -403,17 +407,17 @@ def test_a_snapshot_sent_elsewhere_is_held_there_too(part, tmp_path):
     name = s.name
     del s
     publish(lake, log, part[200:300])
-    assert clear(tmp_path / 's', 1) == [] and there.events().equals(events_at(lake, 1))
+    assert clear_snapshots(tmp_path / 's', 1) == [] and there.events().equals(events_as_of(lake, 1))
     del there
-    assert clear(tmp_path / 's', 1) == [name]
+    assert clear_snapshots(tmp_path / 's', 1) == [name]
 
 
 READER = """
 import sys
 from pathlib import Path
-from mlref.log import Consumer, LocalLog, mine
+from mlref.log import Consumer, LocalLog, assigned_partitions
 log, want = LocalLog(Path(sys.argv[1]), readonly=True), int(sys.argv[3])
-c, n = Consumer(log, 'many', dict.fromkeys(mine(range(4), int(sys.argv[2]), 2), 0)), 0
+c, n = Consumer(log, 'many', dict.fromkeys(assigned_partitions(range(4), int(sys.argv[2]), 2), 0)), 0
 while n < want:
     if b := c.poll(37): print(*(m.decode() for m in b.messages), sep='\\n', flush=True); n += len(b.messages); c.done(b)
 """
@@ -449,9 +453,9 @@ if sys.argv[2] == 'log':
     except MlrefError as e: print(e)
 else:
     import polars as pl
-    from mlref.lake import Lake, add
-    lake = Lake(f); add(lake, {'days': pl.DataFrame({'day': [1]})}); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try: add(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
+    from mlref.lake import Lake, insert_rows
+    lake = Lake(f); insert_rows(lake, {'days': pl.DataFrame({'day': [1]})}); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: insert_rows(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
     except MlrefError as e: print(e)
 """
 
@@ -514,30 +518,30 @@ def test_a_log_on_a_full_disk(small):
 
 
 def test_events_over_http_when_the_disk_is_full(small, part):
-    from mlref.observe import Meters
-    from mlref.serve import Refused, Server, push
+    from mlref.observe import ServerMetrics
+    from mlref.serve import RequestError, ModelServer, post_events
 
-    s = Server(None, small, None, LocalLog(small / 'log'), None, Meters())
-    msgs = encode(part.head(100))
-    push(s, b'\n'.join(msgs))
+    s = ModelServer(None, small, None, LocalLog(small / 'log'), None, ServerMetrics())
+    msgs = encode_events(part.head(100))
+    post_events(s, b'\n'.join(msgs))
     fill(small)
-    with pytest.raises(Refused, match='nothing of this batch was kept') as e:
+    with pytest.raises(RequestError, match='nothing of this batch was kept') as e:
         for _ in range(99):
-            push(s, b'\n'.join(encode(part.head(2000))))
+            post_events(s, b'\n'.join(encode_events(part.head(2000))))
     end = s.log.end('events')
     assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
     (small / 'filler').unlink()
-    assert push(s, msgs[0])[0]['offset'] == end
+    assert post_events(s, msgs[0])[0]['offset'] == end
 
 
 def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(small / 'l.duckdb')
-    log.append('events', encode(part.head(1000)))
+    log.append('events', encode_events(part.head(1000)))
     ingest(lake, log, 'events', CONTRACT)
     lake.con.execute('checkpoint')
     fill(small)
-    before = digest(events_at(lake))
-    log.append('events', encode(part[1000:5000]))
+    before = digest(events_as_of(lake))
+    log.append('events', encode_events(part[1000:5000]))
     with pytest.raises(
         MlrefError, match='expected room for .* nothing of this transaction was kept'
     ):
@@ -548,7 +552,7 @@ def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(smal
         pass  # the connection may be lost with the disk
     (small / 'filler').unlink()
     lake = Lake(small / 'l.duckdb')
-    assert (position(lake, 'events'), digest(events_at(lake))) == (1000, before)
+    assert (next_offset(lake, 'events'), digest(events_as_of(lake))) == (1000, before)
     ingest(lake, log, 'events', CONTRACT)
     lake.close()
     assert books(small / 'l.duckdb')[0] == 5000 and books(small / 'l.duckdb')[4:] == (0, 0)
@@ -556,23 +560,23 @@ def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(smal
 
 def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small, part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('events', encode(part.head(500)))
+    log.append('events', encode_events(part.head(500)))
     ingest(lake, log, 'events', CONTRACT)
-    snapshot(lake, small / 's')
+    publish_snapshot(lake, small / 's')
     before = open_snapshot(small / 's')
     fill(small)
-    log.append('events', encode(part[500:4000]))
+    log.append('events', encode_events(part[500:4000]))
     ingest(lake, log, 'events', CONTRACT)
     with pytest.raises(MlrefError, match='expected to write .* what was there is unchanged'):
-        snapshot(lake, small / 's')
+        publish_snapshot(lake, small / 's')
     assert (
         open_snapshot(small / 's') == before
         and not [p for p in (small / 's').rglob('.*')]
-        and before.events().height == events_at(lake, 1).height
+        and before.events().height == events_as_of(lake, 1).height
     )
     (small / 'filler').unlink()
-    snapshot(lake, small / 's')
-    assert open_snapshot(small / 's').events().equals(events_at(lake))
+    publish_snapshot(lake, small / 's')
+    assert open_snapshot(small / 's').events().equals(events_as_of(lake))
 
 
 @pytest.mark.parametrize('what', [LocalLog, Lake])
@@ -587,7 +591,7 @@ def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, sm
 @pytest.mark.parametrize('cut', [0, 1000, 0.25, 0.5, -300_000, -1])
 def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('events', encode(part))
+    log.append('events', encode_events(part))
     ingest(lake, log, 'events', CONTRACT)
     lake.close()
     f = tmp_path / 'l.duckdb'

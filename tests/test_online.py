@@ -6,14 +6,30 @@ import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mlref.core import MlrefError
-from mlref.online import EXPIRED, MISSING, PRESENT, Online, check_store, latest, push, reshard
-from mlref.records import BACK, Layout, extend, pack, trim, unpack
+from mlref.online import (
+    EXPIRED,
+    MISSING,
+    PRESENT,
+    LmdbStore,
+    check_store,
+    get_online_features,
+    push,
+    reshard,
+)
+from mlref.records import (
+    KEEP_MINUTES,
+    RecordLayout,
+    extend_record,
+    pack_record,
+    trim_record,
+    unpack_record,
+)
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 LAST, ROWS, SUMS = (
-    Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50),
-    Layout('rows/k', ('a',), True, 500, 'b' * 16),
-    Layout('sums/k', ('a', 'b'), False, 500, 'c' * 16),
+    RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50),
+    RecordLayout('rows/k', ('a',), True, 500, 'b' * 16),
+    RecordLayout('sums/k', ('a', 'b'), False, 500, 'c' * 16),
 )
 EMPTY = settings(
     max_examples=300 if DEEP else 40,
@@ -25,19 +41,19 @@ number = lambda top=1000: st.integers(0, top)
 
 
 def store(at, **kw):
-    return Online(at, more=(LAST, ROWS, SUMS), **kw)
+    return LmdbStore(at, more=(LAST, ROWS, SUMS), **kw)
 
 
 @pytest.mark.parametrize('shards', [1, 3])
 def test_the_conformance_function_passes(shards, tmp_path):
-    check_store(lambda l: Online(tmp_path / 's', more=(l,), shards=shards))
+    check_store(lambda l: LmdbStore(tmp_path / 's', more=(l,), shards=shards))
 
 
 @pytest.mark.parametrize(
     'broken', ['older wins', 'no ttl', 'loses a delete', 'first of a batch only']
 )
 def test_the_conformance_function_can_fail(broken, tmp_path):
-    class Broken(Online):
+    class Broken(LmdbStore):
         def write(self, records):
             if broken == 'loses a delete':
                 records = {k: v for k, v in records.items() if v is not None}
@@ -78,13 +94,13 @@ facts = st.lists(
 @given(facts, st.randoms(use_true_random=False), st.integers(1, 6))
 def test_a_record_is_a_function_of_its_facts_and_not_of_their_order(layout, fs, rnd, parts):
     "Any order, any batches: the same bytes, and the reads a brute-force count gives"
-    clock, w = BACK + 2000, len(layout.values)
-    cut = clock - layout.keep - BACK
+    clock, w = KEEP_MINUTES + 2000, len(layout.values)
+    cut = clock - layout.keep - KEEP_MINUTES
 
     def put(record, some, now):
         some = sorted(some)
         t = np.array([f[0] for f in some])
-        return extend(
+        return extend_record(
             layout,
             record,
             t,
@@ -97,8 +113,11 @@ def test_a_record_is_a_function_of_its_facts_and_not_of_their_order(layout, fs, 
     for i in range(0, len(mixed), -(-len(mixed) // parts)):
         now = min(clock, max(now, rnd.randrange(clock + 1)))
         record = put(record, mixed[i : i + -(-len(mixed) // parts)], now)
-    assert pack(layout, *trim(layout, *unpack(layout, record), clock), clock) == whole
-    T, table = unpack(layout, whole)
+    assert (
+        pack_record(layout, *trim_record(layout, *unpack_record(layout, record), clock), clock)
+        == whole
+    )
+    T, table = unpack_record(layout, whole)
     for q in range(cut, 2100, 97):
         if q < T[0]:
             continue
@@ -163,7 +182,7 @@ class Machine(RuleBasedStateMachine):
     @rule(now=number(300))
     def read(self, now):
         keys = list('uvwxyz')
-        X, state = latest(self.s, [LAST.name], [keys], now, np.empty((6, 2)))
+        X, state = get_online_features(self.s, [LAST.name], [keys], now, np.empty((6, 2)))
         for i, k in enumerate(keys):
             t, _, v = self.model.get(k, (now, 0, (np.nan, np.nan)))
             old = k in self.model and t < now - LAST.ttl
@@ -192,13 +211,13 @@ test_machine = Machine.TestCase
 
 READER = """
 import sys, time; from pathlib import Path; import numpy as np
-from mlref.online import Online, latest
-from mlref.records import Layout
-l = Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
-s, keys, n, wrong, gen, low = Online(Path(sys.argv[1]), readonly=True, more=(l,)), [f'k{i}' for i in range(200)], 0, 0, set(), -1
+from mlref.online import LmdbStore, get_online_features
+from mlref.records import RecordLayout
+l = RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
+s, keys, n, wrong, gen, low = LmdbStore(Path(sys.argv[1]), readonly=True, more=(l,)), [f'k{i}' for i in range(200)], 0, 0, set(), -1
 print('ready', flush=True)
 while not (Path(sys.argv[1])/'stop').exists():
-    X, state = latest(s, ['last/k'], [keys], 0, np.empty((200, 2))); n += 1; gen.add(s.about['generation'])
+    X, state = get_online_features(s, ['last/k'], [keys], 0, np.empty((200, 2))); n += 1; gen.add(s.about['generation'])
     i = np.arange(200); wrong += not (state.any() == False and (X[:, 1] - X[:, 0] == i).all() and (X[:, 0] >= low).all()); low = X[:, 0].min()  # a batch that was seen stays seen
 print(n, wrong, len(gen))
 """
@@ -278,10 +297,10 @@ def test_the_command_makes_and_reshards_a_store_under_read_load(tmp_path):
 
 WRITER = """
 import sys; from pathlib import Path; import numpy as np
-from mlref.online import Online, reshard
-from mlref.records import Layout
-l = Layout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
-s = Online(Path(sys.argv[1]), more=(l,), shards=3); print('ready', flush=True)
+from mlref.online import LmdbStore, reshard
+from mlref.records import RecordLayout
+l = RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
+s = LmdbStore(Path(sys.argv[1]), more=(l,), shards=3); print('ready', flush=True)
 v = int(s.note(b'!v') or 0)
 while True:
     v += 1; s.write({b'!v': b'%d' % v, **{b'last/k/%d' % i: b'%d' % v for i in range(300)}})
@@ -324,15 +343,17 @@ def test_bad_input_is_refused_and_the_store_is_as_it_was(tmp_path):
         'keys as text': lambda: push(s, LAST.name, [7], t, np.ones((1, 2))),
         'one t and one known': lambda: push(s, LAST.name, one, np.array([9, 9]), np.ones((1, 2))),
         'at most 500 bytes': lambda: push(s, LAST.name, ['x' * 600], t, np.ones((1, 2))),
-        'expected out as floats': lambda: latest(s, [LAST.name], [one], 9, np.empty((1, 2), int)),
-        'all as long': lambda: latest(s, [LAST.name] * 2, [one, []], 9),
+        'expected out as floats': lambda: get_online_features(
+            s, [LAST.name], [one], 9, np.empty((1, 2), int)
+        ),
+        'all as long': lambda: get_online_features(s, [LAST.name] * 2, [one, []], 9),
         'at least one shard': lambda: reshard(s, 0),
     }.items():
         with pytest.raises(MlrefError, match=why):
             call()
     assert {n: s.get(LAST.name, 'x') for n in s.names()} == before
     assert (
-        latest(s, [LAST.name], [[]], 9)[0].shape == (0, 2)
+        get_online_features(s, [LAST.name], [[]], 9)[0].shape == (0, 2)
         and push(s, LAST.name, [], np.array([], np.int64), np.empty((0, 2))) == 0
     )
     s.close()
@@ -361,7 +382,11 @@ def test_files_that_are_not_what_they_should_be(tmp_path):
     s = store(tmp_path / 's')
     push(s, LAST.name, [f'k{i}' for i in range(1000)], np.full(1000, 6), np.ones((1000, 2)))
     p = subprocess.run(
-        [sys.executable, '-c', f'from mlref.online import Online; Online({str(tmp_path / "s")!r})'],
+        [
+            sys.executable,
+            '-c',
+            f'from mlref.online import LmdbStore; LmdbStore({str(tmp_path / "s")!r})',
+        ],
         capture_output=True,
         text=True,
     )
@@ -372,7 +397,7 @@ def test_files_that_are_not_what_they_should_be(tmp_path):
     with pytest.raises(
         MlrefError, match='version dddddddddddddddd, the store holds version aaaaaaaaaaaaaaaa'
     ):
-        Online(tmp_path / 's', more=(Layout('last/k', ('a', 'b'), True, 0, 'd' * 16),))
+        LmdbStore(tmp_path / 's', more=(RecordLayout('last/k', ('a', 'b'), True, 0, 'd' * 16),))
     (tmp_path / 's' / 'store.json').write_text(about.replace('"format": 1', '"format": 9'))
     with pytest.raises(MlrefError, match='format 1 .*format 9'):
         store(tmp_path / 's')
@@ -403,6 +428,6 @@ def test_ten_million_keys(tmp_path):
             np.column_stack([np.arange(a, a + 500_000)] * 2),
         )
     keys = [f'{k}' for k in range(0, 10**7, 99_991)]
-    assert latest(s, [LAST.name], [keys], 7, np.empty((len(keys), 2)))[0][:, 0].tolist() == [
-        float(k) for k in keys
-    ]
+    assert get_online_features(s, [LAST.name], [keys], 7, np.empty((len(keys), 2)))[0][
+        :, 0
+    ].tolist() == [float(k) for k in keys]

@@ -5,10 +5,10 @@ from datetime import datetime, timezone
 from functools import cache
 from zoneinfo import ZoneInfo
 import numpy as np, polars as pl, pytest
-from mlref.contracts import check, rules
-from mlref.events import raw_folder, read_raw, year
+from mlref.contracts import validate, flight_rules
+from mlref.events import raw_folder, read_raw, read_year
 from mlref.flights import CARRIERS, static
-from mlref.offline import table
+from mlref.offline import training_set
 
 RAW, DEEP, NEVER = raw_folder(), os.environ.get('MLREF_DEEP') == '1', 2**40
 ELSEWHERE = {
@@ -316,7 +316,9 @@ def raw():
 @pytest.fixture(scope='module')
 def made():
     st = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
-    return table(check(year(RAW), rules(list(st.airports))).good, st, 0, 2**40)
+    return training_set(
+        validate(read_year(RAW), flight_rules(list(st.airports))).good, st, 0, 2**40
+    )
 
 
 def drawn(raw, n, seed=0):

@@ -25,24 +25,33 @@ def test_light_modules_import_nothing_heavy(module):
 def test_kill_9_loses_and_doubles_nothing(tmp_path):
     "Five kills of a real ingesting process, at different points; then it finishes"
     import os, random, signal, time
-    from mlref.core import digest, minute
-    from mlref.contracts import rules
-    from mlref.events import between, disturb, encode, raw_folder, read_raw, year
-    from mlref.lake import Lake, events_at, ingest
+    from mlref.core import digest, parse_time
+    from mlref.contracts import flight_rules
+    from mlref.events import (
+        events_between,
+        disturb_delivery,
+        encode_events,
+        raw_folder,
+        read_raw,
+        read_year,
+    )
+    from mlref.lake import Lake, events_as_of, ingest
     from mlref.log import LocalLog
 
-    part = between(year(raw_folder()), minute('2013-02-11'), minute('2013-02-16'))
+    part = events_between(
+        read_year(raw_folder()), parse_time('2013-02-11'), parse_time('2013-02-16')
+    )
     log = LocalLog(tmp_path / 'log')
-    log.append('events', encode(disturb(part, seed=5, late=0.1, twice=0.1)))
+    log.append('events', encode_events(disturb_delivery(part, seed=5, late=0.1, twice=0.1)))
     log.append('events', [b'{broken', b'\xff'])
     airports = read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']
     whole = Lake(tmp_path / 'whole.duckdb')
-    ingest(whole, log, 'events', rules(airports))
+    ingest(whole, log, 'events', flight_rules(airports))
     log.close()
     code = """
-import sys; from pathlib import Path; from mlref.lake import *; from mlref.contracts import rules; from mlref.log import LocalLog; from mlref.events import *
+import sys; from pathlib import Path; from mlref.lake import *; from mlref.contracts import flight_rules; from mlref.log import LocalLog; from mlref.events import *
 folder = Path(sys.argv[1]); lake = Lake(folder/'lake.duckdb'); print('open', flush=True)
-ingest(lake, LocalLog(folder/'log', readonly=True), 'events', rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
+ingest(lake, LocalLog(folder/'log', readonly=True), 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
 """
     g, killed = random.Random(0), 0
     for i in range(5):
@@ -57,7 +66,7 @@ ingest(lake, LocalLog(folder/'log', readonly=True), 'events', rules(read_raw(raw
     assert killed >= 3
     subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, capture_output=True)
     lake = Lake(tmp_path / 'lake.duckdb')
-    assert digest(events_at(lake)) == digest(events_at(whole))
+    assert digest(events_as_of(lake)) == digest(events_as_of(whole))
     total = lake.sql(
         'select sum(messages) m, sum(good) g, sum(repeated) r, sum(dead) d from commits'
     ).row(0)

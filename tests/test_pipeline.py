@@ -196,22 +196,22 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
     tmp_path,
 ):
     import polars as pl
-    from mlref.contracts import rules
-    from mlref.events import encode, read_raw, year
+    from mlref.contracts import flight_rules
+    from mlref.events import encode_events, read_raw, read_year
     from mlref.flights import static
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
 
     st = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
-    good = year(raw_folder()).head(1000)
+    good = read_year(raw_folder()).head(1000)
     odd = (
         good.filter(pl.col('kind') == 'schedule')
         .head(1)
         .with_columns(origin=pl.lit('XXX'), event_id=pl.lit('odd'))
     )
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('flights', [b'{"kind": "sched', *encode(odd), *encode(good)])
-    ingest(lake, log, 'flights', rules(list(st.airports)))
+    log.append('flights', [b'{"kind": "sched', *encode_events(odd), *encode_events(good)])
+    ingest(lake, log, 'flights', flight_rules(list(st.airports)))
     dead = lake.sql('select off, raw, reasons from dead_letters order by off')
     assert lake.sql('select count(*) as n from events')['n'][0] == 1000 and dead[
         'off'

@@ -4,24 +4,30 @@ import hashlib, json, multiprocessing, os, shutil, signal, socket, subprocess, s
 from pathlib import Path
 from urllib.request import urlopen
 import numpy as np, pytest, torch
-from mlref.compress import size
+from mlref.compress import model_size
 from mlref.core import MlrefError, digest
-from mlref.environment import installed, lock_file, lock_hash, locked, strayed
+from mlref.environment import (
+    installed_packages,
+    lock_file,
+    lock_hash,
+    locked_packages,
+    mismatched_packages,
+)
 from mlref.gates import Gate
 from mlref.flights import FLIGHTS
-from mlref.model import Gbm, Mean, Torch, linear
+from mlref.model import LightGBMPredictor, EnsemblePredictor, TorchPredictor, linear_net
 from mlref import registry as g
 from mlref.registry import (
     Registry,
-    champion,
-    live,
-    local,
+    load_champion,
+    version_by_alias,
+    local_uri,
     promote,
     promotions,
-    register,
+    register_model,
     rollback,
-    settle,
-    waiting,
+    sync_aliases,
+    pending_uploads,
 )
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
@@ -37,7 +43,7 @@ GOOD, BAD = (
 
 def model(seed):
     torch.manual_seed(seed)
-    return Torch(linear(FLIGHTS.names, {}), 22_000_000 + seed)
+    return TorchPredictor(linear_net(FLIGHTS.names, {}), 22_000_000 + seed)
 
 
 def env(**more):
@@ -76,12 +82,12 @@ print(json.dumps([one(l) for l in sys.argv[1:]]))"""
 def whole(tmp_path_factory):
     "Three versions, none promoted: without gates, passed, failed"
     at = tmp_path_factory.mktemp('whole') / 'registry'
-    r = Registry(at, local(at))
+    r = Registry(at, local_uri(at))
     # its tables are made once, that takes seconds
     r.client
     shutil.copy(at / 'mlflow.db', at.parent / 'bare.db')
     for i, g in enumerate((None, GOOD, BAD)):
-        register(
+        register_model(
             r, model(i), digest([i]), {'auc': 0.7 + i / 100}, {'seed': i}, g, X, f'commit {40 + i}'
         )
     return at
@@ -96,7 +102,7 @@ def test_this_process_runs_on_the_lock_that_serving_and_promotion_compare():
     assert (
         lock_hash() == hashlib.sha256((ROOT / 'requirements.txt').read_bytes()).hexdigest()[:12]
     ), (
-        f'installed otherwise than locked: {strayed(locked(lock_file().read_text()), installed())};'
+        f'installed otherwise than locked: {mismatched_packages(locked_packages(lock_file().read_text()), installed_packages())};'
         ' ./run test installs the lock'
     )
     # one lock, installed in one place
@@ -184,7 +190,7 @@ def test_the_command_line(folder):
         ('ann', '1', '2', False),
         ('bob', '2', '3', True),
         ('bob', '3', '2', False),
-    ] and champion(r).version == model(1).version
+    ] and load_champion(r).version == model(1).version
 
 
 def test_a_mean_of_trees_and_a_network_is_kept_like_any_other(folder):
@@ -195,15 +201,17 @@ def test_a_mean_of_trees_and_a_network_is_kept_like_any_other(folder):
         lgb.Dataset(np.tile(X, (8, 1)), np.tile(X[:, 0] > 0, 8)),
         3,
     )
-    parts = Gbm(trees.model_to_string(), FLIGHTS.names, 22_000_009), model(5)
-    mean = Mean(*parts)
+    parts = LightGBMPredictor(trees.model_to_string(), FLIGHTS.names, 22_000_009), model(5)
+    mean = EnsemblePredictor(*parts)
     r = Registry(folder)
-    promote(r, register(r, mean, digest([9]), {'auc': 0.8}, {'seed': 9}, GOOD, X), 30, 'bootstrap')
-    got = champion(r)
+    promote(
+        r, register_model(r, mean, digest([9]), {'auc': 0.8}, {'seed': 9}, GOOD, X), 30, 'bootstrap'
+    )
+    got = load_champion(r)
     assert (
         (got.kind, got.version) == ('mean', mean.version)
         and np.array_equal(got.predict(X), sum(p.predict(X) for p in parts) / 2)
-        and size(got) == sum(map(size, parts))
+        and model_size(got) == sum(map(model_size, parts))
     )
 
 
@@ -230,7 +238,7 @@ def killed(*a):
 @pytest.mark.parametrize(
     'at, rows',
     [
-        (['create_model_version', g.LOG], 1),
+        (['create_model_version', g.PROMOTION_LOG], 1),
         (['set_registered_model_alias', 'late', 'previous'], 2),
         (['set_registered_model_alias', 'late', 'champion'], 2),
     ],
@@ -240,9 +248,14 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
     r = Registry(folder)
     promote(r, '1', 30, 'bootstrap')
     killed(folder, at, 'promote', '2', 40, 'better')
-    assert (live(r), len(promotions(r))) == ('1', rows)
+    assert (version_by_alias(r), len(promotions(r))) == ('1', rows)
     promote(r, '2', 40, 'better')
-    assert (live(r), live(r, 'previous'), len(promotions(r)), settle(r)) == ('2', '1', 2, False)
+    assert (
+        version_by_alias(r),
+        version_by_alias(r, 'previous'),
+        len(promotions(r)),
+        sync_aliases(r),
+    ) == ('2', '1', 2, False)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +271,9 @@ def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(fo
     r = Registry(folder)
     killed(folder, at, 'register', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
     assert (
-        waiting(r) == [model(9).version]
-        and g.upload(r, model(9).version) == live(r, 'challenger') == '4'
-        and waiting(r) == []
+        pending_uploads(r) == [model(9).version]
+        and g.upload_model(r, model(9).version) == version_by_alias(r, 'challenger') == '4'
+        and pending_uploads(r) == []
     )
     experiment, mine = (
         [r.client.get_experiment_by_name('late').experiment_id],
@@ -271,7 +284,9 @@ def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(fo
         len(r.client.search_logged_models(experiment, mine)),
         len(r.client.search_model_versions(f"name = 'late' and {mine}")),
     ] == [1, 1, 1]
-    assert promote(r, '4', 30, 'bootstrap').to == '4' and champion(r).version == model(9).version
+    assert (
+        promote(r, '4', 30, 'bootstrap').to == '4' and load_champion(r).version == model(9).version
+    )
 
 
 def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_a_minute_later(
@@ -281,9 +296,9 @@ def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_
     promote(r, '1', 30, 'bootstrap')
     promote(r, '2', 40, 'better')
     killed(folder, ['set_registered_model_alias', 'late', 'champion'], 'rollback', 50, 'worse')
-    assert live(r) == '2'
+    assert version_by_alias(r) == '2'
     rollback(r, 51, 'worse')
-    assert (live(r), [x.to for x in promotions(r)]) == ('1', ['1', '2', '1'])
+    assert (version_by_alias(r), [x.to for x in promotions(r)]) == ('1', ['1', '2', '1'])
 
 
 def _killed_at(folder, k, do, *more):
@@ -312,7 +327,11 @@ def test_killed_at_any_call_to_mlflow(whole, tmp_path):
             p.join()
             getattr(g, do)(r, *more)
             want = ['1', '2', '1'][: 3 if do == 'rollback' else 2]
-            assert ([x.to for x in promotions(r)], live(r), live(r, 'previous')) == (
+            assert (
+                [x.to for x in promotions(r)],
+                version_by_alias(r),
+                version_by_alias(r, 'previous'),
+            ) == (
                 want,
                 want[-1],
                 want[-2],
@@ -327,7 +346,7 @@ def _both(folder, version, meet, said):
     real = g._ask
 
     def ask(r, call, *a, **k):
-        if [call, *a][:2] == ['create_model_version', g.LOG]:
+        if [call, *a][:2] == ['create_model_version', g.PROMOTION_LOG]:
             meet.wait(60)
         return real(r, call, *a, **k)
 
@@ -349,7 +368,7 @@ def test_two_processes_promote_at_once_one_wins_and_the_other_is_told(folder):
     [p.join() for p in both]
     (winner,), (loser,) = [v for v in got if got[v] == 'won'], [v for v in got if got[v] != 'won']
     assert f'process {winner} promoted {winner} at the same time' in got[loser]
-    assert [x.to for x in promotions(r)] == ['1', winner] and live(r) == winner
+    assert [x.to for x in promotions(r)] == ['1', winner] and version_by_alias(r) == winner
     assert promote(r, loser, 41, 'again', force=True).was == winner  # and the log goes on
 
 
@@ -404,12 +423,13 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
         t = time.time()
         with pytest.warns(UserWarning, match=f'mlref {up}'):
             assert (
-                register(away, model(i), digest([i]), {'auc': 0.7}, {'seed': i}, gates, X) is None
+                register_model(away, model(i), digest([i]), {'auc': 0.7}, {'seed': i}, gates, X)
+                is None
             )
         assert time.time() - t < 60  # MLflow alone goes on for minutes
     with pytest.raises(MlrefError, match='to answer'):
-        g.upload(away, model(0).version)
-    assert len(waiting(away)) == 2
+        g.upload_model(away, model(0).version)
+    assert len(pending_uploads(away)) == 2
     shutil.copy(whole.parent / 'bare.db', tmp_path / 'server.db')
     server = serve(tmp_path, port)
     try:
@@ -430,27 +450,31 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
         promote(there, order[0], 30, 'bootstrap')
         promote(there, order[1], 40, 'all gates passed')
         assert (
-            np.array_equal(champion(there).predict(X), model(1).predict(X))
+            np.array_equal(load_champion(there).predict(X), model(1).predict(X))
             and (there.folder / 'models' / model(1).version / 'weights.safetensors').exists()
         )
         (there.folder / 'models' / model(1).version / 'card.md').write_text('# A card')
-        g.attach(there, order[1], 'card.md')
+        g.attach_file(there, order[1], 'card.md')
         third = Registry(tmp_path / 'third', uri)
-        assert g.attached(third, order[1], 'card.md').read_text() == '# A card'
+        assert g.read_attached(third, order[1], 'card.md').read_text() == '# A card'
         rollback(third, 50, 'worse')
-        logged = there.client.get_logged_model(g.entry(there, order[1]).tags['logged'])
+        logged = there.client.get_logged_model(g.get_version(there, order[1]).tags['logged'])
         assert [(m.key, m.value) for m in logged.metrics] == [
             ('auc', 0.7)
         ] and there.client.get_run(logged.source_run_id).outputs.model_outputs[
             0
         ].model_id == logged.model_id
-        assert (live(there), champion(third).version, [p.to for p in promotions(third)]) == (
+        assert (
+            version_by_alias(there),
+            load_champion(third).version,
+            [p.to for p in promotions(third)],
+        ) == (
             order[0],
             model(0).version,
             [order[0], order[1], order[0]],
         )
         assert (
-            register(there, model(0), digest([0]), {}, {}) == order[0]
+            register_model(there, model(0), digest([0]), {}, {}) == order[0]
             and len(there.client.search_model_versions("name = 'late'")) == 2
             and len(
                 there.client.search_logged_models(
@@ -470,9 +494,9 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    with pytest.raises(g.Unreachable, match='to answer'):
-        champion(there)
-    with pytest.raises(g.Unreachable, match='to answer'):
+    with pytest.raises(g.RegistryUnreachable, match='to answer'):
+        load_champion(there)
+    with pytest.raises(g.RegistryUnreachable, match='to answer'):
         rollback(there, 70, 'worse')
 
 
@@ -491,7 +515,7 @@ class Tree:
 """
 SPRUNG = """
 import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path
-if sys.argv[3] == 'mlref': from mlref.registry import Registry, load
+if sys.argv[3] == 'mlref': from mlref.registry import Registry, load_version
 import mlflow
 for name in ('trap', 'tree'):
     try: mlflow.pyfunc.load_model(f'{sys.argv[1]}/{name}'); print('loaded')
@@ -500,7 +524,7 @@ if sys.argv[3] == 'mlref':
     r = Registry(Path(sys.argv[2]))
     for name in ('trap', 'tree'):
         v = r.client.create_model_version('late', f'{sys.argv[1]}/{name}', tags={'kind': 'torch', 'model': name}); r.client.set_registered_model_alias('late', 'champion', v.version)
-        try: load(r, str(v.version)); print('loaded')
+        try: load_version(r, str(v.version)); print('loaded')
         except Exception as e: print(type(e).__name__, e)
 """
 
@@ -535,9 +559,9 @@ def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folde
         (ROOT / 'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.')
     )
     code = """
-import sys; from pathlib import Path; from mlref.pipeline import main; from mlref.registry import Registry, load
+import sys; from pathlib import Path; from mlref.pipeline import main; from mlref.registry import Registry, load_version
 f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
-load(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
+load_version(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
     out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate()
     refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
     assert (
@@ -572,4 +596,4 @@ def test_what_the_environment_was_is_compared_at_loading(folder, change, says, r
         return
     with pytest.raises(MlrefError, match=says):
         promote(r, '1', 30, 'bootstrap')
-    assert live(r) is None and promotions(r) == []
+    assert version_by_alias(r) is None and promotions(r) == []

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 import pytest
-from mlref.pipeline import card, held
+from mlref.pipeline import render_card, goal_held
 
 ROOT = Path(__file__).parent.parent
 FILES = {f.stem: json.loads(f.read_text()) for f in (ROOT / 'reports' / 'results').glob('*.json')}
@@ -21,11 +21,11 @@ def test_a_required_row_is_there_with_its_goal(want):
 
 def test_held_is_what_the_numbers_say():
     rows = [r for f in FILES.values() for r in f['rows']]
-    assert rows and all(r['held'] == held(r['ours'], r['goal']) for r in rows)
+    assert rows and all(r['held'] == goal_held(r['ours'], r['goal']) for r in rows)
 
 
 def test_the_card_is_what_the_files_say():
-    assert (ROOT / 'reports' / 'card.md').read_text() == card(ROOT / 'reports' / 'results')
+    assert (ROOT / 'reports' / 'card.md').read_text() == render_card(ROOT / 'reports' / 'results')
 
 
 def test_every_look_at_the_test_months_is_in_the_ledger():

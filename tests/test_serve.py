@@ -7,15 +7,15 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 import numpy as np, polars as pl, pytest
-from mlref.calibration import NOTE, Calibration, to_note
-from mlref.core import DAY, HORIZON, digest, known_by, minute, rows
-from mlref.events import FLIGHT, raw_folder
-from mlref.lake import events_at
-from mlref.lifecycle import Home, Plan, bootstrap, deliver, source
+from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
+from mlref.core import DAY, HORIZON, digest, known_by, parse_time, take_rows
+from mlref.events import FLIGHT_COLUMNS, raw_folder
+from mlref.lake import events_as_of
+from mlref.lifecycle import Workspace, RetrainPolicy, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
-from mlref.offline import table
-from mlref.online import Online
-from mlref.registry import Registry, champion, promote, register
+from mlref.offline import training_set
+from mlref.online import LmdbStore
+from mlref.registry import Registry, load_champion, promote, register_model
 from test_registry import GOOD, env, free, model as another, serve as tracking
 
 SERVE = [
@@ -24,23 +24,23 @@ SERVE = [
     'import sys; from mlref.pipeline import main; sys.exit(main())',
     'serve',
 ]
-START, NOW = minute('2013-03-01T07:00'), minute('2013-03-20T07:00')
+START, NOW = parse_time('2013-03-01T07:00'), parse_time('2013-03-20T07:00')
 
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     at = tmp_path_factory.mktemp('home')
-    stream = source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
+    stream = event_source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
     # for a tracking server: its tables take seconds to make
-    h = Home(at)
+    h = Workspace(at)
     h.registry.client
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
-    deliver(h, stream, NOW)
-    bootstrap(h, Plan('torch', stop=4), NOW - DAY)
-    t = table(events_at(h.lake), h.static, NOW - 600, NOW)
-    model = champion(h.registry)
+    deliver_events(h, stream, NOW)
+    bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
+    t = training_set(events_as_of(h.lake), h.static, NOW - 600, NOW)
+    model = load_champion(h.registry)
     req = h.lake.sql(
-        f"select {', '.join(FLIGHT)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"
+        f"select {', '.join(FLIGHT_COLUMNS)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"
         f' and sched - {HORIZON} < ? order by sched, event_id',
         NOW - 600,
         NOW,
@@ -184,8 +184,8 @@ LOAD = '/v2/repository/models/late/load'
 
 def keep(at, note):
     "What the lifecycle does while a server reads"
-    store = Online(at / 'online')
-    store.write({NOTE: note})
+    store = LmdbStore(at / 'online')
+    store.write({CALIBRATION_KEY: note})
     store.close()
 
 
@@ -221,7 +221,7 @@ def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_c
     try:
         keep(
             at,
-            to_note(
+            encode_calibrations(
                 [
                     {'fitted_at': f, 'digest': m.digest, **asdict(m)}
                     for f, m in ((later, last), (early, first))
@@ -274,7 +274,10 @@ def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_c
             (x, m and m.digest) for x, m in zip(p, by)
         ]
         # had seen a label of a minute later
-        keep(at, to_note([{'fitted_at': later - 2, 'digest': last.digest, **asdict(last)}]))
+        keep(
+            at,
+            encode_calibrations([{'fitted_at': later - 2, 'digest': last.digest, **asdict(last)}]),
+        )
         for status, said in asked():
             assert (
                 status == 503
@@ -329,7 +332,7 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
     command = lambda log: [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
     try:
         there = Registry(tmp_path / 'there', uri)
-        promote(there, register(there, old, digest([0]), {}, {}, some=t.X), 30, 'bootstrap')
+        promote(there, register_model(there, old, digest([0]), {}, {}, some=t.X), 30, 'bootstrap')
         p = subprocess.Popen(command('served'), stdout=subprocess.PIPE, text=True, env=told)
         url = p.stdout.readline().split(' at ')[1].strip()
 
@@ -343,7 +346,12 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
             and (here / 'registry' / 'models' / old.version).exists()
         )
         new = another(1)
-        promote(there, register(there, new, digest([1]), {}, {}, GOOD, t.X), 40, 'all gates passed')
+        promote(
+            there,
+            register_model(there, new, digest([1]), {}, {}, GOOD, t.X),
+            40,
+            'all gates passed',
+        )
         want = new.predict(t.X[:9]).tolist()
         assert scores() == old.predict(t.X[:9]).tolist() != want  # until it is told
         assert call(url, LOAD, {}) == (200, {'model_version': new.version}) and scores() == want

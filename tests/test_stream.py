@@ -5,42 +5,49 @@ from pathlib import Path
 import numpy as np, polars as pl, pytest
 from hypothesis import HealthCheck, settings, strategies as st_
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from mlref.contracts import rules
-from mlref.core import DAY, HORIZON, MlrefError, minute
-from mlref.events import between, disturb, encode, raw_folder, read_raw, year
-from mlref.features import compute
+from mlref.contracts import flight_rules
+from mlref.core import DAY, HORIZON, MlrefError, parse_time
+from mlref.events import (
+    events_between,
+    disturb_delivery,
+    encode_events,
+    raw_folder,
+    read_raw,
+    read_year,
+)
+from mlref.features import compute_vectors
 from mlref.flights import FLIGHTS, static
 from mlref.log import LocalLog
-from mlref.online import LATE, Online, reshard
-from mlref.stream import feed, records
+from mlref.online import MAX_LATENESS, LmdbStore, reshard
+from mlref.stream import apply_log, list_records
 
 RAW = raw_folder()
 ST = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
-CONTRACT = rules(list(ST.airports))
-END = minute('2013-04-12T07:00')
+CONTRACT = flight_rules(list(ST.airports))
+END = parse_time('2013-04-12T07:00')
 FEED = """
 import sys
 from pathlib import Path
-from mlref.contracts import rules
+from mlref.contracts import flight_rules
 from mlref.events import raw_folder, read_raw
 from mlref.flights import static
 from mlref.log import LocalLog
-from mlref.online import Online
-from mlref.stream import feed
+from mlref.online import LmdbStore
+from mlref.stream import apply_log
 raw = raw_folder(); st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes')); at = Path(sys.argv[1]); print('ready', flush=True)
-print(feed(Online(at/'store'), LocalLog(at/'log', readonly=True), 'flights', rules(list(st.airports)), 50))
+print(apply_log(LmdbStore(at/'store'), LocalLog(at/'log', readonly=True), 'flights', flight_rules(list(st.airports)), 50))
 """
 
 
 @pytest.fixture(scope='module')
 def events():
-    return between(year(RAW), END - 2 * DAY, END)
+    return events_between(read_year(RAW), END - 2 * DAY, END)
 
 
 @pytest.fixture(scope='module')
 def flights():
     return (
-        year(RAW)
+        read_year(RAW)
         .filter(
             (pl.col('kind') == 'schedule')
             & pl.col('sched').is_between(END - DAY + HORIZON, END + HORIZON - 1)
@@ -52,18 +59,18 @@ def flights():
 def applied(at, messages, batch=50_000):
     log = LocalLog(at / 'log')
     log.append('flights', messages)
-    store = Online(at / 'store')
-    return store, feed(store, log, 'flights', CONTRACT, batch)
+    store = LmdbStore(at / 'store')
+    return store, apply_log(store, log, 'flights', CONTRACT, batch)
 
 
 def read(store, flights):
-    return compute(store, flights, FLIGHTS, ST)
+    return compute_vectors(store, flights, FLIGHTS, ST)
 
 
 def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path):
-    storm = encode(disturb(events, seed=5, late=0.05, minutes=90, twice=0.05))
+    storm = encode_events(disturb_delivery(events, seed=5, late=0.05, minutes=90, twice=0.05))
     storm.insert(len(storm) // 2, b'\xff not an event')
-    whole, n = applied(tmp_path / 'whole', encode(events))
+    whole, n = applied(tmp_path / 'whole', encode_events(events))
     assert n['applied'] == events.height
     LocalLog(tmp_path / 'killed' / 'log').append('flights', storm)
     g, kills, done = random.Random(5), 0, False
@@ -83,12 +90,12 @@ def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path)
         after = position(tmp_path / 'killed')
         assert before <= after < len(storm), 'killed after the end: not a kill in the middle'
         kills += 1
-    store = Online(tmp_path / 'killed' / 'store', readonly=True)
+    store = LmdbStore(tmp_path / 'killed' / 'store', readonly=True)
     assert store.position() == len(storm) and np.array_equal(
         read(store, flights), read(whole, flights), equal_nan=True
     )
     # not only what these flights read: every record, byte for byte
-    assert (a := records(store, whole.clock())) == (b := records(whole)), [
+    assert (a := list_records(store, whole.clock())) == (b := list_records(whole)), [
         k for k in {*a, *b} if a.get(k) != b.get(k)
     ][:5]
 
@@ -97,7 +104,7 @@ def position(at):
     if not (at / 'store' / 'store.json').exists():
         return 0
     try:
-        s = Online(at / 'store', readonly=True)
+        s = LmdbStore(at / 'store', readonly=True)
     except MlrefError:
         return 0  # killed before there was a store
     n = s.position()
@@ -111,14 +118,15 @@ def test_an_event_late_by_days_is_applied_or_counted_and_never_stops_the_stream(
 ):
     newest = events['known_time'].max()
     at = newest - int(days * DAY)
-    late = between(year(RAW), at - 360, at + 360).filter(pl.col('kind') == 'departure')
+    late = events_between(read_year(RAW), at - 360, at + 360).filter(pl.col('kind') == 'departure')
     assert late.height > 50
-    applied(tmp_path, encode(events.filter(~pl.col('event_id').is_in(late['event_id'].implode()))))[
-        0
-    ].close()
-    store, n = applied(tmp_path, encode(late))
+    applied(
+        tmp_path,
+        encode_events(events.filter(~pl.col('event_id').is_in(late['event_id'].implode()))),
+    )[0].close()
+    store, n = applied(tmp_path, encode_events(late))
     assert (
-        n['late'] == (late['known_time'] < newest - LATE).sum()
+        n['late'] == (late['known_time'] < newest - MAX_LATENESS).sum()
         and n['applied'] + n['late'] == n['messages']
     )
     assert store.position() == LocalLog(tmp_path / 'log', readonly=True).end('flights')
@@ -139,7 +147,7 @@ def test_an_event_that_breaks_the_contract_is_refused_and_the_rest_applied(
             .with_columns(pl.lit(value, events.schema[field]).alias(field))
         )
         rest = events.filter(pl.col('kind') == 'departure').head(50)
-        store, n = applied(tmp_path / kind, [*encode(odd), *encode(rest)])
+        store, n = applied(tmp_path / kind, [*encode_events(odd), *encode_events(rest)])
         assert (n['refused'], n['applied']) == (3, 50) and store.position() == 53
 
 
@@ -152,10 +160,10 @@ class Follower(RuleBasedStateMachine):
         super().__init__()
         self.tmp = tempfile.TemporaryDirectory()
         self.at = Path(self.tmp.name)
-        self.log, self.store, self.sent = LocalLog(self.at / 'log'), Online(self.at / 'store'), 0
+        self.log, self.store, self.sent = LocalLog(self.at / 'log'), LmdbStore(self.at / 'store'), 0
         if Follower.pool is None:
-            day = between(year(RAW), END - 5 * DAY, END)
-            Follower.pool = encode(
+            day = events_between(read_year(RAW), END - 5 * DAY, END)
+            Follower.pool = encode_events(
                 pl.concat(
                     [
                         day.filter(
@@ -181,25 +189,25 @@ class Follower(RuleBasedStateMachine):
 
     @rule(batch=st_.sampled_from([3, 17, 1000]))
     def feed(self, batch):
-        feed(self.store, self.log, 'flights', CONTRACT, batch)
+        apply_log(self.store, self.log, 'flights', CONTRACT, batch)
         assert self.store.position() == self.sent
 
     @rule()
     def again(self):
         self.store.close()
-        self.store = Online(self.at / 'store')
+        self.store = LmdbStore(self.at / 'store')
 
     @rule(n=st_.integers(1, 3))
     def reshard(self, n):
         reshard(self.store, n)
 
     def teardown(self):
-        feed(self.store, self.log, 'flights', CONTRACT)
-        rebuilt = Online(self.at / 'rebuilt')
-        feed(rebuilt, self.log, 'flights', CONTRACT)
+        apply_log(self.store, self.log, 'flights', CONTRACT)
+        rebuilt = LmdbStore(self.at / 'rebuilt')
+        apply_log(rebuilt, self.log, 'flights', CONTRACT)
         try:
             assert (
-                records(self.store) == records(rebuilt)
+                list_records(self.store) == list_records(rebuilt)
                 and self.store.position() == rebuilt.position() == self.sent
             )
         finally:

@@ -6,19 +6,27 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from mlref.core import MlrefError, Table
-from mlref.distributed import Job, blame, came_to, train_together, write_job
-from mlref.model import Net, load_model, save_model
-from mlref.pipeline import row, write_results
+from mlref.core import MlrefError, TrainingSet
+from mlref.distributed import TrainJob, blame_rank, describe_progress, train_distributed, write_job
+from mlref.model import TabularNet, load_model, save_model
+from mlref.pipeline import result_row, write_results
 from mlref.seeds import fit_seeds
-from mlref.train import Graph, Plan, bce, fit_torch, start, stepper, steps
+from mlref.train import (
+    CudaGraphStep,
+    TrainConfig,
+    bce_loss,
+    fit_torch,
+    start_training,
+    make_step,
+    run_epoch,
+)
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 # as train_together does
 TWO = {**ENV, **({'CUDA_VISIBLE_DEVICES': ''} if torch.cuda.device_count() < 2 else {})}
 NAMES, CATS = ('a', 'b', 'c', 'd', 'kind'), {'kind': 5}
-JOB = Job(epochs=6, batch=64, width=32, every=7)
+JOB = TrainJob(epochs=6, batch=64, width=32, every=7)
 STEPS = JOB.epochs * -(-1500 // JOB.batch)
 
 
@@ -29,7 +37,7 @@ def table(n, seed, day):
     X[:, 4] = g.integers(0, 5, n)
     X[g.random(n) < 0.1, 1] = np.nan
     T = day * 1440 + np.sort(g.integers(0, 20 * 1440, n))
-    return Table(
+    return TrainingSet(
         np.arange(n).astype(str),
         T,
         T + 300,
@@ -46,20 +54,20 @@ import json, os, signal, sys
 from functools import partial
 from pathlib import Path
 import numpy as np
-from mlref.core import rows
+from mlref.core import take_rows
 from mlref.distributed import read_job
-from mlref.model import Net, save_model
-from mlref.train import bce, fit_torch
+from mlref.model import TabularNet, save_model
+from mlref.train import bce_loss, fit_torch
 folder, left = Path(sys.argv[1]), [int(sys.argv[2])]
 def dies(logits, target):
     left[0] -= 1
     if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
-    return bce(logits, target)
-dies.__qualname__ = 'bce'
+    return bce_loss(logits, target)
+dies.__qualname__ = 'bce_loss'
 job, fit, stop = read_job(folder)
-fit_torch(rows(fit, np.arange(99)), stop, epochs=1)  # so that what comes is the fit, not an import
+fit_torch(take_rows(fit, np.arange(99)), stop, epochs=1)  # so that what comes is the fit, not an import
 print('ready', flush=True)
-save_model(fit_torch(fit, stop, job.seed, job.epochs, job.batch, job.rate, make=partial(Net, width=job.width, drop=job.drop), folder=folder/'checkpoints', every=job.every, loss=dies, graph=len(sys.argv) > 3), folder/'model')
+save_model(fit_torch(fit, stop, job.seed, job.epochs, job.batch, job.rate, make=partial(TabularNet, width=job.width, drop=job.drop), folder=folder/'checkpoints', every=job.every, loss=dies, graph=len(sys.argv) > 3), folder/'model')
 """
 
 
@@ -96,7 +104,7 @@ def here(
             job.epochs,
             job.batch,
             job.rate,
-            make=partial(Net, width=job.width, drop=job.drop),
+            make=partial(TabularNet, width=job.width, drop=job.drop),
             **{'graph': False, **more},
         ),
         at / 'model',
@@ -138,7 +146,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bits(good, tmp_path):
         at = write_job(tmp_path / os.urandom(4).hex(), JOB, FIT, STOP)
         if not killed(at, ('step', 'moment')[len(steps) % 2], g):
             continue
-        steps.append(came_to(at))
+        steps.append(describe_progress(at))
         assert ends(child(at)) == (0, '')
         same += weights(at) == good
     if DEEP:
@@ -147,8 +155,8 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bits(good, tmp_path):
             'kills',
             'MLREF_DEEP=1 pytest tests/test_train.py',
             [
-                row('kills resumed to the same bits', same, '', '== 20', want),
-                row('places they went on from', len(set(steps)), '', '> 5'),
+                result_row('kills resumed to the same bits', same, '', '== 20', want),
+                result_row('places they went on from', len(set(steps)), '', '> 5'),
             ],
         )
     assert same == want
@@ -157,7 +165,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bits(good, tmp_path):
 def test_other_bits_would_be_seen(good, tmp_path):
     "The comparison can fail: a fit that draws one other batch ends elsewhere"
     assert (
-        weights(here(tmp_path, Job(**{**vars(JOB), 'seed': 1}))) != good
+        weights(here(tmp_path, TrainJob(**{**vars(JOB), 'seed': 1}))) != good
         and weights(here(tmp_path)) == good
     )
 
@@ -175,7 +183,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_two_are_refused(
         here(at, folder=at / 'checkpoints')
 
 
-PAIR = Job(epochs=12, batch=64, width=32, every=30, seconds=10)
+PAIR = TrainJob(epochs=12, batch=64, width=32, every=30, seconds=10)
 
 
 def rank_pid(torchrun, rank):
@@ -186,8 +194,8 @@ def rank_pid(torchrun, rank):
 
 
 def test_two_processes_learn_what_one_does_and_hold_the_same_weights(tmp_path):
-    job = Job(**{**vars(JOB), 'drop': 0.0})
-    two = train_together(write_job(tmp_path, job, FIT, STOP))
+    job = TrainJob(**{**vars(JOB), 'drop': 0.0})
+    two = train_distributed(write_job(tmp_path, job, FIT, STOP))
     curve, alone = json.loads((tmp_path / 'report.json').read_text())['history'], []
     one = load_model(here(tmp_path / 'one', job, history=alone) / 'model')
     for e, f in zip(curve, alone, strict=True):
@@ -205,7 +213,7 @@ def test_two_processes_learn_what_one_does_and_hold_the_same_weights(tmp_path):
 def test_the_death_of_one_rank_ends_the_job_soon_and_it_goes_on_to_the_same_bits(
     rank, sign, tmp_path
 ):
-    train_together(write_job(tmp_path / 'whole', PAIR, FIT, STOP))
+    train_distributed(write_job(tmp_path / 'whole', PAIR, FIT, STOP))
     at = write_job(tmp_path / 'killed', PAIR, FIT, STOP)
     p = subprocess.Popen(
         [
@@ -233,19 +241,19 @@ def test_the_death_of_one_rank_ends_the_job_soon_and_it_goes_on_to_the_same_bits
     assert p.returncode and took < (60 if sign == signal.SIGSTOP else 20)
     assert not (at / 'model').exists()
     if sign == signal.SIGKILL:
-        assert blame(said) == f'rank {rank} was killed by signal 9', said
+        assert blame_rank(said) == f'rank {rank} was killed by signal 9', said
     else:
         assert 'mlref: rank 0: expected all processes to train to the end, lost one' in said, said
     assert (
-        came_to(at) != 'the start'
-        and train_together(at)
+        describe_progress(at) != 'the start'
+        and train_distributed(at)
         and weights(at) == weights(tmp_path / 'whole')
     )
 
 
 def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
     "A rate so high that the weights overflow: both ranks stop at the same look, nothing poisoned is written"
-    at = write_job(tmp_path, Job(**{**vars(JOB), 'rate': 1e30}), FIT, STOP)
+    at = write_job(tmp_path, TrainJob(**{**vars(JOB), 'rate': 1e30}), FIT, STOP)
     with pytest.raises(
         MlrefError,
         match=(
@@ -253,11 +261,11 @@ def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
             r' epoch 0; in its batch: no infinite value; .*it goes on from the start'
         ),
     ):
-        train_together(at)
+        train_distributed(at)
 
 
 class Stage:
-    "CUDA's part in a `Graph`, played on a CPU: what is asked for while it records is not done, and is done at each replay"
+    "CUDA's part in a `CudaGraphStep`, played on a CPU: what is asked for while it records is not done, and is done at each replay"
 
     def __init__(self, step, patch):
         self.step, self.said, self.graph = step, [], None
@@ -299,20 +307,20 @@ def test_rehearsed_without_a_device_recorded_steps_end_in_the_same_bits(monkeypa
     X, y, plan, ends = (
         torch.from_numpy(FIT.X),
         torch.from_numpy(FIT.y),
-        Plan(len(FIT), 0, 3, 256, 2e-3, 1e-2, False),
+        TrainConfig(len(FIT), 0, 3, 256, 2e-3, 1e-2, False),
         [],
     )
     for recorded in (False, True):
         torch.manual_seed(0)
-        net = Net(NAMES, CATS, 32)
+        net = TabularNet(NAMES, CATS, 32)
         net.scale(X)
-        s = start(net, plan)
-        step = stepper(net, s.opt, X, y, plan, bce)
+        s = start_training(net, plan)
+        step = make_step(net, s.opt, X, y, plan, bce_loss)
         if recorded:
             stage = Stage(step, monkeypatch)
-            step = Graph(stage, plan.batch)
+            step = CudaGraphStep(stage, plan.batch)
         for _ in range(plan.epochs):
-            list(steps(s, step, plan))
+            list(run_epoch(s, step, plan))
         ends.append([s.losses.clone(), *(v.clone() for v in net.state_dict().values())])
     assert all(a.equal(b) for a, b in zip(*ends, strict=True))
     assert stage.said == [256, 256, 256, 'record', *['replay'] * 2, 220] + 2 * [
@@ -328,7 +336,7 @@ def test_rehearsed_without_a_device_a_step_that_waits_is_refused_with_the_way_ou
         return at.sum()
 
     stage = Stage(None, monkeypatch)
-    recorded = Graph(step, 2)
+    recorded = CudaGraphStep(step, 2)
     for _ in range(3):
         recorded(torch.arange(2))
     with pytest.raises(
@@ -339,7 +347,7 @@ def test_rehearsed_without_a_device_a_step_that_waits_is_refused_with_the_way_ou
 
 
 def test_seeds_together_are_those_alone_whatever_their_place(tmp_path):
-    plain = partial(Net, width=32, drop=0.0)
+    plain = partial(TabularNet, width=32, drop=0.0)
     many, turned = (
         fit_seeds(FIT, STOP, seeds, epochs=3, batch=64, make=plain)
         for seeds in ((0, 1, 2), (2, 0, 1))
@@ -382,7 +390,7 @@ def test_on_cuda_recorded_steps_learn_what_plain_ones_do(half, tmp_path):
 
 @on_cuda
 def test_on_cuda_a_recorded_fit_that_is_killed_goes_on_to_the_same_bits(tmp_path):
-    job = Job(**{**vars(JOB), 'epochs': 40})
+    job = TrainJob(**{**vars(JOB), 'epochs': 40})
     at = write_job(tmp_path / 'killed', job, FIT, STOP)
     p = child(at, 0, 'graph')
     while not list((at / 'checkpoints').glob('0*.json')):
@@ -399,7 +407,9 @@ def test_on_cuda_a_recorded_fit_that_is_killed_goes_on_to_the_same_bits(tmp_path
 @on_cuda
 def test_on_cuda_recorded_seeds_learn_what_plain_ones_do():
     recorded, plain = (
-        fit_seeds(FIT, STOP, range(3), epochs=6, batch=64, make=partial(Net, width=32), graph=g)
+        fit_seeds(
+            FIT, STOP, range(3), epochs=6, batch=64, make=partial(TabularNet, width=32), graph=g
+        )
         for g in (True, False)
     )
     assert (

@@ -13,17 +13,17 @@ from mlref.features import (
     OnDemand,
     Reader,
     Source,
-    code_of,
-    compute,
-    facts,
+    code_text,
+    compute_vectors,
+    read_source,
     from_table,
     key_text,
-    lookup,
-    minutes,
+    lookup_feature,
+    to_minutes,
     with_squares,
 )
-from mlref.flights import FLIGHTS, local
-from mlref.offline import Offline, catalogue, lineage, point_in_time
+from mlref.flights import FLIGHTS, local_time
+from mlref.offline import OfflineReader, feature_catalog, feature_lineage, point_in_time_join
 
 MANY = settings(
     max_examples=2000 if os.environ.get('MLREF_DEEP') == '1' else 60,
@@ -80,7 +80,7 @@ def test_every_statistic_of_every_window_equals_the_oracle(rows, q, w, ahead):
     table, req = both(rows, q)
     views = [FeatureView(e.name, e, source(), STATS, (w, 2 * w), ahead) for e in (SHOP, ALL)]
     fs = FeatureSet('s', tuple(views))
-    X = compute(Offline(pl.DataFrame(), {'sale': table}), req, fs)
+    X = compute_vectors(OfflineReader(pl.DataFrame(), {'sale': table}), req, fs)
     for i, (T, city, no) in enumerate(q):
         want = []
         for e in (SHOP, ALL):
@@ -97,12 +97,12 @@ def test_every_statistic_of_every_window_equals_the_oracle(rows, q, w, ahead):
         np.testing.assert_allclose(X[i], np.float32(want), rtol=1e-6, atol=1e-6)
     for n in (1, 3):
         np.testing.assert_array_equal(
-            compute(Offline(pl.DataFrame(), {'sale': table}), req, fs, block=n), X
+            compute_vectors(OfflineReader(pl.DataFrame(), {'sale': table}), req, fs, block=n), X
         )
 
 
 def test_the_oracle_sees_a_window_that_is_one_minute_off():
-    class Off(Offline):
+    class Off(OfflineReader):
         def read(self, s, e, keys, t):
             return super().read(s, e, keys, t - 1)
 
@@ -112,8 +112,8 @@ def test_the_oracle_sees_a_window_that_is_one_minute_off():
     table, req = both([(100, 'a', 1, 5)], [(100, 'a', 1)])
     fs = FeatureSet('s', (FeatureView('v', SHOP, source(), STATS, (10,)),))
     assert (
-        compute(Offline(table, {'sale': table}), req, fs)[0]
-        != compute(Off(table, {'sale': table}), req, fs)[0]
+        compute_vectors(OfflineReader(table, {'sale': table}), req, fs)[0]
+        != compute_vectors(Off(table, {'sale': table}), req, fs)[0]
     ).all()
 
 
@@ -125,7 +125,7 @@ def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ah
     table, req = both(rows, q)
     s = source(True)
     v = FeatureView('last', SHOP, s, ('x', 'age'), (), ahead, ttl)
-    got = point_in_time(req, (v,), pl.DataFrame(), {'sale': table})
+    got = point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table})
     assert got.select('T', 'city', 'no').equals(req)  # every request once, in order
     for (T, city, no), (x, age, status) in zip(
         q, got.select('last_x', 'last_age', 'last_status').iter_rows()
@@ -143,9 +143,9 @@ def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ah
         assert (x, age, status) == (
             (None, None, 'expired') if expired else (want, T + ahead - t, 'present')
         )
-    assert point_in_time(req, (v,), pl.DataFrame(), {'sale': table}, 'duckdb').equals(got)
+    assert point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table}, 'duckdb').equals(got)
     np.testing.assert_array_equal(
-        compute(Offline(pl.DataFrame(), {'sale': table}), req, FeatureSet('l', (v,))),
+        compute_vectors(OfflineReader(pl.DataFrame(), {'sale': table}), req, FeatureSet('l', (v,))),
         got.select(pl.col('last_x', 'last_age').cast(pl.Float32)).to_numpy().reshape(-1, 2),
     )
 
@@ -178,7 +178,7 @@ def test_keys_of_any_type():
         e = Entity('e', ('k',))
         table = pl.DataFrame({'k': c, 'at': [10, 20], 'x': [1, 2]})
         s = from_table('t', 'at', ('k',), {'x': 'm'})
-        got = point_in_time(
+        got = point_in_time_join(
             pl.DataFrame({'k': c.reverse(), 'T': [30, 30]}),
             (FeatureView('v', e, s, ('x',)),),
             table,
@@ -240,8 +240,8 @@ def test_a_table_that_cannot_be_trusted_says_so():
 
     def bad(table, words, newest=False, req=one()):
         with pytest.raises(MlrefError, match=words):
-            compute(
-                Offline(table),
+            compute_vectors(
+                OfflineReader(table),
                 req,
                 FeatureSet(
                     'f',
@@ -272,10 +272,10 @@ def test_a_table_that_cannot_be_trusted_says_so():
     bad(ok, 'int64', req=one(T=pl.Series([None], dtype=pl.Int64)))
     lost = Source('sale', {'x': 'm'}, lambda e: e.select('city', 'no', 'x'), True)
     with pytest.raises(MlrefError, match='guards against a leak'):
-        point_in_time(one(), (VIEW(source=lost),), ok)
+        point_in_time_join(one(), (VIEW(source=lost),), ok)
     shuffled = Source('sale', {'x': 'm'}, lambda e: e.select('city', 'no', 'x', t='at'), True)
     with pytest.raises(MlrefError, match='sorted by t'):
-        point_in_time(
+        point_in_time_join(
             one(),
             (VIEW(source=shuffled),),
             pl.concat([ok, ok.with_columns(at=pl.lit(50, pl.Int64))]),
@@ -284,7 +284,7 @@ def test_a_table_that_cannot_be_trusted_says_so():
 
 def test_requests_that_cannot_be_placed_in_time_say_so():
     ok = frame([(100, 'a', 1, 5)], TABLE)
-    ask = lambda r, *v, **k: point_in_time(r, v or (VIEW(),), ok, **k)
+    ask = lambda r, *v, **k: point_in_time_join(r, v or (VIEW(),), ok, **k)
     for r, words in (
         (one().drop('T'), 'column T'),
         (one(T=pl.Series([0]).cast(pl.Datetime)), 'time zone'),
@@ -303,33 +303,34 @@ def test_requests_that_cannot_be_placed_in_time_say_so():
 
 
 def test_the_join_refuses_a_row_from_the_future(monkeypatch):
-    newest = Offline.newest
+    newest = OfflineReader.newest
     monkeypatch.setattr(
-        Offline, 'newest', lambda self, s, e, keys, t: newest(self, s, e, keys, t + 5)
+        OfflineReader, 'newest', lambda self, s, e, keys, t: newest(self, s, e, keys, t + 5)
     )
     with pytest.raises(MlrefError, match='a leak'):
-        point_in_time(one(), (VIEW(),), frame([(103, 'a', 1, 5)], TABLE))
+        point_in_time_join(one(), (VIEW(),), frame([(103, 'a', 1, 5)], TABLE))
 
 
 def test_no_rows_one_row_nobody_and_twins():
     v, none = VIEW(), frame([], TABLE)
     ok = frame([(100, 'a', 1, 5), (100, 'a', 1, 7), (100, 'a', 1, 6)], TABLE)
     assert (
-        point_in_time(one().head(0), (v,), ok).columns == ['city', 'no', 'T', 'v_x', 'v_status']
-        and point_in_time(one().head(0), (v,), none).height == 0
+        point_in_time_join(one().head(0), (v,), ok).columns
+        == ['city', 'no', 'T', 'v_x', 'v_status']
+        and point_in_time_join(one().head(0), (v,), none).height == 0
     )
-    assert point_in_time(one(), (v,), none)['v_status'].to_list() == ['missing']
+    assert point_in_time_join(one(), (v,), none)['v_status'].to_list() == ['missing']
     # the greatest, in whatever order they came: online and a rebuild must agree
-    assert point_in_time(one(), (v,), ok)['v_x'].to_list() == [7]
+    assert point_in_time_join(one(), (v,), ok)['v_x'].to_list() == [7]
     nobody = one(city=pl.Series([None], dtype=pl.String))
-    assert point_in_time(
+    assert point_in_time_join(
         nobody, (v,), pl.concat([ok, ok.with_columns(city=pl.lit(None, pl.String))])
     )['v_status'].to_list() == ['missing']
     fs = FeatureSet('f', (VIEW(source=source(), stats=STATS, windows=(60,)),))
-    assert compute(Offline(ok), one().head(0), fs).shape == (0, 8)
+    assert compute_vectors(OfflineReader(ok), one().head(0), fs).shape == (0, 8)
     assert (
-        compute(Offline(none), one(), fs)[0, :3].tolist() == [0, 0, 0]
-        and np.isnan(compute(Offline(none), one(), fs)[0, 3:7]).all()
+        compute_vectors(OfflineReader(none), one(), fs)[0, :3].tolist() == [0, 0, 0]
+        and np.isnan(compute_vectors(OfflineReader(none), one(), fs)[0, 3:7]).all()
     )
 
 
@@ -342,11 +343,11 @@ def test_times_before_the_minute_and_zones():
         ]
     ).str.to_datetime(time_zone='UTC')
     # the hour that comes twice; a microsecond late is the next minute
-    a, b, c = minutes(zoned)
+    a, b, c = to_minutes(zoned)
     assert (b - a, c - a) == (60, 1)
-    assert minutes(zoned.dt.convert_time_zone('America/New_York')).to_list() == [a, b, c]
+    assert to_minutes(zoned.dt.convert_time_zone('America/New_York')).to_list() == [a, b, c]
     ok = frame([(a, 'a', 1, 5)], TABLE)
-    ask = lambda t: point_in_time(
+    ask = lambda t: point_in_time_join(
         one(T=pl.Series([t]).cast(pl.Datetime('us', 'UTC'))), (VIEW(),), ok
     )['v_status'][0]
     assert (ask(a * 60_000_000 - 1), ask(a * 60_000_000)) == ('missing', 'present')
@@ -370,7 +371,7 @@ def test_local_hours_over_a_century_and_both_changes_of_2013():
             // 60
         )
     )
-    np.testing.assert_array_equal(local(t), want.to_series().to_numpy())
+    np.testing.assert_array_equal(local_time(t), want.to_series().to_numpy())
 
 
 def test_versions_follow_definitions_and_nothing_else():
@@ -391,10 +392,10 @@ def test_versions_follow_definitions_and_nothing_else():
     a, b = FeatureSet('f', (v,)), FeatureSet('f', (replace(v, windows=(30,)),))
     # both versions, side by side
     table = frame([(50, 'a', 1, 5), (90, 'a', 1, 9)], TABLE)
-    reader = Offline(table)
+    reader = OfflineReader(table)
     assert (
-        compute(reader, one(), a)[0, 0],
-        compute(reader, one(), b)[0, 0],
+        compute_vectors(reader, one(), a)[0, 0],
+        compute_vectors(reader, one(), b)[0, 0],
         a.version == b.version,
     ) == (7, 9, False)
 
@@ -408,18 +409,18 @@ def _on_grid(e):
 
 def test_a_version_follows_the_constants_that_its_code_reads():
     global _grid
-    was = code_of(_on_grid)
+    was = code_text(_on_grid)
     _grid = np.array([1, 3])
-    changed = code_of(_on_grid)
+    changed = code_text(_on_grid)
     _grid = np.array([1, 2])
-    assert changed != was == code_of(_on_grid)
+    assert changed != was == code_text(_on_grid)
 
 
 def test_lookups_and_formulas():
-    size = lookup('city', 'city', 'sizes', ('people',))
+    size = lookup_feature('city', 'city', 'sizes', ('people',))
     twice = OnDemand('twice', ('v_x2',), lambda req, x, static: [2 * x[0]], ('v_x',))
-    X = compute(
-        Offline(frame([(100, 'a', 1, 5)], TABLE)),
+    X = compute_vectors(
+        OfflineReader(frame([(100, 'a', 1, 5)], TABLE)),
         one(),
         FeatureSet('f', (VIEW(),), (size, twice)),
         SimpleNamespace(sizes={'a': (9,)}),
@@ -430,8 +431,8 @@ def test_lookups_and_formulas():
 def test_a_deviation_of_large_numbers_is_exact():
     table = frame([(100, 'a', 1, 10**8), (100, 'a', 1, 10**8 + 1)], TABLE)
     assert (
-        compute(
-            Offline(table),
+        compute_vectors(
+            OfflineReader(table),
             one(),
             FeatureSet('f', (VIEW(source=source(), stats=('std:x',), windows=(60,)),)),
         )[0, 0]
@@ -444,7 +445,7 @@ def test_ten_million_keys():
     n = 10**7
     table = pl.DataFrame({'k': np.arange(n), 'at': np.arange(n) % 1000, 'x': np.arange(n)})
     e = Entity('k', ('k',))
-    got = point_in_time(
+    got = point_in_time_join(
         pl.DataFrame({'k': np.arange(0, n, 97), 'T': np.full(-(-n // 97), 1000)}),
         (FeatureView('v', e, from_table('t', 'at', ('k',), {'x': 'm'}), ('x',)),),
         table,
@@ -453,10 +454,10 @@ def test_ten_million_keys():
 
 
 def test_the_registry_knows_what_every_column_is_made_of():
-    made = lineage(FLIGHTS)
+    made = feature_lineage(FLIGHTS)
     assert set(made['feature']) == set(FLIGHTS.names) and made.null_count().sum_horizontal()[0] == 0
     assert set(made.filter(feature='origin_dep_delay_60m')['column']) >= {'dep_delay', 'known_time'}
-    rows = catalogue(FLIGHTS)
+    rows = feature_catalog(FLIGHTS)
     assert (
         rows.height == len(FLIGHTS.views) + len(FLIGHTS.on_demand)
         and rows.select('view').is_unique().all()
@@ -487,31 +488,33 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
 
 
 def test_materialize_and_get_over_a_run(capsys, tmp_path):
-    from mlref.contracts import rules
-    from mlref.core import minute
-    from mlref.events import between, encode, raw_folder, read_raw, year
+    from mlref.contracts import flight_rules
+    from mlref.core import parse_time
+    from mlref.events import events_between, encode_events, raw_folder, read_raw, read_year
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
-    from mlref.online import Online, update
+    from mlref.online import LmdbStore, apply_events
     from mlref.pipeline import main
 
     home = tmp_path / 'runs' / 'r'
     (tmp_path / 'current').parent.mkdir(exist_ok=True)
     home.mkdir(parents=True)
     (tmp_path / 'current').write_text('r\n')
-    part = between(year(raw_folder()), 0, minute('2013-01-03'))
+    part = events_between(read_year(raw_folder()), 0, parse_time('2013-01-03'))
     log, lake = LocalLog(home / 'log'), Lake(home / 'lake' / 'mlref.duckdb')
-    log.append('flights', encode(part))
+    log.append('flights', encode_events(part))
     ingest(
         lake,
         log,
         'flights',
-        rules(sorted({*read_raw(raw_folder(), 'airports')['faa'], *part['dest'].drop_nulls()})),
+        flight_rules(
+            sorted({*read_raw(raw_folder(), 'airports')['faa'], *part['dest'].drop_nulls()})
+        ),
     )
     lake.close()
     log.close()
-    store = Online(home / 'online')
-    update(store, part, 1)
+    store = LmdbStore(home / 'online')
+    apply_events(store, part, 1)
     store.close()
     assert (
         main(

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 from mlref.events import SCHEMA
 from mlref.features import Entity, FeatureView, from_table
-from mlref.offline import point_in_time
+from mlref.offline import point_in_time_join
 
 
 def cpu():
@@ -54,7 +54,7 @@ for line in sys.stdin:
             {'event_timestamp': 'T'}
         )
     before, c, t = now(), cpu(), time.perf_counter()
-    got = point_in_time(
+    got = point_in_time_join(
         asked[q['requests']], views, none, {n: pl.read_parquet(home / f'{n}.parquet') for n in spec}
     )
     print(

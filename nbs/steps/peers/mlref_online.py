@@ -3,23 +3,23 @@
 import json, sys, time
 from pathlib import Path
 import numpy as np, polars as pl
-from mlref.features import FeatureSet, minutes
-from mlref.online import Online, latest, push
-from mlref.records import Layout
+from mlref.features import FeatureSet, to_minutes
+from mlref.online import LmdbStore, get_online_features, push
+from mlref.records import RecordLayout
 
 home = Path(sys.argv[1])
 spec = json.loads((home / 'spec.json').read_text())
 key = spec['key']
 # the last row of a key, with a TTL that is looked at
 layouts = tuple(
-    Layout(n, tuple(v), True, 0, f'{i:016x}', 10**7)
+    RecordLayout(n, tuple(v), True, 0, f'{i:016x}', 10**7)
     for i, (n, v) in enumerate(spec['views'].items())
 )
 store, frames = (
-    Online(home / 'ours', features=FeatureSet('none', ()), more=layouts),
+    LmdbStore(home / 'ours', features=FeatureSet('none', ()), more=layouts),
     {n: pl.read_parquet(home / f'{n}.parquet') for n in spec['views']},
 )
-NOW = max(int(minutes(f['known']).max()) for f in frames.values())
+NOW = max(int(to_minutes(f['known']).max()) for f in frames.values())
 
 
 def ask(q):
@@ -30,7 +30,7 @@ def ask(q):
             store,
             q['view'],
             f[key].to_list(),
-            minutes(f['known']).to_numpy(),
+            to_minutes(f['known']).to_numpy(),
             f.select(spec['views'][q['view']]).to_numpy(),
         )
         return {'wall': time.perf_counter() - t, 'cpu': time.process_time() - c, 'keys': n}
@@ -39,7 +39,7 @@ def ask(q):
         list(spec['views']),
         np.empty((len(q['keys']), sum(map(len, spec['views'].values())))),
     )
-    call = lambda: latest(store, names, [keys] * len(names), NOW, out)
+    call = lambda: get_online_features(store, names, [keys] * len(names), NOW, out)
     call()
     t, c = time.perf_counter(), time.process_time()
     for _ in range(q['times']):

@@ -3,16 +3,16 @@
 import sys
 from pathlib import Path
 import numpy as np, polars as pl
-from mlref.events import SCHEMA, decode, raw_folder, read_raw
-from mlref.features import compute
+from mlref.events import SCHEMA, decode_events, raw_folder, read_raw
+from mlref.features import compute_vectors
 from mlref.flights import FLIGHTS, static
 from mlref.log import LocalLog
-from mlref.online import Online, update
+from mlref.online import LmdbStore, apply_events
 
 folder = Path(sys.argv[1])
 log, store, at, ids, X = (
     LocalLog(folder / 'log', readonly=True),
-    Online(folder / 'online'),
+    LmdbStore(folder / 'online'),
     0,
     [],
     [],
@@ -22,9 +22,9 @@ st, plans = (
     pl.DataFrame(schema=SCHEMA),
 )
 while msgs := log.read('events', at, 3_000):  # about a day
-    new = decode(msgs)[0].drop('_i')
+    new = decode_events(msgs)[0].drop('_i')
     at += len(msgs)
-    update(store, new, at)
+    apply_events(store, new, at)
     plans, seen = (
         pl.concat([plans, new.filter(pl.col('kind') == 'schedule')]),
         int(new['known_time'].max()),
@@ -35,5 +35,5 @@ while msgs := log.read('events', at, 3_000):  # about a day
     plans = plans.filter(pl.lit(False) if done else pl.col('sched') - 120 >= seen)
     if due.height:
         ids.append(due['flight_id'].to_numpy().astype(str))
-        X.append(compute(store, due, FLIGHTS, st))
+        X.append(compute_vectors(store, due, FLIGHTS, st))
 np.savez(folder / 'online.npz', ids=np.concatenate(ids), X=np.concatenate(X))
