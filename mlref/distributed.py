@@ -57,9 +57,11 @@ def write_job(
     "Lay down a job"
     for name, t in (('fit', fit), ('stop', stop)):
         (at := Path(folder) / name).mkdir(parents=True, exist_ok=True)
-        for k in ('T', 'known', 'y', 'X'):
+        for k in ('cutoff', 'label_time', 'y', 'X'):
             np.save(at / f'{k}.npy', getattr(t, k), allow_pickle=False)
-    write_json(Path(folder) / 'job.json', {**asdict(job), 'names': fit.names, 'cats': fit.cats})
+    write_json(
+        Path(folder) / 'job.json', {**asdict(job), 'names': fit.names, 'cats': fit.categories}
+    )
     return Path(folder)
 
 # %% ../nbs/11b_distributed.ipynb #7942727c
@@ -81,9 +83,11 @@ def read_job(folder: Path) -> tuple[TrainJob, TrainingSet, TrainingSet]:
     def read(name):
         a = {
             k: np.load(Path(folder) / name / f'{k}.npy', allow_pickle=False)
-            for k in ('T', 'known', 'y', 'X')
+            for k in ('cutoff', 'label_time', 'y', 'X')
         }
-        return TrainingSet(np.arange(len(a['T'])).astype(str), names=names, cats=cats, **a)
+        return TrainingSet(
+            np.arange(len(a['cutoff'])).astype(str), names=names, categories=cats, **a
+        )
 
     return TrainJob(**about), read('fit'), read('stop')
 

@@ -41,7 +41,6 @@ from mlref.core import (
     digest,
     known_by,
     parse_time,
-    take_rows,
     service_day,
     format_time,
     write_bytes,
@@ -239,7 +238,7 @@ def train_challenger(
 ) -> TorchPredictor | LightGBMPredictor:
     "Train on all but the last days, stop on these, and put the network into the engine that serves"
     edge = end - plan.stop * DAY
-    head, tail = known_by(take_rows(past, past.T < edge), edge), take_rows(past, past.T >= edge)
+    head, tail = known_by(past.take(past.cutoff < edge), edge), past.take(past.cutoff >= edge)
     if not len(head) or not len(tail):
         raise MlrefError(
             f'expected labelled flights on both sides of {format_time(edge)}, got {len(head)} and'
@@ -276,7 +275,7 @@ def register_challenger(
     return register_model(
         home.registry,
         model,
-        digest(data.X, data.y, data.known),
+        digest(data.X, data.y, data.label_time),
         {'auc': auc(y, p), 'log_loss': log_loss(y, p)},
         params,
         answers,
@@ -350,7 +349,7 @@ def bootstrap(
     past = known_by(training_set(events_as_of(home.lake), home.static, _first(home), until), until)
     p = out_of_fold_scores(plan.kind, past, 3, plan.seed)
     model = train_challenger(home, plan, past, until)
-    ref = monitored_columns(past.T, p, past.X, past.names).with_columns(y=pl.Series(past.y))
+    ref = monitored_columns(past.cutoff, p, past.X, past.names).with_columns(y=pl.Series(past.y))
     number = register_challenger(home, model, ref, past, plan)
     evidence = {
         'number': number,
@@ -589,7 +588,10 @@ class Challenge:
 
 
 def _slices(test: TrainingSet, p: np.ndarray, q: np.ndarray) -> tuple[list[dict], pl.DataFrame]:
-    day, cuts = service_day(test.T), {k: v for k, v in slice_labels(test).items() if k != 'month'}
+    day, cuts = (
+        service_day(test.cutoff),
+        {k: v for k, v in slice_labels(test).items() if k != 'month'},
+    )
     found, gaps = slice_metrics(test.y, p, day, cuts), slice_differences(test.y, p, q, day, cuts)
     both = found.drop('log_loss', 'ece').join(
         gaps.select('by', 'slice', 'difference'),
@@ -612,8 +614,8 @@ def _logged(
     was = home.lake.sql(
         'select flight_id, p from predictions where version = ? and T >= ? and T <= ?',
         model.version,
-        int(test.T.min()),
-        int(test.T.max()),
+        int(test.cutoff.min()),
+        int(test.cutoff.max()),
     )
     return pl.DataFrame({'flight_id': test.ids, 'q': q}).join(
         was, on='flight_id', maintain_order='left'
@@ -641,12 +643,16 @@ def run_gates(
     return [
         same_features(model.names, feature_version(FLIGHTS, home.static), FLIGHTS.names, serves),
         *no_leak(
-            past.T, past.known, model.trained_until, now - (LABEL_DELAY_DAYS + plan.block) * DAY
+            past.cutoff,
+            past.label_time,
+            model.trained_until,
+            now - (LABEL_DELAY_DAYS + plan.block) * DAY,
         ),
-        is_fresh('labels', int(test.known.max()), now, (LABEL_DELAY_DAYS + 1) * DAY),
+        is_fresh('labels', int(test.label_time.max()), now, (LABEL_DELAY_DAYS + 1) * DAY),
         is_fresh('events', newest, now, DAY),
         better_than_champion(
-            *paired_auc_difference(test.y, p, q, service_day(test.T), level=plan.level), plan.level
+            *paired_auc_difference(test.y, p, q, service_day(test.cutoff), level=plan.level),
+            plan.level,
         ),
         well_calibrated(test.y, p, q),
         no_slice_worse(gaps),
@@ -663,8 +669,8 @@ def run_challenge(home: Workspace, plan: RetrainPolicy, now: int) -> Challenge:
     begin = end - plan.block * DAY
     every = training_set(events_as_of(home.lake), home.static, _first(home), end)
     past, test = (
-        known_by(take_rows(every, every.T < begin), begin),
-        known_by(take_rows(every, every.T >= begin), now),
+        known_by(every.take(every.cutoff < begin), begin),
+        known_by(every.take(every.cutoff >= begin), now),
     )
     model = train_challenger(home, plan, past, begin)
     check_predictor(model, test.X[:100])
@@ -674,7 +680,7 @@ def run_challenge(home: Workspace, plan: RetrainPolicy, now: int) -> Challenge:
         model,
         answers,
         told,
-        monitored_columns(test.T, p, test.X, test.names).with_columns(y=pl.Series(test.y)),
+        monitored_columns(test.cutoff, p, test.X, test.names).with_columns(y=pl.Series(test.y)),
         past,
     )
 

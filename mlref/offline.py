@@ -440,7 +440,7 @@ def find_leaks(
     found, lo = {}, int(events['sched'].min()) - HORIZON
     whole = make(events, static, lo, max(cutoffs) + 1)
     for c in cutoffs:
-        part, was = make(corrupt_future(events, c), static, lo, c + 1), whole.X[whole.T <= c]
+        part, was = make(corrupt_future(events, c), static, lo, c + 1), whole.X[whole.cutoff <= c]
         for k in np.flatnonzero(~((part.X == was) | (np.isnan(part.X) & np.isnan(was))).all(0)):
             found[whole.names[k]] = found.get(whole.names[k], 0) + 1
     return found

@@ -512,9 +512,9 @@ def _vectors(a: argparse.Namespace) -> None:
     t = training_set(events, st, parse_time(a.since), parse_time(a.until))
     out = home / 'features' / f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'
     out.parent.mkdir(exist_ok=True)
-    frame = pl.DataFrame({'flight_id': t.ids, 'T': t.T, 'known': t.known, 'y': t.y}).hstack(
-        pl.DataFrame(t.X, schema=list(t.names), orient='row')
-    )
+    frame = pl.DataFrame(
+        {'flight_id': t.ids, 'T': t.cutoff, 'known': t.label_time, 'y': t.y}
+    ).hstack(pl.DataFrame(t.X, schema=list(t.names), orient='row'))
     frame.write_parquet(out)
     print(f'{frame.height:,} flights x {len(t.names)} features: {out}')
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import MlrefError, TrainingSet, digest, take_rows, service_day
+from .core import MlrefError, TrainingSet, digest, service_day
 from mlref.model import (
     LightGBMPredictor,
     EnsemblePredictor,
@@ -36,7 +36,7 @@ def fit_lightgbm(
     "Train boosted trees; the same tables and seed give the same trees"
     import lightgbm as lgb
 
-    cats = [fit.names.index(c) for c in fit.cats]
+    cats = [fit.names.index(c) for c in fit.categories]
     data = lgb.Dataset(fit.X, fit.y, categorical_feature=cats, params={'verbose': -1})
     params = {
         'objective': 'binary',
@@ -63,7 +63,7 @@ def fit_lightgbm(
     return LightGBMPredictor(
         best.model_to_string(num_iteration=best.best_iteration),
         fit.names,
-        int(max(fit.known.max(), stop.known.max())),
+        int(max(fit.label_time.max(), stop.label_time.max())),
     )
 
 # %% ../nbs/11a_recipes.ipynb #11aa0011
@@ -109,7 +109,7 @@ def cross_fit_folds(
     k: int,
 ) -> np.ndarray:  # Hand of each row, 0 to k-1
     "Deal the days of a table to k hands, two days at a time"
-    return service_day(table.T) // 2 % k
+    return service_day(table.cutoff) // 2 % k
 
 
 def out_of_fold_teacher_scores(
@@ -122,11 +122,11 @@ def out_of_fold_teacher_scores(
     of, out = cross_fit_folds(fit, k), np.empty(len(fit))
     if len(np.unique(of)) < 2:
         raise MlrefError(
-            f'expected at least 3 days to deal, got {len(np.unique(service_day(fit.T)))}; take more'
+            f'expected at least 3 days to deal, got {len(np.unique(service_day(fit.cutoff)))}; take more'
             ' days'
         )
     for i in np.unique(of):
-        out[of == i] = fit_lightgbm(take_rows(fit, of != i), stop, seed).predict(fit.X[of == i])
+        out[of == i] = fit_lightgbm(fit.take(of != i), stop, seed).predict(fit.X[of == i])
     return out
 
 
@@ -180,8 +180,8 @@ def out_of_fold_scores(
         stop = (i + 1) % k if k > 2 else i
         model = fit_recipe(
             kind,
-            take_rows(table, (b != i) & ((b != stop) | (k < 3))),
-            take_rows(table, b == stop),
+            table.take((b != i) & ((b != stop) | (k < 3))),
+            table.take(b == stop),
             seed,
         )
         out[b == i] = model.predict(table.X[b == i])
@@ -198,7 +198,7 @@ def fit_cached(
             kind,
             str(seed),
             default_device(),
-            *(a for t in (rows, stop) for a in (t.X, t.y, t.known)),
+            *(a for t in (rows, stop) for a in (t.X, t.y, t.label_time)),
             list(rows.names),
         )[:16]
     )

@@ -144,7 +144,7 @@ def fit_seeds(
         )
     for s in seeds:
         torch.manual_seed(s)
-        nets.append(make(fit.names, fit.cats))
+        nets.append(make(fit.names, fit.categories))
     nets[0].scale(torch.from_numpy(fit.X))
     many = StackedNets([net.to(dev) for net in nets])
     X, y, Xs, ys = (torch.from_numpy(a).to(dev) for a in (fit.X, y, stop.X, stop.y))
@@ -179,5 +179,6 @@ def fit_seeds(
             best[k][better] = w.detach()[better]
         low = torch.minimum(low, now)
     return [
-        TorchPredictor(net, int(max(fit.known.max(), stop.known.max()))) for net in many.apart(best)
+        TorchPredictor(net, int(max(fit.label_time.max(), stop.label_time.max())))
+        for net in many.apart(best)
     ]

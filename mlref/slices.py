@@ -13,16 +13,7 @@ import numpy as np
 import polars as pl
 
 from .contracts import ORIGINS
-from mlref.core import (
-    DAY,
-    MlrefError,
-    Predictor,
-    TrainingSet,
-    known_by,
-    take_rows,
-    service_day,
-    format_time,
-)
+from .core import DAY, MlrefError, Predictor, TrainingSet, known_by, service_day, format_time
 from mlref.evaluate import (
     auc,
     check_scores,
@@ -57,7 +48,7 @@ def slice_labels(
     code = lambda n: table.X[:, table.names.index(n)].astype(int)
     hour = code('start') // 60
     return {
-        'month': np.datetime_as_string((service_day(table.T)).astype('M8[D]'), unit='M'),
+        'month': np.datetime_as_string((service_day(table.cutoff)).astype('M8[D]'), unit='M'),
         'origin': np.array(('other', *ORIGINS))[code('origin')],
         'carrier': np.array(('other', *CARRIERS))[code('carrier')],
         'hour': np.array(('00-08', '09-12', '13-16', '17-20', '21-23'))[
@@ -189,9 +180,9 @@ def rolling_origin(
     for a, b in zip(edges[:-1], edges[1:]):
         cut = a - stop * DAY
         past, late, test = (
-            known_by(take_rows(every, every.T < cut), cut),
-            known_by(take_rows(every, (every.T >= cut) & (every.T < a)), a),
-            take_rows(every, (every.T >= a) & (every.T < b) & ~np.isnan(every.y)),
+            known_by(every.take(every.cutoff < cut), cut),
+            known_by(every.take((every.cutoff >= cut) & (every.cutoff < a)), a),
+            every.take((every.cutoff >= a) & (every.cutoff < b) & ~np.isnan(every.y)),
         )
         if not len(past) or not len(late) or not len(test):
             raise MlrefError(
@@ -209,8 +200,8 @@ def rolling_origin(
             pl.DataFrame(
                 {
                     'flight_id': test.ids,
-                    'T': test.T,
-                    'known': test.known,
+                    'T': test.cutoff,
+                    'known': test.label_time,
                     'y': test.y.astype(np.float64),
                     'p': m.predict(test.X),
                     'edge': a,

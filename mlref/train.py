@@ -32,7 +32,7 @@ def day_blocks(
     k: int,  # How many
 ) -> np.ndarray:  # Block of each row, 0 to k-1
     "Cut the days of a table into k stretches of about equally many days"
-    days, at = np.unique(service_day(table.T), return_inverse=True)
+    days, at = np.unique(service_day(table.cutoff), return_inverse=True)
     if len(days) < k:
         raise MlrefError(f'expected at least {k} days to cut into {k} blocks, got {len(days)}')
     return (np.arange(len(days)) * k // len(days))[at]
@@ -284,7 +284,9 @@ def job_settings(
     shape = digest(repr(net), [[k, list(v.shape)] for k, v in net.state_dict().items()])[:8]
     return {
         'network': f'{type(net).__name__} of {n:,} numbers, {shape}',
-        'data': digest(fit.X, y, fit.known, stop.X, stop.y, stop.known, list(fit.names))[:16],
+        'data': digest(fit.X, y, fit.label_time, stop.X, stop.y, stop.label_time, list(fit.names))[
+            :16
+        ],
         'settings': {**settings, 'loss': getattr(loss, '__qualname__', type(loss).__name__)},
         'place': {
             'device': default_device(),
@@ -546,7 +548,7 @@ def fit_torch(
         TrainConfig(len(fit), seed, epochs, batch, rate, decay, half),
     )
     torch.manual_seed(seed)
-    net = make(fit.names, fit.cats)
+    net = make(fit.names, fit.categories)
     net.scale(torch.from_numpy(fit.X))
     s = start_training(net, plan, default_device())
     job = job_settings(net, fit, stop, y, asdict(plan), loss) if folder else {}
@@ -577,4 +579,4 @@ def fit_torch(
         )
     if history is not None:
         history += s.history
-    return TorchPredictor(finish_training(s), int(max(fit.known.max(), stop.known.max())))
+    return TorchPredictor(finish_training(s), int(max(fit.label_time.max(), stop.label_time.max())))

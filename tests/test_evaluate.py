@@ -3,7 +3,7 @@
 import json, os
 from dataclasses import asdict, replace
 import numpy as np, polars as pl, pytest
-from mlref.core import DAY, known_by, parse_time, take_rows, service_day
+from mlref.core import DAY, known_by, parse_time, service_day
 from mlref.evaluate import delong_interval, paired_difference, paired_auc_difference, swap_by_day
 from mlref.events import raw_folder, read_raw, read_year
 from mlref.flights import static
@@ -32,7 +32,10 @@ def spring():
 def learn(t, a, b, stop=7, kind='logistic', seed=0):
     "A model of what was known by b, of cut-offs from a on"
     edge = b - stop * DAY
-    past, late = take_rows(t, (t.T >= a) & (t.T < edge)), take_rows(t, (t.T >= edge) & (t.T < b))
+    past, late = (
+        t.take((t.cutoff >= a) & (t.cutoff < edge)),
+        t.take((t.cutoff >= edge) & (t.cutoff < b)),
+    )
     return fit_recipe(kind, known_by(past, edge), known_by(late, b), seed)
 
 
@@ -40,8 +43,8 @@ def learn(t, a, b, stop=7, kind='logistic', seed=0):
 def judged(spring):
     "A champion of ten weeks and the flights after it"
     mar = parse_time('2013-03-20')
-    test = known_by(take_rows(spring, spring.T >= mar), parse_time('2013-05-01'))
-    return learn(spring, parse_time('2013-01-08'), mar), test, service_day(test.T)
+    test = known_by(spring.take(spring.cutoff >= mar), parse_time('2013-05-01'))
+    return learn(spring, parse_time('2013-01-08'), mar), test, service_day(test.cutoff)
 
 
 def asked(test, p, q, day):
@@ -85,7 +88,7 @@ def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(jud
 def test_a_challenger_of_shuffled_labels_is_refused(judged, spring, seed):
     champion, test, day = judged
     g = np.random.default_rng(seed)
-    t = take_rows(spring, ~np.isnan(spring.y))
+    t = spring.take(~np.isnan(spring.y))
     wild = learn(
         replace(t, y=g.permutation(t.y)),
         parse_time('2013-02-01'),
@@ -126,5 +129,5 @@ def test_row_order_does_not_move_an_answer(judged, spring):
         champion.predict(test.X),
     )
     o = np.random.default_rng(0).permutation(len(test))
-    a, b = asked(test, p, q, day), asked(take_rows(test, o), p[o], q[o], day[o])
+    a, b = asked(test, p, q, day), asked(test.take(o), p[o], q[o], day[o])
     assert all(x.passed == y.passed and abs(x.value - y.value) < 1e-9 for x, y in zip(a, b))

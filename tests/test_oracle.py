@@ -350,7 +350,7 @@ def test_every_number_of_drawn_flights_is_what_plain_arithmetic_gives(raw, made)
     at, differ = {id: k for k, id in enumerate(made.ids)}, {}
     for i in drawn(raw, 3000 if DEEP else 60):
         want, k = vector(raw, i), at[raw.id[i]]
-        assert (made.T[k], made.known[k]) == (
+        assert (made.cutoff[k], made.label_time[k]) == (
             raw.sched[i] - 120,
             raw.landed[i] if raw.landed[i] < NEVER else -1,
         )

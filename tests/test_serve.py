@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 import numpy as np, polars as pl, pytest
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
-from mlref.core import DAY, HORIZON, digest, known_by, parse_time, take_rows
+from mlref.core import DAY, HORIZON, digest, known_by, parse_time
 from mlref.events import FLIGHT_COLUMNS, raw_folder
 from mlref.lake import events_as_of
 from mlref.lifecycle import Workspace, RetrainPolicy, bootstrap, deliver_events, event_source
