@@ -67,6 +67,7 @@ def to_int8(
 ) -> Path:  # `out`
     "Round the products of a network to eight bits"
     import logging
+
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantType,

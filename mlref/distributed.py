@@ -123,7 +123,8 @@ def average_gradients(
     moved: Traffic | None = None,  # Counts
 ) -> nn.Module:
     "A network whose gradients are averaged over all ranks, packed and counted on the way"
-    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook as power
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+    from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
 
     if compress not in COMPRESSIONS:
         raise MlrefError(

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .core import DAY, MlrefError, file_digest, parse_time, format_time
+from .core import DAY, MlrefError, file_digest, format_time, parse_time
 
 # %% ../nbs/02_events.ipynb #ffa338b0
 DIGESTS = {

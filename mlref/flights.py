@@ -8,8 +8,8 @@ __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 
            'encode_places', 'Static', 'static', 'feature_version']
 
 # %% ../nbs/06a_flights.ipynb #36f06214
-from functools import cache, cached_property
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import polars as pl

@@ -12,12 +12,12 @@ from .core import format_time
 from mlref.registry import (
     ModelVersion,
     Registry,
-    read_attached,
-    get_version,
     fetch_files,
-    version_by_alias,
+    get_version,
     list_versions,
     promotions,
+    read_attached,
+    version_by_alias,
 )
 
 # %% ../nbs/14a_history.ipynb #1ddb7150

@@ -17,10 +17,10 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from .contracts import Rule, validate, raise_for_failed
+from .contracts import Rule, raise_for_failed, validate
 from .core import DAY, MlrefError, digest
 from .events import SCHEMA, decode_events, sort_events
-from .log import MessageBatch, Consumer, Log
+from .log import Consumer, Log, MessageBatch
 from .quality import CheckResult, run_table_checks
 
 # %% ../nbs/05_lake.ipynb #e0bff9d0

@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 # %% ../nbs/22_lifecycle.ipynb #932aabb8
 from mlref.calibration import (
-    LABEL_DELAY,
     CALIBRATION_KEY,
     CALIBRATION_WEEKS,
-    fit_calibration,
+    LABEL_DELAY,
     apply_calibration,
     encode_calibrations,
+    fit_calibration,
 )
-from .compress import OnnxPredictor, build_engine, recorded_engine, model_size
+from .compress import OnnxPredictor, build_engine, model_size, recorded_engine
 from .contracts import flight_rules
 from mlref.core import (
     DAY,
@@ -39,10 +39,10 @@ from mlref.core import (
     check_predictor,
     day_start,
     digest,
+    format_time,
     known_by,
     parse_time,
     service_day,
-    format_time,
     write_bytes,
 )
 from mlref.evaluate import (
@@ -51,44 +51,44 @@ from mlref.evaluate import (
     day_bootstrap,
     draw_days,
     ece,
-    percentile_interval,
     log_loss,
     paired_auc_difference,
+    percentile_interval,
 )
 from mlref.events import (
     SCHEMA,
     disturb_delivery,
+    drop_feed,
     encode_events,
     raw_folder,
     read_raw,
-    drop_feed,
     read_year,
 )
 from .features import compute_vectors
-from .flights import FLIGHTS, Static, static, feature_version
+from .flights import FLIGHTS, Static, feature_version, static
 from mlref.gates import (
     Gate,
-    better_than_champion,
-    well_calibrated,
-    is_fresh,
     all_passed,
+    better_than_champion,
+    is_fresh,
     latency_within,
-    no_slice_worse,
     no_leak,
+    no_serving_skew,
+    no_slice_worse,
     parity,
     same_features,
-    no_serving_skew,
     size_within,
+    well_calibrated,
 )
 from .history import model_lineage
 from mlref.lake import (
     Lake,
-    insert_rows,
-    events_as_of,
-    quality_rows,
-    ingest,
     check_tables,
+    events_as_of,
+    ingest,
+    insert_rows,
     next_offset,
+    quality_rows,
 )
 from .log import LocalLog
 from .model import LightGBMPredictor, TorchPredictor, load_model
@@ -96,31 +96,31 @@ from .modelcard import ModelRecord, model_card
 from mlref.monitor import (
     LABEL_DELAY_DAYS,
     METRICS,
-    AlarmPolicy,
     MONITORED,
+    AlarmPolicy,
     Monitor,
-    find_alarms,
     estimate_day,
-    realized_day,
+    find_alarms,
     monitored_columns,
+    realized_day,
 )
 from .offline import record_features, training_set
 from .online import LmdbStore
 from .quality import CheckResult, check_leaking_nulls
+from .recipes import fit_cached, out_of_fold_scores
 from .records import KEEP_MINUTES
 from mlref.registry import (
     Registry,
-    load_champion,
     get_version,
-    version_by_alias,
+    load_champion,
     local_uri,
     promote,
     register_model,
+    version_by_alias,
 )
 from .serve import Client, start_server
 from .slices import slice_differences, slice_labels, slice_metrics
 from .stream import apply_log
-from .recipes import fit_cached, out_of_fold_scores
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
 DECISIONS = {

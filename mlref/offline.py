@@ -10,9 +10,9 @@ __all__ = ['STATUS', 'History', 'OfflineReader', 'point_in_time_join', 'training
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 from threading import get_ident
 
 import duckdb
@@ -22,20 +22,20 @@ from fastcore.basics import patch
 
 from .contracts import ORIGINS
 from .core import HORIZON, MlrefError, TrainingSet
-from .lake import Lake
 from mlref.features import (
     Entity,
     FeatureSet,
     FeatureView,
     Reader,
     Source,
-    view_columns,
     compute_vectors,
-    view_definition,
-    read_source,
     key_series,
+    read_source,
+    view_columns,
+    view_definition,
 )
 from .flights import CARRIERS, FLIGHTS, SOURCES, Static
+from .lake import Lake
 
 # %% ../nbs/07_offline.ipynb #6295b721
 # more minutes than any time here; the number of a key that is not there

@@ -26,24 +26,24 @@ from .core import DAY, MlrefError, write_bytes, write_json
 from mlref.features import (
     Entity,
     FeatureSet,
-    ReadPlan,
-    SourceRead,
     Reader,
+    ReadPlan,
     Source,
-    read_source,
+    SourceRead,
     key_text,
+    read_source,
 )
 from .flights import FLIGHTS
 from mlref.records import (
     FORMAT,
     NEVER,
     RecordLayout,
-    extend_record,
-    why_foreign,
-    record_layouts,
-    read_record,
     empty_record,
+    extend_record,
+    read_record,
+    record_layouts,
     unpack_record,
+    why_foreign,
 )
 
 # %% ../nbs/08_online.ipynb #7267bf1e

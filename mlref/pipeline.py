@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from .core import MlrefError, git_commit, describe_machine, write_bytes, write_json
+from .core import MlrefError, describe_machine, git_commit, write_bytes, write_json
 from .environment import lock_hash
 
 # %% ../nbs/23_pipeline.ipynb #a5acda6c
@@ -414,9 +414,10 @@ def _serve(a: argparse.Namespace) -> None:
 # %% ../nbs/23_pipeline.ipynb #12c58c50
 def _load(a: argparse.Namespace) -> None:
     import tempfile
-    from mlref.capacity import run_load_step, locust_files
-    from mlref.lifecycle import day_requests
+
+    from mlref.capacity import locust_files, run_load_step
     from mlref.lake import Lake
+    from mlref.lifecycle import day_requests
 
     lake = Lake(_current(a) / 'lake' / 'mlref.duckdb')
     req = day_requests(lake, lake.sql('select max(day) as d from days')['d'][0])
@@ -475,7 +476,8 @@ def _definitions(a: argparse.Namespace) -> None:
 # %% ../nbs/23_pipeline.ipynb #60d22bfe
 def _vectors(a: argparse.Namespace) -> None:
     import polars as pl
-    from mlref.core import HORIZON, parse_time, format_time
+
+    from mlref.core import HORIZON, format_time, parse_time
     from mlref.events import SCHEMA, raw_folder, read_raw
     from mlref.features import compute_vectors
     from mlref.flights import FLIGHTS, static
@@ -562,7 +564,9 @@ def _features(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #6e980de4
 def _ingest(a: argparse.Namespace) -> None:
-    import signal, threading
+    import signal
+    import threading
+
     from mlref.contracts import flight_rules
     from mlref.events import raw_folder, read_raw
     from mlref.flights import static
@@ -641,6 +645,7 @@ def _registry(a: argparse.Namespace):
 
 def _decided(registry, model: str) -> list[tuple[str, str]]:
     import duckdb
+
     from mlref.core import format_time
 
     if not (file := registry.folder.parent / 'lake' / 'mlref.duckdb').exists():
@@ -660,6 +665,7 @@ def _decided(registry, model: str) -> list[tuple[str, str]]:
 # %% ../nbs/23_pipeline.ipynb #d6305331
 def _change(a: argparse.Namespace, registry) -> None:
     import getpass
+
     from mlref import registry as r
 
     if a.what == 'upload':

@@ -14,8 +14,8 @@ import numpy as np
 
 from .core import MlrefError, TrainingSet, digest, service_day
 from mlref.model import (
-    LightGBMPredictor,
     EnsemblePredictor,
+    LightGBMPredictor,
     TabularNet,
     TorchPredictor,
     linear_net,

@@ -21,19 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from .compress import OnnxPredictor, load_engine, save_engine
-from .core import MlrefError, git_commit, digest, file_digest, write_bytes, write_json
+from .core import MlrefError, digest, file_digest, git_commit, write_bytes, write_json
 from mlref.environment import (
     Environment,
+    capture_environment,
     check_environment,
     compare_environments,
-    capture_environment,
     lock_hash,
     max_score_change,
     scores_differ,
 )
-from .gates import Gate, all_passed
 from .features import FeatureSet
 from .flights import FLIGHTS
+from .gates import Gate, all_passed
 from .model import LightGBMPredictor, TorchPredictor
 from .offline import feature_catalog
 
@@ -92,6 +92,7 @@ class Registry:
         self,  # mlflow.MlflowClient; importing MLflow takes seconds, so it happens here
     ):
         import logging
+
         from mlflow import MlflowClient
 
         # they report every migration

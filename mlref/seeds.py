@@ -20,15 +20,15 @@ from .model import TabularNet, TorchPredictor
 from mlref.train import (
     CudaGraphStep,
     TrainConfig,
-    make_adamw,
     bce_loss,
     default_device,
     epoch_order,
     lr_scale,
-    set_lr,
-    validate_tables,
+    make_adamw,
     seed_dropout,
+    set_lr,
     suspect_features,
+    validate_tables,
 )
 
 # %% ../nbs/11c_seeds.ipynb #11cc0011

@@ -22,13 +22,13 @@ from urllib.request import Request, urlopen
 import numpy as np
 import polars as pl
 
-from .core import HORIZON, MlrefError, Predictor, parse_time
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
 from .contracts import ORIGINS
+from .core import HORIZON, MlrefError, Predictor, parse_time
 from .events import FLIGHT_COLUMNS, SCHEMA, decode_events, raw_folder, read_raw
 from .features import compute_vectors, key_texts
 from .flights import FLIGHTS, Static, static
-from .log import Log, LocalLog
+from .log import LocalLog, Log
 from .observe import ServerMetrics
 from .online import LmdbStore, get_online_features
 from .registry import Registry, RegistryUnreachable, load_champion

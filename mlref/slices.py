@@ -13,15 +13,15 @@ import numpy as np
 import polars as pl
 
 from .contracts import ORIGINS
-from .core import DAY, MlrefError, Predictor, TrainingSet, known_by, service_day, format_time
+from .core import DAY, MlrefError, Predictor, TrainingSet, format_time, known_by, service_day
 from mlref.evaluate import (
     auc,
     check_scores,
     day_aucs,
     draw_days,
     ece,
-    percentile_interval,
     log_loss,
+    percentile_interval,
 )
 from .flights import CARRIERS
 

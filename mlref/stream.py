@@ -11,7 +11,7 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-from .contracts import Rule, validate, raise_for_failed
+from .contracts import Rule, raise_for_failed, validate
 from .core import DAY
 from .events import decode_events
 from .log import Log

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, check_same_job, save_checkpoint
+from .checkpoint import check_same_job, load_checkpoint, save_checkpoint
 from .core import MlrefError, TrainingSet, digest, service_day
 from .model import TabularNet, TorchPredictor
 

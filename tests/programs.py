@@ -1,6 +1,8 @@
 """Programs that are not Python packages"""
 
-import os, shutil
+import os
+import shutil
+
 import pytest
 
 

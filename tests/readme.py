@@ -1,6 +1,8 @@
 """README.md is the index page: python tests/readme.py [--check]"""
 
-import json, re, sys
+import json
+import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

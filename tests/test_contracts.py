@@ -1,18 +1,22 @@
 """Thresholds refuse a batch whole, quarantine is released once, pandera is met both ways"""
 
 import warnings
-import pandera.polars as pa, polars as pl, pytest
-from mlref.contracts import Rule, validate, from_pandera, raise_for_failed, flight_rules, to_pandera
-from mlref.core import MlrefError, digest, parse_time, service_day, format_time
+
+import pandera.polars as pa
+import polars as pl
+import pytest
+
+from mlref.contracts import Rule, flight_rules, from_pandera, raise_for_failed, to_pandera, validate
+from mlref.core import MlrefError, digest, format_time, parse_time, service_day
 from mlref.events import MISSING_ZONES, encode_events, raw_folder, read_raw, read_year
 from mlref.lake import Lake, events_as_of, ingest, next_offset, release
 from mlref.lifecycle import (
-    Workspace,
     RetrainPolicy,
+    Workspace,
     bootstrap,
     deliver_events,
-    run_days,
     event_source,
+    run_days,
 )
 from mlref.log import LocalLog
 from mlref.online import LmdbStore

@@ -1,16 +1,21 @@
 """What the gates let through, at counts a page has no time for: equals, the mistaught, the outdated"""
 
-import json, os
+import json
+import os
 from dataclasses import asdict, replace
-import numpy as np, polars as pl, pytest
+
+import numpy as np
+import polars as pl
+import pytest
+
 from mlref.core import DAY, known_by, parse_time, service_day
-from mlref.evaluate import delong_interval, paired_difference, paired_auc_difference, swap_by_day
+from mlref.evaluate import delong_interval, paired_auc_difference, paired_difference, swap_by_day
 from mlref.events import raw_folder, read_raw, read_year
 from mlref.flights import static
-from mlref.gates import better_than_champion, well_calibrated, all_passed, no_slice_worse
+from mlref.gates import all_passed, better_than_champion, no_slice_worse, well_calibrated
 from mlref.offline import training_set
-from mlref.slices import slice_differences, slice_labels
 from mlref.recipes import fit_recipe
+from mlref.slices import slice_differences, slice_labels
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 # of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9

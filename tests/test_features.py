@@ -1,11 +1,18 @@
 """Features: nothing leaks, and a store built only from the log gives the offline numbers"""
 
-import os, re, subprocess, sys
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
-import numpy as np, polars as pl, pytest
-from mlref.contracts import validate, flight_rules
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mlref.contracts import flight_rules, validate
 from mlref.core import parse_time
-from mlref.events import events_between, encode_events, raw_folder, read_raw, read_year
+from mlref.events import encode_events, events_between, raw_folder, read_raw, read_year
 from mlref.flights import static
 from mlref.log import LocalLog
 from mlref.offline import find_leaks, training_set

@@ -1,18 +1,31 @@
 """Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, locked and cut files, readers beside the writer, snapshots that are cleared while they are read"""
 
-import json, os, pickle, random, resource, signal, subprocess, sys, tempfile, time
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-import polars as pl, pytest
-from hypothesis import settings, strategies as st
+
+import polars as pl
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from mlref.contracts import flight_rules
 from mlref.core import MlrefError, digest, parse_time
 from mlref.events import (
     MISSING_ZONES,
-    events_between,
     corrupt_messages,
     disturb_delivery,
     encode_events,
+    events_between,
     raw_folder,
     read_raw,
     read_year,
@@ -519,7 +532,7 @@ def test_a_log_on_a_full_disk(small):
 
 def test_events_over_http_when_the_disk_is_full(small, part):
     from mlref.observe import ServerMetrics
-    from mlref.serve import RequestError, ModelServer, post_events
+    from mlref.serve import ModelServer, RequestError, post_events
 
     s = ModelServer(None, small, None, LocalLog(small / 'log'), None, ServerMetrics())
     msgs = encode_events(part.head(100))

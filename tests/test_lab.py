@@ -1,9 +1,17 @@
 """A page driven as a reader would: in JupyterLab, with a browser"""
 
-import json, os, shutil, socket, subprocess, sys, time
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from urllib.request import urlopen
+
 import nbformat
+
 from programs import browser, need
 
 ROOT = Path(__file__).parent.parent

@@ -1,10 +1,21 @@
 """The online store against a plain dict, real readers, a killed writer, a full disk and files that are not what they should be"""
 
-import json, os, random, signal, subprocess, sys, tempfile, time
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-import numpy as np, pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from mlref.core import MlrefError
 from mlref.online import (
     EXPIRED,

@@ -1,11 +1,16 @@
 """Every number of a flight once more, from the raw files by plain arithmetic and with no line of mlref's features"""
 
-import os, zipfile
+import os
+import zipfile
 from datetime import datetime, timezone
 from functools import cache
 from zoneinfo import ZoneInfo
-import numpy as np, polars as pl, pytest
-from mlref.contracts import validate, flight_rules
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mlref.contracts import flight_rules, validate
 from mlref.events import raw_folder, read_raw, read_year
 from mlref.flights import CARRIERS, static
 from mlref.offline import training_set

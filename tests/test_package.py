@@ -1,7 +1,9 @@
 """The installed package as a user meets it"""
 
-import subprocess, sys
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -24,13 +26,17 @@ def test_light_modules_import_nothing_heavy(module):
 
 def test_kill_9_loses_and_doubles_nothing(tmp_path):
     "Five kills of a real ingesting process, at different points; then it finishes"
-    import os, random, signal, time
-    from mlref.core import digest, parse_time
+    import os
+    import random
+    import signal
+    import time
+
     from mlref.contracts import flight_rules
+    from mlref.core import digest, parse_time
     from mlref.events import (
-        events_between,
         disturb_delivery,
         encode_events,
+        events_between,
         raw_folder,
         read_raw,
         read_year,

@@ -1,8 +1,17 @@
 """The quick pipeline as a user runs it: its story, the same digests twice and after a kill -9, and one clear sentence for bad input"""
 
-import json, os, re, shutil, signal, subprocess, sys, time
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+
 import pytest
+
 from mlref.core import service_day
 from mlref.events import raw_folder
 from mlref.log import LocalLog
@@ -196,6 +205,7 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
     tmp_path,
 ):
     import polars as pl
+
     from mlref.contracts import flight_rules
     from mlref.events import encode_events, read_raw, read_year
     from mlref.flights import static

@@ -1,9 +1,23 @@
 """The registry between processes: a real tracking server, kills, two promotions at once, a pickle with a trap, another lock, the command line"""
 
-import hashlib, json, multiprocessing, os, shutil, signal, socket, subprocess, sys, time
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from urllib.request import urlopen
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
+from mlref import registry as g
 from mlref.compress import model_size
 from mlref.core import MlrefError, digest
 from mlref.environment import (
@@ -13,21 +27,20 @@ from mlref.environment import (
     locked_packages,
     mismatched_packages,
 )
-from mlref.gates import Gate
 from mlref.flights import FLIGHTS
-from mlref.model import LightGBMPredictor, EnsemblePredictor, TorchPredictor, linear_net
-from mlref import registry as g
+from mlref.gates import Gate
+from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor, linear_net
 from mlref.registry import (
     Registry,
     load_champion,
-    version_by_alias,
     local_uri,
+    pending_uploads,
     promote,
     promotions,
     register_model,
     rollback,
     sync_aliases,
-    pending_uploads,
+    version_by_alias,
 )
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'

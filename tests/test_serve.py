@@ -1,22 +1,34 @@
 """A real server process over a run: answers equal the offline scores, the map of the morning moves them, bad input costs its sender one sentence, predictions survive a kill -9, a tracking server that dies takes nobody with it"""
 
-import json, os, shutil, signal, subprocess, sys, time
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
-import numpy as np, polars as pl, pytest
+
+import numpy as np
+import polars as pl
+import pytest
+
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.core import DAY, HORIZON, digest, known_by, parse_time
 from mlref.events import FLIGHT_COLUMNS, raw_folder
 from mlref.lake import events_as_of
-from mlref.lifecycle import Workspace, RetrainPolicy, bootstrap, deliver_events, event_source
+from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
 from mlref.offline import training_set
 from mlref.online import LmdbStore
 from mlref.registry import Registry, load_champion, promote, register_model
-from test_registry import GOOD, env, free, model as another, serve as tracking
+from test_registry import GOOD, env, free
+from test_registry import model as another
+from test_registry import serve as tracking
 
 SERVE = [
     sys.executable,

@@ -1,8 +1,14 @@
 """The docs site as a reader meets it: built without a network, opened in a browser over loopback"""
 
-import functools, http.server, subprocess, sys, threading
+import functools
+import http.server
+import subprocess
+import sys
+import threading
 from pathlib import Path
+
 import pytest
+
 from programs import browser, need
 
 ROOT = Path(__file__).parent.parent

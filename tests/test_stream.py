@@ -1,16 +1,27 @@
 """The online store follows the log through kills, retries, broken and late messages"""
 
-import os, random, signal, subprocess, sys, tempfile, time
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-import numpy as np, polars as pl, pytest
-from hypothesis import HealthCheck, settings, strategies as st_
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st_
 from hypothesis.stateful import RuleBasedStateMachine, rule
+
 from mlref.contracts import flight_rules
 from mlref.core import DAY, HORIZON, MlrefError, parse_time
 from mlref.events import (
-    events_between,
     disturb_delivery,
     encode_events,
+    events_between,
     raw_folder,
     read_raw,
     read_year,

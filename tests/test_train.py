@@ -1,11 +1,22 @@
 """Training that is killed, in one process and in several; folders of other fits and broken ones"""
 
-import hashlib, json, os, random, signal, subprocess, sys, time
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
 from mlref.core import MlrefError, TrainingSet
 from mlref.distributed import TrainJob, blame_rank, describe_progress, train_distributed, write_job
 from mlref.model import TabularNet, load_model, save_model
@@ -16,9 +27,9 @@ from mlref.train import (
     TrainConfig,
     bce_loss,
     fit_torch,
-    start_training,
     make_step,
     run_epoch,
+    start_training,
 )
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'

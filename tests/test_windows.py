@@ -3,8 +3,13 @@
 import os
 from dataclasses import replace
 from types import SimpleNamespace
-import numpy as np, polars as pl, pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
 from mlref.core import MlrefError
 from mlref.features import (
     Entity,
@@ -15,10 +20,10 @@ from mlref.features import (
     Source,
     code_text,
     compute_vectors,
-    read_source,
     from_table,
     key_text,
     lookup_feature,
+    read_source,
     to_minutes,
     with_squares,
 )
@@ -490,7 +495,7 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
 def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.contracts import flight_rules
     from mlref.core import parse_time
-    from mlref.events import events_between, encode_events, raw_folder, read_raw, read_year
+    from mlref.events import encode_events, events_between, raw_folder, read_raw, read_year
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
     from mlref.online import LmdbStore, apply_events

@@ -1,6 +1,14 @@
 """The docs site, without a network: build.py [FOLDER]. nbdev's pages -> Markdown -> mkdocs-material -> FOLDER (default _docs)"""
 
-import base64, importlib, json, logging, os, re, shutil, sys, tempfile
+import base64
+import importlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import yaml

@@ -1,12 +1,18 @@
 "Feast's side of the point-in-time join: answers one JSON line on stdin with one on stdout; runs in Feast's own environment"
 
-import json, os, resource, sys, time
+import json
+import os
+import resource
+import sys
+import time
 
 os.environ['FEAST_USAGE'] = 'False'
 from datetime import timedelta
 from pathlib import Path
-import pandas as pd, pyarrow.parquet as pq
-from feast import Entity, ValueType, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+
+import pandas as pd
+import pyarrow.parquet as pq
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.types import Float64
 
 

@@ -1,19 +1,26 @@
 "Feast's side of the online store: answers one JSON line on stdin with one on stdout; runs in Feast's own environment"
 
-import json, os, subprocess, sys, time, urllib.request
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
 
 os.environ['FEAST_USAGE'] = 'False'
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from feast import (
     Entity,
-    ValueType,
     FeatureService,
     FeatureStore,
     FeatureView,
     Field,
     FileSource,
     PushSource,
+    ValueType,
 )
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value

@@ -1,8 +1,13 @@
 "Our side of the point-in-time join, asked in the same way in a process of its own"
 
-import json, resource, sys, time
+import json
+import resource
+import sys
+import time
 from pathlib import Path
+
 import polars as pl
+
 from mlref.events import SCHEMA
 from mlref.features import Entity, FeatureView, from_table
 from mlref.offline import point_in_time_join

@@ -1,8 +1,13 @@
 """Our side of the online store, asked in the same way in a process of its own"""
 
-import json, sys, time
+import json
+import sys
+import time
 from pathlib import Path
-import numpy as np, polars as pl
+
+import numpy as np
+import polars as pl
+
 from mlref.features import FeatureSet, to_minutes
 from mlref.online import LmdbStore, get_online_features, push
 from mlref.records import RecordLayout

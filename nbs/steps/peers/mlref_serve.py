@@ -2,7 +2,10 @@
 
 import sys
 from pathlib import Path
-import numpy as np, polars as pl
+
+import numpy as np
+import polars as pl
+
 from mlref.events import SCHEMA, decode_events, raw_folder, read_raw
 from mlref.features import compute_vectors
 from mlref.flights import FLIGHTS, static

@@ -1,8 +1,15 @@
 "The authors' TabM, from tabm and rtdl_num_embeddings: answers one JSON line on stdin with one on stdout; runs in an environment of its own"
 
-import copy, json, sys, time, warnings
+import copy
+import json
+import sys
+import time
+import warnings
 from pathlib import Path
-import numpy as np, torch, tabm
+
+import numpy as np
+import tabm
+import torch
 from rtdl_num_embeddings import PiecewiseLinearEmbeddings, PiecewiseLinearEncoding, compute_bins
 from sklearn.preprocessing import QuantileTransformer
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits

@@ -1,6 +1,12 @@
 "A peer in an environment of its own, and a process that answers one JSON line with one"
 
-import json, os, queue, subprocess, sys, threading, venv
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import venv
 from pathlib import Path
 
 
