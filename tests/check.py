@@ -1,99 +1,104 @@
-"""Everything that must hold before a change lands: ./run test [--deep]"""
+"""What can be seen without running a page: ./run check [--lower] [--only STEP,STEP] [PAGE ...]
 
-import os, shutil, subprocess, sys, tempfile, time
-from pathlib import Path
+Every finding counts against tests/baseline.txt, which may only shrink: more findings of a rule in a
+file than it allows, and the check fails. With fewer it passes and says so; `--lower` then writes
+the smaller counts. With part of a file's name it prints every finding in that file, allowed or not.
+"""
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 
+from checks.notebooks import Finding
+from checks.pages import check_pages
+from checks.ratchet import lower_baseline, over_baseline, read_baseline, write_baseline
+from checks.tools import check_export, check_format, check_lint, check_readme, check_types
 
-def exported():
-    "What the notebooks generate is what is committed"
-    with tempfile.TemporaryDirectory() as d:
-        for n in ('settings.ini', 'nbs', 'mlref'):
-            (shutil.copytree if (ROOT / n).is_dir() else shutil.copy)(ROOT / n, Path(d) / n)
-        subprocess.run([BIN / 'nbdev_export'], cwd=d, check=True)
-        return (
-            subprocess.run(
-                [
-                    'git',
-                    'diff',
-                    '--no-index',
-                    '--exit-code',
-                    '--stat',
-                    '--',
-                    str(ROOT / 'mlref'),
-                    str(Path(d) / 'mlref'),
-                ]
-            ).returncode
-            if not strip(d)
-            else 1
-        )
+STEPS: dict[str, Callable[[], list[Finding]]] = {
+    'format': check_format,
+    'lint': check_lint,
+    'types': check_types,
+    'export': check_export,
+    'pages': check_pages,
+    'readme': check_readme,
+}
 
 
-def strip(d):
-    for p in [*Path(d).rglob('__pycache__'), *(ROOT / 'mlref').rglob('__pycache__')]:
-        shutil.rmtree(p, ignore_errors=True)
+def run_step(
+    name: str,  # of the step
+    step: Callable[[], list[Finding]],
+) -> list[Finding] | None:
+    "Its findings, and its seconds told; None when it broke"
+    start = time.perf_counter()
+    try:
+        findings = step()
+    except Exception as error:  # the other steps still say what they find
+        print(f'== {name}: BROKE: {error}', flush=True)
+        return None
+    seconds = time.perf_counter() - start
+    print(f'== {name}: {len(findings)} findings, {seconds:.1f} s', flush=True)
+    return findings
 
 
-def command(*a):
-    return lambda: subprocess.run([str(x) for x in a], cwd=ROOT).returncode
+def check(
+    only: list[str] | None = None,  # names of steps; None: all of them
+    files: list[str] | None = None,  # parts of file names whose findings are all shown
+    lower: bool = False,  # write the baseline down to what there is?
+) -> int:
+    "Run the steps against the baseline; 0 when nothing is new"
+    allowed = read_baseline()
+    results = {name: run_step(name, STEPS[name]) for name in only or STEPS}
+    findings = [finding for found in results.values() for finding in found or []]
+    shown = [finding for finding in findings if any(part in finding.file for part in files or [])]
+    for finding in shown:
+        print(finding)
+    new = over_baseline(findings, allowed)
+    if new:
+        print('\n'.join(['== above the baseline', *new]))
+    if files is None and only is None:
+        print(summarize(findings, allowed, lower))
+    broke = [name for name, found in results.items() if found is None]
+    if lower and not broke:
+        write_baseline(lower_baseline(findings, allowed))
+    return int(bool(new or broke))
+
+
+def summarize(
+    findings: list[Finding],
+    allowed: dict[tuple[str, str], int],  # the baseline
+    lower: bool,  # is it about to be lowered?
+) -> str:
+    "Findings a rule, and by how much the baseline could be lowered"
+    rules = Counter(finding.rule for finding in findings)
+    counts = ', '.join(f'{rule} {count}' for rule, count in rules.most_common())
+    spare = sum(allowed.values()) - sum(lower_baseline(findings, allowed).values())
+    text = f'== {len(findings)} findings in the baseline: {counts or "none"}'
+    if spare and not lower:
+        text += f'\n== {spare} fewer than allowed; lower the baseline: ./run check --lower'
+    return text
+
+
+def main(
+    words: list[str],  # of the command line
+) -> int:
+    "Parse, check, tell"
+    parser = argparse.ArgumentParser(prog='./run check', description=__doc__.split('\n')[0])
+    parser.add_argument('files', nargs='*', metavar='PAGE', help='part of the name of a file')
+    parser.add_argument('--lower', action='store_true', help='lower the baseline')
+    parser.add_argument('--only', help=f'steps, with commas between: {",".join(STEPS)}')
+    given = parser.parse_args(words)
+    only = given.only.split(',') if given.only else None
+    if unknown := set(only or []) - set(STEPS):
+        parser.error(f'expected steps of {",".join(STEPS)}, got {",".join(sorted(unknown))}')
+    if given.lower and only:
+        parser.error('expected --lower with all steps: the others would lose their lines')
+    start = time.perf_counter()
+    status = check(only, given.files or None, given.lower)
+    print(f'== {"FAILED" if status else "ok"}, {time.perf_counter() - start:.1f} s', flush=True)
+    return status
 
 
 if __name__ == '__main__':
-    deep = '--deep' in sys.argv
-    if bad := [a for a in sys.argv[1:] if a != '--deep']:
-        sys.exit(f'expected nothing or --deep, got {" ".join(bad)}')
-    # two pages, then two files of tests, run side by side on two cores
-    os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')
-    steps = {
-        'generated code': exported,
-        'page shapes': command(sys.executable, 'tests/pages.py', 'nbs'),
-        'README in step': command(sys.executable, 'tests/readme.py', '--check'),
-        'every page': command(
-            BIN / 'nbdev_test',
-            '--n_workers',
-            '2',
-            '--do_print',
-            '--timing',
-            '--skip_folder_re',
-            '^[_.]|steps',
-        ),
-        'pytest': command(
-            sys.executable,
-            '-m',
-            'pytest',
-            'tests/test_pipeline.py',
-            'tests',
-            '-q',
-            '-n',
-            '2',
-            '--dist',
-            'loadfile',
-            '--no-loadscope-reorder',
-            '--durations',
-            '12',
-        ),
-    }
-    failed, t0 = [], time.time()
-    for name, do in steps.items():
-        t = time.time()
-        print(f'== {name}', flush=True)
-        try:
-            rc = do()
-        except Exception as e:
-            print(e)
-            rc = 1
-        if rc:
-            failed.append(name)
-        print(
-            (
-                f'== {name}: {"FAILED" if rc else "ok"}, {time.time() - t:.0f} s;'
-                f' {time.time() - t0:.0f} s in all'
-                if name != 'pytest'
-                else ''
-            ),
-            flush=True,
-        )
-    if failed:
-        sys.exit(f'FAILED: {", ".join(failed)}')
+    sys.exit(main(sys.argv[1:]))

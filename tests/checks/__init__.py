@@ -1,0 +1,1 @@
+"""What `./run check` looks at: modules that give findings, and the baseline they are held to"""

@@ -1,0 +1,239 @@
+"""The shape of a page, and the one-way order of imports
+
+Numbered notebooks (`07_offline.ipynb`) define the order: a module may import only modules exported
+by lower-numbered notebooks. General pages (below `40_`) may not reach or name the flights in what
+they export.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+
+from checks.notebooks import DIRECTIVE, LIBRARY, ROOT, Cell, Finding, Page, read_pages
+from checks.shapes import FUNCTIONS, Found, check_shape
+
+CELLS = 90  # in one notebook
+OUTPUT_KB = 64  # of stored outputs in one notebook
+WORDS = 40  # of prose per 1,000 characters of code, at least
+SHORT = 2000  # characters of code: below, a page owes no prose
+MODULE_LINES = 500  # of a generated module
+WING = 40  # the first number of a page that may know the flights
+DOMAIN = re.compile(
+    r'nycflights\w*|(?<!in[-_ ])(?<!in)flights?|airports?|airlines?|carriers?|tail_?nums?',
+    re.IGNORECASE,
+)
+RUNS = (ast.Assert, ast.Import, ast.ImportFrom, ast.With)  # statements that no prose looks like
+
+
+def check_pages(pages: list[Page] | None = None) -> list[Finding]:
+    "Findings of all pages (default: those of the repository)"
+    pages = read_pages(ROOT) if pages is None else pages
+    order = import_order(pages)
+    own = own_classes(pages)
+    findings = []
+    for page in pages:
+        for where, rule, message in check_page(page, order, own):
+            findings.append(Finding(page.file, rule, where, message))
+    return findings
+
+
+def import_order(pages: list[Page]) -> dict[str, int]:
+    "Place of each module among the numbered pages"
+    numbered = [
+        page for page in pages if re.match(r'\d', page.name) and '/decisions/' not in page.file
+    ]
+    return {module: k for k, page in enumerate(numbered) for module in page.modules}
+
+
+def own_classes(pages: list[Page]) -> set[str]:
+    "Names of the classes that the library exports"
+    cells = [cell for page in pages for cell in page.code if cell.exported and cell.tree]
+    return {node.name for c in cells for node in c.tree.body if isinstance(node, ast.ClassDef)}
+
+
+def check_page(
+    page: Page,
+    order: dict[str, int],  # place of each module
+    own: set[str],  # classes that may not be patched
+) -> Iterator[tuple[str, str, str]]:
+    "(where, rule, message) of everything out of bounds"
+    for check in (check_top, check_stored, check_prose, check_module):
+        for rule, message in check(page):
+            yield '', rule, message
+    for cell in page.text:
+        for rule, message in check_markdown(cell):
+            yield cell.where, rule, message
+    for place, cell in enumerate(page.code):
+        shown = ' '.join(later.source for later in page.code[place + 1 :] if not later.exported)
+        for rule, message in check_code(page, cell, shown, order, own):
+            yield cell.where, rule, message
+
+
+def check_top(page: Page) -> Found:
+    "Title, number of modules and of cells"
+    first = page.text[0].source if page.text else ''
+    if not re.match(r'\s*# .+\n+> .+', first):
+        yield 'title', 'no "# Title" and "> one-line summary" at the top'
+    if len(page.modules) > 1:
+        yield 'one-module', f'exports to {len(page.modules)} modules'
+    if len(page.cells) > CELLS:
+        yield 'cells', f'{len(page.cells)} cells (limit {CELLS})'
+
+
+def check_stored(page: Page) -> Found:
+    "What a notebook keeps of its last run"
+    outputs = [output for cell in page.code for output in cell.outputs]
+    size = sum(len(json.dumps(cell.outputs)) for cell in page.code) / 1024
+    if size > OUTPUT_KB:
+        yield 'outputs', f'{size:.0f} KB of stored outputs (limit {OUTPUT_KB})'
+    if any(cell.count for cell in page.code):
+        yield 'counts', 'execution counts stored; run nbdev_clean'
+    if any(output.get('output_type') == 'error' for output in outputs):
+        yield 'traceback', 'a stored traceback'
+    if any(output.get('name') == 'stderr' for output in outputs):
+        yield 'warnings', 'stored warnings (stderr)'
+
+
+def check_prose(page: Page) -> Found:
+    "Enough words for the code"
+    characters = sum(len(cell.source) for cell in page.code)
+    words = sum(len(cell.source.split()) for cell in page.text)
+    if characters > SHORT and 1000 * words / characters < WORDS:
+        rate = 1000 * words / characters
+        yield 'prose', f'{rate:.0f} words per 1,000 characters of code (at least {WORDS})'
+
+
+def check_module(page: Page) -> Found:
+    "Lines of the module, and what its first line says"
+    sources = [cell.source for cell in page.code if cell.exported]
+    lines = [line for source in sources for line in source.splitlines()]
+    count = sum(not DIRECTIVE.match(line) for line in lines)
+    if count > MODULE_LINES:
+        yield 'module-lines', f'a module of {count} lines (limit {MODULE_LINES})'
+    if is_general(page) and page.text:
+        line = re.search(r'^> (.+)', page.text[0].source, re.MULTILINE)
+        yield from check_domain(line[1] if line else '')
+
+
+def is_general(page: Page) -> bool:
+    "Does it export a module that must not know the flights?"
+    number = re.match(r'\d+', page.name)
+    wing = number and int(number[0]) >= WING
+    flights = any(module.split('.')[0] == 'flights' for module in page.modules)
+    return bool(page.modules) and not wing and not flights
+
+
+def check_domain(text: str) -> Found:
+    "Words of the flights"
+    for word in DOMAIN.findall(text):
+        yield 'domain', f'a general module names `{word}`'
+
+
+def check_markdown(cell: Cell) -> Found:
+    "Code that has become text, and so never runs; an unresolved merge"
+    if re.search(r'^\s*`?(<<<<<<<|>>>>>>>)', cell.source, re.MULTILINE):
+        yield 'conflict', 'an unresolved merge conflict'
+    outside = re.sub(r'^ *```.*?^ *```', '', cell.source, flags=re.MULTILINE | re.DOTALL)
+    for line in outside.splitlines():
+        if line.startswith('%%') or runs(line):
+            yield 'markdown-code', f'Markdown that is code: {line.strip()[:60]}'
+            return
+
+
+def runs(
+    line: str,  # of Markdown
+) -> bool:
+    "Is it a statement that does something?"
+    try:
+        body = ast.parse(line).body
+    except (SyntaxError, ValueError):
+        return False
+    values = [node.value for node in body if isinstance(node, (ast.Expr, ast.Assign))]
+    calls = [value for value in values if isinstance(value, ast.Call)]
+    if any(isinstance(call.func, (ast.Name, ast.Attribute)) for call in calls):
+        return True
+    return any(isinstance(node, RUNS) for node in body)
+
+
+def check_code(
+    page: Page,
+    cell: Cell,
+    shown: str,  # source of the later cells that are not exported
+    order: dict[str, int],  # place of each module
+    own: set[str],  # classes that may not be patched
+) -> Found:
+    "A cell of code: imports apart, its shape, and what is exported"
+    if cell.tree is None:
+        return
+    imported = [n for n in cell.tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    if imported and len(imported) < len(cell.tree.body):
+        yield (
+            'imports-apart',
+            'imports and code in one cell (the site runs such a cell, and breaks)',
+        )
+    if not imported:
+        yield from check_shape(cell)
+    if cell.exported:
+        yield from check_exported(cell, shown)
+        yield from check_patches(cell, own)
+        yield from check_order(page, cell, order)
+        if is_general(page):
+            yield from check_domain(cell.source)
+
+
+def check_exported(
+    cell: Cell,
+    shown: str,  # source of the later cells that are not exported
+) -> Found:
+    "What is public has a docstring and is shown or tested on its page"
+    for node in cell.tree.body:
+        if not isinstance(node, (*FUNCTIONS, ast.ClassDef)) or node.name.startswith('_'):
+            continue
+        if not ast.get_docstring(node):
+            yield 'docstring', f'`{node.name}` has no docstring'
+        if not re.search(rf'\b{node.name}\b', shown):
+            yield 'shown', f'`{node.name}` is never shown or tested'
+
+
+def check_patches(
+    cell: Cell,
+    own: set[str],  # classes that may not be patched
+) -> Found:
+    "`@patch` is for classes of other packages"
+    for node in cell.tree.body:
+        if not isinstance(node, FUNCTIONS) or not node.args.args:
+            continue
+        names = [ast.unparse(each).split('(')[0] for each in node.decorator_list]
+        first = node.args.args[0].annotation
+        owner = ast.unparse(first) if first else ''
+        if 'patch' in names and owner in own:
+            yield 'patch', f'`{owner}.{node.name}` is patched onto a class of this package'
+
+
+def check_order(
+    page: Page,
+    cell: Cell,
+    order: dict[str, int],  # place of each module
+) -> Found:
+    "A module imports only from lower numbers"
+    if not page.modules:
+        return
+    here = order.get(page.modules[0], len(order))
+    for module in imports(cell.tree):
+        if order.get(module, -1) >= here:
+            yield 'order', f'imports `{module}`, which comes later'
+        if is_general(page) and module.split('.')[0] == 'flights':
+            yield 'flights-import', f'a general module imports `{module}`'
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    "Modules of the library that a cell imports, also inside functions"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == LIBRARY:
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith(f'{LIBRARY}.'):
+            yield node.module.removeprefix(f'{LIBRARY}.')
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            yield from (n.removeprefix(f'{LIBRARY}.') for n in names if n.startswith(f'{LIBRARY}.'))

@@ -1,0 +1,68 @@
+"""Everything that must hold before a change lands: ./run test [--deep]"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from check import STEPS, check
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PAGES = (
+    BIN / 'nbdev_test',
+    *('--n_workers', '2'),
+    *('--do_print', '--timing'),
+    *('--skip_folder_re', '^[_.]|steps'),
+)
+TESTS = (
+    *(sys.executable, '-m', 'pytest', '-q'),
+    *('tests/test_pipeline.py', 'tests'),  # the longest begins first
+    *('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder'),
+    *('--durations', '12'),
+)
+
+
+def run_command(
+    command: tuple[str | Path, ...],
+) -> int:
+    "Exit status of a command run at the root"
+    return subprocess.run([str(word) for word in command], cwd=ROOT).returncode
+
+
+def main(
+    words: list[str],  # of the command line
+) -> int:
+    "Run the steps one after the other, all of them, and say which failed"
+    if unknown := [word for word in words if word != '--deep']:
+        sys.exit(f'expected nothing or --deep, got {" ".join(unknown)}')
+    deep = str(int('--deep' in words))
+    # two pages, then two files of tests, run side by side on two cores
+    os.environ.update(MLREF_DEEP=deep, MPLBACKEND='agg', OMP_NUM_THREADS='1')
+    steps = {
+        f'check ({", ".join(STEPS)})': check,
+        'every page': lambda: run_command(PAGES),
+        'pytest': lambda: run_command(TESTS),
+    }
+    failed = []
+    begin = time.time()
+    for name, step in steps.items():
+        start = time.time()
+        print(f'== {name}', flush=True)
+        status = step()
+        if status:
+            failed.append(name)
+        state = 'FAILED' if status else 'ok'
+        now = time.time()
+        if name != 'pytest':  # its own last line is the last of all
+            print(
+                f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True
+            )
+    if failed:
+        print(f'FAILED: {", ".join(failed)}')
+    return int(bool(failed))
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
