@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from golden import adapter, measure
 from golden.write import add_versions
 

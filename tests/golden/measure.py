@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import polars.selectors as cs
+
 from golden import adapter
 
 FOLDER = Path(__file__).parent
