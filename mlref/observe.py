@@ -60,7 +60,7 @@ class ServerMetrics:
 
 # %% ../nbs/15_observe.ipynb #cd56a4d6
 @patch
-def count_store_read(
+def read(
     self: ServerMetrics,
     history: str,  # e.g. 'weather/origin'
     status: str,  # 'present', 'missing' or 'expired'

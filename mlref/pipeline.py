@@ -43,7 +43,7 @@ def read_parameters(
 
 
 def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, object]:
-    "`profile_parameters`, in the declared types; raises `MlrefError` on an unknown name or a value of another type"
+    "`given`, in the declared types; raises `MlrefError` on an unknown name or a value of another type"
     known, name = read_parameters(notebook), Path(notebook).stem
     if bad := sorted(set(given) - set(known)):
         raise MlrefError(
@@ -77,7 +77,7 @@ def run_step(
 
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1')
     given, out, t = (
-        check_parameters(notebook, profile_parameters),
+        check_parameters(notebook, given),
         Path(out).resolve(),
         time.perf_counter(),
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from checks.notebooks import Finding
 from checks.pages import check_pages
+from checks.parts import check_parts
 from checks.ratchet import lower_baseline, over_baseline, read_baseline, write_baseline
 from checks.tools import check_export, check_format, check_lint, check_readme, check_types
 
@@ -23,6 +24,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     'export': check_export,
     'pages': check_pages,
     'readme': check_readme,
+    'parts': check_parts,
 }
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from check import STEPS, check
+from checks.parts import empty_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -55,12 +56,9 @@ def main(
             failed.append(name)
         state = 'FAILED' if status else 'ok'
         now = time.time()
-        if name != 'pytest':  # its own last line is the last of all
-            print(
-                f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True
-            )
-    if failed:
-        print(f'FAILED: {", ".join(failed)}')
+        print(f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True)
+    state = f'FAILED: {", ".join(failed)}' if failed else 'ok'
+    print(f'== {state}. Parts still without page, module, test or result: {empty_cells()}')
     return int(bool(failed))
 
 

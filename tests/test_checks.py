@@ -1,10 +1,26 @@
 """Every rule of ./run check can fail: planted pages, modules and trees"""
 
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from checks.notebooks import Cell, Finding, Page
+import check
+from checks.notebooks import ROOT, Cell, Finding, Page
 from checks.pages import check_pages
+from checks.parts import check_parts, empty_cells
 from checks.ratchet import lower_baseline, over_baseline, read_baseline, write_baseline
+from checks.tools import (
+    BIN,
+    check_export,
+    check_format,
+    check_lint,
+    check_readme,
+    check_types,
+    run_tool,
+)
 
 TOP = Cell('markdown', 'top', '# A page\n\n> What it is for')
 LONG = 'x = 1  # ' + 'long ' * 20
@@ -129,3 +145,127 @@ def test_a_merge_of_two_baselines_can_be_read(tmp_path):
     file = tmp_path / 'baseline.txt'
     file.write_text('2 nbs/a.ipynb nodes\n1 nbs/a.ipynb nodes\n')
     assert read_baseline(file) == {('nbs/a.ipynb', 'nodes'): 2}
+
+
+def test_a_part_that_is_not_there_is_found(tmp_path):
+    (tmp_path / 'tests').mkdir()
+    (tmp_path / 'reports' / 'results').mkdir(parents=True)
+    (tmp_path / 'mlref').mkdir()
+    (tmp_path / 'mlref' / 'log.py').touch()
+    (tmp_path / 'reports' / 'results' / 'ingest.json').write_text('{"rows": [{"name": "wall"}]}')
+    there = {
+        'page': None,
+        'module': 'mlref.log',
+        'test': 'tests/parts.json',
+        'row': ['ingest', 'wall'],
+    }
+    gone = {
+        'page': 'nbs/a.ipynb',
+        'module': 'mlref.gone',
+        'test': 'tests/test_gone.py',
+        'row': ['ingest', 'lost'],
+    }
+    parts = [{'part': str(k), **(gone if k == 7 else there)} for k in range(24)]
+    (tmp_path / 'tests' / 'parts.json').write_text(json.dumps(parts))
+    found = check_parts(tmp_path)
+    assert [finding.where for finding in found] == ['7'] * 4
+    assert empty_cells(tmp_path).startswith('0 (page); 1 (page);')
+    (tmp_path / 'tests' / 'parts.json').write_text(json.dumps(parts[1:]))
+    assert '24 different parts' in check_parts(tmp_path)[0].message
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    "A checkout with one page, exported by nbdev"
+    for name in ('settings.ini', 'ruff.toml', 'pyrefly.toml'):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ('run', 'setup.py', 'README.md'):
+        (tmp_path / name).touch()
+    for name in ('nbs', 'mlref', 'tests'):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / 'mlref' / '__init__.py', tmp_path / 'mlref' / '__init__.py')
+    subprocess.run(['git', 'init', '-q', str(tmp_path)], check=True)
+    return tmp_path
+
+
+def plant(
+    tree: Path,
+    source: str,  # of the one exported cell
+) -> None:
+    "Write nbs/01_store.ipynb and generate its module"
+    sources = ['#| default_exp store', f'#| export\n{source}']
+    cells = [
+        {
+            'cell_type': 'code',
+            'execution_count': None,
+            'id': f'c{k}',
+            'metadata': {},
+            'outputs': [],
+            'source': text,
+        }
+        for k, text in enumerate(sources)
+    ]
+    notebook = {'cells': cells, 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}
+    (tree / 'nbs' / '01_store.ipynb').write_text(json.dumps(notebook))
+    run_tool(BIN / 'nbdev_export', good=(0,), cwd=tree)
+
+
+def test_what_is_not_formatted_is_found(tree):
+    plant(tree, 'x = "1"')
+    assert [finding.file for finding in check_format(tree)] == ['nbs/01_store.ipynb']
+
+
+def test_what_the_linter_finds_is_told_as_page_and_cell(tree):
+    plant(tree, 'def put(rows=[]):\n    return rows')
+    (found,) = check_lint(tree)
+    assert (found.file, found.rule) == ('nbs/01_store.ipynb', 'B006')
+    assert found.where == 'cell c1: line 2'
+
+
+def test_a_type_error_is_told_as_page_and_cell(tree):
+    plant(tree, 'def put(rows: list[int]) -> str:\n    return rows')
+    (found,) = check_types(tree)
+    assert (found.file, found.rule) == ('nbs/01_store.ipynb', 'types')
+    assert found.where.startswith('cell c1, line 2: `return rows`')
+
+
+def test_untyped_arguments_are_found_in_strict_modules_only(tree):
+    plant(tree, 'def put(rows):\n    return rows')
+    assert check_types(tree) == []
+    (tree / 'tests' / 'strict.txt').write_text('store\n')
+    assert len(check_types(tree)) == 1
+
+
+def test_a_module_changed_by_hand_is_found(tree):
+    plant(tree, 'x = 1')
+    assert check_export(tree) == []
+    with (tree / 'mlref' / 'store.py').open('a') as file:
+        file.write('y = 2\n')
+    assert [finding.file for finding in check_export(tree)] == ['mlref/store.py']
+
+
+def test_an_absolute_import_in_a_module_is_found(tree):
+    plant(tree, 'from mlref.core import (\n    x,\n)')
+    assert [(finding.file, finding.rule) for finding in check_export(tree)] == [
+        ('nbs/01_store.ipynb', 'absolute-import')
+    ]
+
+
+def test_the_typed_marker_outlives_an_export(tree):
+    (tree / 'mlref' / 'py.typed').touch()
+    plant(tree, 'x = 1')
+    assert (tree / 'mlref' / 'py.typed').exists()
+
+
+def test_a_tool_that_cannot_work_is_no_pass(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError('ruff gave 2')
+
+    monkeypatch.setattr(check, 'STEPS', {'lint': broken})
+    assert check.check() == 1
+    assert 'lint: BROKE: ruff gave 2' in capsys.readouterr().out
+
+
+def test_a_readme_that_is_not_the_index_is_found(tree):
+    (tree / 'README.md').write_text('# Another\n')
+    assert [finding.rule for finding in check_readme(tree)] == ['readme']

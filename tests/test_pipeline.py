@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from golden import measure
 from mlref.core import service_day
 from mlref.events import raw_folder
 from mlref.log import LocalLog
@@ -112,6 +113,17 @@ def test_what_a_run_leaves(quick):
         and not [x['name'] for x in rows if x['held'] is False]
         and '| flights scored |' in (at / 'reports' / 'card.md').read_text()
     )
+
+
+def test_the_run_is_the_golden_one(quick):
+    "tests/golden/README.md says what is compared where, and why"
+    folder = only(quick[0] / 'data')
+    golden = measure.load('quick_run')
+    assert measure.differences(golden['on every machine'], measure.run(folder)) == {}
+    here = golden['on one machine']
+    if here['machine'] == measure.machine():
+        found = {'machine': here['machine'], **measure.run_with_network(folder)}
+        assert measure.differences(here, found) == {}
 
 
 def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):

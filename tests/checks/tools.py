@@ -17,7 +17,7 @@ from readme import readme
 
 BIN = Path(sys.executable).parent
 SOURCES = ('nbs', 'tests', 'run', 'setup.py')  # what ruff looks at; ruff.toml says how
-STRICT = ROOT / 'tests' / 'strict.txt'  # modules whose every type is known, one a line
+STRICT = 'tests/strict.txt'  # modules whose every type is known, one a line
 STRICT_RULES = {
     'implicit-any-empty-container',
     'implicit-any-parameter',
@@ -42,12 +42,21 @@ def run_tool(
     return done.stdout
 
 
+def relative_name(
+    name: str,  # of a file, absolute
+    root: Path,
+) -> str:
+    "The name as it is told"
+    return Path(name).relative_to(root.resolve()).as_posix()
+
+
 def check_format(root: Path = ROOT) -> list[Finding]:
     "Files that the formatter would change"
-    said = run_tool(BIN / 'ruff', 'format', '--check', *SOURCES, cwd=root)
-    files = re.findall(r'^Would reformat: (\S+)', said, re.MULTILINE)
+    command = ('ruff', 'format', '--check', '--output-format', 'json', *SOURCES)
+    found = json.loads(run_tool(BIN / command[0], *command[1:], cwd=root))
+    files = dict.fromkeys(relative_name(each['filename'], root) for each in found)
     message = 'not formatted; run: ruff format nbs tests run setup.py'
-    return [Finding(file, 'format', '', message) for file in dict.fromkeys(files)]
+    return [Finding(file, 'format', '', message) for file in files]
 
 
 def check_lint(root: Path = ROOT) -> list[Finding]:
@@ -57,7 +66,7 @@ def check_lint(root: Path = ROOT) -> list[Finding]:
     pages: dict[str, Page] = {}
     findings = []
     for each in found:
-        file = Path(each['filename']).relative_to(root.resolve()).as_posix()
+        file = relative_name(each['filename'], root)
         where = f'line {each["location"]["row"]}'
         if each['cell']:
             page = pages.setdefault(file, read_page(root / file, root))
@@ -73,7 +82,7 @@ def check_types(root: Path = ROOT) -> list[Finding]:
         *('--output-format', 'json', '--summary=none'),
         cwd=root,
     )
-    strict = set(STRICT.read_text(encoding='utf-8').split())
+    strict = read_lines(root / STRICT)
     findings = []
     for each in json.loads(said)['errors']:
         path = root / each['path']
@@ -83,6 +92,11 @@ def check_types(root: Path = ROOT) -> list[Finding]:
         message = f'{each["concise_description"]} ({each["name"]})'
         findings.append(Finding(file, 'types', where, message))
     return findings
+
+
+def read_lines(path: Path) -> set[str]:
+    "Lines of a file, none where it is missing"
+    return set(path.read_text(encoding='utf-8').split()) if path.exists() else set()
 
 
 def find_cell(

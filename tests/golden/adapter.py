@@ -1,0 +1,220 @@
+"""The library as the golden values see it: the one file that knows its names.
+
+A commit that renames or moves something changes this file, and no golden value.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from mlref.contracts import flight_rules, validate
+from mlref.core import DAY, HORIZON, known_by, parse_time
+from mlref.events import raw_folder, read_raw, read_year
+from mlref.features import FeatureView, compute_vectors
+from mlref.flights import FLIGHTS, feature_version, static
+from mlref.model import load_model
+from mlref.offline import OfflineReader
+from mlref.offline import training_set as make_training_set
+
+MODELS = Path(__file__).parent / 'models'
+# A word of today's decisions and metrics -> the golden one; grows when a gate is renamed
+RENAMED: dict[str, str] = {}
+WEEK = ('2013-07-01', '2013-07-08')  # service days, the last excluded
+
+
+@dataclass(frozen=True)
+class Rows:
+    "A training set, by what its columns mean; arrays are parallel, one entry per flight"
+
+    ids: np.ndarray  # flight ids, str
+    cutoff: np.ndarray  # minutes UTC
+    label_known: np.ndarray  # minutes UTC, -1 = never
+    label: np.ndarray  # 1 = late, 0 = not, NaN = no label
+    values: np.ndarray  # features, float32 (flights, names)
+    names: tuple[str, ...]  # of the columns of `values`
+
+
+@dataclass(frozen=True)
+class Part:
+    "A feature view, a set of on-demand columns, or a whole feature set"
+
+    version: str
+    columns: tuple[str, ...]  # in order
+
+
+@cache
+def _lookups():
+    raw = raw_folder()
+    return static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
+
+
+@cache
+def _events() -> pl.DataFrame:
+    return validate(read_year(raw_folder()), flight_rules(list(_lookups().airports))).good
+
+
+@cache
+def _reader() -> OfflineReader:
+    # one for all stretches: its histories are made once
+    return OfflineReader(_events())
+
+
+def _service_day(date: str) -> int:
+    return parse_time(f'{date}T07:00')
+
+
+def training_set(start: str, end: str) -> Rows:
+    "What was known of every flight of the service days from `start` to `end`, excluded"
+    made = make_training_set(
+        _events(), _lookups(), _service_day(start), _service_day(end), _reader()
+    )
+    return Rows(
+        ids=made.ids,
+        cutoff=made.cutoff,
+        label_known=made.label_time,
+        label=made.y,
+        values=made.X,
+        names=made.names,
+    )
+
+
+@cache
+def _model(kind: str):
+    return load_model(MODELS / kind)
+
+
+def frozen_scores(day: str) -> dict[str, np.ndarray]:
+    "What each frozen model says of the flights of a service day, in order of the training set"
+    start = _service_day(day)
+    made = make_training_set(_events(), _lookups(), start, start + DAY, _reader())
+    return {kind: _model(kind).predict(made.X) for kind in ('trees', 'network')}
+
+
+def feature_week() -> dict[str, np.ndarray]:
+    "Every column of every part for the flights of a week, those between the parts too"
+    start, end = map(_service_day, WEEK)
+    cutoff = pl.col('sched') - HORIZON
+    asked = (
+        _events()
+        .filter((pl.col('kind') == 'schedule') & (cutoff >= start) & (cutoff < end))
+        .sort('sched', 'event_id')
+    )
+    whole = replace(FLIGHTS, only=())
+    values = compute_vectors(_reader(), asked, whole, _lookups())
+    return dict(zip(whole.names, values.T, strict=True))
+
+
+def feature_names() -> tuple[str, ...]:
+    "The columns that a model is given, in order"
+    return FLIGHTS.names
+
+
+def parts() -> dict[str, Part]:
+    "Everything that has a version of its own, by a name that stays"
+    found = {
+        'feature set': Part(FLIGHTS.version, FLIGHTS.names),
+        'feature set with its vocabularies': Part(
+            feature_version(FLIGHTS, _lookups()), FLIGHTS.names
+        ),
+    }
+    for part in (*FLIGHTS.views, *FLIGHTS.on_demand):
+        columns = part.names if isinstance(part, FeatureView) else part.outputs
+        found[part.name] = Part(part.version, columns)
+    return found
+
+
+def train_models() -> None:
+    "Two small models of the first quarter; only when the old files can no longer be read"
+    # here: whoever only compares does not wait for them
+    from mlref.model import TabularNet, save_model
+    from mlref.recipes import fit_lightgbm
+    from mlref.train import fit_torch
+
+    start, edge, end = map(_service_day, ('2013-01-01', '2013-03-18', '2013-04-01'))
+    past = known_by(make_training_set(_events(), _lookups(), start, end, _reader()), end)
+    before = edge > past.cutoff
+    head = past.take(before)
+    tail = past.take(~before)
+    trees = fit_lightgbm(head, tail, seed=0, trees=30, rate=0.2, leaves=15)
+    save_model(trees, MODELS / 'trees')
+
+    def small(names: tuple[str, ...], cats: dict[str, int]) -> TabularNet:
+        return TabularNet(names, cats, width=8, pieces=2)
+
+    network = fit_torch(head, tail, seed=0, epochs=2, make=small)
+    save_model(network, MODELS / 'network')
+
+
+# Table of a run -> its rows, by columns in a fixed order. The first dictionary holds nothing that
+# a network computed: processors round its products their own way.
+RUN_TABLES = {
+    'events': (
+        'select event_id, kind, event_time, known_time, flight_id, carrier, number, origin, dest,'
+        ' tailnum, sched, duration, distance, dep_delay, arr_delay, air_time, temp, dewp, humid,'
+        ' wind_dir, wind_speed, wind_gust, precip, pressure, visib'
+        ' from events order by known_time, event_id'
+    ),
+    'messages refused': 'select topic, part, off, raw, reasons from dead_letters order by all',
+    'flights scored': (
+        'select flight_id, T, scored_at, day from predictions order by T, flight_id'
+    ),
+    'missing values': (
+        "select day, name, round(value, 12) from metrics where name like 'missing:%' order by all"
+    ),
+    'checks of the tables': (
+        'select measured_at, name, action, over from quality where of_rows is null'
+        " and name not like 'leaking%' order by all"
+    ),
+    'decisions': 'select action, why from decisions order by day, action, why',
+    'days': 'select day from days order by day',
+    'metrics': 'select day, name, n from metrics order by all',
+    'calibrations': 'select day, fitted_at from calibrations order by day',
+}
+NETWORK_TABLES = {
+    'scores': 'select flight_id, p, trained_until from predictions order by T, flight_id',
+    'metrics': ('select day, measured_at, name, value, low, high, n from metrics order by all'),
+    'calibrations': (
+        'select day, fitted_at, a, b, since, until, known, n from calibrations order by day'
+    ),
+}
+
+
+def run_folder(data: Path) -> Path:
+    "The folder of the only run below `data`"
+    (folder,) = data.glob('runs/*')
+    return folder
+
+
+def run_tables(folder: Path, queries: dict[str, str]) -> dict[str, pl.DataFrame]:
+    "What a finished run left in its lake"
+    with duckdb.connect(folder / 'lake' / 'mlref.duckdb', read_only=True) as lake:
+        return {name: lake.sql(query).pl() for name, query in queries.items()}
+
+
+def golden_word(text: str) -> str:
+    "What a reason, a gate or a metric was called when the golden values were written"
+    return RENAMED.get(text, text)
+
+
+def _decision(day: int, action: str, why: str, evidence: dict) -> dict[str, object]:
+    gates = {golden_word(gate['name']): gate['passed'] for gate in evidence.get('gates', [])}
+    return {
+        'day': day,
+        'action': action,
+        'why': golden_word(why),
+        'model': evidence.get('number'),
+        'gates': gates,
+    }
+
+
+def decided(folder: Path) -> list[dict]:
+    "Every decision of a run: day, what, why, which model by its number, what each gate said"
+    query = 'select day, action, why, evidence from decisions order by day, action, why'
+    with duckdb.connect(folder / 'lake' / 'mlref.duckdb', read_only=True) as lake:
+        rows_ = lake.sql(query).fetchall()
+    return [_decision(day, action, why, json.loads(text)) for day, action, why, text in rows_]
