@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,15 @@ def test_the_typed_marker_outlives_an_export(tree):
     (tree / 'mlref' / 'py.typed').touch()
     plant(tree, 'x = 1')
     assert (tree / 'mlref' / 'py.typed').exists()
+
+
+def test_the_typed_marker_ships(tmp_path):
+    for name in ('settings.ini', 'setup.py', 'README.md'):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ('nbs', 'mlref'):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    run_tool(sys.executable, 'setup.py', '-q', 'build_py', '-d', 'built', good=(0,), cwd=tmp_path)
+    assert (tmp_path / 'built' / 'mlref' / 'py.typed').exists()
 
 
 def test_a_tool_that_cannot_work_is_no_pass(monkeypatch, capsys):
