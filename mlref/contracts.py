@@ -9,7 +9,7 @@ __all__ = ['ACTIONS', 'Rule', 'base_rules', 'RuleMetric', 'ValidationResult', 'c
 # %% ../nbs/04_contracts.ipynb #c9817c9e
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -86,7 +86,8 @@ class ValidationResult:
 
     @property
     def failed(self) -> tuple[RuleMetric, ...]:
-        return tuple(m for m in self.metrics if m.over and m.action == 'fail')
+        "The rules for which the whole batch must be refused"
+        return tuple(metric for metric in self.metrics if metric.over and metric.action == 'fail')
 
 # %% ../nbs/04_contracts.ipynb #e9577074
 def _is_broken(rule: Rule) -> pl.Expr:
@@ -106,7 +107,7 @@ def _find_broken(events: pl.DataFrame, rules: tuple[Rule, ...]) -> pl.DataFrame:
             ' add the column'
         ) from None
 
-
+# %% ../nbs/04_contracts.ipynb #da040005
 def _rule_metrics(
     events: pl.DataFrame, rules: tuple[Rule, ...], counts: Mapping[str, int]
 ) -> tuple[RuleMetric, ...]:
@@ -147,7 +148,7 @@ def _find_reasons(broken: pl.DataFrame, names: list[str]) -> pl.Series:
     said = (pl.when(pl.col(name)).then(pl.lit(name)) for name in names)
     return broken.select(reasons=pl.concat_list(said).list.drop_nulls()).to_series()
 
-
+# %% ../nbs/04_contracts.ipynb #da040006
 def validate(
     events: pl.DataFrame,  # Wide events, further columns are kept
     rules: tuple[Rule, ...],  # A contract
@@ -178,11 +179,11 @@ def raise_for_failed(
 ) -> ValidationResult:  # `got`
     "Raise `MlrefError` when a batch is over the threshold of a rule that fails it"
     if got.failed:
-        m = got.failed[0]
+        first = got.failed[0]
         raise MlrefError(
-            f'expected a batch within the threshold of the rule {m.name!r}, got {m.broken:,} broken'
-            f' rows of {m.of:,}; the batch is refused whole, mend its source or the rule and ingest'
-            ' again'
+            f'expected a batch within the threshold of the rule {first.name!r}, got'
+            f' {first.broken:,} broken rows of {first.of:,}; the batch is refused whole, mend its'
+            ' source or the rule and ingest again'
         )
     return got
 
@@ -209,7 +210,7 @@ def to_pandera(
 
 # %% ../nbs/04_contracts.ipynb #da040004
 # (the least included, the most included) -> what polars calls it
-_CLOSED = {
+_CLOSED: dict[tuple[bool, bool], Literal['both', 'left', 'right', 'none']] = {
     (True, True): 'both',
     (True, False): 'left',
     (False, True): 'right',
@@ -231,7 +232,7 @@ def _check_holds(
         f'expected in_range or isin on {name}, got {check.name}; write that rule by hand'
     )
 
-
+# %% ../nbs/04_contracts.ipynb #da040007
 def from_pandera(
     schema: Any,  # A pandera.polars.DataFrameSchema
 ) -> tuple[Rule, ...]:

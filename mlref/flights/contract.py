@@ -49,58 +49,56 @@ def _within(name: str, low: float, high: float) -> pl.Expr:
 
 # %% ../../nbs/41_flights_contract.ipynb #da410002
 def _flight_rules(airports: list[str]) -> tuple[Rule, ...]:
-    return (
-        Rule(name='origin is known', holds=pl.col('origin').is_in(ORIGINS)),
-        Rule(
-            name='destination is known',
-            kinds=FLIGHT_KINDS,
-            holds=pl.col('dest').is_in(airports),
-        ),
-        Rule(
-            name='has its keys',
-            kinds=FLIGHT_KINDS,
-            holds=_has('flight_id', 'carrier', 'number', 'sched', 'duration'),
-        ),
-        Rule(
-            name='duration 20 min to 24 h',
-            kinds=FLIGHT_KINDS,
-            holds=_within('duration', 20, 1440),
-        ),
-        Rule(
-            name='distance 10 to 6,000 miles',
-            kinds=FLIGHT_KINDS,
-            holds=_within('distance', 10, 6000),
-        ),
+    origin = Rule(name='origin is known', holds=pl.col('origin').is_in(ORIGINS))
+    destination = Rule(
+        name='destination is known',
+        kinds=FLIGHT_KINDS,
+        holds=pl.col('dest').is_in(airports),
     )
+    keys = Rule(
+        name='has its keys',
+        kinds=FLIGHT_KINDS,
+        holds=_has('flight_id', 'carrier', 'number', 'sched', 'duration'),
+    )
+    duration = Rule(
+        name='duration 20 min to 24 h',
+        kinds=FLIGHT_KINDS,
+        holds=_within('duration', 20, 1440),
+    )
+    distance = Rule(
+        name='distance 10 to 6,000 miles',
+        kinds=FLIGHT_KINDS,
+        holds=_within('distance', 10, 6000),
+    )
+    return origin, destination, keys, duration, distance
 
 # %% ../../nbs/41_flights_contract.ipynb #da410004
 def _time_rules() -> tuple[Rule, ...]:
     known = pl.col('known_time')
     scheduled = pl.col('sched')
     landed = scheduled + pl.col('duration') + pl.col('arr_delay')
-    return (
-        Rule(
-            name='scheduled within 8 days',
-            kinds=('schedule',),
-            holds=scheduled.is_between(known, known + 8 * DAY),
-        ),
-        Rule(
-            name='departure delay -2 h to 48 h',
-            kinds=('departure',),
-            holds=_has('dep_delay') & _within('dep_delay', -120, 2880),
-        ),
-        Rule(
-            name='arrival delay -6 h to 48 h',
-            kinds=('arrival',),
-            holds=_has('arr_delay') & _within('arr_delay', -360, 2880),
-        ),
-        Rule(
-            name='departure known when it left',
-            kinds=('departure',),
-            holds=known == scheduled + pl.col('dep_delay'),
-        ),
-        Rule(name='arrival known when it landed', kinds=('arrival',), holds=known == landed),
+    ahead = Rule(
+        name='scheduled within 8 days',
+        kinds=('schedule',),
+        holds=scheduled.is_between(known, known + 8 * DAY),
     )
+    departure_delay = Rule(
+        name='departure delay -2 h to 48 h',
+        kinds=('departure',),
+        holds=_has('dep_delay') & _within('dep_delay', -120, 2880),
+    )
+    arrival_delay = Rule(
+        name='arrival delay -6 h to 48 h',
+        kinds=('arrival',),
+        holds=_has('arr_delay') & _within('arr_delay', -360, 2880),
+    )
+    left = Rule(
+        name='departure known when it left',
+        kinds=('departure',),
+        holds=known == scheduled + pl.col('dep_delay'),
+    )
+    arrived = Rule(name='arrival known when it landed', kinds=('arrival',), holds=known == landed)
+    return ahead, departure_delay, arrival_delay, left, arrived
 
 # %% ../../nbs/41_flights_contract.ipynb #da410006
 def _missing_rules() -> tuple[Rule, ...]:
