@@ -30,7 +30,6 @@ from mlref.calibration import (
     fit_calibration,
 )
 from .compress import OnnxPredictor, build_engine, model_size, recorded_engine
-from .contracts import flight_rules
 from mlref.core import (
     DAY,
     HORIZON,
@@ -55,17 +54,12 @@ from mlref.evaluate import (
     paired_auc_difference,
     percentile_interval,
 )
-from mlref.events import (
-    SCHEMA,
-    disturb_delivery,
-    drop_feed,
-    encode_events,
-    raw_folder,
-    read_raw,
-    read_year,
-)
+from .events import disturb_delivery, drop_feed, encode_events
 from .features import compute_vectors
-from .flights import FLIGHTS, Static, feature_version, static
+from .flights.contract import flight_rules
+from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw, read_year
+from .flights.features import FLIGHTS, Static, feature_version, static
+from .flights.slices import slice_labels
 from mlref.gates import (
     Gate,
     all_passed,
@@ -119,7 +113,7 @@ from mlref.registry import (
     version_by_alias,
 )
 from .serve import Client, start_server
-from .slices import slice_differences, slice_labels, slice_metrics
+from .slices import slice_differences, slice_metrics
 from .stream import apply_log
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
@@ -184,7 +178,7 @@ def event_source(
 ) -> pl.DataFrame:  # Wide events in order of delivery
     "What will arrive, in order"
     events = disturb_delivery(read_year(raw), seed, twice=0.01)
-    return events if dark is None else drop_feed(events, 'departure', dark)
+    return events if dark is None else drop_feed(events, 'departure', dark, FLIGHT_SCHEMA)
 
 
 def deliver_events(
@@ -195,7 +189,7 @@ def deliver_events(
     "Everything known before `until` into the log, the lake and the online store; again is harmless"
     have, want = home.log.end(TOPIC), source['known_time'].search_sorted(until, 'left')
     if want > have:
-        home.log.append(TOPIC, encode_events(source[have:want]))
+        home.log.append(TOPIC, encode_events(source[have:want], FLIGHT_SCHEMA))
     ingest(home.lake, home.log, TOPIC, home.rules)
     return apply_log(home.store, home.log, TOPIC, home.rules)
 
@@ -581,7 +575,7 @@ class Challenge:
 
     model: TorchPredictor | LightGBMPredictor | OnnxPredictor
     answers: list[Gate]
-    # Of the flights that judged: by, slice, n, late, auc, low, high, difference to the champion
+    # Rows of a `Comparison`: by, slice, n, base_rate, auc, low, high, difference
     slices: list[dict]
     reference: pl.DataFrame  # Its scores of them, for the monitor
     past: TrainingSet  # What it learnt from
@@ -981,15 +975,14 @@ def summarize_run(
         """select p.T, p.p, (a.arr_delay > 15)::double as y from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' order by p.T, p.flight_id"""
     )
     T, p, y = (r[c].to_numpy() for c in ('T', 'p', 'y'))
-    day = service_day(T)
+    day = np.asarray(service_day(T))
     m = lake.sql('select day, a, b from calibrations').rows_by_key('day', unique=True)
     a, b = np.array([m.get(int(d), (0.0, 1.0)) for d in day]).T
     q = apply_calibration(p, a, b)
-    days = np.unique(day)
-    taken = draw_days(len(days), 200, 0)
+    draws = draw_days(day)
     for kind, v in (('', p), ('calibrated: ', q)):
         for name, value, spread in (
-            ('AUC', auc(y, v), day_aucs(y, v, day, days, taken)),
+            ('AUC', auc(y, v), day_aucs(y, v, day, draws)),
             ('log-loss', log_loss(y, v), day_bootstrap(lambda i: log_loss(y[i], v[i]), day)),
         ):
             low, high = percentile_interval(spread)
