@@ -249,7 +249,7 @@ def _say(echo: TextIO | None, line: str) -> None:
 def execute_run(
     run: PipelineRun,
     echo: TextIO | None = None,  # Gets what the steps print, and how far the run is
-) -> PipelineRun:
+) -> None:
     "Every step that is not done; raises `StepFailed` with how to go on"
     check_run(run)
     save_run(run)
@@ -267,7 +267,6 @@ def execute_run(
         save_run(run)
         _say(echo, f'{where}: {cost.seconds:.0f} s, {cost.cpu_seconds:.0f} CPU s')
     write_bytes(run.data / 'current', f'{run.id}\n'.encode())
-    return run
 
 # %% ../nbs/24_pipeline.ipynb #9fb621cd
 def current_run(

@@ -10,7 +10,6 @@ __all__ = ['goal_held', 'result_row', 'write_results', 'read_results', 'format_n
 import json
 import operator
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -139,10 +138,11 @@ def _missed(files: Sequence[Mapping]) -> list[tuple[str, str, str, str]]:
 
 
 def _not_run(files: Sequence[Mapping]) -> list[tuple[str, str, str]]:
-    reasons = Counter((file['bench'], each['why']) for file in files for each in file['not_run'])
-    return [
-        (bench, f'{count} row{"s" * (count > 1)}', why) for (bench, why), count in reasons.items()
-    ]
+    where: dict[str, list[str]] = {}  # why -> the file of each row
+    for file in files:
+        for each in file['not_run']:
+            where.setdefault(each['why'], []).append(file['bench'])
+    return [(why, str(len(names)), ', '.join(sorted({*names}))) for why, names in where.items()]
 
 
 def _overview(files: Sequence[Mapping]) -> list[tuple[str, str, str, str]]:
@@ -191,14 +191,12 @@ def render_card(
 ) -> str:  # Markdown
     "Every goal on one screen: held, missed, not run; then all rows, folded"
     files = read_results(results)
-    overview = markdown_table(['file', 'goals held', 'measured', 'command'], _overview(files))
     lines = ['# Report card', '', *_summary(files)]
     if not_run := _not_run(files):
-        lines += ['## Not run', '', *markdown_table(['file', 'how many', 'why'], not_run), '']
+        lines += ['## Not run', '', *markdown_table(['why', 'rows', 'files'], not_run), '']
+    overview = markdown_table(['file', 'goals held', 'measured', 'command'], _overview(files))
     lines += ['## By file', '', *overview, '', '## All rows', '']
-    for file in files:
-        lines += _folded(file)
-    return '\n'.join(lines)
+    return '\n'.join(lines + [line for file in files for line in _folded(file)])
 
 # %% ../nbs/23_results.ipynb #e2300029
 def publish_results(
