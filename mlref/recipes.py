@@ -16,12 +16,11 @@ from .core import MlrefError, TrainingSet, digest, service_day
 from mlref.model import (
     EnsemblePredictor,
     LightGBMPredictor,
-    TabularNet,
     TorchPredictor,
-    linear_net,
     load_model,
     save_model,
 )
+from .networks import TabularNet, linear_net
 from .train import day_blocks, default_device, fit_torch
 
 # %% ../nbs/11a_recipes.ipynb #6d3fb142

@@ -29,7 +29,8 @@ from mlref.environment import (
 )
 from mlref.flights import FLIGHTS
 from mlref.gates import Gate
-from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor, linear_net
+from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor
+from mlref.networks import linear_net
 from mlref.registry import (
     Registry,
     load_champion,
