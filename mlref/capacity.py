@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from .core import MlrefError
-from .events import FLIGHT_COLUMNS
+from .flights.events import FLIGHT_COLUMNS
 
 # %% ../nbs/20_capacity.ipynb #f4db8ac7
 LOCUSTFILE = """

@@ -19,9 +19,11 @@ import polars as pl
 
 from .contracts import Rule, raise_for_failed, validate
 from .core import DAY, MlrefError, digest
-from .events import SCHEMA, decode_events, sort_events
+from .events import decode_events, sort_events
+from .flights.contract import run_table_checks
+from .flights.events import FLIGHT_SCHEMA, SCHEMA
 from .log import Consumer, Log, MessageBatch
-from .quality import CheckResult, run_table_checks
+from .quality import CheckResult
 
 # %% ../nbs/05_lake.ipynb #e0bff9d0
 _TYPE = {pl.String: 'varchar', pl.Int64: 'bigint', pl.Float64: 'double'}
@@ -303,7 +305,7 @@ def commit_batch(
             f'expected the messages of {topic}/{part} from offset {expected:,}, got them from'
             f' {start:,}; read on from position()'
         )
-    frame, broken = decode_events(msgs)
+    frame, broken = decode_events(msgs, FLIGHT_SCHEMA)
     got = raise_for_failed(validate(frame, rules))
     new, clash = _new(lake, got.good)
     dead, newest = (
@@ -396,7 +398,7 @@ def events_as_of(
     since: int | None = None,  # Only events known at or after this minute
 ) -> pl.DataFrame:  # Wide events in delivery order
     "The events as of a commit"
-    return sort_events(lake.sql(AS_OF, commit, since))
+    return sort_events(lake.sql(AS_OF, commit, since), FLIGHT_SCHEMA)
 
 # %% ../nbs/05_lake.ipynb #c2aecf83
 _SAMPLE = 200  # messages of a day whose fields are looked at
@@ -484,7 +486,7 @@ def release(
         'select topic, part, off, raw, reasons from dead_letters order by topic, part, off'
     ).with_row_index('_i')
     frame, _ = (
-        decode_events([bytes(r) for r in old['raw']])
+        decode_events([bytes(r) for r in old['raw']], FLIGHT_SCHEMA)
         if old.height
         else (pl.DataFrame(schema={'_i': pl.UInt32, **SCHEMA}), [])
     )

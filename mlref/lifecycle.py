@@ -30,7 +30,6 @@ from mlref.calibration import (
     fit_calibration,
 )
 from .compress import OnnxPredictor, build_engine, model_size, recorded_engine
-from .contracts import flight_rules
 from mlref.core import (
     DAY,
     HORIZON,
@@ -55,17 +54,12 @@ from mlref.evaluate import (
     paired_auc_difference,
     percentile_interval,
 )
-from mlref.events import (
-    SCHEMA,
-    disturb_delivery,
-    drop_feed,
-    encode_events,
-    raw_folder,
-    read_raw,
-    read_year,
-)
+from .events import disturb_delivery, drop_feed, encode_events
 from .features import compute_vectors
-from .flights import FLIGHTS, Static, feature_version, static
+from .flights.contract import flight_rules
+from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw, read_year
+from .flights.features import FLIGHTS, Static, feature_version, static
+from .flights.slices import slice_labels
 from mlref.gates import (
     Gate,
     all_passed,
@@ -119,7 +113,7 @@ from mlref.registry import (
     version_by_alias,
 )
 from .serve import Client, start_server
-from .slices import slice_differences, slice_labels, slice_metrics
+from .slices import slice_differences, slice_metrics
 from .stream import apply_log
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
@@ -184,7 +178,7 @@ def event_source(
 ) -> pl.DataFrame:  # Wide events in order of delivery
     "What will arrive, in order"
     events = disturb_delivery(read_year(raw), seed, twice=0.01)
-    return events if dark is None else drop_feed(events, 'departure', dark)
+    return events if dark is None else drop_feed(events, 'departure', dark, FLIGHT_SCHEMA)
 
 
 def deliver_events(
@@ -195,7 +189,7 @@ def deliver_events(
     "Everything known before `until` into the log, the lake and the online store; again is harmless"
     have, want = home.log.end(TOPIC), source['known_time'].search_sorted(until, 'left')
     if want > have:
-        home.log.append(TOPIC, encode_events(source[have:want]))
+        home.log.append(TOPIC, encode_events(source[have:want], FLIGHT_SCHEMA))
     ingest(home.lake, home.log, TOPIC, home.rules)
     return apply_log(home.store, home.log, TOPIC, home.rules)
 

@@ -19,6 +19,7 @@ import polars as pl
 
 from .core import MlrefError
 from .events import encode_events
+from .flights.events import FLIGHT_SCHEMA
 
 # %% ../nbs/03_log.ipynb #ea133d3c
 @runtime_checkable
@@ -204,7 +205,7 @@ def send_events(
 ) -> dict[int, int]:  # Partition -> offset of the first message added
     "Append events to the partitions of their flights; weather goes by its airport"
     if parts == 1:
-        return {0: log.append(topic, encode_events(events))}
+        return {0: log.append(topic, encode_events(events, FLIGHT_SCHEMA))}
     at = pl.Series(
         [
             partition_of(k or '', parts)
@@ -213,7 +214,7 @@ def send_events(
         dtype=pl.Int64,
     )
     return {
-        p: log.append(topic, encode_events(g), p)
+        p: log.append(topic, encode_events(g, FLIGHT_SCHEMA), p)
         for p in range(parts)
         if (g := events.filter(at == p)).height
     }

@@ -20,7 +20,6 @@ import numpy as np
 import polars as pl
 from fastcore.basics import patch
 
-from .contracts import ORIGINS
 from .core import HORIZON, MlrefError, TrainingSet
 from mlref.features import (
     Entity,
@@ -34,7 +33,8 @@ from mlref.features import (
     view_columns,
     view_definition,
 )
-from .flights import CARRIERS, FLIGHTS, SOURCES, Static
+from .flights.contract import ORIGINS
+from .flights.features import CARRIERS, FLIGHTS, SOURCES, Static
 from .lake import Lake
 
 # %% ../nbs/07_offline.ipynb #6295b721

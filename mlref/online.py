@@ -33,7 +33,7 @@ from mlref.features import (
     key_text,
     read_source,
 )
-from .flights import FLIGHTS
+from .flights.features import FLIGHTS
 from mlref.records import (
     FORMAT,
     NEVER,

@@ -446,7 +446,7 @@ def _load(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #400b9d3b
 def _definitions(a: argparse.Namespace) -> None:
-    from mlref.flights import FLIGHTS
+    from mlref.flights.features import FLIGHTS
     from mlref.lake import Lake
     from mlref.offline import feature_catalog, feature_users
 
@@ -478,9 +478,9 @@ def _vectors(a: argparse.Namespace) -> None:
     import polars as pl
 
     from mlref.core import HORIZON, format_time, parse_time
-    from mlref.events import SCHEMA, raw_folder, read_raw
     from mlref.features import compute_vectors
-    from mlref.flights import FLIGHTS, static
+    from mlref.flights.events import SCHEMA, raw_folder, read_raw
+    from mlref.flights.features import FLIGHTS, static
     from mlref.lake import Lake, events_as_of
     from mlref.offline import training_set
     from mlref.online import LmdbStore
@@ -542,7 +542,7 @@ def _reshard(a: argparse.Namespace) -> None:
 
 # %% ../nbs/23_pipeline.ipynb #a2e3688d
 def _features(a: argparse.Namespace) -> None:
-    from mlref.flights import FLIGHTS
+    from mlref.flights.features import FLIGHTS
     from mlref.offline import feature_lineage
 
     if a.what == 'reshard':
@@ -567,9 +567,9 @@ def _ingest(a: argparse.Namespace) -> None:
     import signal
     import threading
 
-    from mlref.contracts import flight_rules
-    from mlref.events import raw_folder, read_raw
-    from mlref.flights import static
+    from mlref.flights.contract import flight_rules
+    from mlref.flights.events import raw_folder, read_raw
+    from mlref.flights.features import static
     from mlref.lake import Lake, follow_log, next_offset
     from mlref.log import Consumer, LocalLog, list_partitions
     from mlref.snapshots import clear_snapshots, publish_snapshot

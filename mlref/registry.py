@@ -32,7 +32,7 @@ from mlref.environment import (
     scores_differ,
 )
 from .features import FeatureSet
-from .flights import FLIGHTS
+from .flights.features import FLIGHTS
 from .gates import Gate, all_passed
 from .model import LightGBMPredictor, TorchPredictor
 from .offline import feature_catalog

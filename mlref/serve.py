@@ -23,11 +23,12 @@ import numpy as np
 import polars as pl
 
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
-from .contracts import ORIGINS
 from .core import HORIZON, MlrefError, Predictor, parse_time
-from .events import FLIGHT_COLUMNS, SCHEMA, decode_events, raw_folder, read_raw
+from .events import decode_events
 from .features import compute_vectors, key_texts
-from .flights import FLIGHTS, Static, static
+from .flights.contract import ORIGINS
+from .flights.events import FLIGHT_COLUMNS, FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
+from .flights.features import FLIGHTS, Static, static
 from .log import LocalLog, Log
 from .observe import ServerMetrics
 from .online import LmdbStore, get_online_features
@@ -371,7 +372,7 @@ def post_events(s: ModelServer, body: bytes) -> tuple[dict, int]:
             f'expected event {odd[0] + 1} of {len(lines)} as a JSON object, got'
             f' {lines[odd[0]][:40]!r}; nothing of this body was kept',
         )
-    if broken := decode_events(lines)[1]:
+    if broken := decode_events(lines, FLIGHT_SCHEMA)[1]:
         raise RequestError(
             400,
             f'expected event {broken[0][0] + 1} of {len(lines)} with the fields of an event, it is'

@@ -23,6 +23,7 @@ import polars as pl
 
 from .core import MlrefError, digest, file_digest, write_bytes, write_json
 from .events import sort_events
+from .flights.events import FLIGHT_SCHEMA
 from .lake import AS_OF, TABLES, Lake
 
 # %% ../nbs/05a_snapshots.ipynb #f47c9e1c
@@ -150,7 +151,9 @@ class Snapshot:
         commit: int | None = None,  # As of this one; None = all
     ) -> pl.DataFrame:  # Wide events in delivery order
         "What `events_as_of` of the lake gives"
-        return sort_events(self.sql(AS_OF, self.commit if commit is None else commit, None))
+        return sort_events(
+            self.sql(AS_OF, self.commit if commit is None else commit, None), FLIGHT_SCHEMA
+        )
 
 # %% ../nbs/05a_snapshots.ipynb #86b156e0
 def _held(

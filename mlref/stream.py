@@ -14,6 +14,7 @@ import polars as pl
 from .contracts import Rule, raise_for_failed, validate
 from .core import DAY
 from .events import decode_events
+from .flights.events import FLIGHT_SCHEMA
 from .log import Log
 from .online import MAX_LATENESS, LmdbStore, apply_events
 from .records import pack_record, trim_record, unpack_record
@@ -73,7 +74,11 @@ def apply_log(
     "Apply what waits in the log; safe to kill at any moment and to run again; raises `MlrefError` and leaves the store as it was when a rule refuses a batch"
     n = dict.fromkeys(('messages', 'applied', 'refused', 'repeated', 'late'), 0)
     while msgs := log.read(topic, at := store.position(), batch):
-        good = raise_for_failed(validate(decode_events(msgs)[0], rules)).good.sort('_i').drop('_i')
+        good = (
+            raise_for_failed(validate(decode_events(msgs, FLIGHT_SCHEMA)[0], rules))
+            .good.sort('_i')
+            .drop('_i')
+        )
         late = late_events(store, good)
         new, notes = deduplicate(store, good.filter(~late))
         apply_events(store, new, at + len(msgs), notes)

@@ -6,9 +6,11 @@ import pandera.polars as pa
 import polars as pl
 import pytest
 
-from mlref.contracts import Rule, flight_rules, from_pandera, raise_for_failed, to_pandera, validate
+from mlref.contracts import Rule, from_pandera, raise_for_failed, to_pandera, validate
 from mlref.core import MlrefError, digest, format_time, parse_time, service_day
-from mlref.events import MISSING_ZONES, encode_events, raw_folder, read_raw, read_year
+from mlref.events import encode_events
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
 from mlref.lake import Lake, events_as_of, ingest, next_offset, release
 from mlref.lifecycle import (
     RetrainPolicy,
@@ -61,7 +63,7 @@ def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed
         Rule('never far', ('departure',), pl.col('distance') < 2000, 'fail', share=0.05),
     )
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('e', encode_events(some))
+    log.append('e', encode_events(some, FLIGHT_SCHEMA))
     with pytest.raises(MlrefError, match='refused whole'):
         ingest(lake, log, 'e', strict)
     assert (
@@ -91,7 +93,8 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     log.append(
         'e',
         encode_events(
-            some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some
+            some.with_columns(distance=pl.lit(-1, pl.Int64)) if way == 'release' else some,
+            FLIGHT_SCHEMA,
         ),
     )
     if way == 'release':
@@ -123,7 +126,7 @@ def test_all_reasons_and_release_is_idempotent(some, tmp_path):
     odd = some.head(3).with_columns(
         distance=pl.lit(7000, pl.Int64), dest=pl.Series(['ZZZ', *some['dest'][1:3]])
     )
-    log.append('e', encode_events(pl.concat([odd, some[3:]])))
+    log.append('e', encode_events(pl.concat([odd, some[3:]]), FLIGHT_SCHEMA))
     ingest(lake, log, 'e', CONTRACT)
     before = digest(events_as_of(lake, 1))
     assert (
@@ -255,7 +258,7 @@ def test_a_pandera_check_that_cannot_be_read_is_refused():
 
 def test_quality_accumulates_with_every_commit(some, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('e', encode_events(some))
+    log.append('e', encode_events(some, FLIGHT_SCHEMA))
     ingest(lake, log, 'e', CONTRACT, 250)
     assert lake.sql(
         'select count(distinct commit_id) as c, sum(of_rows) filter (name = $$destination is'

@@ -10,12 +10,13 @@ import pytest
 
 from mlref.core import DAY, known_by, parse_time, service_day
 from mlref.evaluate import delong_interval, paired_auc_difference, paired_difference, swap_by_day
-from mlref.events import raw_folder, read_raw, read_year
-from mlref.flights import static
+from mlref.flights.events import raw_folder, read_raw, read_year
+from mlref.flights.features import static
+from mlref.flights.slices import slice_labels
 from mlref.gates import all_passed, better_than_champion, no_slice_worse, well_calibrated
 from mlref.offline import training_set
 from mlref.recipes import fit_recipe
-from mlref.slices import slice_differences, slice_labels
+from mlref.slices import slice_differences
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 # of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9

@@ -10,10 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlref.contracts import flight_rules, validate
+from mlref.contracts import validate
 from mlref.core import parse_time
-from mlref.events import encode_events, events_between, raw_folder, read_raw, read_year
-from mlref.flights import static
+from mlref.events import encode_events, events_between
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
+from mlref.flights.features import static
 from mlref.log import LocalLog
 from mlref.offline import find_leaks, training_set
 from mlref.pipeline import result_row, write_results
@@ -122,16 +124,17 @@ def test_events_in_any_order_give_the_same_bits(events):
 ONLINE = """
 import sys; from pathlib import Path; import numpy as np, polars as pl
 from mlref.core import parse_time
-from mlref.events import SCHEMA, events_between, decode_events, sort_events, raw_folder, read_raw
+from mlref.events import events_between, decode_events, sort_events
+from mlref.flights.events import SCHEMA, raw_folder, read_raw, FLIGHT_SCHEMA
 from mlref.features import compute_vectors
-from mlref.flights import FLIGHTS, static
+from mlref.flights.features import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import LmdbStore, apply_events
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 log, store, at, out = LocalLog(folder/'log', readonly=True), LmdbStore(folder/'online'), 0, {}
 st, plans = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')), pl.DataFrame(schema=SCHEMA)
 while msgs := log.read('events', at, 3_000):  # about a day
-    ev = decode_events(msgs)[0].drop('_i'); at += len(msgs); apply_events(store, ev, at)
+    ev = decode_events(msgs, FLIGHT_SCHEMA)[0].drop('_i'); at += len(msgs); apply_events(store, ev, at)
     plans = pl.concat([plans, ev.filter(pl.col('kind') == 'schedule')])
     seen = int(ev['known_time'].max())  # every fact known before this minute is in the store
     due = plans.filter((pl.col('sched') - 120 < seen) & (pl.col('sched') - 120 >= first) & (pl.col('sched') - 120 < end))
@@ -146,7 +149,7 @@ def test_online_equals_offline_bit_for_bit_over_a_live_month(events, tmp_path):
     span = parse_time('2013-04-01T07:00'), parse_time('2013-05-01T07:00')
     part = events_between(events, parse_time('2013-01-20'), parse_time('2013-05-03'))
     log = LocalLog(tmp_path / 'log')
-    log.append('events', encode_events(part))
+    log.append('events', encode_events(part, FLIGHT_SCHEMA))
     log.close()
     subprocess.run([sys.executable, '-c', ONLINE, str(tmp_path), *map(str, span)], check=True)
     on, off = np.load(tmp_path / 'online.npz'), training_set(part, STATIC, *span)

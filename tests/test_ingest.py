@@ -18,18 +18,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlref.contracts import flight_rules
 from mlref.core import MlrefError, digest, parse_time
-from mlref.events import (
-    MISSING_ZONES,
-    corrupt_messages,
-    disturb_delivery,
-    encode_events,
-    events_between,
-    raw_folder,
-    read_raw,
-    read_year,
-)
+from mlref.events import corrupt_messages, disturb_delivery, encode_events, events_between
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
 from mlref.lake import Lake, events_as_of, ingest, next_offset
 from mlref.log import LocalLog, check_log, send_events
 from mlref.pipeline import result_row, write_results
@@ -46,8 +38,8 @@ INGEST = [
 CHILD = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from mlref.contracts import flight_rules
-from mlref.events import MISSING_ZONES, raw_folder, read_raw
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import MISSING_ZONES, raw_folder, read_raw
 from mlref.lake import Lake, ingest
 from mlref.log import LocalLog
 folder, when, at, delay = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -81,7 +73,9 @@ def storm(folder, part):
     send_events(log, 'events', disturb_delivery(part, seed=5, late=0.1, twice=0.1), 2)
     for p in (0, 1):
         log.append(
-            'events', corrupt_messages(encode_events(part.head(60)), seed=p, share=0.3)[0], p
+            'events',
+            corrupt_messages(encode_events(part.head(60), FLIGHT_SCHEMA), seed=p, share=0.3)[0],
+            p,
         )
     n = log.end('events', 0) + log.end('events', 1)
     log.close()
@@ -235,7 +229,7 @@ def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
         [sys.executable, '-c', SERVER, tmp_path / 'log'], stdout=subprocess.PIPE, text=True
     )
     url = p.stdout.readline().split(' at ')[1].strip()
-    msgs = encode_events(part.head(2000))
+    msgs = encode_events(part.head(2000), FLIGHT_SCHEMA)
     assert post(url, b'\n'.join(msgs[:500])) == (
         200,
         {'accepted': 500, 'topic': 'events', 'offset': 0},
@@ -300,7 +294,7 @@ assert seen == sorted(seen); print(len(set(seen)))
 
 def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('events', encode_events(part.head(200)))
+    log.append('events', encode_events(part.head(200), FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     publish_snapshot(lake, tmp_path / 's')
     readers = [
@@ -315,7 +309,7 @@ def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(
     at = 200
     while any(p.poll() is None for p in readers):
         if at < part.height:
-            log.append('events', encode_events(part[at : at + 50]))
+            log.append('events', encode_events(part[at : at + 50], FLIGHT_SCHEMA))
             at += 50
             ingest(lake, log, 'events', CONTRACT)
             publish_snapshot(lake, tmp_path / 's')
@@ -338,7 +332,7 @@ for line in sys.stdin: print(digest(s.events()), s.sql('select count(*) as n fro
 
 
 def publish(lake, log, part):
-    log.append('events', encode_events(part))
+    log.append('events', encode_events(part, FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     return publish_snapshot(lake, lake.path.parent / 's')
 
@@ -535,12 +529,12 @@ def test_events_over_http_when_the_disk_is_full(small, part):
     from mlref.serve import ModelServer, RequestError, post_events
 
     s = ModelServer(None, small, None, LocalLog(small / 'log'), None, ServerMetrics())
-    msgs = encode_events(part.head(100))
+    msgs = encode_events(part.head(100), FLIGHT_SCHEMA)
     post_events(s, b'\n'.join(msgs))
     fill(small)
     with pytest.raises(RequestError, match='nothing of this batch was kept') as e:
         for _ in range(99):
-            post_events(s, b'\n'.join(encode_events(part.head(2000))))
+            post_events(s, b'\n'.join(encode_events(part.head(2000), FLIGHT_SCHEMA)))
     end = s.log.end('events')
     assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
     (small / 'filler').unlink()
@@ -549,12 +543,12 @@ def test_events_over_http_when_the_disk_is_full(small, part):
 
 def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(small / 'l.duckdb')
-    log.append('events', encode_events(part.head(1000)))
+    log.append('events', encode_events(part.head(1000), FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     lake.con.execute('checkpoint')
     fill(small)
     before = digest(events_as_of(lake))
-    log.append('events', encode_events(part[1000:5000]))
+    log.append('events', encode_events(part[1000:5000], FLIGHT_SCHEMA))
     with pytest.raises(
         MlrefError, match='expected room for .* nothing of this transaction was kept'
     ):
@@ -573,12 +567,12 @@ def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(smal
 
 def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small, part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('events', encode_events(part.head(500)))
+    log.append('events', encode_events(part.head(500), FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     publish_snapshot(lake, small / 's')
     before = open_snapshot(small / 's')
     fill(small)
-    log.append('events', encode_events(part[500:4000]))
+    log.append('events', encode_events(part[500:4000], FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     with pytest.raises(MlrefError, match='expected to write .* what was there is unchanged'):
         publish_snapshot(lake, small / 's')
@@ -604,7 +598,7 @@ def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, sm
 @pytest.mark.parametrize('cut', [0, 1000, 0.25, 0.5, -300_000, -1])
 def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('events', encode_events(part))
+    log.append('events', encode_events(part, FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     lake.close()
     f = tmp_path / 'l.duckdb'

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlref.contracts import flight_rules, validate
-from mlref.events import raw_folder, read_raw, read_year
-from mlref.flights import CARRIERS, static
+from mlref.contracts import validate
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import raw_folder, read_raw, read_year
+from mlref.flights.features import CARRIERS, static
 from mlref.offline import training_set
 
 RAW, DEEP, NEVER = raw_folder(), os.environ.get('MLREF_DEEP') == '1', 2**40

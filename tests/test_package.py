@@ -31,16 +31,10 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
     import signal
     import time
 
-    from mlref.contracts import flight_rules
     from mlref.core import digest, parse_time
-    from mlref.events import (
-        disturb_delivery,
-        encode_events,
-        events_between,
-        raw_folder,
-        read_raw,
-        read_year,
-    )
+    from mlref.events import disturb_delivery, encode_events, events_between
+    from mlref.flights.contract import flight_rules
+    from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
     from mlref.lake import Lake, events_as_of, ingest
     from mlref.log import LocalLog
 
@@ -48,14 +42,16 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
         read_year(raw_folder()), parse_time('2013-02-11'), parse_time('2013-02-16')
     )
     log = LocalLog(tmp_path / 'log')
-    log.append('events', encode_events(disturb_delivery(part, seed=5, late=0.1, twice=0.1)))
+    log.append(
+        'events', encode_events(disturb_delivery(part, seed=5, late=0.1, twice=0.1), FLIGHT_SCHEMA)
+    )
     log.append('events', [b'{broken', b'\xff'])
     airports = read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']
     whole = Lake(tmp_path / 'whole.duckdb')
     ingest(whole, log, 'events', flight_rules(airports))
     log.close()
     code = """
-import sys; from pathlib import Path; from mlref.lake import *; from mlref.contracts import flight_rules; from mlref.log import LocalLog; from mlref.events import *
+import sys; from pathlib import Path; from mlref.lake import *; from mlref.flights.contract import flight_rules; from mlref.log import LocalLog; from mlref.events import *; from mlref.flights.events import *
 folder = Path(sys.argv[1]); lake = Lake(folder/'lake.duckdb'); print('open', flush=True)
 ingest(lake, LocalLog(folder/'log', readonly=True), 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
 """

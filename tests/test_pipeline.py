@@ -14,7 +14,7 @@ import pytest
 
 from golden import measure
 from mlref.core import service_day
-from mlref.events import raw_folder
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
 from mlref.pipeline import STEPS
 
@@ -218,9 +218,10 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
 ):
     import polars as pl
 
-    from mlref.contracts import flight_rules
-    from mlref.events import encode_events, read_raw, read_year
-    from mlref.flights import static
+    from mlref.events import encode_events
+    from mlref.flights.contract import flight_rules
+    from mlref.flights.events import read_raw, read_year
+    from mlref.flights.features import static
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
 
@@ -232,7 +233,14 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
         .with_columns(origin=pl.lit('XXX'), event_id=pl.lit('odd'))
     )
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    log.append('flights', [b'{"kind": "sched', *encode_events(odd), *encode_events(good)])
+    log.append(
+        'flights',
+        [
+            b'{"kind": "sched',
+            *encode_events(odd, FLIGHT_SCHEMA),
+            *encode_events(good, FLIGHT_SCHEMA),
+        ],
+    )
     ingest(lake, log, 'flights', flight_rules(list(st.airports)))
     dead = lake.sql('select off, raw, reasons from dead_letters order by off')
     assert lake.sql('select count(*) as n from events')['n'][0] == 1000 and dead[

@@ -27,7 +27,7 @@ from mlref.environment import (
     locked_packages,
     mismatched_packages,
 )
-from mlref.flights import FLIGHTS
+from mlref.flights.features import FLIGHTS
 from mlref.gates import Gate
 from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor
 from mlref.networks import linear_net

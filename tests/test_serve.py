@@ -19,7 +19,7 @@ import pytest
 
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.core import DAY, HORIZON, digest, known_by, parse_time
-from mlref.events import FLIGHT_COLUMNS, raw_folder
+from mlref.flights.events import FLIGHT_COLUMNS, raw_folder
 from mlref.lake import events_as_of
 from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog

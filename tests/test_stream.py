@@ -16,18 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st_
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from mlref.contracts import flight_rules
 from mlref.core import DAY, HORIZON, MlrefError, parse_time
-from mlref.events import (
-    disturb_delivery,
-    encode_events,
-    events_between,
-    raw_folder,
-    read_raw,
-    read_year,
-)
+from mlref.events import disturb_delivery, encode_events, events_between
 from mlref.features import compute_vectors
-from mlref.flights import FLIGHTS, static
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
+from mlref.flights.features import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import MAX_LATENESS, LmdbStore, reshard
 from mlref.stream import apply_log, list_records
@@ -39,9 +33,9 @@ END = parse_time('2013-04-12T07:00')
 FEED = """
 import sys
 from pathlib import Path
-from mlref.contracts import flight_rules
-from mlref.events import raw_folder, read_raw
-from mlref.flights import static
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import raw_folder, read_raw
+from mlref.flights.features import static
 from mlref.log import LocalLog
 from mlref.online import LmdbStore
 from mlref.stream import apply_log
@@ -79,9 +73,11 @@ def read(store, flights):
 
 
 def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path):
-    storm = encode_events(disturb_delivery(events, seed=5, late=0.05, minutes=90, twice=0.05))
+    storm = encode_events(
+        disturb_delivery(events, seed=5, late=0.05, minutes=90, twice=0.05), FLIGHT_SCHEMA
+    )
     storm.insert(len(storm) // 2, b'\xff not an event')
-    whole, n = applied(tmp_path / 'whole', encode_events(events))
+    whole, n = applied(tmp_path / 'whole', encode_events(events, FLIGHT_SCHEMA))
     assert n['applied'] == events.height
     LocalLog(tmp_path / 'killed' / 'log').append('flights', storm)
     g, kills, done = random.Random(5), 0, False
@@ -133,9 +129,11 @@ def test_an_event_late_by_days_is_applied_or_counted_and_never_stops_the_stream(
     assert late.height > 50
     applied(
         tmp_path,
-        encode_events(events.filter(~pl.col('event_id').is_in(late['event_id'].implode()))),
+        encode_events(
+            events.filter(~pl.col('event_id').is_in(late['event_id'].implode())), FLIGHT_SCHEMA
+        ),
     )[0].close()
-    store, n = applied(tmp_path, encode_events(late))
+    store, n = applied(tmp_path, encode_events(late, FLIGHT_SCHEMA))
     assert (
         n['late'] == (late['known_time'] < newest - MAX_LATENESS).sum()
         and n['applied'] + n['late'] == n['messages']
@@ -158,7 +156,10 @@ def test_an_event_that_breaks_the_contract_is_refused_and_the_rest_applied(
             .with_columns(pl.lit(value, events.schema[field]).alias(field))
         )
         rest = events.filter(pl.col('kind') == 'departure').head(50)
-        store, n = applied(tmp_path / kind, [*encode_events(odd), *encode_events(rest)])
+        store, n = applied(
+            tmp_path / kind,
+            [*encode_events(odd, FLIGHT_SCHEMA), *encode_events(rest, FLIGHT_SCHEMA)],
+        )
         assert (n['refused'], n['applied']) == (3, 50) and store.position() == 53
 
 
@@ -184,7 +185,8 @@ class Follower(RuleBasedStateMachine):
                         ),
                         day.filter(pl.col('kind') == 'weather').head(20),
                     ]
-                ).sort('known_time')
+                ).sort('known_time'),
+                FLIGHT_SCHEMA,
             )
 
     @rule(picks=st_.lists(st_.integers(0, 10**6), min_size=1, max_size=12))

@@ -27,7 +27,7 @@ from mlref.features import (
     to_minutes,
     with_squares,
 )
-from mlref.flights import FLIGHTS, local_time
+from mlref.flights.features import FLIGHTS, local_time
 from mlref.offline import OfflineReader, feature_catalog, feature_lineage, point_in_time_join
 
 MANY = settings(
@@ -493,9 +493,10 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
 
 
 def test_materialize_and_get_over_a_run(capsys, tmp_path):
-    from mlref.contracts import flight_rules
     from mlref.core import parse_time
-    from mlref.events import encode_events, events_between, raw_folder, read_raw, read_year
+    from mlref.events import encode_events, events_between
+    from mlref.flights.contract import flight_rules
+    from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
     from mlref.online import LmdbStore, apply_events
@@ -507,7 +508,7 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     (tmp_path / 'current').write_text('r\n')
     part = events_between(read_year(raw_folder()), 0, parse_time('2013-01-03'))
     log, lake = LocalLog(home / 'log'), Lake(home / 'lake' / 'mlref.duckdb')
-    log.append('flights', encode_events(part))
+    log.append('flights', encode_events(part, FLIGHT_SCHEMA))
     ingest(
         lake,
         log,

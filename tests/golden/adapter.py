@@ -12,11 +12,12 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from mlref.contracts import flight_rules, validate
+from mlref.contracts import validate
 from mlref.core import DAY, HORIZON, known_by, parse_time
-from mlref.events import raw_folder, read_raw, read_year
 from mlref.features import FeatureView, compute_vectors
-from mlref.flights import FLIGHTS, feature_version, static
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import raw_folder, read_raw, read_year
+from mlref.flights.features import FLIGHTS, feature_version, static
 from mlref.model import load_model
 from mlref.offline import OfflineReader
 from mlref.offline import training_set as make_training_set
