@@ -101,12 +101,14 @@ def _serve(a: argparse.Namespace) -> None:
 def _load(a: argparse.Namespace) -> None:
     import tempfile
 
+    from mlref.daily import day_requests
+
     from mlref.capacity import locust_files, run_load_step
+    from mlref.flights.task import flights_task
     from mlref.lake import Lake
-    from mlref.lifecycle import day_requests
 
     lake = Lake(_current(a) / 'lake' / 'mlref.duckdb')
-    req = day_requests(lake, lake.sql('select max(day) as d from days')['d'][0])
+    req = day_requests(lake, flights_task(), lake.sql('select max(day) as d from days')['d'][0])
     lake.close()
     if not a.web:
         print(run_load_step(a.url, req, a.users, a.seconds, 0))
@@ -181,12 +183,12 @@ def _vectors(a: argparse.Namespace) -> None:
             f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?",
             a.name,
         ).cast(SCHEMA)
-        last = lake.sql('select flight_id from predictions order by T desc, flight_id limit 1')
+        last = lake.sql('select entity_id from predictions order by cutoff desc, entity_id limit 1')
         lake.close()
         if not req.height:
             raise MlrefError(
                 f'expected the id of a flight of this run, got {a.name!r}; the last one scored is'
-                f' {last["flight_id"][0] if last.height else "none"}'
+                f' {last["entity_id"][0] if last.height else "none"}'
             )
         for n, v in zip(
             FLIGHTS.names,

@@ -6,23 +6,27 @@ import pandera.polars as pa
 import polars as pl
 import pytest
 
+from mlref.challenger import bootstrap
 from mlref.contracts import Rule, from_pandera, raise_for_failed, to_pandera, validate
 from mlref.core import MlrefError, digest, format_time, parse_time, service_day
 from mlref.events import encode_events
 from mlref.flights.contract import flight_rules
-from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
-from mlref.lake import Lake, events_as_of, ingest, next_offset, release
-from mlref.lifecycle import (
-    RetrainPolicy,
-    Workspace,
-    bootstrap,
-    deliver_events,
-    event_source,
-    run_days,
+from mlref.flights.events import (
+    FLIGHT_SCHEMA,
+    MISSING_ZONES,
+    flight_stream,
+    raw_folder,
+    read_raw,
+    read_year,
 )
+from mlref.flights.task import flights_task
+from mlref.lake import Lake, events_as_of, ingest, next_offset, release
+from mlref.lifecycle import Stretch, run_days
 from mlref.log import LocalLog
 from mlref.online import LmdbStore
+from mlref.policy import RetrainPolicy
 from mlref.stream import apply_log
+from mlref.workspace import Workspace, deliver_events
 
 CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
 
@@ -309,7 +313,7 @@ NOW = parse_time('2013-03-20T07:00')
 def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenger_is_trained(
     tmp_path,
 ):
-    stream = event_source(raw_folder(), seed=0).filter(
+    stream = flight_stream(raw_folder(), seed=0).filter(
         pl.coalesce('sched', 'known_time') >= parse_time('2013-03-01T07:00')
     )
     plans = stream.filter(pl.col('kind') == 'schedule')
@@ -319,11 +323,11 @@ def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenge
         event_id=pl.col('event_id') + '-again'
     )
     stream = pl.concat([stream, again]).sort('known_time', maintain_order=True)
-    h = Workspace(tmp_path)
+    h = Workspace(tmp_path, flights_task())
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('logistic', stop=3), NOW)
     plan = RetrainPolicy('logistic', stop=3, block=3, refresh=1)  # wants a challenger every night
-    assert run_days(h, stream, plan, NOW, NOW + 4 * 1440) == 4
+    assert run_days(h, stream, plan, Stretch(NOW, NOW + 4 * 1440)) == 4
     q = h.lake.sql(
         "select measured_at, name, over, value, says from quality where action = 'fail' and of_rows"
         " is null and name like 'schedule%' order by measured_at"

@@ -18,14 +18,17 @@ import polars as pl
 import pytest
 
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
+from mlref.challenger import bootstrap
 from mlref.core import DAY, HORIZON, digest, known_by, parse_time
-from mlref.flights.events import FLIGHT_COLUMNS, raw_folder
+from mlref.flights.events import FLIGHT_COLUMNS, flight_stream, raw_folder
+from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
-from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
 from mlref.offline import training_set
 from mlref.online import LmdbStore
+from mlref.policy import RetrainPolicy
 from mlref.registry import Registry, load_champion, promote, register_model
+from mlref.workspace import Workspace, deliver_events
 from test_registry import GOOD, env, free
 from test_registry import model as another
 from test_registry import serve as tracking
@@ -42,14 +45,14 @@ START, NOW = parse_time('2013-03-01T07:00'), parse_time('2013-03-20T07:00')
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     at = tmp_path_factory.mktemp('home')
-    stream = event_source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
+    stream = flight_stream(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
     # for a tracking server: its tables take seconds to make
-    h = Workspace(at)
+    h = Workspace(at, flights_task())
     h.registry.client
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
-    t = training_set(events_as_of(h.lake), h.static, NOW - 600, NOW)
+    t = training_set(events_as_of(h.lake), h.task.lookups, NOW - 600, NOW)
     model = load_champion(h.registry)
     req = h.lake.sql(
         f"select {', '.join(FLIGHT_COLUMNS)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGESTS', 'MISSING_ZONES', 'FLIGHT_SCHEMA', 'SCHEMA', 'KINDS', 'SCHEDULE_LEAD', 'WEATHER_LAG', 'FLIGHT_COLUMNS',
-           'raw_folder', 'check_raw', 'read_raw', 'add_times', 'flight_events', 'weather_events', 'read_year']
+           'raw_folder', 'check_raw', 'read_raw', 'add_times', 'flight_events', 'weather_events', 'read_year',
+           'flight_stream']
 
 # %% ../../nbs/40_flights_events.ipynb #f1400004
 import zipfile
@@ -15,7 +16,7 @@ import polars as pl
 
 # %% ../../nbs/40_flights_events.ipynb #f1400005
 from ..core import DAY, MlrefError, file_digest
-from ..events import sort_events
+from ..events import disturb_delivery, drop_feed, sort_events
 from ..schema import EventSchema
 
 # %% ../../nbs/40_flights_events.ipynb #ffa338b0
@@ -214,3 +215,13 @@ def read_year(
         pl.concat([flight_events(f), weather_events(read_raw(folder, 'weather'), lag)]),
         FLIGHT_SCHEMA,
     )
+
+# %% ../../nbs/40_flights_events.ipynb #f140000a
+def flight_stream(
+    folder: Path,  # The package's files
+    seed: int,  # Which events come twice
+    dark: int | None = None,  # Lose the departures from this minute UTC on
+) -> pl.DataFrame:  # Wide events in order of delivery
+    "The year as it arrives: some events twice, and perhaps a feed that goes dark"
+    events = disturb_delivery(read_year(folder), seed, twice=0.01)
+    return events if dark is None else drop_feed(events, 'departure', dark, FLIGHT_SCHEMA)
