@@ -11,9 +11,9 @@ __all__ = ['Entity', 'key_series', 'key_texts', 'key_text', 'code_text', 'Source
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import FunctionType
 
@@ -564,6 +564,8 @@ class FeatureSet:
     # Request columns -> further ones; T (minutes UTC) must be among them in the end
     asks: Callable[[dict], dict] = _given
     reads: tuple[str, ...] = ('T',)  # Request columns that `asks` reads
+    # Categorical columns -> how many codes each may hold; fixed, never learnt from data
+    categories: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         have = _all_names(self)
@@ -572,7 +574,13 @@ class FeatureSet:
                 f'expected each column once in {self.name}, got {twice[0]} twice; rename a view'
             )
         if gone := [
-            n for n in (*self.only, *(i for d in self.on_demand for i in d.inputs)) if n not in have
+            n
+            for n in (
+                *self.only,
+                *self.categories,
+                *(i for d in self.on_demand for i in d.inputs),
+            )
+            if n not in have
         ]:
             raise MlrefError(
                 f'expected the column {gone[0]} from some view of {self.name}, found none'
