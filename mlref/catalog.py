@@ -51,10 +51,11 @@ def _columns_by_part(features: FeatureSet) -> dict[str, str]:
     lineage = feature_lineage(replace(features, only=()))  # those between the parts too
     for feature, part, source, column in lineage.iter_rows():
         found[part][feature].add(f'{source}.{column}')
-    return {
-        part: json.dumps({feature: sorted(columns) for feature, columns in made.items()})
-        for part, made in found.items()
-    }
+    texts = {}
+    for part, made in found.items():
+        columns = {feature: sorted(names) for feature, names in made.items()}
+        texts[part] = json.dumps(columns)
+    return texts
 
 
 def _catalog_rows(features: FeatureSet) -> Iterator[dict[str, str]]:
@@ -101,9 +102,9 @@ def feature_catalog(
     return pl.DataFrame(rows, schema=dict.fromkeys(_CATALOG_COLUMNS, pl.String))
 
 # %% ../nbs/07c_catalog.ipynb #58451d39
+_CATALOG_TYPES = ', '.join(f'{name} varchar' for name in _CATALOG_COLUMNS)
 _FEATURE_TABLES = (
-    f'create table if not exists features ({", ".join(f"{c} varchar" for c in _CATALOG_COLUMNS)},'
-    ' primary key (view, version))',
+    f'create table if not exists features ({_CATALOG_TYPES}, primary key (view, version))',
     'create table if not exists feature_uses (model varchar, features varchar, view varchar,'
     ' version varchar, primary key (model, view, version))',
 )

@@ -57,9 +57,8 @@ from mlref.evaluate import (
 )
 from .events import disturb_delivery, drop_feed, encode_events
 from .features import compute_vectors
-from .flights.contract import flight_rules
-from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw, read_year
-from .flights.features import FLIGHTS, Static, feature_version, static
+from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_year
+from .flights.features import FLIGHTS, Static, feature_version
 from .flights.slices import slice_labels
 from .flights.task import flights_task
 from mlref.gates import (
@@ -151,21 +150,14 @@ class Workspace:
         folder: Path,  # Made when missing
         raw: Path | None = None,  # The package's files; default: where they are installed
     ):
-        raw = Path(raw) if raw else raw_folder()
-        self.folder, self.static = (
-            Path(folder),
-            static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
-        )
+        self.folder = Path(folder)
         self.task = flights_task(raw)
-        self.rules, self.lake = (
-            flight_rules(list(self.static.airports)),
-            Lake(self.folder / 'lake' / 'mlref.duckdb'),
-        )
-        self.log, self.store, self.registry = (
-            LocalLog(self.folder / 'log'),
-            LmdbStore(self.folder / 'online'),
-            Registry(self.folder / 'registry', local_uri(self.folder / 'registry')),
-        )
+        self.static = self.task.lookups
+        self.rules = self.task.contract
+        self.lake = Lake(self.folder / 'lake' / 'mlref.duckdb')
+        self.log = LocalLog(self.folder / 'log')
+        self.store = LmdbStore(self.folder / 'online')
+        self.registry = Registry(self.folder / 'registry', local_uri(self.folder / 'registry'))
         self.watches: dict[str, Monitor] = {}
 
     def close(self):
@@ -578,7 +570,7 @@ class Challenge:
 
     model: TorchPredictor | LightGBMPredictor | OnnxPredictor
     answers: list[Gate]
-    # Of the flights that judged: by, slice, n, late, auc, low, high, difference to the champion
+    # Rows of a `Comparison`: by, slice, n, base_rate, auc, low, high, difference
     slices: list[dict]
     reference: pl.DataFrame  # Its scores of them, for the monitor
     past: TrainingSet  # What it learnt from
@@ -978,15 +970,14 @@ def summarize_run(
         """select p.T, p.p, (a.arr_delay > 15)::double as y from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' order by p.T, p.flight_id"""
     )
     T, p, y = (r[c].to_numpy() for c in ('T', 'p', 'y'))
-    day = service_day(T)
+    day = np.asarray(service_day(T))
     m = lake.sql('select day, a, b from calibrations').rows_by_key('day', unique=True)
     a, b = np.array([m.get(int(d), (0.0, 1.0)) for d in day]).T
     q = apply_calibration(p, a, b)
-    days = np.unique(day)
-    taken = draw_days(len(days), 200, 0)
+    draws = draw_days(day)
     for kind, v in (('', p), ('calibrated: ', q)):
         for name, value, spread in (
-            ('AUC', auc(y, v), day_aucs(y, v, day, days, taken)),
+            ('AUC', auc(y, v), day_aucs(y, v, day, draws)),
             ('log-loss', log_loss(y, v), day_bootstrap(lambda i: log_loss(y[i], v[i]), day)),
         ):
             low, high = percentile_interval(spread)

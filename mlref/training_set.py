@@ -17,7 +17,7 @@ import polars as pl
 from .core import MlrefError, TrainingSet
 from .features import Reader, compute_vectors
 from .offline import OfflineReader
-from .schema import EventSchema
+from .schema import EVENT_COLUMNS, EventSchema
 from .task import Task, select_requests
 
 # %% ../nbs/07b_training_set.ipynb #f2616ee8
@@ -28,7 +28,8 @@ def _labels(
 ) -> pl.DataFrame:  # y and label_time, null where there is no label; row by row as `requests`
     entity_id = task.schema.entity_id
     outcomes = events.filter(pl.col('kind').is_in(task.label_kinds))
-    labels = task.labels(outcomes, int(events['known_time'].max()))
+    now = events.select(pl.col('known_time').max()).item()
+    labels = task.labels(outcomes, now)
     rows = requests.select(entity_id).join(
         labels.select(entity_id, 'y', 'label_time'),
         on=entity_id,
@@ -68,11 +69,15 @@ def training_set(
     requests = select_requests(task, events, start, end)
     labels = _labels(events, task, requests)
     categorical = [name for name in task.features.names if name in task.features.categories]
+    ids = requests[task.schema.entity_id].to_numpy().astype(str)
+    cutoff = requests[task.request_time].to_numpy() - task.calendar.horizon
+    y = labels['y'].cast(pl.Float32).to_numpy()
+    label_time = labels['label_time'].cast(pl.Int64).fill_null(-1).to_numpy()
     return TrainingSet(
-        ids=requests[task.schema.entity_id].to_numpy().astype(str),
-        cutoff=requests[task.request_time].to_numpy() - task.calendar.horizon,
-        label_time=labels['label_time'].cast(pl.Int64).fill_null(-1).to_numpy(),
-        y=labels['y'].cast(pl.Float32).to_numpy(),
+        ids=ids,
+        cutoff=cutoff,
+        label_time=label_time,
+        y=y,
         X=_vectors(events, task, requests, reader),
         names=task.features.names,
         categories={name: task.features.categories[name] for name in categorical},
@@ -81,7 +86,9 @@ def training_set(
 
 # %% ../nbs/07b_training_set.ipynb #18fb3237
 # Close enough to real values that a clipped number moves as well, and small enough for Int8
-_WRONG_NUMBER, _WRONG_FLOAT, _WRONG_TEXT = 101, -999.0, 'garbage'
+_WRONG_NUMBER = 101
+_WRONG_FLOAT = -999.0
+_WRONG_TEXT = 'garbage'
 
 
 def _wrong_value(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -95,25 +102,21 @@ def _wrong_value(column: str, dtype: pl.DataType) -> pl.Expr:
         return ~pl.col(column)
     return pl.lit(None, dtype)  # times, lists and the like: gone
 
-
+# %% ../nbs/07b_training_set.ipynb #0ec56745
 def corrupt_future(
     events: pl.DataFrame,
     cutoff: int,  # Minutes UTC
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after a cut-off"
-    stay = (schema.entity_id, *schema.partition_by)
+    stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)
+    columns = [column for column in schema.columns if column in events and column not in stay]
     later = pl.col('known_time') > cutoff
     changed = []
-    for column in schema.payload:
-        if column in events.columns and column not in stay:
-            wrong = _wrong_value(column, events.schema[column])
-            changed.append(
-                pl.when(later & pl.col(column).is_not_null())
-                .then(wrong)
-                .otherwise(pl.col(column))
-                .alias(column)
-            )
+    for column in columns:
+        wrong = _wrong_value(column, events.schema[column])
+        spoilt = pl.when(later & pl.col(column).is_not_null()).then(wrong)
+        changed.append(spoilt.otherwise(pl.col(column)).alias(column))
     return events.with_columns(changed)
 
 # %% ../nbs/07b_training_set.ipynb #98826866
@@ -131,8 +134,9 @@ def find_leaks(
     make: Callable[[pl.DataFrame, Task, int, int], TrainingSet] = training_set,
 ) -> dict[str, int]:  # Feature -> at how many cut-offs it changed; empty when nothing leaks
     "Which features change when everything known later is garbage"
-    announced = events.filter(pl.col('kind') == task.request_kind)[task.request_time]
-    first = int(announced.min() or 0) - task.calendar.horizon
+    announced = events.filter(pl.col('kind') == task.request_kind)
+    earliest = announced.select(pl.col(task.request_time).min()).item() or 0
+    first = earliest - task.calendar.horizon
     whole = make(events, task, first, max(cutoffs) + 1)
     found = Counter[str]()
     for cutoff in cutoffs:

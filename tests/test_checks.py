@@ -245,13 +245,6 @@ def test_a_module_changed_by_hand_is_found(tree):
     assert [finding.file for finding in check_export(tree)] == ['mlref/store.py']
 
 
-def test_an_absolute_import_in_a_module_is_found(tree):
-    plant(tree, 'from mlref.core import (\n    x,\n)')
-    assert [(finding.file, finding.rule) for finding in check_export(tree)] == [
-        ('nbs/01_store.ipynb', 'absolute-import')
-    ]
-
-
 def test_the_typed_marker_outlives_an_export(tree):
     (tree / 'mlref' / 'py.typed').touch()
     plant(tree, 'x = 1')

@@ -26,7 +26,6 @@ STRICT_RULES = {
     'missing-override-decorator',
 }
 MARKER = re.compile(r'^# %% \.\./(\S+\.ipynb) #(\w+)')
-ABSOLUTE = re.compile(rf'^\s*(from {LIBRARY}[. ]|import {LIBRARY}\b)')
 
 
 def run_tool(
@@ -114,20 +113,13 @@ def find_cell(
 
 
 def check_export(root: Path = ROOT) -> list[Finding]:
-    "Generated modules that are not what the notebooks say, or import their package by name"
+    "Generated modules that are not what the notebooks say"
     with tempfile.TemporaryDirectory() as folder:
         for name in ('settings.ini', 'setup.py', 'nbs', LIBRARY):
             copy = shutil.copytree if (root / name).is_dir() else shutil.copy
             copy(root / name, Path(folder) / name)
         run_tool(BIN / 'nbdev_export', good=(0,), cwd=Path(folder))
-        findings = compare_modules(root, Path(folder))
-    for path in sorted((root / LIBRARY).rglob('*.py')):
-        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-            if ABSOLUTE.match(line):
-                file, where = find_cell(path, number, root)
-                message = 'an absolute import of the own package; import without parentheses'
-                findings.append(Finding(file, 'absolute-import', where, message))
-    return findings
+        return compare_modules(root, Path(folder))
 
 
 def compare_modules(root: Path, fresh: Path) -> list[Finding]:
