@@ -16,7 +16,7 @@ from mlref.events import encode_events, events_between
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_year
 from mlref.flights.task import flights_task
 from mlref.log import LocalLog
-from mlref.pipeline import result_row, write_results
+from mlref.results import result_row, write_results
 from mlref.training_set import find_leaks, training_set
 
 TASK = flights_task()
