@@ -84,7 +84,9 @@ def shop_labels(events: pl.DataFrame, now: int) -> pl.DataFrame:
 
 def purchase_rows(events: pl.DataFrame) -> pl.DataFrame:
     bought = events.filter(kind='purchase').sort('known_time')
-    return bought.select('customer', 'items', 'cents', t='known_time', day=pl.col('known_time') // DAY)
+    return bought.select(
+        'customer', 'items', 'cents', t='known_time', day=pl.col('known_time') // DAY
+    )
 
 
 CUSTOMER = Entity(name='customer', keys=('customer',))
