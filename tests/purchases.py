@@ -63,10 +63,9 @@ def shop_events(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 SHOP_RULES = (
-    *base_rules(SHOP_SCHEMA),
-    Rule('items above 0', ('purchase',), pl.col('items') > 0),
-    Rule('price not negative', ('purchase',), pl.col('cents') >= 0),
-    Rule('price below 10,000 dollars', ('purchase',), pl.col('cents') < 1_000_000, 'warn'),
+    *base_rules(SHOP_SCHEMA, entity_kinds=('purchase', 'visit')),
+    Rule(name='items above 0', kinds=('purchase',), holds=pl.col('items') > 0),
+    Rule(name='price not negative', kinds=('purchase',), holds=pl.col('cents') >= 0),
 )
 TERM = 60 * DAY
 
@@ -142,5 +141,5 @@ SHOP = Task(
     request_time='event_time',
     labels=shop_labels,
     label_kinds=('visit',),
-    monitored=('bought_n_30m', 'last_age', 'days_since_first'),
+    monitored=('bought_n_43200m', 'last_age', 'days_since_first'),
 )
