@@ -29,7 +29,8 @@ from mlref.environment import (
 )
 from mlref.flights.features import FLIGHTS
 from mlref.gates import Gate
-from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor, linear_net
+from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor
+from mlref.networks import linear_net
 from mlref.registry import (
     Registry,
     load_champion,
@@ -282,7 +283,7 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
 )
 def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
     r = Registry(folder)
-    killed(folder, at, 'register', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
+    killed(folder, at, 'register_model', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
     assert (
         pending_uploads(r) == [model(9).version]
         and g.upload_model(r, model(9).version) == version_by_alias(r, 'challenger') == '4'
