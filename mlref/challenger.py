@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'with_recorded_engine', 'Challenger', 'reference_scores',
            'vector_version', 'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout',
-           'Evidence', 'logged_scores', 'collect_evidence', 'run_gates', 'judge_challenger', 'run_challenge']
+           'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
+           'judge_challenger', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from .catalog import record_features
 from .compress import build_engine, model_size, recorded_engine
 from mlref.core import (
     DAY,
@@ -46,7 +48,6 @@ from .history import model_lineage
 from .lake import Lake, events_as_of, insert_rows
 from .modelcard import ModelRecord, model_card
 from .monitor import label_days, monitored_columns
-from .offline import record_features, training_set
 from .policy import RetrainPolicy, decision_rows, make_decision
 from .recipes import fit_cached, out_of_fold_scores
 from mlref.registry import (
@@ -59,11 +60,12 @@ from mlref.registry import (
 )
 from .slices import Comparison, compare_models
 from .task import Task
+from .training_set import training_set
 from .workspace import Workspace, write_reference
 
 # %% ../nbs/22b_challenger.ipynb #21ac20a7
 def first_cutoff(lake: Lake, task: Task) -> int:  # Minute UTC
-    "When the first scoring day of the lake begins; raises `MlrefError` when there is nobody to score"
+    "When the first scoring day of the lake begins; raises `MlrefError` without requests"
     query = f'select min({task.request_time}) as first from events where kind = ?'
     first = lake.sql(query, task.request_kind)['first'][0]
     if first is None:
@@ -80,8 +82,7 @@ def past_rows(
     end: int,  # Cut-offs before this minute UTC
 ) -> TrainingSet:
     "Every row of the lake with a cut-off before a moment, labelled or not"
-    rows = training_set(events_as_of(lake), task.lookups, first_cutoff(lake, task), end)
-    return replace(rows, calendar=task.calendar)
+    return training_set(events_as_of(lake), task, first_cutoff(lake, task), end)
 
 # %% ../nbs/22b_challenger.ipynb #404e5741
 def train_challenger(
@@ -151,19 +152,21 @@ def register_challenger(
     model, past = challenger.model, challenger.past
     write_reference(registry, model.version, challenger.reference)
     record_features(lake, task.features, model.version)
-    y, p = challenger.reference['y'].to_numpy(), challenger.reference['p'].to_numpy()
+    y = challenger.reference['y'].to_numpy()
+    p = challenger.reference['p'].to_numpy()
     commit = lake.sql('select max(commit_id) as n from commits')['n'][0]
+    params = {
+        'seed': policy.seed,
+        'rows': len(past),
+        'features': vector_version(task, past.categories),
+        'stop_days': policy.stop,
+    }
     return register_model(
         registry,
         model,
         data=digest(past.X, past.y, past.label_time),
         metrics={'auc': auc(y, p), 'log_loss': log_loss(y, p)},
-        params={
-            'seed': policy.seed,
-            'rows': len(past),
-            'features': vector_version(task, past.categories),
-            'stop_days': policy.stop,
-        },
+        params=params,
         gates=challenger.gates,
         some=past.X,
         lake=f'commit {commit}',
@@ -184,13 +187,14 @@ def promotion_record(
     tags = {name: version.tags[name] for name in noted if name in version.tags}
     steps = ('data', 'lake', 'feature set', 'view')
     lineage = [step for step in model_lineage(registry, number) if step[0] in steps]
+    gates = [Gate(**gate) for gate in evidence.get('gates', [])]
     return ModelRecord(
         model=evidence['version'],
         about=version.params | tags,
         decided_at=decided_at,
         why=why,
         instead_of=evidence.get('instead_of', ''),
-        gates=[Gate(**gate) for gate in evidence.get('gates', [])],
+        gates=gates,
         slices=evidence.get('slices', []),
         lineage=lineage,
     )
@@ -261,19 +265,16 @@ class Holdout:
 class Evidence:
     "What the gates are told besides the comparison with the champion"
 
-    decided_at: int  # Minute UTC
-    judged_from: int  # Where the holdout begins, minute UTC
-    model: Predictor  # The challenger
-    past: TrainingSet  # What it learnt from
-    features: str  # Version of the features it learnt from
-    served_features: str  # Version of the features that are served
+    challenger: Challenger  # Trained, not judged yet
+    holdout: Holdout
+    features: str  # Version of the features the challenger learnt from
     served_names: tuple[str, ...]  # Columns that are served, in order
-    newest_label: int  # Of the holdout, minute UTC
+    served_features: str  # Their version
     newest_event: int  # In the lake, minute UTC
     max_label_age: int  # Minutes
-    source_scores: np.ndarray  # Of the holdout, by the model before its export
-    logged_scores: np.ndarray  # Of the champion, as they were served
-    rebuilt_scores: np.ndarray  # Of the champion, from the lake; the same rows
+    source_scores: np.ndarray  # Of the holdout, by the challenger before its export
+    logged: np.ndarray  # Scores of the champion, as they were served
+    rebuilt: np.ndarray  # Scores of the champion, from the lake; the same rows
 
 
 def logged_scores(
@@ -289,9 +290,10 @@ def logged_scores(
         int(rows.cutoff.max()),
     )
     asked = pl.DataFrame({'entity_id': rows.ids})
-    return asked.join(logged, on='entity_id', how='left', maintain_order='left')['p'].to_numpy()
+    both = asked.join(logged, on='entity_id', how='left', maintain_order='left')
+    return both['p'].to_numpy()
 
-# %% ../nbs/22b_challenger.ipynb #7551456b
+# %% ../nbs/22b_challenger.ipynb #9f146535
 def collect_evidence(
     challenger: Challenger,  # Trained, not judged yet
     holdout: Holdout,
@@ -301,56 +303,81 @@ def collect_evidence(
     task: Task,
 ) -> Evidence:
     "What the lake and the registry say about a challenger"
-    model, past = challenger.model, challenger.past
     champion = get_version(registry, version_by_alias(registry))
     logged = logged_scores(lake, champion.tags['model'], holdout.rows)
     known = ~np.isnan(logged)
     newest = lake.sql('select max(known_time) as t from events where known_time <= ?', holdout.now)
-    source = getattr(model, 'source', model)
+    source = getattr(challenger.model, 'source', challenger.model)
     return Evidence(
-        decided_at=holdout.now,
-        judged_from=holdout.begin,
-        model=model,
-        past=past,
-        features=vector_version(task, past.categories),
-        served_features=champion.params['features'],
+        challenger=challenger,
+        holdout=holdout,
+        features=vector_version(task, challenger.past.categories),
         served_names=task.features.names,
-        newest_label=int(holdout.rows.label_time.max()),
+        served_features=champion.params['features'],
         newest_event=newest['t'][0],
         max_label_age=(label_days(task.calendar) + 1) * DAY,
         source_scores=source.predict(holdout.rows.X),
-        logged_scores=logged[known],
-        rebuilt_scores=rebuilt[known],
+        logged=logged[known],
+        rebuilt=rebuilt[known],
     )
 
-# %% ../nbs/22b_challenger.ipynb #75a51deb
+# %% ../nbs/22b_challenger.ipynb #7be49495
+def data_gates(evidence: Evidence) -> list[Gate]:
+    "Gates that ask what a challenger learnt from"
+    model, past = evidence.challenger.model, evidence.challenger.past
+    holdout, now = evidence.holdout, evidence.holdout.now
+    newest_label = int(holdout.rows.label_time.max())
+    served = (evidence.served_names, evidence.served_features)
+    return [
+        same_features(model.names, evidence.features, *served),
+        *no_leak(past.cutoff, past.label_time, model.trained_until, holdout.begin),
+        is_fresh('labels', newest_label, now, evidence.max_label_age),
+        is_fresh('events', evidence.newest_event, now, DAY),
+    ]
+
+# %% ../nbs/22b_challenger.ipynb #5262086c
+def quality_gates(
+    comparison: Comparison,  # Challenger and champion on the holdout
+    policy: RetrainPolicy,
+) -> list[Gate]:
+    "Gates that ask how good a challenger is, beside the champion"
+    return [
+        better_than_champion(*comparison.auc_difference, policy.level),
+        well_calibrated(comparison.y, comparison.challenger, comparison.champion),
+        no_slice_worse(comparison.slice_differences),
+    ]
+
+# %% ../nbs/22b_challenger.ipynb #20e3c4a3
+def serving_gates(
+    comparison: Comparison,  # Challenger and champion on the holdout
+    evidence: Evidence,
+    policy: RetrainPolicy,
+) -> list[Gate]:
+    "Gates that ask whether a challenger can be served as it was trained"
+    # a network of eight bits differs from the one it was made of by its rounding
+    largest = 0.02 if 'int8' in policy.engine else 1e-5
+    timed = [latency_within(policy.ms, policy.timings)] if policy.timings else []
+    return [
+        parity(comparison.challenger, evidence.source_scores, largest),
+        *timed,
+        size_within(model_size(evidence.challenger.model)),
+        no_serving_skew(evidence.logged, evidence.rebuilt),
+    ]
+
+
 def run_gates(
     comparison: Comparison,  # Challenger and champion on the holdout
     evidence: Evidence,
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Every gate a challenger must pass; all are run, all are recorded"
-    past, model = evidence.past, evidence.model
-    # a network of eight bits differs from the one it was made of by its rounding
-    largest = 0.02 if 'int8' in policy.engine else 1e-5
-    timed = [latency_within(policy.ms, policy.timings)] if policy.timings else []
     return [
-        same_features(
-            model.names, evidence.features, evidence.served_names, evidence.served_features
-        ),
-        *no_leak(past.cutoff, past.label_time, model.trained_until, evidence.judged_from),
-        is_fresh('labels', evidence.newest_label, evidence.decided_at, evidence.max_label_age),
-        is_fresh('events', evidence.newest_event, evidence.decided_at, DAY),
-        better_than_champion(*comparison.auc_difference, policy.level),
-        well_calibrated(comparison.y, comparison.challenger, comparison.champion),
-        no_slice_worse(comparison.slice_differences),
-        parity(comparison.challenger, evidence.source_scores, largest),
-        *timed,
-        size_within(model_size(model)),
-        no_serving_skew(evidence.logged_scores, evidence.rebuilt_scores),
+        *data_gates(evidence),
+        *quality_gates(comparison, policy),
+        *serving_gates(comparison, evidence, policy),
     ]
 
-# %% ../nbs/22b_challenger.ipynb #01ac10e0
+# %% ../nbs/22b_challenger.ipynb #8e43baff
 def judge_challenger(
     challenger: Challenger,  # Trained, not judged yet
     holdout: Holdout,

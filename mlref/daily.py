@@ -113,7 +113,7 @@ def score_day(
         )
     X = compute_vectors(store, requests, task.features, task.lookups)
     predictions = prediction_rows(requests, model.predict(X), model, task)
-    kept = monitored_columns(X, names, task.monitored)
+    kept = monitored_columns(X, names, task.monitored, tuple(task.features.categories))
     return ScoredDay(
         day=int(predictions['day'][0]),
         version=model.version,
@@ -137,11 +137,8 @@ def known_labels(
         since,
         now,
     ).cast(task.schema.columns)
-    return task.labels(events, now).select(
-        pl.col(task.schema.entity_id).cast(pl.String).alias('entity_id'),
-        pl.col('y').cast(pl.Float64),
-        'label_time',
-    )
+    entity_id = pl.col(task.schema.entity_id).cast(pl.String).alias('entity_id')
+    return task.labels(events, now).select(entity_id, pl.col('y').cast(pl.Float64), 'label_time')
 
 
 def labelled_predictions(
@@ -197,6 +194,11 @@ def publish_calibration(
     store.write({CALIBRATION_KEY: note})
 
 # %% ../nbs/22c_daily.ipynb #c04ea718
+def _named(message: dict, task: Task) -> dict:
+    names = {task.schema.entity_id: 'entity_id', 'T': 'cutoff'}
+    return {names.get(key, key): value for key, value in message.items()}
+
+
 def read_served(
     folder: Path,  # Where a server writes its log
     lake: Lake,
@@ -207,8 +209,7 @@ def read_served(
     at = next_offset(lake, 'predictions')
     messages = [json.loads(message) for message in log.read('predictions', at, 10**6)]
     log.close()
-    names = {task.schema.entity_id: 'entity_id', 'T': 'cutoff'}
-    served = [{names.get(key, key): row[key] for key in row} for row in messages]
+    served = [_named(message, task) for message in messages]
     return served, at + len(served)
 
 
@@ -286,7 +287,8 @@ def calibration_effect(
     calibration = lake.sql('select a, b from calibrations where day = ?', day)
     if not known.height or not calibration.height:
         return metric_rows([], measured_at=0, version='', n=0, day=day)
-    p, y = known['p'].to_numpy(), known['y'].to_numpy()
+    p = known['p'].to_numpy()
+    y = known['y'].to_numpy()
     calibrated = apply_calibration(p, *calibration.row(0))
     measured = [
         Measurement('log_loss', log_loss(y, p)),
@@ -311,7 +313,8 @@ def measure_day(
     "What is known at the end of a scoring day, of it and of the day whose labels are known by now"
     calendar = task.calendar
     labelled = scored.day - label_days(calendar)
-    start, end = calendar.day_start(labelled), calendar.day_start(labelled + 1)
+    start = calendar.day_start(labelled)
+    end = calendar.day_start(labelled + 1)
     now = calendar.day_start(scored.day + 1)
     known = labelled_predictions(lake, task, start, end, now)
     estimated = estimate_day(monitors.of(scored.version), scored.monitored, scored.version)

@@ -10,7 +10,7 @@ __all__ = ['N_STD', 'KEYS', 'METRICS', 'monitored_columns', 'control_limits', 'r
 # %% ../nbs/19_monitor.ipynb #f3b18b49
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def realized_per_day(
     p: np.ndarray,  # Score of each row
 ) -> dict[str, np.ndarray]:  # Measure -> one value per day, in order; AUC is NaN for one class
     "Realized AUC of each day, and its gap: the mean score less the share of positives"
-    rows_of = [np.flatnonzero(day == d) for d in np.unique(day)]
+    rows_of = [np.flatnonzero(day == one) for one in np.unique(day)]
     aucs = [auc(y[rows], p[rows]) for rows in rows_of]
     gaps = [p[rows].mean() - y[rows].mean() for rows in rows_of]
     return {'auc': np.array(aucs), 'gap': np.array(gaps)}
@@ -137,7 +137,8 @@ class Monitor:
             raise MlrefError(
                 f'expected a reference of at least 7 days, got {days}; take a longer stretch'
             )
-        y, p = reference['y'].to_numpy(), reference['p'].to_numpy()
+        y = reference['y'].to_numpy()
+        p = reference['p'].to_numpy()
         realized = realized_per_day(day, y, p)
         self.calendar = calendar
         self.features = tuple(name for name in reference.columns if name not in KEYS)
@@ -178,8 +179,9 @@ def metric_rows(
     day: int,  # Days since 1970-01-01
 ) -> pl.DataFrame:  # Rows of the metrics table
     "Measurements of one day as rows"
-    rows = [(measured_at, m.name, version, m.value, m.low, m.high, n, day) for m in measurements]
-    return pl.DataFrame(rows, schema=METRICS, orient='row')
+    about = {'measured_at': measured_at, 'version': version, 'n': n, 'day': day}
+    rows = [asdict(measurement) | about for measurement in measurements]
+    return pl.DataFrame(rows, schema=METRICS)
 
 # %% ../nbs/19_monitor.ipynb #a05f7438
 def _number(value: float | None) -> float | None:
@@ -301,5 +303,8 @@ def find_alarms(
     found = {}
     for row in counted.filter(pl.col('out') >= policy.out).sort('name').iter_rows(named=True):
         name = row.pop('name')
-        found[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+        found[name] = {
+            column: round(value, 4) if isinstance(value, float) else value
+            for column, value in row.items()
+        }
     return found

@@ -24,10 +24,10 @@ from mlref.flights.events import FLIGHT_COLUMNS, flight_stream, raw_folder
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
 from mlref.log import LocalLog
-from mlref.offline import training_set
 from mlref.online import LmdbStore
 from mlref.policy import RetrainPolicy
 from mlref.registry import Registry, load_champion, promote, register_model
+from mlref.training_set import training_set
 from mlref.workspace import Workspace, deliver_events
 from test_registry import GOOD, env, free
 from test_registry import model as another
@@ -52,7 +52,7 @@ def home(tmp_path_factory):
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
-    t = training_set(events_as_of(h.lake), h.task.lookups, NOW - 600, NOW)
+    t = training_set(events_as_of(h.lake), h.task, NOW - 600, NOW)
     model = load_champion(h.registry)
     req = h.lake.sql(
         f"select {', '.join(FLIGHT_COLUMNS)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"
