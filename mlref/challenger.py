@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'with_recorded_engine', 'Challenger', 'reference_scores',
            'vector_version', 'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout',
-           'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
-           'judge_challenger', 'run_challenge']
+           'ServedFeatures', 'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates',
+           'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -161,11 +161,12 @@ def register_challenger(
         'features': vector_version(task, past.categories),
         'stop_days': policy.stop,
     }
+    metrics = {'auc': auc(y, p), 'log_loss': log_loss(y, p)}
     return register_model(
         registry,
         model,
         data=digest(past.X, past.y, past.label_time),
-        metrics={'auc': auc(y, p), 'log_loss': log_loss(y, p)},
+        metrics=metrics,
         params=params,
         gates=challenger.gates,
         some=past.X,
@@ -262,17 +263,23 @@ class Holdout:
 
 
 @dataclass(frozen=True)
+class ServedFeatures:
+    "The vector that is served today"
+
+    names: tuple[str, ...]  # Its columns, in order
+    version: str  # That the champion was registered with
+
+
+@dataclass(frozen=True)
 class Evidence:
     "What the gates are told besides the comparison with the champion"
 
     challenger: Challenger  # Trained, not judged yet
     holdout: Holdout
     features: str  # Version of the features the challenger learnt from
-    served_names: tuple[str, ...]  # Columns that are served, in order
-    served_features: str  # Their version
+    served: ServedFeatures
     newest_event: int  # In the lake, minute UTC
     max_label_age: int  # Minutes
-    source_scores: np.ndarray  # Of the holdout, by the challenger before its export
     logged: np.ndarray  # Scores of the champion, as they were served
     rebuilt: np.ndarray  # Scores of the champion, from the lake; the same rows
 
@@ -307,16 +314,15 @@ def collect_evidence(
     logged = logged_scores(lake, champion.tags['model'], holdout.rows)
     known = ~np.isnan(logged)
     newest = lake.sql('select max(known_time) as t from events where known_time <= ?', holdout.now)
-    source = getattr(challenger.model, 'source', challenger.model)
+    features = vector_version(task, challenger.past.categories)
+    max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
         challenger=challenger,
         holdout=holdout,
-        features=vector_version(task, challenger.past.categories),
-        served_names=task.features.names,
-        served_features=champion.params['features'],
+        features=features,
+        served=ServedFeatures(task.features.names, champion.params['features']),
         newest_event=newest['t'][0],
-        max_label_age=(label_days(task.calendar) + 1) * DAY,
-        source_scores=source.predict(holdout.rows.X),
+        max_label_age=max_label_age,
         logged=logged[known],
         rebuilt=rebuilt[known],
     )
@@ -327,10 +333,11 @@ def data_gates(evidence: Evidence) -> list[Gate]:
     model, past = evidence.challenger.model, evidence.challenger.past
     holdout, now = evidence.holdout, evidence.holdout.now
     newest_label = int(holdout.rows.label_time.max())
-    served = (evidence.served_names, evidence.served_features)
+    served = evidence.served
+    unknown_to_holdout = no_leak(past.cutoff, past.label_time, model.trained_until, holdout.begin)
     return [
-        same_features(model.names, evidence.features, *served),
-        *no_leak(past.cutoff, past.label_time, model.trained_until, holdout.begin),
+        same_features(model.names, evidence.features, served.names, served.version),
+        *unknown_to_holdout,
         is_fresh('labels', newest_label, now, evidence.max_label_age),
         is_fresh('events', evidence.newest_event, now, DAY),
     ]
@@ -354,13 +361,16 @@ def serving_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask whether a challenger can be served as it was trained"
+    model = evidence.challenger.model
+    # what was trained, before it was exported into the engine that serves
+    trained = getattr(model, 'source', model).predict(evidence.holdout.rows.X)
     # a network of eight bits differs from the one it was made of by its rounding
     largest = 0.02 if 'int8' in policy.engine else 1e-5
     timed = [latency_within(policy.ms, policy.timings)] if policy.timings else []
     return [
-        parity(comparison.challenger, evidence.source_scores, largest),
+        parity(comparison.challenger, trained, largest),
         *timed,
-        size_within(model_size(evidence.challenger.model)),
+        size_within(model_size(model)),
         no_serving_skew(evidence.logged, evidence.rebuilt),
     ]
 

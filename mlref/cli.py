@@ -101,9 +101,8 @@ def _serve(a: argparse.Namespace) -> None:
 def _load(a: argparse.Namespace) -> None:
     import tempfile
 
-    from mlref.daily import day_requests
-
     from mlref.capacity import locust_files, run_load_step
+    from mlref.daily import day_requests
     from mlref.flights.task import flights_task
     from mlref.lake import Lake
 

@@ -43,7 +43,7 @@ from .serve import Client
 from .task import Task
 from .workspace import Monitors, Workspace, read_reference
 
-# %% ../nbs/22c_daily.ipynb #4652b552
+# %% ../nbs/22c_daily.ipynb #c1c1cdce
 def day_requests(
     lake: Lake,
     task: Task,
@@ -51,14 +51,12 @@ def day_requests(
 ) -> pl.DataFrame:  # Events of `task.request_kind`, by time
     "Who is to be scored on a day; raises `MlrefError` when there is nobody"
     start = task.calendar.day_start(day) + task.calendar.horizon
-    requests = lake.sql(
-        f'select {", ".join(task.schema.columns)} from events where kind = ?'
-        f' and {task.request_time} >= ? and {task.request_time} < ?'
-        f' order by {task.request_time}, event_id',
-        task.request_kind,
-        start,
-        start + DAY,
-    ).cast(task.schema.columns)
+    time = task.request_time
+    query = (
+        f'select {", ".join(task.schema.columns)} from events'
+        f' where kind = ? and {time} >= ? and {time} < ? order by {time}, event_id'
+    )
+    requests = lake.sql(query, task.request_kind, start, start + DAY).cast(task.schema.columns)
     if not requests.height:
         raise MlrefError(
             f'expected some {task.entity} to score on {format_time(start)[:10]}, found none;'
@@ -66,7 +64,7 @@ def day_requests(
         )
     return requests
 
-# %% ../nbs/22c_daily.ipynb #0e0df972
+# %% ../nbs/22c_daily.ipynb #e19fdc4f
 @dataclass(frozen=True)
 class ScoredDay:
     "The scores of a day, and what the monitor keeps of its features"
@@ -97,7 +95,7 @@ def prediction_rows(
         }
     )
 
-# %% ../nbs/22c_daily.ipynb #e19fdc4f
+# %% ../nbs/22c_daily.ipynb #fc8c70dd
 def score_day(
     store: LmdbStore,
     model: Predictor,
@@ -121,7 +119,7 @@ def score_day(
         monitored=kept.with_columns(predictions['cutoff'], predictions['p']),
     )
 
-# %% ../nbs/22c_daily.ipynb #90c4ac54
+# %% ../nbs/22c_daily.ipynb #6679bcc5
 def known_labels(
     lake: Lake,
     task: Task,
@@ -158,7 +156,7 @@ def labelled_predictions(
     labels = known_labels(lake, task, start, now)
     return predictions.join(labels, on='entity_id', maintain_order='left')
 
-# %% ../nbs/22c_daily.ipynb #e27e2402
+# %% ../nbs/22c_daily.ipynb #3b3bdd75
 def fit_daily_calibration(
     lake: Lake,
     task: Task,
@@ -177,7 +175,7 @@ def fit_daily_calibration(
     fitted = fit_calibration(p, y, cutoff, label_time, now)
     return pl.DataFrame({'day': day, 'fitted_at': now, **asdict(fitted), 'digest': fitted.digest})
 
-# %% ../nbs/22c_daily.ipynb #a2b25ac3
+# %% ../nbs/22c_daily.ipynb #75a87914
 def publish_calibration(
     store: LmdbStore,
     lake: Lake,
@@ -193,7 +191,7 @@ def publish_calibration(
     note = encode_calibrations([*before.to_dicts(), *fitted.to_dicts()])
     store.write({CALIBRATION_KEY: note})
 
-# %% ../nbs/22c_daily.ipynb #c04ea718
+# %% ../nbs/22c_daily.ipynb #7cff3773
 def _named(message: dict, task: Task) -> dict:
     names = {task.schema.entity_id: 'entity_id', 'T': 'cutoff'}
     return {names.get(key, key): value for key, value in message.items()}
@@ -223,7 +221,7 @@ def calibrated_answers(
     calibrated = apply_calibration(p, fitted['a'][0], fitted['b'][0])
     return calibrated.tolist(), fitted['digest'][0]
 
-# %% ../nbs/22c_daily.ipynb #7cff3773
+# %% ../nbs/22c_daily.ipynb #dbf5589b
 def check_answers(
     answers: list[dict],  # Of the server, in order of the predictions
     served: list[dict],  # What it wrote down
@@ -259,7 +257,7 @@ def served_predictions(
     taken = asked.join(rows, on='entity_id', maintain_order='left')
     return taken.select(predictions.columns).cast(predictions.schema)
 
-# %% ../nbs/22c_daily.ipynb #dbf5589b
+# %% ../nbs/22c_daily.ipynb #e0a3399d
 def score_over_http(
     client: Client,
     requests: pl.DataFrame,  # From `day_requests`
@@ -276,7 +274,7 @@ def score_over_http(
     offsets = pl.DataFrame({'topic': 'predictions', 'part': 0, 'next': offset})
     return {'predictions': predictions, 'offsets': offsets}
 
-# %% ../nbs/22c_daily.ipynb #d6f08e92
+# %% ../nbs/22c_daily.ipynb #0e5d649c
 def calibration_effect(
     lake: Lake,
     known: pl.DataFrame,  # From `labelled_predictions`, of one scoring day
@@ -303,7 +301,7 @@ def calibration_effect(
         day=day,
     )
 
-
+# %% ../nbs/22c_daily.ipynb #e2bad787
 def measure_day(
     scored: ScoredDay,
     lake: Lake,
@@ -324,7 +322,7 @@ def measure_day(
     ]
     return pl.concat([estimated, *realized, calibration_effect(lake, known, labelled, calendar)])
 
-# %% ../nbs/22c_daily.ipynb #81ff3bff
+# %% ../nbs/22c_daily.ipynb #88f0e7a4
 MAX_NULL_LEAK = 0.5  # honest data reach .25, a leak lies near 1
 
 

@@ -48,7 +48,8 @@ TABLES = {
         ' bigint, over boolean, value double, says varchar'
     ),
     'predictions': (
-        'entity_id varchar, cutoff bigint, scored_at bigint, p double, version varchar, trained_until'
+        'entity_id varchar, cutoff bigint, scored_at bigint, p double, version varchar,'
+        ' trained_until'
         ' bigint, day bigint'
     ),
     'decisions': (
