@@ -155,7 +155,9 @@ RUN_TABLES = {
         ' wind_dir, wind_speed, wind_gust, precip, pressure, visib'
         ' from events order by known_time, event_id'
     ),
-    'messages refused': "select 'flights' as topic, part, off, raw, reasons from dead_letters order by all",
+    'messages refused': (
+        "select 'flights' as topic, part, off, raw, reasons from dead_letters order by all"
+    ),
     'flights scored': (
         'select entity_id, cutoff, scored_at, day from predictions order by cutoff, entity_id'
     ),
