@@ -14,7 +14,6 @@ __all__ = ['PREDICTIONS', 'DECISIONS', 'DAYS', 'RUN_TABLES', 'TOPIC', 'decision_
 import io
 import json
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from mlref.calibration import (
     encode_calibrations,
     fit_calibration,
 )
+from .catalog import record_features
 from .checks import CheckResult, check_leaking_nulls
 from .compress import OnnxPredictor, build_engine, model_size, recorded_engine
 from mlref.core import (
@@ -59,10 +59,10 @@ from mlref.evaluate import (
 )
 from .events import disturb_delivery, drop_feed, encode_events
 from .features import compute_vectors
-from .flights.contract import flight_checks, flight_rules
-from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw, read_year
-from .flights.features import FLIGHTS, Static, feature_version, static
+from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_year
+from .flights.features import FLIGHTS, Static, feature_version
 from .flights.slices import slice_labels
+from .flights.task import flights_task
 from mlref.gates import (
     Gate,
     all_passed,
@@ -98,7 +98,6 @@ from mlref.monitor import (
     monitored_columns,
     realized_day,
 )
-from .offline import record_features, training_set
 from .online import LmdbStore
 from .recipes import fit_cached, out_of_fold_scores
 from .records import KEEP_MINUTES
@@ -115,6 +114,7 @@ from .schema import TableSchema
 from .serve import Client, start_server
 from .slices import slice_differences, slice_metrics
 from .stream import apply_log
+from .training_set import training_set
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
 PREDICTIONS = TableSchema(
@@ -167,20 +167,14 @@ class Workspace:
         folder: Path,  # Made when missing
         raw: Path | None = None,  # The package's files; default: where they are installed
     ):
-        raw = Path(raw) if raw else raw_folder()
-        self.folder, self.static = (
-            Path(folder),
-            static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
-        )
-        self.rules, self.lake = (
-            flight_rules(list(self.static.airports)),
-            Lake(self.folder / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA, RUN_TABLES),
-        )
-        self.log, self.store, self.registry = (
-            LocalLog(self.folder / 'log'),
-            LmdbStore(self.folder / 'online'),
-            Registry(self.folder / 'registry', local_uri(self.folder / 'registry')),
-        )
+        self.folder = Path(folder)
+        self.task = flights_task(raw)
+        self.static = self.task.lookups
+        self.rules = self.task.contract
+        self.lake = Lake(self.folder / 'lake' / 'mlref.duckdb', self.task.schema, RUN_TABLES)
+        self.log = LocalLog(self.folder / 'log')
+        self.store = LmdbStore(self.folder / 'online')
+        self.registry = Registry(self.folder / 'registry', local_uri(self.folder / 'registry'))
         self.watches: dict[str, Monitor] = {}
 
     def close(self):
@@ -358,7 +352,7 @@ def bootstrap(
     "The first model: trained, its reference scored out of fold, registered, promoted; again is harmless"
     if number := sync_registry(home):
         return number
-    past = known_by(training_set(events_as_of(home.lake), home.static, _first(home), until), until)
+    past = known_by(training_set(events_as_of(home.lake), home.task, _first(home), until), until)
     p = out_of_fold_scores(plan.kind, past, 3, plan.seed)
     model = train_challenger(home, plan, past, until)
     ref = monitored_columns(past.cutoff, p, past.X, past.names).with_columns(y=pl.Series(past.y))
@@ -679,7 +673,7 @@ def run_challenge(home: Workspace, plan: RetrainPolicy, now: int) -> Challenge:
     "Train a challenger and put it to the gates"
     end = now - LABEL_DELAY_DAYS * DAY
     begin = end - plan.block * DAY
-    every = training_set(events_as_of(home.lake), home.static, _first(home), end)
+    every = training_set(events_as_of(home.lake), home.task, _first(home), end)
     past, test = (
         known_by(every.take(every.cutoff < begin), begin),
         known_by(every.take(every.cutoff >= begin), now),
@@ -703,9 +697,7 @@ def check_day(
     day: int,
 ) -> list[CheckResult]:
     "What the table rules find at the end of a service day"
-    planes = pl.Series('tailnum', list(home.static.planes))
-    checks = partial(flight_checks, planes=planes)
-    out = check_tables(home.lake, home.log, checks, day_start(day + 1))
+    out = check_tables(home.lake, home.log, home.task.table_checks, day_start(day + 1))
     if home.lake.sql('select count(*) as n from predictions where version = ?', version)['n'][0]:
         return out
     ref = pl.read_parquet(home.folder / 'registry' / 'models' / version / 'reference.parquet')

@@ -9,15 +9,16 @@ __all__ = ['Labels', 'Cuts', 'no_checks', 'no_slices', 'Task', 'select_requests'
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 # %% ../nbs/06c_task.ipynb #e06c0006
+from .checks import CheckResult, DayTables
 from .contracts import Rule, raise_for_failed, validate
 from .core import Calendar, MlrefError, TrainingSet
 from .features import FeatureSet
-from .checks import CheckResult, DayTables
 from .schema import EventSchema
 
 # %% ../nbs/06c_task.ipynb #e06c0009
@@ -50,7 +51,7 @@ class Task:
     request_time: str  # Its column with the minute of what is predicted
     labels: Labels  # (events known by `now`, now) -> entity id, y, label_time
     label_kinds: tuple[str, ...]  # The kinds of event that `labels` needs
-    lookups: object = None  # Handed to on-demand features
+    lookups: Any = None  # Handed to on-demand features, which alone know what it is
     table_checks: Callable[[DayTables], list[CheckResult]] = no_checks
     slices: Cuts = no_slices  # Name of a cut -> the slice of each row
     monitored: tuple[str, ...] = ()  # Features whose drift and missing values are watched

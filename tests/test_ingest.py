@@ -473,8 +473,11 @@ else:
     from mlref.flights.events import FLIGHT_SCHEMA
     from mlref.lake import Lake, insert_rows
     from mlref.schema import TableSchema
-    tables = TableSchema('days', {'day': pl.Int64}, ('day',)), TableSchema('decisions', {'id': pl.String})
-    lake = Lake(f, FLIGHT_SCHEMA, tables); insert_rows(lake, {'days': pl.DataFrame({'day': [1]})}); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    days = TableSchema('days', {'day': pl.Int64}, ('day',))
+    tables = days, TableSchema('decisions', {'id': pl.String})
+    lake = Lake(f, FLIGHT_SCHEMA, tables)
+    insert_rows(lake, {'days': pl.DataFrame({'day': [1]})})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try: insert_rows(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
     except MlrefError as e: print(e)
 """

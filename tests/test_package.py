@@ -53,7 +53,9 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
     log.close()
     code = """
 import sys; from pathlib import Path; from mlref.ingest import ingest; from mlref.lake import *; from mlref.flights.contract import flight_rules; from mlref.log import LocalLog; from mlref.events import *; from mlref.flights.events import *
-folder = Path(sys.argv[1]); lake = Lake(folder/'lake.duckdb', FLIGHT_SCHEMA); print('open', flush=True)
+folder = Path(sys.argv[1])
+lake = Lake(folder/'lake.duckdb', FLIGHT_SCHEMA)
+print('open', flush=True)
 ingest(lake, LocalLog(folder/'log', readonly=True), 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
 """
     g, killed = random.Random(0), 0
