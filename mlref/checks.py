@@ -9,7 +9,8 @@ __all__ = ['CheckResult', 'DayTables', 'check_freshness', 'check_volume', 'check
 
 # %% ../nbs/04a_checks.ipynb #d1665f2b
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -172,7 +173,7 @@ def check_categories(before: pl.Series, after: pl.Series) -> CheckResult:
 
 
 def check_schema(
-    before: dict[str, pl.DataType], after: dict[str, pl.DataType]
+    before: Mapping[str, ColumnType], after: Mapping[str, ColumnType]
 ) -> list[CheckResult]:
     "One finding for each column that was added (warn), removed or retyped (fail)"
     added = [
@@ -239,7 +240,7 @@ def message_fields(
     messages: list[bytes],  # As they came
     schema: EventSchema,  # What is expected
     # The fields that had a value, with the schema's type or the one that came instead
-) -> dict[str, pl.DataType]:
+) -> dict[str, ColumnType]:
     "Which fields some messages have; what is no JSON object is left to the quarantine"
     out = {}
     for m in messages:

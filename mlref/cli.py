@@ -97,16 +97,23 @@ def _serve(a: argparse.Namespace) -> None:
     )
     serve(open_server(home, Path(a.log) if a.log else home / 'served', uri=a.uri), a.port)
 
+# %% ../nbs/50_cli.ipynb #da500001
+def _open_lake(args: argparse.Namespace):
+    "The lake of the current run"
+    from mlref.flights.events import FLIGHT_SCHEMA
+    from mlref.lake import Lake
+    from mlref.lifecycle import RUN_TABLES
+
+    return Lake(_current(args) / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA, RUN_TABLES)
+
 # %% ../nbs/50_cli.ipynb #12c58c50
 def _load(a: argparse.Namespace) -> None:
     import tempfile
 
     from mlref.capacity import locust_files, run_load_step
-    from mlref.flights.events import FLIGHT_SCHEMA
-    from mlref.lake import Lake
-    from mlref.lifecycle import RUN_TABLES, day_requests
+    from mlref.lifecycle import day_requests
 
-    lake = Lake(_current(a) / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA, RUN_TABLES)
+    lake = _open_lake(a)
     req = day_requests(lake, lake.sql('select max(day) as d from days')['d'][0])
     lake.close()
     if not a.web:
@@ -134,10 +141,7 @@ def _load(a: argparse.Namespace) -> None:
 # %% ../nbs/50_cli.ipynb #400b9d3b
 def _definitions(a: argparse.Namespace) -> None:
     from mlref.catalog import feature_catalog, feature_users
-    from mlref.flights.events import FLIGHT_SCHEMA
     from mlref.flights.features import FLIGHTS
-    from mlref.lake import Lake
-    from mlref.lifecycle import RUN_TABLES
 
     rows, data = feature_catalog(FLIGHTS), Path(a.data or find_layout().data)
     if a.what == 'show':
@@ -152,7 +156,7 @@ def _definitions(a: argparse.Namespace) -> None:
         return
     used = {}
     if (data / 'current').exists():
-        lake = Lake(_current(a) / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA, RUN_TABLES)
+        lake = _open_lake(a)
         used = {(v, n): m for v, n, m in feature_users(lake).iter_rows()}
         lake.close()
     for r in rows.iter_rows(named=True):
@@ -170,14 +174,13 @@ def _vectors(a: argparse.Namespace) -> None:
     from mlref.features import compute_vectors
     from mlref.flights.events import SCHEMA
     from mlref.flights.task import flights_task
-    from mlref.lake import Lake, events_as_of
-    from mlref.lifecycle import RUN_TABLES
+    from mlref.lake import events_as_of
     from mlref.online import LmdbStore
     from mlref.training_set import training_set
 
     home, task = _current(a), flights_task()
     features = task.features
-    lake = Lake(home / 'lake' / 'mlref.duckdb', task.schema, RUN_TABLES)
+    lake = _open_lake(a)
     if a.what == 'get':
         req = lake.sql(
             f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?",

@@ -303,7 +303,7 @@ def read_batch(
 # %% ../nbs/04_contracts.ipynb #da040014
 @dataclass(frozen=True)
 class Repeats:
-    "What of some events is new, and what contradicts an event accepted before; the rest is repeated"
+    "What of some events is new, and what contradicts one accepted before; the rest is repeated"
 
     new: pl.DataFrame
     changed: pl.DataFrame  # Another content under the id of an event accepted before
@@ -322,7 +322,8 @@ def split_repeats(
     if new.height == events.height:
         return Repeats(new, events.head(0))
     columns = list(schema.columns)
-    stands = pl.concat([accepted.select(columns).cast(dict(schema.columns)), new.select(columns)])
+    earlier = accepted.select(pl.col(name).cast(schema.columns[name]) for name in columns)
+    stands = pl.concat([earlier, new.select(columns)])
     rest = events.join(new, on='_i', how='anti', maintain_order='left')
     changed = rest.join(stands, on=columns, nulls_equal=True, how='anti', maintain_order='left')
     return Repeats(new, changed)

@@ -33,13 +33,10 @@ class IngestCounts:
     unknown: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: 'IngestCounts') -> 'IngestCounts':
-        return IngestCounts(
-            messages=self.messages + other.messages,
-            good=self.good + other.good,
-            repeated=self.repeated + other.repeated,
-            dead=self.dead + other.dead,
-            unknown=dict(Counter(self.unknown) + Counter(other.unknown)),
-        )
+        unknown = Counter(self.unknown) + Counter(other.unknown)
+        names = ('messages', 'good', 'repeated', 'dead')
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return IngestCounts(**sums, unknown=dict(unknown))
 
 # %% ../nbs/05a_ingest.ipynb #e4d9bd35
 @dataclass(frozen=True)
@@ -142,6 +139,8 @@ def _batch_tables(
     repeated = batch.events.height - found.new.height - found.changed.height
     broken = json.dumps(dict(batch.result.counts))
     counts = (len(batch.messages), found.new.height, repeated, dead.height)
+    row = (commit, topic, *counts, newest, broken, part, time.time())
+    end = (topic, part, start + len(batch.messages), watermark)
     offset = (pl.col('_i').cast(pl.Int64) + start).alias('off')
     events = found.new.with_columns(
         offset, commit_id=pl.lit(commit), topic=pl.lit(topic), part=pl.lit(part)
@@ -149,9 +148,9 @@ def _batch_tables(
     return {
         'events': events,
         'dead_letters': dead,
-        'commits': COMMITS.frame([(commit, topic, *counts, newest, broken, part, time.time())]),
+        'commits': COMMITS.frame([row]),
         'quality': _quality(batch, commit, newest),
-        'offsets': OFFSETS.frame([(topic, part, start + len(batch.messages), watermark)]),
+        'offsets': OFFSETS.frame([end]),
     }
 
 # %% ../nbs/05a_ingest.ipynb #86068f73
@@ -163,7 +162,7 @@ def commit_batch(
     messages: list[bytes],  # At least one
     rules: tuple[Rule, ...],  # The contract
 ) -> IngestCounts:
-    "Everything that follows from some messages, in one transaction; raises `MlrefError` when a rule refuses them"
+    "Commit what follows from some messages; raises `MlrefError` when a rule refuses them"
     position = _position(lake, topic, part)
     if start != position.offset:
         raise MlrefError(
@@ -192,7 +191,7 @@ def ingest(
     batch: int = 50_000,  # Messages per transaction
     part: int = 0,  # Partition
 ) -> IngestCounts:
-    "Take everything that waits in the log into the lake; safe to kill at any moment and to run again"
+    "Take what waits in the log into the lake; safe to kill at any moment and to run again"
     counts = IngestCounts()
     start = next_offset(lake, topic, part)
     while messages := log.read(topic, start, batch, part):
@@ -247,13 +246,10 @@ def check_tables(
     "What the table checks find of the day before `now`"
     columns = ', '.join(f'"{name}"' for name in lake.schema.columns)
     known = 'from events where known_time >= ? and known_time < ?'
-    tables = DayTables(
-        recent=lake.sql(f'select {columns} {known}', now - 8 * DAY, now),
-        times=lake.sql(f'select kind, known_time {known}', now - 30 * DAY, now),
-        messages=_newest_messages(lake, log, now - DAY, now),
-        now=now,
-    )
-    return checks(tables)
+    recent = lake.sql(f'select {columns} {known}', now - 8 * DAY, now)
+    times = lake.sql(f'select kind, known_time {known}', now - 30 * DAY, now)
+    messages = _newest_messages(lake, log, now - DAY, now)
+    return checks(DayTables(recent=recent, times=times, messages=messages, now=now))
 
 
 def quality_rows(
@@ -264,16 +260,12 @@ def quality_rows(
     "What the checks found, as a commit"
     commit = _next_commit(lake)
     broken = json.dumps({result.rule: 1 for result in found if not result.holds})
-    rows = [
-        (commit, at, r.rule, r.action, None, int(not r.holds), not r.holds, r.value, r.says)
-        for r in found
-    ]
-    return {
-        'commits': COMMITS.frame(
-            [(commit, 'quality', 0, 0, 0, 0, None, broken, None, time.time())]
-        ),
-        'quality': QUALITY.frame(rows),
-    }
+    rows = []
+    for result in found:
+        said = (int(not result.holds), not result.holds, result.value, result.says)
+        rows.append((commit, at, result.rule, result.action, None, *said))
+    row = (commit, 'quality', 0, 0, 0, 0, None, broken, None, time.time())
+    return {'commits': COMMITS.frame([row]), 'quality': QUALITY.frame(rows)}
 
 # %% ../nbs/05a_ingest.ipynb #2aa6fc4b
 def _release_tables(

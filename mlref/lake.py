@@ -201,6 +201,16 @@ def _connect(path: Path) -> duckdb.DuckDBPyConnection:
     return con
 
 
+def _check_entity(con: duckdb.DuckDBPyConnection, path: Path, schema: EventSchema) -> None:
+    have = _read_columns(con, 'events')
+    if have and schema.entity_id not in have:
+        con.close()
+        raise MlrefError(
+            f'expected events with the column {schema.entity_id} in {path}, found'
+            f' {", ".join(have)}; open it with the schema it was made with'
+        )
+
+
 def _cannot_open(path: Path, error: duckdb.Error) -> MlrefError:
     "The error in words: another writer, or a file that is broken"
     owner = re.search(r'PID (\d+)', str(error))
@@ -231,22 +241,13 @@ class Lake:
         new = not self.path.exists()
         try:
             self.con = _connect(self.path)
-            self._check_entity()
+            _check_entity(self.con, self.path, schema)
             _check_size(self.con, self.path)
             self.create(events_table(schema), *LAKE_TABLES, *tables)
         except duckdb.Error as error:
             if new:  # what could not be made whole would be in the way of the next try
                 self.path.unlink(missing_ok=True)
             raise _cannot_open(self.path, error) from None
-
-    def _check_entity(self) -> None:
-        have = _read_columns(self.con, 'events')
-        if have and self.schema.entity_id not in have:
-            self.con.close()
-            raise MlrefError(
-                f'expected events with the column {self.schema.entity_id} in {self.path}, found'
-                f' {", ".join(have)}; open it with the schema it was made with'
-            )
 
     def create(self, *tables: TableSchema) -> None:
         "Make tables that are missing, and bring those of an earlier version up to date"

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import polars as pl
+from polars.datatypes import DataType, DataTypeClass
 
 # %% ../nbs/01a_schema.ipynb #e01a0006
 from .core import MlrefError
 
 # %% ../nbs/01a_schema.ipynb #e01a0009
-ColumnType = pl.DataType | type[pl.DataType]  # polars takes both pl.Int64 and pl.Int64()
+ColumnType = DataType | DataTypeClass  # polars takes both pl.Int64() and pl.Int64
 EVENT_COLUMNS: dict[str, ColumnType] = {
     'event_id': pl.String,
     'kind': pl.String,
