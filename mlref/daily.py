@@ -23,10 +23,12 @@ from mlref.calibration import (
     encode_calibrations,
     fit_calibration,
 )
+from .checks import CheckResult, check_leaking_nulls
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
 from .features import compute_vectors
-from .lake import Lake, check_tables, next_offset
+from .ingest import check_tables, next_offset
+from .lake import Lake
 from .log import LocalLog
 from mlref.monitor import (
     Measurement,
@@ -37,7 +39,6 @@ from mlref.monitor import (
     realized_day,
 )
 from .online import LmdbStore
-from .quality import CheckResult, check_leaking_nulls
 from .records import KEEP_MINUTES
 from .serve import Client
 from .task import Task
@@ -192,22 +193,15 @@ def publish_calibration(
     store.write({CALIBRATION_KEY: note})
 
 # %% ../nbs/22c_daily.ipynb #7cff3773
-def _named(message: dict, task: Task) -> dict:
-    names = {task.schema.entity_id: 'entity_id', 'T': 'cutoff'}
-    return {names.get(key, key): value for key, value in message.items()}
-
-
 def read_served(
     folder: Path,  # Where a server writes its log
     lake: Lake,
-    task: Task,
 ) -> tuple[list[dict], int]:  # Its answers since the lake took some; the offset after them
     "What a server wrote down and the lake has not taken yet"
     log = LocalLog(folder, readonly=True)
     at = next_offset(lake, 'predictions')
-    messages = [json.loads(message) for message in log.read('predictions', at, 10**6)]
+    served = [json.loads(message) for message in log.read('predictions', at, 10**6)]
     log.close()
-    served = [_named(message, task) for message in messages]
     return served, at + len(served)
 
 
@@ -268,7 +262,7 @@ def score_over_http(
     "Score a day by a server and take its rows; raises `MlrefError` as `check_answers` does"
     client.ask(f'/v2/repository/models/{workspace.task.name}/load', {})
     answers = client.answers(requests)
-    served, offset = read_served(workspace.served, workspace.lake, workspace.task)
+    served, offset = read_served(workspace.served, workspace.lake)
     check_answers(answers, served, scored, fitted)
     predictions = served_predictions(served, scored.predictions, workspace.task.calendar)
     offsets = pl.DataFrame({'topic': 'predictions', 'part': 0, 'next': offset})
@@ -333,8 +327,8 @@ def check_day(
 ) -> list[CheckResult]:
     "What the checks of the tables find at the end of a day"
     task, lake = workspace.task, workspace.lake
-    planes = pl.Series('tailnum', list(task.lookups.planes))
-    found = check_tables(lake, workspace.log, planes, task.calendar.day_start(day + 1))
+    end = task.calendar.day_start(day + 1)
+    found = check_tables(lake, workspace.log, task.table_checks, end)
     served = lake.sql('select count(*) as n from predictions where version = ?', version)['n'][0]
     if served or not task.monitored:
         return found

@@ -26,7 +26,8 @@ from mlref.daily import (
     score_day,
     score_over_http,
 )
-from .lake import Lake, insert_rows, quality_rows
+from .ingest import quality_rows
+from .lake import Lake, insert_rows
 from .monitor import METRICS, AlarmPolicy, find_alarms
 from mlref.policy import (
     Decision,
@@ -59,7 +60,7 @@ def alarms_of_day(
         scored.day - ALARM_MEMORY,
     )
     fresh = metrics.filter(version=scored.version)
-    every = pl.concat([old.cast(METRICS), fresh])
+    every = pl.concat([old.cast(dict(METRICS.columns)), fresh])
     before = every.filter(pl.col('measured_at') < metrics['measured_at'].max())
     return find_alarms(every, policy), find_alarms(before, policy)
 

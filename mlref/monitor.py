@@ -18,6 +18,7 @@ import polars as pl
 
 from .core import DAY, Calendar, MlrefError
 from .evaluate import auc
+from .schema import TableSchema
 
 # %% ../nbs/19_monitor.ipynb #ea7c0456
 def monitored_columns(
@@ -149,16 +150,19 @@ class Monitor:
             self.estimators = fit_estimators(reference, calendar)
 
 # %% ../nbs/19_monitor.ipynb #a05f7435
-METRICS = {
-    'measured_at': pl.Int64,  # minute UTC
-    'name': pl.String,
-    'version': pl.String,  # of the model that scored
-    'value': pl.Float64,
-    'low': pl.Float64,  # null: no lower limit
-    'high': pl.Float64,  # null: no upper limit
-    'n': pl.Int64,  # rows that were measured
-    'day': pl.Int64,  # scoring day
-}
+METRICS = TableSchema(
+    name='metrics',
+    columns={
+        'measured_at': pl.Int64,  # minute UTC
+        'name': pl.String,
+        'version': pl.String,  # of the model that scored
+        'value': pl.Float64,
+        'low': pl.Float64,  # null: no lower limit
+        'high': pl.Float64,  # null: no upper limit
+        'n': pl.Int64,  # rows that were measured
+        'day': pl.Int64,  # scoring day
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ def metric_rows(
     "Measurements of one day as rows"
     about = {'measured_at': measured_at, 'version': version, 'n': n, 'day': day}
     rows = [asdict(measurement) | about for measurement in measurements]
-    return pl.DataFrame(rows, schema=METRICS)
+    return pl.DataFrame(rows, schema=dict(METRICS.columns))
 
 # %% ../nbs/19_monitor.ipynb #a05f7438
 def _number(value: float | None) -> float | None:

@@ -6,7 +6,7 @@
 __all__ = ['LATE_MINUTES', 'FLIGHT_CALENDAR', 'MONITORED', 'INTENDED_USE', 'flight_labels', 'gate_slices', 'flights_task']
 
 # %% ../../nbs/44_flights_task.ipynb #f1440004
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,11 @@ import polars as pl
 
 # %% ../../nbs/44_flights_task.ipynb #f1440005
 from ..core import DAY, Calendar, TrainingSet
-from .contract import flight_rules, run_table_checks
+from .contract import flight_checks, flight_rules
 from .events import FLIGHT_SCHEMA, raw_folder, read_raw
 from .features import FLIGHTS, static
 from .slices import slice_labels
-from ..quality import CheckResult
-from ..task import DayTables, Task
+from ..task import Task
 
 # %% ../../nbs/44_flights_task.ipynb #f1440008
 LATE_MINUTES = 15  # an arrival later than this is late: the limit of the US DOT's on-time reports
@@ -74,11 +73,6 @@ def flights_task(
     lookups = static(read_raw(folder, 'airports'), planes)
     known_planes = pl.Series('tailnum', list(lookups.planes))
 
-    def table_checks(tables: DayTables) -> list[CheckResult]:
-        return run_table_checks(
-            tables.recent, tables.times, tables.messages, known_planes, tables.now
-        )
-
     return Task(
         name='late',
         entity='flight',
@@ -92,7 +86,7 @@ def flights_task(
         labels=flight_labels,
         label_kinds=('arrival',),
         lookups=lookups,
-        table_checks=table_checks,
+        table_checks=partial(flight_checks, planes=known_planes),
         slices=gate_slices,
         monitored=MONITORED,
         intended_use=INTENDED_USE,
