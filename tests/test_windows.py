@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
 from mlref.features import (
     Entity,
@@ -28,7 +29,7 @@ from mlref.features import (
     with_squares,
 )
 from mlref.flights.features import FLIGHTS, local_time
-from mlref.offline import OfflineReader, feature_catalog, feature_lineage, point_in_time_join
+from mlref.offline import OfflineReader, point_in_time_join
 
 MANY = settings(
     max_examples=2000 if os.environ.get('MLREF_DEEP') == '1' else 60,
@@ -470,7 +471,7 @@ def test_the_registry_knows_what_every_column_is_made_of():
 
 
 def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
-    from mlref.pipeline import main
+    from mlref.cli import main
 
     assert (
         main(['features', 'list', '--data', str(tmp_path)]) == 0
@@ -493,6 +494,7 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
 
 
 def test_materialize_and_get_over_a_run(capsys, tmp_path):
+    from mlref.cli import main
     from mlref.core import parse_time
     from mlref.events import encode_events, events_between
     from mlref.flights.contract import flight_rules
@@ -500,7 +502,6 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
     from mlref.online import LmdbStore, apply_events
-    from mlref.pipeline import main
 
     home = tmp_path / 'runs' / 'r'
     (tmp_path / 'current').parent.mkdir(exist_ok=True)
