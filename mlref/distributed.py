@@ -183,7 +183,7 @@ def _communication_hook(
         return None, default_hooks.bf16_compress_wrapper(plain)
     return None, plain
 
-
+# %% ../nbs/11b_distributed.ipynb #11bb0008
 def average_gradients(
     net: nn.Module,
     bucket_mb: float = 25.0,  # Size of a bucket
