@@ -133,7 +133,7 @@ def good(tmp_path_factory):
 
 
 def killed(at, how, g):
-    "Kill a fit in a random step, or at a random moment, also in the middle of a checkpoint; False = it was done before"
+    "Kill a fit in a random step or at a random moment; False = it was done before"
     if how == 'step':
         p = child(at, g.randint(1, STEPS))
     else:
@@ -255,7 +255,7 @@ def test_the_death_of_one_rank_ends_the_job_soon_and_it_goes_on_to_the_same_bits
 
 
 def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
-    "A rate so high that the weights overflow: both ranks stop at the same look, nothing poisoned is written"
+    "Weights that overflow: both ranks stop at the same look, nothing poisoned is written"
     at = write_job(tmp_path, with_config(rate=1e30), FIT, STOP)
     with pytest.raises(
         MlrefError,
@@ -268,7 +268,7 @@ def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
 
 
 class Stage:
-    "CUDA's part in a `CudaGraphStep`, played on a CPU: what is asked for while it records is not done, and is done at each replay"
+    "CUDA's part in a `CudaGraphStep`, played on a CPU: what is recorded is done at each replay"
 
     def __init__(self, step, patch):
         self.step, self.said, self.graph = step, [], None
@@ -306,7 +306,7 @@ class Stage:
 
 
 def test_rehearsed_without_a_device_recorded_steps_end_in_the_same_bits(monkeypatch):
-    "Three full batches as they come, then one recording for all epochs; the short batch of each is never replayed"
+    "Three full batches, then one recording for all epochs; short batches are never replayed"
     X, y, plan, ends = (
         torch.from_numpy(FIT.X),
         torch.from_numpy(FIT.y),
@@ -430,8 +430,10 @@ def test_on_cuda_a_loss_that_waits_is_refused_with_the_way_out(tmp_path):
     "In a process of its own: a recording that failed is no place to go on from"
     code = (
         CHILD[: CHILD.index('job, fit, stop')]
-        + 'def waits(logits, target): value = bce_loss(logits, target); value.item(); return value\njob,'
-        ' fit, stop = read_job(folder)\nfit_torch(fit, stop, TrainConfig(epochs=1, batch=64), loss=waits)'
+        + 'def waits(logits, target):\n    value = bce_loss(logits, target)\n    value.item()\n'
+        '    return value\n'
+        'job, fit, stop = read_job(folder)\n'
+        'fit_torch(fit, stop, TrainConfig(epochs=1, batch=64), loss=waits)\n'
     )
     said = subprocess.run(
         [sys.executable, '-c', code, write_job(tmp_path, JOB, FIT, STOP), '0'],
