@@ -130,7 +130,7 @@ from mlref.flights.features import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import LmdbStore, apply_events
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-log, store, at, out = LocalLog(folder/'log', readonly=True), LmdbStore(folder/'online'), 0, {}
+log, store, at, out = LocalLog(folder/'log', readonly=True), LmdbStore(folder/'online', FLIGHTS), 0, {}
 st, plans = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')), pl.DataFrame(schema=SCHEMA)
 while msgs := log.read('events', at, 3_000):  # about a day
     ev = decode_events(msgs, FLIGHT_SCHEMA)[0].drop('_i'); at += len(msgs); apply_events(store, ev, at)
