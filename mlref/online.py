@@ -13,7 +13,7 @@ import shutil
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Protocol
@@ -351,8 +351,9 @@ def _publish(folder: Path, generation: int, shards: int, layouts: dict[str, Reco
 def _stored_layouts(about: dict) -> dict[str, RecordLayout]:
     "The histories that a store has, as `store.json` tells them"
     found = {}
-    for name, layout in about.get('layouts', {}).items():
-        found[name] = RecordLayout(**{**layout, 'values': tuple(layout['values'])})
+    for name, fields in about.get('layouts', {}).items():
+        layout = RecordLayout(**fields)
+        found[name] = replace(layout, values=tuple(layout.values))
     return found
 
 
