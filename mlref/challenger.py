@@ -148,21 +148,21 @@ def register_challenger(
     lake: Lake,
     task: Task,
 ) -> str:  # Its number in the registry
-    "Register a model with its reference scores and what the gates said; again is harmless"
+    "Register a model with its reference and its gates; raises `MlrefError` without a registry"
     model, past = challenger.model, challenger.past
     write_reference(registry, model.version, challenger.reference)
     record_features(lake, task.features, model.version)
     y = challenger.reference['y'].to_numpy()
     p = challenger.reference['p'].to_numpy()
     commit = lake.sql('select max(commit_id) as n from commits')['n'][0]
-    params = {
+    params: dict[str, str | int | float] = {
         'seed': policy.seed,
         'rows': len(past),
         'features': vector_version(task, past.categories),
         'stop_days': policy.stop,
     }
     metrics = {'auc': auc(y, p), 'log_loss': log_loss(y, p)}
-    return register_model(
+    number = register_model(
         registry,
         model,
         data=digest(past.X, past.y, past.label_time),
@@ -173,6 +173,12 @@ def register_challenger(
         lake=f'commit {commit}',
         features=task.features,
     )
+    if number is None:
+        raise MlrefError(
+            f'expected the registry {registry.uri} to take model {model.version}, it did not'
+            ' answer; start it and live through the day again'
+        )
+    return number
 
 # %% ../nbs/22b_challenger.ipynb #834312a5
 def promotion_record(
@@ -310,7 +316,10 @@ def collect_evidence(
     task: Task,
 ) -> Evidence:
     "What the lake and the registry say about a challenger"
-    champion = get_version(registry, version_by_alias(registry))
+    number = version_by_alias(registry)
+    if number is None:
+        raise MlrefError('expected a champion to compare with, found none; bootstrap first')
+    champion = get_version(registry, number)
     logged = logged_scores(lake, champion.tags['model'], holdout.rows)
     known = ~np.isnan(logged)
     newest = lake.sql('select max(known_time) as t from events where known_time <= ?', holdout.now)

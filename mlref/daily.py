@@ -57,7 +57,8 @@ def day_requests(
         f'select {", ".join(task.schema.columns)} from events'
         f' where kind = ? and {time} >= ? and {time} < ? order by {time}, event_id'
     )
-    requests = lake.sql(query, task.request_kind, start, start + DAY).cast(task.schema.columns)
+    requests = lake.sql(query, task.request_kind, start, start + DAY)
+    requests = requests.cast(pl.Schema(task.schema.columns))
     if not requests.height:
         raise MlrefError(
             f'expected some {task.entity} to score on {format_time(start)[:10]}, found none;'
@@ -135,7 +136,7 @@ def known_labels(
         *task.label_kinds,
         since,
         now,
-    ).cast(task.schema.columns)
+    ).cast(pl.Schema(task.schema.columns))
     entity_id = pl.col(task.schema.entity_id).cast(pl.String).alias('entity_id')
     return task.labels(events, now).select(entity_id, pl.col('y').cast(pl.Float64), 'label_time')
 

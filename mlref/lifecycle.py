@@ -60,7 +60,7 @@ def alarms_of_day(
         scored.day - ALARM_MEMORY,
     )
     fresh = metrics.filter(version=scored.version)
-    every = pl.concat([old.cast(dict(METRICS.columns)), fresh])
+    every = pl.concat([old.cast(pl.Schema(METRICS.columns)), fresh])
     before = every.filter(pl.col('measured_at') < metrics['measured_at'].max())
     return find_alarms(every, policy), find_alarms(before, policy)
 
@@ -108,7 +108,7 @@ def decide_challenge(
     }
     return [
         make_decision(day, 'retrain', why, trained, task.calendar),
-        verdict(challenger.gates, judged, day, task.calendar),
+        verdict(challenger.gates or [], judged, day, task.calendar),
     ]
 
 # %% ../nbs/22d_lifecycle.ipynb #03145433

@@ -131,6 +131,6 @@ def verdict(
     "Promote when every gate passed, refuse otherwise; raises `MlrefError` without gates"
     answers = {'gates': [asdict(gate) for gate in gates]}
     if all_passed(gates):
-        return make_decision(day, 'promote', 'all gates passed', evidence | answers, calendar)
+        return make_decision(day, 'promote', 'all gates passed', {**evidence, **answers}, calendar)
     failed = ', '.join(gate.name for gate in gates if not gate.passed)
-    return make_decision(day, 'refuse', failed, evidence | answers, calendar)
+    return make_decision(day, 'refuse', failed, {**evidence, **answers}, calendar)

@@ -19,6 +19,7 @@ from mlref.flights.events import (
     read_raw,
     read_year,
 )
+from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.ingest import ingest, next_offset, release
 from mlref.lake import Lake, events_as_of
@@ -115,7 +116,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     log, lake, store = (
         LocalLog(tmp_path / 'log'),
         Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA),
-        LmdbStore(tmp_path / 'online'),
+        LmdbStore(tmp_path / 'online', FLIGHTS),
     )
     log.append(
         'e',

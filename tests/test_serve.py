@@ -21,6 +21,7 @@ from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.challenger import bootstrap
 from mlref.core import DAY, HORIZON, digest, known_by, parse_time
 from mlref.flights.events import FLIGHT_COLUMNS, flight_stream, raw_folder
+from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
 from mlref.log import LocalLog
@@ -199,7 +200,7 @@ LOAD = '/v2/repository/models/late/load'
 
 def keep(at, note):
     "What the lifecycle does while a server reads"
-    store = LmdbStore(at / 'online')
+    store = LmdbStore(at / 'online', FLIGHTS)
     store.write({CALIBRATION_KEY: note})
     store.close()
 
