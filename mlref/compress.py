@@ -8,7 +8,6 @@ __all__ = ['ENGINES', 'BATCHES', 'to_onnx', 'to_int8', 'OnnxPredictor', 'build_e
            'recorded_engine', 'save_engine', 'load_engine', 'tensorrt_missing']
 
 # %% ../nbs/13_compress.ipynb #c6bca089
-import hashlib
 import json
 import os
 import tempfile
@@ -23,7 +22,16 @@ import torch
 
 from .core import MlrefError, Predictor, digest, file_digest, write_bytes, write_json
 from .evaluate import auc
-from .model import LightGBMPredictor, TorchPredictor, load_model, save_model
+from mlref.model import (
+    LightGBMPredictor,
+    SavedModel,
+    TorchPredictor,
+    check_rows,
+    load_model,
+    register_loader,
+    save_model,
+    write_description,
+)
 
 # %% ../nbs/13_compress.ipynb #6c616f8c
 def to_onnx(
@@ -147,21 +155,38 @@ class OnnxPredictor:
         self,
         X: np.ndarray,  # float32 (rows, names)
     ) -> np.ndarray:  # float64 (rows,)
-        "Probability of late"
-        if X.ndim != 2 or X.shape[1] != len(self.names):
-            raise MlrefError(
-                f'expected rows of {len(self.names)} features, got an array of shape {X.shape}'
-            )
+        "Probability of y = 1"
+        X = check_rows(X, self.names)
         if not len(X):
             return np.zeros(0)
-        return 1 / (
-            1
-            + np.exp(
-                -self.session.run(None, {'X': np.ascontiguousarray(X, np.float32)})[0].astype(
-                    np.float64
-                )
-            )
-        )
+        logits = self.session.run(None, {'X': X})[0].astype(np.float64)
+        return 1 / (1 + np.exp(-logits))
+
+    def size(self) -> int:
+        "Bytes of the ONNX file"
+        return len(self.data)
+
+    def save(self, folder: Path) -> None:
+        "The ONNX file, the network it came from, and the description"
+        self.source.save(Path(folder) / 'source')
+        write_bytes(Path(folder) / 'model.onnx', self.data)
+        files = ('model.onnx', 'source/model.json')
+        write_description(self, folder, files, {'engine': self.engine})
+
+    def requires(self) -> tuple[str, ...]:
+        "ONNX Runtime, and what the network it came from needs"
+        return 'onnxruntime', *self.source.requires()
+
+
+@register_loader('onnx')
+def _load_onnx(
+    saved: SavedModel,
+    device: str,  # Not used: the engine runs on the processor
+) -> OnnxPredictor:
+    "An exported network from its ONNX file"
+    data = (saved.folder / 'model.onnx').read_bytes()
+    source = load_model(saved.folder / 'source')
+    return OnnxPredictor(data, source, saved.settings['engine'], saved.version)
 
 # %% ../nbs/13_compress.ipynb #cfc3f780
 ENGINES = ('torch', 'onnx', 'onnx-int8', 'onnx-int8-dynamic')
@@ -244,17 +269,7 @@ def time_models(
 # %% ../nbs/13_compress.ipynb #860058a1
 def model_size(model: Predictor) -> int:
     "Bytes of what is shipped"
-    if model.kind == 'mean':
-        return sum(model_size(p) for p in model.parts)
-    return (
-        len(model.data)
-        if model.kind == 'onnx'
-        else (
-            len(model.text.encode())
-            if model.kind == 'gbm'
-            else sum(v.nbytes for v in model._arrays().values())
-        )
-    )
+    return model.size()
 
 
 def measure_engines(
@@ -355,26 +370,15 @@ def save_engine(
     folder: Path,  # Made when missing
 ) -> Path:  # `folder`
     "Write a model in any engine; the description last"
-    if model.kind != 'onnx':
-        return save_model(model, folder)
-    save_model(model.source, Path(folder) / 'source')
-    write_bytes(Path(folder) / 'model.onnx', model.data)
-    return write_json(
-        Path(folder) / 'model.json',
-        {
-            'kind': 'onnx',
-            'engine': model.engine,
-            'sha256': hashlib.sha256(model.data).hexdigest(),
-            'version': model.version,
-        },
-    ).parent
+    return save_model(model, folder)
 
 
 def load_engine(folder: Path) -> TorchPredictor | LightGBMPredictor | OnnxPredictor:
     "Read back what `save_engine` wrote; raises `MlrefError` when it is missing or altered"
     at, f = Path(folder) / 'model.json', Path(folder) / 'model.onnx'
     about = json.loads(at.read_text()) if at.exists() else {}
-    if about.get('kind') != 'onnx':
+    # an engine saved before descriptions listed their files
+    if about.get('kind') != 'onnx' or 'files' in about:
         return load_model(folder)
     if not f.exists() or file_digest(f) != about['sha256']:
         raise MlrefError(

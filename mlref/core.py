@@ -246,36 +246,69 @@ def known_by(
 # %% ../nbs/01_core.ipynb #36f5faa2
 @runtime_checkable
 class Predictor(Protocol):
-    "Anything that scores flights"
+    "Anything that scores rows of features, and answers for itself"
 
+    kind: str  # Names the function that loads it again, e.g. 'torch'
     version: str  # Digest of what it learnt
     trained_until: int  # Latest label it has seen, minutes UTC
     names: tuple[str, ...]  # The features it expects, in order
 
     def predict(
         self,
-        X: np.ndarray,  # float32, shape (flights, names)
-    ) -> np.ndarray: ...  # Probability of late, float64, shape (flights,)
+        X: np.ndarray,  # float32, shape (rows, names)
+    ) -> np.ndarray:  # Probability of y = 1, float64, shape (rows,)
+        "Score rows; a row's score does not depend on the others"
+        ...
+
+    def size(self) -> int:
+        "Bytes of what it learnt"
+        ...
+
+    def save(
+        self,
+        folder: Path,  # Made when missing
+    ) -> None:
+        "Write what it learnt, and last a description that says so"
+        ...
+
+    def requires(self) -> tuple[str, ...]:
+        "Packages that its scores depend on, as installers name them"
+        ...
+
+# %% ../nbs/01_core.ipynb #1b8edfb4
+def _check_answers(model: Predictor) -> None:
+    "Raise `MlrefError` unless it says what it is, how large, and what it needs"
+    if not isinstance(model, Predictor):
+        raise MlrefError(
+            'expected kind, version, trained_until, names, predict, size, save and requires,'
+            f' got {type(model).__name__} without some of them'
+        )
+    if not model.kind or not model.version:
+        raise MlrefError(f'expected a kind and a version, got {model.kind!r}, {model.version!r}')
+    if model.size() < 1:
+        raise MlrefError(f'expected a size of at least one byte, got {model.size()!r}')
+    needs = model.requires()
+    if not isinstance(needs, tuple) or not all(isinstance(name, str) for name in needs):
+        raise MlrefError(f'expected a tuple of package names from requires, got {needs!r}')
 
 # %% ../nbs/01_core.ipynb #ae04058a
 def check_predictor(
-    p: Predictor,  # What is to serve
+    model: Predictor,  # What is to serve
     X: np.ndarray,  # float32 rows to try it on, at least one
 ) -> np.ndarray:  # Its scores, float64
-    "Raise `MlrefError` unless `p` keeps the promise of a Predictor on `X`"
-    if not isinstance(p, Predictor):
+    "Raise `MlrefError` unless `model` keeps the promise of a Predictor on `X`"
+    _check_answers(model)
+    scores = model.predict(X)
+    if scores.shape != (len(X),) or scores.dtype != np.float64:
         raise MlrefError(
-            f'expected version, trained_until, names and predict, got {type(p).__name__} without'
-            ' some of them'
+            f'expected {len(X)} float64 scores, got {scores.dtype} of shape {scores.shape}'
         )
-    s = p.predict(X)
-    if s.shape != (len(X),) or s.dtype != np.float64:
-        raise MlrefError(f'expected {len(X)} float64 scores, got {s.dtype} of shape {s.shape}')
-    if not ((0 <= s) & (s <= 1)).all():
+    if not ((scores >= 0) & (scores <= 1)).all():
         raise MlrefError('expected probabilities from 0 to 1, got others or NaN')
-    for b in {1, min(7, len(X))}:
-        if not np.array_equal(
-            np.concatenate([p.predict(X[i : i + b]) for i in range(0, len(X), b)]), s
-        ):
-            raise MlrefError(f'expected the same score in any batch, got another at batches of {b}')
-    return s
+    for size in {1, min(7, len(X))}:
+        parts = [model.predict(X[i : i + size]) for i in range(0, len(X), size)]
+        if not np.array_equal(np.concatenate(parts), scores):
+            raise MlrefError(
+                f'expected the same score in any batch, got another at batches of {size}'
+            )
+    return scores

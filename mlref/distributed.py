@@ -27,7 +27,8 @@ from torch import nn
 
 from .checkpoint import load_checkpoint
 from .core import MlrefError, TrainingSet, write_json
-from .model import TabularNet, TorchPredictor, load_model, save_model
+from .model import TorchPredictor, load_model, save_model
+from .networks import TabularNet
 from .train import EpochLosses, default_device, fit_torch, rank_and_size, wrap_ddp
 
 # %% ../nbs/11b_distributed.ipynb #d6c0fb66

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import MlrefError, TrainingSet, digest, service_day
+from .core import MlrefError, Predictor, TrainingSet, digest, service_day
 from mlref.model import (
     EnsemblePredictor,
     LightGBMPredictor,
-    TabularNet,
     TorchPredictor,
-    linear_net,
     load_model,
     save_model,
 )
+from .networks import TabularNet, linear_net
 from .train import day_blocks, default_device, fit_torch
 
 # %% ../nbs/11a_recipes.ipynb #6d3fb142
@@ -150,7 +149,7 @@ def fit_recipe(
     rows: TrainingSet,  # Labelled rows to learn from
     stop: TrainingSet,  # Labelled rows of later days, to stop on
     seed: int = 0,  # The same seed gives the same model
-) -> TorchPredictor | LightGBMPredictor | EnsemblePredictor:  # A Predictor
+) -> Predictor:  # A Predictor
     "Train one kind of model; raises `MlrefError` on an unknown kind or labels of one class"
     if kind not in RECIPES:
         raise MlrefError(f'expected a kind among {", ".join(RECIPES)}, got {kind!r}')
@@ -190,7 +189,7 @@ def out_of_fold_scores(
 # %% ../nbs/11a_recipes.ipynb #5e7193aa
 def fit_cached(
     folder: Path, kind: str, rows: TrainingSet, stop: TrainingSet, seed: int = 0
-) -> TorchPredictor | LightGBMPredictor | EnsemblePredictor:
+) -> Predictor:
     "`fit_recipe`, or the model that an equal call left in `folder`"
     at = (
         Path(folder)

@@ -16,7 +16,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
 from .core import MlrefError, TrainingSet
-from .model import TabularNet, TorchPredictor
+from .model import TorchPredictor
+from .networks import TabularNet
 from mlref.train import (
     CudaGraphStep,
     TrainConfig,

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from .checkpoint import check_same_job, load_checkpoint, save_checkpoint
 from .core import MlrefError, TrainingSet, digest, service_day
-from .model import TabularNet, TorchPredictor
+from .model import TorchPredictor
+from .networks import TabularNet
 
 # %% ../nbs/11_train.ipynb #8d2b996f
 def day_blocks(

@@ -19,8 +19,9 @@ import torch
 
 from mlref.core import MlrefError, TrainingSet
 from mlref.distributed import TrainJob, blame_rank, describe_progress, train_distributed, write_job
-from mlref.model import TabularNet, load_model, save_model
-from mlref.pipeline import result_row, write_results
+from mlref.model import load_model, save_model
+from mlref.networks import TabularNet
+from mlref.results import result_row, write_results
 from mlref.seeds import fit_seeds
 from mlref.train import (
     CudaGraphStep,
@@ -66,7 +67,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from mlref.distributed import read_job
-from mlref.model import TabularNet, save_model
+from mlref.model import save_model
+from mlref.networks import TabularNet
 from mlref.train import bce_loss, fit_torch
 folder, left = Path(sys.argv[1]), [int(sys.argv[2])]
 def dies(logits, target):

@@ -145,7 +145,8 @@ def parts() -> dict[str, Part]:
 def train_models() -> None:
     "Two small models of the first quarter; only when the old files can no longer be read"
     # here: whoever only compares does not wait for them
-    from mlref.model import TabularNet, save_model
+    from mlref.model import save_model
+    from mlref.networks import TabularNet
     from mlref.recipes import fit_lightgbm
     from mlref.train import fit_torch
 
