@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from fastcore.basics import patch
 
-from .core import HORIZON, MlrefError, TrainingSet
+from .core import DAY, HORIZON, Calendar, MlrefError, TrainingSet, day_start
 from mlref.features import (
     Entity,
     FeatureSet,
@@ -410,6 +410,7 @@ def training_set(
             'origin': len(ORIGINS) + 1,
             'dest': len(static.airports) + 1,
         },
+        Calendar(day_start(0), HORIZON, label_delay=2 * DAY),
     )
 
 # %% ../nbs/07_offline.ipynb #fb0e6aa0
