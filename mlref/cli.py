@@ -215,14 +215,13 @@ def _vectors(a: argparse.Namespace) -> None:
 
 # %% ../nbs/50_cli.ipynb #dbbca11f
 def _reshard(a: argparse.Namespace) -> None:
-    from mlref.features import FeatureSet
     from mlref.online import LmdbStore, reshard
 
     if not (a.name or '').isdecimal():
         raise MlrefError(f'expected a number of parts after reshard, got {a.name!r}')
     folder, n = Path(a.store) if a.store else _current(a) / 'online', int(a.name)
     # whatever it holds, records move as they are
-    new, store = not folder.exists(), LmdbStore(folder, shards=n, features=FeatureSet('any', ()))
+    new, store = not folder.exists(), LmdbStore(folder, shards=n)
     was = 'none' if new else len(store.envs)
     try:
         if not new and was != n:

@@ -173,7 +173,7 @@ class Workspace:
         self.rules = self.task.contract
         self.lake = Lake(self.folder / 'lake' / 'mlref.duckdb', self.task.schema, RUN_TABLES)
         self.log = LocalLog(self.folder / 'log')
-        self.store = LmdbStore(self.folder / 'online')
+        self.store = LmdbStore(self.folder / 'online', self.task.features)
         self.registry = Registry(self.folder / 'registry', local_uri(self.folder / 'registry'))
         self.watches: dict[str, Monitor] = {}
 

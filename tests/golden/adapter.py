@@ -130,6 +130,7 @@ def train_models() -> None:
     from mlref.networks import TabularNet
     from mlref.recipes import fit_lightgbm
     from mlref.train import fit_torch
+    from mlref.training_state import TrainConfig
 
     start, edge, end = map(_service_day, ('2013-01-01', '2013-03-18', '2013-04-01'))
     past = known_by(make_training_set(_events(), flights_task(), start, end, _reader()), end)
@@ -142,7 +143,7 @@ def train_models() -> None:
     def small(names: tuple[str, ...], cats: dict[str, int]) -> TabularNet:
         return TabularNet(names, cats, width=8, pieces=2)
 
-    network = fit_torch(head, tail, seed=0, epochs=2, make=small)
+    network = fit_torch(head, tail, TrainConfig(epochs=2), make=small)
     save_model(network, MODELS / 'network')
 
 
