@@ -42,6 +42,7 @@ from mlref.gates import (
     parity,
     same_features,
     size_within,
+    trained_before_judged,
     well_calibrated,
 )
 from .history import model_lineage
@@ -340,13 +341,13 @@ def collect_evidence(
 def data_gates(evidence: Evidence) -> list[Gate]:
     "Gates that ask what a challenger learnt from"
     model, past = evidence.challenger.model, evidence.challenger.past
-    holdout, now = evidence.holdout, evidence.holdout.now
-    newest_label = int(holdout.rows.label_time.max())
+    begin, now = evidence.holdout.begin, evidence.holdout.now
+    newest_label = int(evidence.holdout.rows.label_time.max())
     served = evidence.served
-    unknown_to_holdout = no_leak(past.cutoff, past.label_time, model.trained_until, holdout.begin)
     return [
         same_features(model.names, evidence.features, served.names, served.version),
-        *unknown_to_holdout,
+        trained_before_judged(model.trained_until, begin),
+        no_leak(past, begin),
         is_fresh('labels', newest_label, now, evidence.max_label_age),
         is_fresh('events', evidence.newest_event, now, DAY),
     ]
@@ -358,7 +359,7 @@ def quality_gates(
 ) -> list[Gate]:
     "Gates that ask how good a challenger is, beside the champion"
     return [
-        better_than_champion(*comparison.auc_difference, policy.level),
+        better_than_champion(comparison.auc_difference, policy.level),
         well_calibrated(comparison.y, comparison.challenger, comparison.champion),
         no_slice_worse(comparison.slice_differences),
     ]

@@ -15,7 +15,7 @@ import polars as pl
 
 from .checks import CheckResult
 from .core import DAY, Calendar, digest
-from .gates import Gate, all_passed
+from .gates import Gate, all_passed, refusal_reason
 from .monitor import AlarmPolicy
 from .workspace import DECISIONS
 
@@ -132,5 +132,5 @@ def verdict(
     answers = {'gates': [asdict(gate) for gate in gates]}
     if all_passed(gates):
         return make_decision(day, 'promote', 'all gates passed', {**evidence, **answers}, calendar)
-    failed = ', '.join(gate.name for gate in gates if not gate.passed)
-    return make_decision(day, 'refuse', failed, {**evidence, **answers}, calendar)
+    why = refusal_reason(gates)
+    return make_decision(day, 'refuse', why, {**evidence, **answers}, calendar)
