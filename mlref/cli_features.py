@@ -40,18 +40,22 @@ features_app = typer.Typer(
 )
 
 
-def _models_by_view(data: Path) -> dict[tuple[str, str], str]:
-    "View and version -> the models that use it, as far as the last run has noted any"
+def _open_lake(home: Path, task: 'Task') -> 'Lake':
     from mlref.lake import Lake
-    from mlref.offline import feature_users
+
+    return Lake(home / 'lake' / 'mlref.duckdb', task.schema)
+
+
+def _models_by_view(data: Path, task: 'Task') -> dict[tuple[str, str], str]:
+    "View and version -> the models that use it, as far as the last run has noted any"
+    from mlref.catalog import feature_users
 
     if not (data / 'current').exists():
         return {}
-    lake = Lake(run_folder(None, data) / 'lake' / 'mlref.duckdb')
+    lake = _open_lake(run_folder(None, data), task)
     try:
-        return {
-            (view, version): models for view, version, models in feature_users(lake).iter_rows()
-        }
+        rows = feature_users(lake).iter_rows()
+        return {(view, version): models for view, version, models in rows}
     finally:
         lake.close()
 
@@ -59,11 +63,12 @@ def _models_by_view(data: Path) -> dict[tuple[str, str], str]:
 @command(features_app, 'list', 'mlref features list', 'mlref features list --json')
 def _list_features(task: TaskAddress = DEFAULT_TASK, data: DataFolder = None) -> Answer:
     "Every view and every set of on-demand columns, with its version and the models that use it."
-    from mlref.offline import feature_catalog
+    from mlref.catalog import feature_catalog
     from mlref.task import load_task
 
-    features = load_task(task).features
-    used = _models_by_view(data_folder(data))
+    about = load_task(task)
+    features = about.features
+    used = _models_by_view(data_folder(data), about)
     rows = feature_catalog(features).to_dicts()
     for row in rows:
         row['models'] = used.get((row['view'], row['version']), '')
@@ -92,7 +97,7 @@ def _show_view(
     task: TaskAddress = DEFAULT_TASK,
 ) -> Answer:
     "One view: its definition and the columns it makes, with what each is made of."
-    from mlref.offline import feature_catalog
+    from mlref.catalog import feature_catalog
     from mlref.task import load_task
 
     rows = {row['view']: row for row in feature_catalog(load_task(task).features).to_dicts()}
@@ -115,7 +120,7 @@ def _show_feature_lineage(
     task: TaskAddress = DEFAULT_TASK,
 ) -> Answer:
     "What a feature is made of: the columns of its sources."
-    from mlref.offline import feature_lineage
+    from mlref.catalog import feature_lineage
     from mlref.task import load_task
 
     features = load_task(task).features
@@ -137,13 +142,12 @@ def _get_features(
 ) -> Answer:
     "The vector of one entity of the last run, as the server would read it."
     from mlref.features import compute_vectors
-    from mlref.lake import Lake
     from mlref.online import LmdbStore
     from mlref.task import load_task
 
     home = run_folder(None, data)
     about = load_task(task)
-    lake = Lake(home / 'lake' / 'mlref.duckdb')
+    lake = _open_lake(home, about)
     try:
         request = _find_request(lake, about, entity)
     finally:
@@ -199,17 +203,17 @@ def _materialize_features(settings: _MaterializeSettings) -> Answer:
     "Point-in-time features and labels of the last run, as a Parquet file."
     import polars as pl
 
-    from mlref.lake import Lake, events_as_of
-    from mlref.offline import training_set
+    from mlref.lake import events_as_of
     from mlref.task import load_task
+    from mlref.training_set import training_set
 
     stretch = parse_time(settings.since), parse_time(settings.until)
     home = run_folder(None, settings.data)
     task = load_task(settings.task)
-    lake = Lake(home / 'lake' / 'mlref.duckdb')
+    lake = _open_lake(home, task)
     events = events_as_of(lake)
     lake.close()
-    rows = training_set(events, task.lookups, *stretch)
+    rows = training_set(events, task, *stretch)
     keys = {
         task.schema.entity_id: rows.ids,
         'cutoff': rows.cutoff,

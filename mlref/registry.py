@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .catalog import feature_catalog
 from .compress import OnnxPredictor, load_engine, save_engine
 from .core import MlrefError, digest, file_digest, git_commit, write_bytes, write_json
 from mlref.environment import (
@@ -35,7 +36,6 @@ from .features import FeatureSet
 from .flights.features import FLIGHTS
 from .gates import Gate, all_passed
 from .model import LightGBMPredictor, TorchPredictor
-from .offline import feature_catalog
 
 # %% ../nbs/14_registry.ipynb #b666bb3b
 MODEL_NAME, PROMOTION_LOG = (

@@ -23,9 +23,9 @@ from mlref.flights.events import FLIGHT_COLUMNS, raw_folder
 from mlref.lake import events_as_of
 from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
-from mlref.offline import training_set
 from mlref.online import LmdbStore
 from mlref.registry import Registry, load_champion, promote, register_model
+from mlref.training_set import training_set
 from test_registry import GOOD, env, free
 from test_registry import model as another
 from test_registry import serve as tracking
@@ -49,7 +49,7 @@ def home(tmp_path_factory):
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
-    t = training_set(events_as_of(h.lake), h.static, NOW - 600, NOW)
+    t = training_set(events_as_of(h.lake), h.task, NOW - 600, NOW)
     model = load_champion(h.registry)
     req = h.lake.sql(
         f"select {', '.join(FLIGHT_COLUMNS)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"
@@ -324,7 +324,7 @@ def test_what_was_answered_is_on_disk_after_kill_9(home, url):
     log = LocalLog(home[0] / 'served', readonly=True)
     end = log.end('predictions')
     last = [json.loads(m) for m in log.read('predictions', end - len(answered), len(answered))]
-    assert [(m['flight_id'], m['p'], m['version']) for m in last] == [
+    assert [(m['entity_id'], m['p'], m['version']) for m in last] == [
         (a['flight_id'], a['p'], before) for a in answered
     ] and all(m['trained_until'] <= m['scored_at'] for m in last)
 

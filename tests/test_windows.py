@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
 from mlref.features import (
     Entity,
@@ -28,7 +29,7 @@ from mlref.features import (
     with_squares,
 )
 from mlref.flights.features import FLIGHTS, local_time
-from mlref.offline import OfflineReader, feature_catalog, feature_lineage, point_in_time_join
+from mlref.offline import OfflineReader, point_in_time_join
 
 MANY = settings(
     max_examples=2000 if os.environ.get('MLREF_DEEP') == '1' else 60,
@@ -481,13 +482,13 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
         main(['features', 'lineage', 'origin_dep_delay_60m']) == 0
         and 'dep.dep_delay -> origin_dep -> origin_dep_delay_60m' in capsys.readouterr().out
     )
-    for ask, words in (
-        (['show', 'nope'], 'expected a view among'),
-        (['lineage', 'nope'], 'expected a feature among'),
-        (['show'], 'expected a name'),
-        (['get', 'X', '--data', str(tmp_path)], 'expected a finished run'),
+    for ask, status, words in (
+        (['show', 'nope'], 1, 'expected a view among'),
+        (['lineage', 'nope'], 1, 'expected a feature among'),
+        (['show'], 2, 'Missing argument'),
+        (['get', 'X', '--data', str(tmp_path)], 1, 'expected a finished run'),
     ):
-        assert main(['features', *ask]) == 1
+        assert main(['features', *ask]) == status
         err = capsys.readouterr().err
         assert words in err and len(err.splitlines()) == 1
 
@@ -498,7 +499,8 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.events import encode_events, events_between
     from mlref.flights.contract import flight_rules
     from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
-    from mlref.lake import Lake, ingest
+    from mlref.ingest import ingest
+    from mlref.lake import Lake
     from mlref.log import LocalLog
     from mlref.online import LmdbStore, apply_events
 
@@ -507,7 +509,7 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     home.mkdir(parents=True)
     (tmp_path / 'current').write_text('r\n')
     part = events_between(read_year(raw_folder()), 0, parse_time('2013-01-03'))
-    log, lake = LocalLog(home / 'log'), Lake(home / 'lake' / 'mlref.duckdb')
+    log, lake = LocalLog(home / 'log'), Lake(home / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA)
     log.append('flights', encode_events(part, FLIGHT_SCHEMA))
     ingest(
         lake,
