@@ -240,12 +240,11 @@ def _reshard_store(
     data: DataFolder = None,
 ) -> Answer:
     "Spread an online store over a number of files, while servers read on."
-    from mlref.features import FeatureSet
     from mlref.online import LmdbStore, reshard
 
     folder = store or run_folder(None, data) / 'online'
     new = not folder.exists()
-    opened = LmdbStore(folder, shards=parts, features=FeatureSet('any', ()))
+    opened = LmdbStore(folder, shards=parts)
     before = 0 if new else len(opened.envs)
     try:
         if before not in (0, parts):

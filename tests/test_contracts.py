@@ -11,6 +11,7 @@ from mlref.core import MlrefError, digest, format_time, parse_time, service_day
 from mlref.events import encode_events
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
+from mlref.flights.features import FLIGHTS
 from mlref.ingest import ingest, next_offset, release
 from mlref.lake import Lake, events_as_of
 from mlref.lifecycle import (
@@ -111,7 +112,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     log, lake, store = (
         LocalLog(tmp_path / 'log'),
         Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA),
-        LmdbStore(tmp_path / 'online'),
+        LmdbStore(tmp_path / 'online', FLIGHTS),
     )
     log.append(
         'e',

@@ -20,6 +20,7 @@ import pytest
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.core import DAY, HORIZON, digest, known_by, parse_time
 from mlref.flights.events import FLIGHT_COLUMNS, raw_folder
+from mlref.flights.features import FLIGHTS
 from mlref.lake import events_as_of
 from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
@@ -196,7 +197,7 @@ LOAD = '/v2/repository/models/late/load'
 
 def keep(at, note):
     "What the lifecycle does while a server reads"
-    store = LmdbStore(at / 'online')
+    store = LmdbStore(at / 'online', FLIGHTS)
     store.write({CALIBRATION_KEY: note})
     store.close()
 

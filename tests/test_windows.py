@@ -521,7 +521,7 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     )
     lake.close()
     log.close()
-    store = LmdbStore(home / 'online')
+    store = LmdbStore(home / 'online', FLIGHTS)
     apply_events(store, part, 1)
     store.close()
     assert (
