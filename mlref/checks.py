@@ -234,7 +234,7 @@ def check_schema(
     ]
     return added + removed + retyped
 
-# %% ../nbs/04a_checks.ipynb #49c8b233
+# %% ../nbs/04a_checks.ipynb #da4a0017
 def _total_variation(one: pl.Series, other: pl.Series) -> float:
     "Half the sum of the differences of two distributions, from 0 to 1"
     first = dict(one.value_counts().iter_rows())
@@ -244,7 +244,7 @@ def _total_variation(one: pl.Series, other: pl.Series) -> float:
         total += abs(first.get(key, 0) / len(one) - second.get(key, 0) / len(other))
     return total / 2
 
-
+# %% ../nbs/04a_checks.ipynb #49c8b233
 def check_leaking_nulls(
     frame: pl.DataFrame,
     label: pl.Series,  # The outcome, parallel to the rows; null is an outcome too
