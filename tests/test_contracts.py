@@ -134,7 +134,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
             if way == 'ingest'
             else release(lake, strict)
             if way == 'release'
-            else apply_log(store, log, 'e', strict)
+            else apply_log(store, log, 'e', FLIGHT_SCHEMA, strict)
         )
     assert (
         lake.sql(
