@@ -539,23 +539,7 @@ class FeatureSet:
     former: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        have = _all_names(self)
-        if twice := [n for n in have if have.count(n) > 1]:
-            raise MlrefError(
-                f'expected each column once in {self.name}, got {twice[0]} twice; rename a view'
-            )
-        if gone := [
-            n
-            for n in (
-                *self.only,
-                *self.categories,
-                *(i for d in self.on_demand for i in d.inputs),
-            )
-            if n not in have
-        ]:
-            raise MlrefError(
-                f'expected the column {gone[0]} from some view of {self.name}, found none'
-            )
+        _check_columns(self)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -593,6 +577,21 @@ def _all_names(self: FeatureSet) -> tuple[str, ...]:
         for part in (*self.views, *self.on_demand)
         for n in (part.names if isinstance(part, FeatureView) else part.outputs)
     )
+
+
+def _check_columns(features: FeatureSet) -> None:
+    made = _all_names(features)
+    twice = [name for name in made if made.count(name) > 1]
+    if twice:
+        raise MlrefError(
+            f'expected each column once in {features.name}, got {twice[0]} twice; rename a view'
+        )
+    inputs = [name for part in features.on_demand for name in part.inputs]
+    missing = [name for name in (*features.only, *features.categories, *inputs) if name not in made]
+    if missing:
+        raise MlrefError(
+            f'expected the column {missing[0]} from some view of {features.name}, found none'
+        )
 
 
 def _histories(
