@@ -204,7 +204,7 @@ def deliver_events(
     if want > have:
         home.log.append(TOPIC, encode_events(source[have:want], FLIGHT_SCHEMA))
     ingest(home.lake, home.log, TOPIC, home.rules)
-    return apply_log(home.store, home.log, TOPIC, home.rules)
+    return apply_log(home.store, home.log, TOPIC, home.lake.schema, home.rules)
 
 # %% ../nbs/22_lifecycle.ipynb #b1a8e29c
 @dataclass(frozen=True)
