@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'with_recorded_engine', 'Challenger', 'reference_scores',
-           'vector_version', 'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout',
-           'ServedFeatures', 'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates',
-           'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
+           'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout', 'ServedFeatures',
+           'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
+           'judge_challenger', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .catalog import record_features
+from .catalog import feature_version, record_features
 from .compress import build_engine, model_size, recorded_engine
 from mlref.core import (
     DAY,
@@ -136,11 +136,6 @@ def reference_scores(
     columns = monitored_columns(rows.X, rows.names, task.monitored, tuple(rows.categories))
     return columns.with_columns(cutoff=rows.cutoff, p=p, y=rows.y)
 
-
-def vector_version(task: Task, categories: Mapping[str, int]) -> str:
-    "Digest of the definitions of a feature set and the sizes of its vocabularies"
-    return digest([task.features.version, dict(categories)])[:12]
-
 # %% ../nbs/22b_challenger.ipynb #d4cbbaab
 def register_challenger(
     challenger: Challenger,
@@ -159,7 +154,7 @@ def register_challenger(
     params: dict[str, str | int | float] = {
         'seed': policy.seed,
         'rows': len(past),
-        'features': vector_version(task, past.categories),
+        'features': feature_version(task.features, task.lookups),
         'stop_days': policy.stop,
     }
     metrics = {'auc': auc(y, p), 'log_loss': log_loss(y, p)}
@@ -274,7 +269,7 @@ class ServedFeatures:
     "The vector that is served today"
 
     names: tuple[str, ...]  # Its columns, in order
-    version: str  # That the champion was registered with
+    version: str  # That the champion was registered with, by its current name
 
 
 @dataclass(frozen=True)
@@ -324,13 +319,16 @@ def collect_evidence(
     logged = logged_scores(lake, champion.tags['model'], holdout.rows)
     known = ~np.isnan(logged)
     newest = lake.sql('select max(known_time) as t from events where known_time <= ?', holdout.now)
-    features = vector_version(task, challenger.past.categories)
+    features = feature_version(task.features, task.lookups)
+    # a model of before a definition was rewritten without changing its values
+    version = task.features.current_version(champion.params['features'])
+    served = ServedFeatures(task.features.names, version)
     max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
         challenger=challenger,
         holdout=holdout,
         features=features,
-        served=ServedFeatures(task.features.names, champion.params['features']),
+        served=served,
         newest_event=newest['t'][0],
         max_label_age=max_label_age,
         logged=logged[known],
@@ -342,14 +340,15 @@ def data_gates(evidence: Evidence) -> list[Gate]:
     "Gates that ask what a challenger learnt from"
     model, past = evidence.challenger.model, evidence.challenger.past
     begin, now = evidence.holdout.begin, evidence.holdout.now
-    newest_label = int(evidence.holdout.rows.label_time.max())
+    newest_label = evidence.holdout.rows.label_time.max()
     served = evidence.served
+    newest_event, max_age = evidence.newest_event, evidence.max_label_age
     return [
         same_features(model.names, evidence.features, served.names, served.version),
         trained_before_judged(model.trained_until, begin),
         no_leak(past, begin),
-        is_fresh('labels', newest_label, now, evidence.max_label_age),
-        is_fresh('events', evidence.newest_event, now, DAY),
+        is_fresh('labels', newest_label, now, max_age),
+        is_fresh('events', newest_event, now, DAY),
     ]
 
 # %% ../nbs/22b_challenger.ipynb #5262086c

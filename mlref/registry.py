@@ -415,6 +415,7 @@ def load_version(
 
     at, e = fetch_files(registry, version), get_version(registry, version)
     was = json.loads(e.tags['environment'])
+    was['features'] = features.current_version(was['features'])
     found = compare_environments(
         Environment(**{**was, 'flags': tuple(was['flags'])}),
         capture_environment(e.tags['kind'], features.version),

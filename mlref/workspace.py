@@ -160,4 +160,4 @@ def deliver_events(
     if want > have:
         workspace.log.append(TOPIC, encode_events(events[have:want], task.schema))
     ingest(workspace.lake, workspace.log, TOPIC, task.contract)
-    return apply_log(workspace.store, workspace.log, TOPIC, task.contract)
+    return apply_log(workspace.store, workspace.log, TOPIC, task.schema, task.contract)
