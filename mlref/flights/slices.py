@@ -9,7 +9,7 @@ __all__ = ['VISIBILITY', 'RAIN', 'WIND', 'weather_groups', 'slice_labels']
 import numpy as np
 
 # %% ../../nbs/43_flights_slices.ipynb #f1430005
-from ..core import TrainingSet, service_day
+from ..core import TrainingSet
 from .contract import ORIGINS
 from .features import CARRIERS
 
@@ -33,14 +33,15 @@ def slice_labels(
     table: TrainingSet,
 ) -> dict[str, np.ndarray]:  # Cut -> the slice of each row, str
     "Month, origin, carrier, hour and weather of each flight, all known at T"
-    code = lambda n: table.X[:, table.names.index(n)].astype(int)
-    hour = code('start') // 60
+
+    def code(name: str) -> np.ndarray:
+        return table.X[:, table.names.index(name)].astype(int)
+
+    hours = np.array(('00-08', '09-12', '13-16', '17-20', '21-23'))
     return {
-        'month': np.datetime_as_string((service_day(table.cutoff)).astype('M8[D]'), unit='M'),
+        'month': np.datetime_as_string(table.day.astype('M8[D]'), unit='M'),
         'origin': np.array(('other', *ORIGINS))[code('origin')],
         'carrier': np.array(('other', *CARRIERS))[code('carrier')],
-        'hour': np.array(('00-08', '09-12', '13-16', '17-20', '21-23'))[
-            np.searchsorted((9, 13, 17, 21), hour, 'right')
-        ],
+        'hour': hours[np.searchsorted((9, 13, 17, 21), code('start') // 60, 'right')],
         'weather': weather_groups(table.X, table.names),
     }
