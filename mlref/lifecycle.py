@@ -575,7 +575,7 @@ class Challenge:
 
     model: TorchPredictor | LightGBMPredictor | OnnxPredictor
     answers: list[Gate]
-    # Of the flights that judged: by, slice, n, late, auc, low, high, difference to the champion
+    # Rows of a `Comparison`: by, slice, n, base_rate, auc, low, high, difference
     slices: list[dict]
     reference: pl.DataFrame  # Its scores of them, for the monitor
     past: TrainingSet  # What it learnt from
@@ -975,15 +975,14 @@ def summarize_run(
         """select p.T, p.p, (a.arr_delay > 15)::double as y from predictions p join events a on a.flight_id = p.flight_id and a.kind = 'arrival' order by p.T, p.flight_id"""
     )
     T, p, y = (r[c].to_numpy() for c in ('T', 'p', 'y'))
-    day = service_day(T)
+    day = np.asarray(service_day(T))
     m = lake.sql('select day, a, b from calibrations').rows_by_key('day', unique=True)
     a, b = np.array([m.get(int(d), (0.0, 1.0)) for d in day]).T
     q = apply_calibration(p, a, b)
-    days = np.unique(day)
-    taken = draw_days(len(days), 200, 0)
+    draws = draw_days(day)
     for kind, v in (('', p), ('calibrated: ', q)):
         for name, value, spread in (
-            ('AUC', auc(y, v), day_aucs(y, v, day, days, taken)),
+            ('AUC', auc(y, v), day_aucs(y, v, day, draws)),
             ('log-loss', log_loss(y, v), day_bootstrap(lambda i: log_loss(y[i], v[i]), day)),
         ):
             low, high = percentile_interval(spread)

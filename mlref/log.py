@@ -19,7 +19,7 @@ import polars as pl
 
 from .core import MlrefError
 from .events import encode_events
-from .flights.events import FLIGHT_SCHEMA
+from .schema import EventSchema
 
 # %% ../nbs/03_log.ipynb #ea133d3c
 @runtime_checkable
@@ -201,23 +201,23 @@ def send_events(
     log: Log,
     topic: str,
     events: pl.DataFrame,  # Wide events in the order of delivery
+    schema: EventSchema,  # Its `partition_by` says what belongs together
     parts: int = 1,  # Number of partitions
 ) -> dict[int, int]:  # Partition -> offset of the first message added
-    "Append events to the partitions of their flights; weather goes by its airport"
+    "Append events to the partitions of their keys"
     if parts == 1:
-        return {0: log.append(topic, encode_events(events, FLIGHT_SCHEMA))}
-    at = pl.Series(
-        [
-            partition_of(k or '', parts)
-            for k in events.select(pl.coalesce('flight_id', 'origin', 'event_id')).to_series()
-        ],
-        dtype=pl.Int64,
-    )
-    return {
-        p: log.append(topic, encode_events(g, FLIGHT_SCHEMA), p)
-        for p in range(parts)
-        if (g := events.filter(at == p)).height
-    }
+        return {0: log.append(topic, encode_events(events, schema))}
+    # an event without a key goes by its own id
+    keys = events.select(
+        pl.coalesce(pl.col(*schema.partition_by, 'event_id').cast(pl.String))
+    ).to_series()
+    places = pl.Series([partition_of(key or '', parts) for key in keys], dtype=pl.Int64)
+    offsets = {}
+    for part in range(parts):
+        chosen = events.filter(places == part)
+        if chosen.height:
+            offsets[part] = log.append(topic, encode_events(chosen, schema), part)
+    return offsets
 
 # %% ../nbs/03_log.ipynb #13470f52
 @dataclass(frozen=True)

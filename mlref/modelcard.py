@@ -23,7 +23,7 @@ class ModelRecord:
     why: str  # Of the decision
     instead_of: str  # Version that was champion; '' = none
     gates: list[Gate]  # Their answers
-    # by, slice, n, late, auc, low, high, and difference to the champion where there is one
+    # by, slice, n, base_rate, auc, low, high, and difference to the champion where there is one
     slices: list[dict]
     lineage: list[tuple[str, str]]  # Kind of step, and what it was
 
@@ -65,7 +65,7 @@ def model_card(
                 s['by'],
                 s['slice'],
                 f'{s["n"]:,}',
-                f'{s["late"]:.3f}',
+                f'{s["base_rate"]:.3f}',
                 f'{s["auc"]:.3f}',
                 f'[{s["low"]:.3f}, {s["high"]:.3f}]',
                 number(s, 'difference', '+.4f'),

@@ -49,7 +49,19 @@ def test_a_threshold_is_a_count_or_a_share_whichever_is_more(
     action, most, share, broken, over, some
 ):
     odd = pl.concat([some.head(broken).with_columns(distance=pl.lit(-1, pl.Int64)), some[broken:]])
-    got = validate(odd, (Rule('far', ('departure',), pl.col('distance') > 0, action, most, share),))
+    got = validate(
+        odd,
+        (
+            Rule(
+                name='far',
+                kinds=('departure',),
+                holds=pl.col('distance') > 0,
+                action=action,
+                max_rows=most,
+                max_share=share,
+            ),
+        ),
+    )
     m = got.metrics[0]
     assert (m.of, m.broken, m.over) == (1000, broken, over)
     assert got.bad.height == (broken if action in ('quarantine', 'fail') else 0) and bool(
@@ -60,7 +72,13 @@ def test_a_threshold_is_a_count_or_a_share_whichever_is_more(
 def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed(some, tmp_path):
     strict = (
         *CONTRACT,
-        Rule('never far', ('departure',), pl.col('distance') < 2000, 'fail', share=0.05),
+        Rule(
+            name='never far',
+            kinds=('departure',),
+            holds=pl.col('distance') < 2000,
+            action='fail',
+            max_share=0.05,
+        ),
     )
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
     log.append('e', encode_events(some, FLIGHT_SCHEMA))
@@ -82,7 +100,11 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     strict = (
         *(r for r in CONTRACT if not r.name.startswith('distance')),
         Rule(
-            'never far', ('departure',), pl.col('distance').is_between(0, 2000), 'fail', share=0.05
+            name='never far',
+            kinds=('departure',),
+            holds=pl.col('distance').is_between(0, 2000),
+            action='fail',
+            max_share=0.05,
         ),
     )
     log, lake, store = (
@@ -200,7 +222,7 @@ def worst():  # a day of real flights and weather, with one break of every rule 
 
 
 def test_pandera_finds_the_same_rows_under_a_contract_and_gives_the_contract_back(worst):
-    schema = to_pandera(CONTRACT)
+    schema = to_pandera(CONTRACT, FLIGHT_SCHEMA)
     want = reasons(worst, CONTRACT)
     assert {r for _, r in want} == {
         r.name for r in CONTRACT if r.action == 'quarantine'

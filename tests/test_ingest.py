@@ -70,7 +70,9 @@ def part():
 def storm(folder, part):
     "Two partitions with repeats, late, broken and impossible messages; messages in all, ids"
     log = LocalLog(folder / 'log')
-    send_events(log, 'events', disturb_delivery(part, seed=5, late=0.1, twice=0.1), 2)
+    send_events(
+        log, 'events', disturb_delivery(part, seed=5, late=0.1, twice=0.1), FLIGHT_SCHEMA, 2
+    )
     for p in (0, 1):
         log.append(
             'events',
@@ -157,7 +159,7 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
 
 def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     log = LocalLog(tmp_path / 'log')
-    send_events(log, 'events', part.head(3000), 2)
+    send_events(log, 'events', part.head(3000), FLIGHT_SCHEMA, 2)
     cmd = [
         *INGEST,
         '--log',
@@ -175,7 +177,9 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     while 'snapshot' not in p.stdout.readline():
         assert p.poll() is None
     assert open_snapshot(tmp_path / 'shots').sql('select count(*) as n from events')['n'][0] == 3000
-    send_events(log, 'events', part[3000:], 3)  # while it runs, with a partition that is new
+    send_events(
+        log, 'events', part[3000:], FLIGHT_SCHEMA, 3
+    )  # while it runs, with a partition that is new
     while 'snapshot' not in (line := p.stdout.readline()):
         assert p.poll() is None
     p.send_signal(signal.SIGTERM)
@@ -262,12 +266,12 @@ def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
 
 def test_as_of_an_old_commit_the_training_set_is_what_it_was(part, tmp_path):
     log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
-    send_events(log, 'events', part.head(4000))
+    send_events(log, 'events', part.head(4000), FLIGHT_SCHEMA)
     ingest(lake, log, 'events', CONTRACT)
     n = lake.sql('select max(commit_id) as n from commits')['n'][0]
     before = digest(events_as_of(lake))
     shot = publish_snapshot(lake, tmp_path / 'shots')
-    send_events(log, 'events', disturb_delivery(part, seed=1, late=0.2, twice=0.2))
+    send_events(log, 'events', disturb_delivery(part, seed=1, late=0.2, twice=0.2), FLIGHT_SCHEMA)
     ingest(lake, log, 'events', CONTRACT, 700)
     assert digest(events_as_of(lake, n)) == before and digest(events_as_of(lake)) != before
     publish_snapshot(lake, tmp_path / 'shots')
