@@ -100,15 +100,16 @@ from mlref.monitor import (
 )
 from .offline import record_features, training_set
 from .online import LmdbStore
+from .promotion import promote
 from .quality import CheckResult, check_leaking_nulls
 from .recipes import fit_cached, out_of_fold_scores
 from .records import KEEP_MINUTES
 from mlref.registry import (
     Registry,
+    TrainingRun,
     get_version,
     load_champion,
     local_uri,
-    promote,
     register_model,
     version_by_alias,
 )
@@ -161,7 +162,7 @@ class Workspace:
         self.log, self.store, self.registry = (
             LocalLog(self.folder / 'log'),
             LmdbStore(self.folder / 'online'),
-            Registry(self.folder / 'registry', local_uri(self.folder / 'registry')),
+            Registry(self.folder / 'registry', local_uri(self.folder / 'registry'), name='late'),
         )
         self.watches: dict[str, Monitor] = {}
 
@@ -266,16 +267,13 @@ def register_challenger(
     }
     record_features(home.lake, FLIGHTS, model.version)
     lake = f'commit {home.lake.sql("select max(commit_id) as n from commits")["n"][0]}'
-    return register_model(
-        home.registry,
-        model,
-        digest(data.X, data.y, data.label_time),
-        {'auc': auc(y, p), 'log_loss': log_loss(y, p)},
-        params,
-        answers,
-        data.X,
-        lake,
+    run = TrainingRun(
+        data=digest(data.X, data.y, data.label_time),
+        metrics={'auc': auc(y, p), 'log_loss': log_loss(y, p)},
+        params=params,
+        lake=lake,
     )
+    return register_model(home.registry, model, run, FLIGHTS, answers, data.X)
 
 
 def sync_registry(home: Workspace) -> str | None:
@@ -289,7 +287,14 @@ def sync_registry(home: Workspace) -> str | None:
     made = json.loads(r['evidence'][0])
     number = made['number']
     if version_by_alias(home.registry) != number:
-        promote(home.registry, number, r['decided_at'][0], r['why'][0], 'lifecycle')
+        promote(
+            home.registry,
+            number,
+            r['decided_at'][0],
+            r['why'][0],
+            'lifecycle',
+            features=FLIGHTS,
+        )
     at = home.folder / 'registry' / 'models' / made['version'] / 'card.md'
     if not at.exists():
         write_bytes(at, model_card(_recorded(home, made, r['decided_at'][0], r['why'][0])).encode())
@@ -307,9 +312,9 @@ def _recorded(home: Workspace, made: dict, at: int, why: str) -> ModelRecord:
         },
     }
     chain = [
-        (k, v)
-        for k, v in model_lineage(home.registry, made['number'])
-        if k in ('data', 'lake', 'feature set', 'view')
+        (step.kind, step.text)
+        for step in model_lineage(home.registry, made['number'])
+        if step.kind in ('data', 'lake', 'feature set', 'view')
     ]
     return ModelRecord(
         made['version'],
@@ -626,7 +631,7 @@ def run_gates(
     now: int,
 ) -> tuple[list[Gate], list[dict]]:
     "Every gate, and the slices of the flights that judge"
-    best = load_champion(home.registry)
+    best = load_champion(home.registry, features=FLIGHTS)
     q, source = best.predict(test.X), getattr(model, 'source', model)
     told, gaps = _slices(test, p, q)
     was = _logged(home, best, test, q)
@@ -783,7 +788,7 @@ def run_day(
 ) -> list[tuple]:
     "One service day from delivery to decision; commits it and gives its decisions"
     sync_registry(home)
-    model = load_champion(home.registry)
+    model = load_champion(home.registry, features=FLIGHTS)
     deliver_events(home, source, day_start(day + 1))
     publish_calibration(home, day, fitted := fit_daily_calibration(home, day))
     req = day_requests(home.lake, day)

@@ -201,9 +201,9 @@ def open_server(
 ) -> ModelServer:
     "A server over a run's registry and online store; raises `MlrefError` when one is missing or does not answer"
     raw = Path(raw) if raw else raw_folder()
-    registry = Registry(Path(home) / 'registry', uri)
+    registry = Registry(Path(home) / 'registry', uri, name='late')
     try:
-        model = load_champion(registry)
+        model = load_champion(registry, features=FLIGHTS)
     except RegistryUnreachable as e:
         raise MlrefError(
             f'{e}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
@@ -224,7 +224,7 @@ def reload_champion(s: ModelServer) -> str:
     "Serve what the registry calls champion now; the version; raises `RequestError` and keeps serving when the registry is gone"
     with s.loading:
         try:
-            s.model = load_champion(s.registry)
+            s.model = load_champion(s.registry, features=FLIGHTS)
         except Exception as e:
             raise RequestError(
                 503,
