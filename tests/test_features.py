@@ -18,7 +18,7 @@ from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
 from mlref.flights.features import static
 from mlref.log import LocalLog
 from mlref.offline import find_leaks, training_set
-from mlref.pipeline import result_row, write_results
+from mlref.results import result_row, write_results
 
 RAW = raw_folder()
 STATIC = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))

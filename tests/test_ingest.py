@@ -24,7 +24,7 @@ from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
 from mlref.lake import Lake, events_as_of, ingest, next_offset
 from mlref.log import LocalLog, check_log, send_events
-from mlref.pipeline import result_row, write_results
+from mlref.results import result_row, write_results
 from mlref.snapshots import clear_snapshots, open_snapshot, pin_snapshot, publish_snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -32,7 +32,7 @@ CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + li
 INGEST = [
     sys.executable,
     '-c',
-    'import sys; from mlref.pipeline import main; sys.exit(main())',
+    'import sys; from mlref.cli import main; sys.exit(main())',
     'ingest',
 ]
 CHILD = """

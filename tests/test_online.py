@@ -269,7 +269,7 @@ def test_the_command_makes_and_reshards_a_store_under_read_load(tmp_path):
     "Three processes of the command, one after the other, while two others read without a pause"
     at, code = (
         tmp_path / 's',
-        'import sys; from mlref.pipeline import main; sys.exit(main(sys.argv[1:]))',
+        'import sys; from mlref.cli import main; sys.exit(main(sys.argv[1:]))',
     )
 
     def mlref(*args):

@@ -82,7 +82,7 @@ def python(code, *args, **k):
 def cli(*lines, **k):
     "Commands, one after another, in one process of their own: status, what was said, what went wrong, of each"
     code = """
-import contextlib, io, json, shlex, sys; from mlref.pipeline import main
+import contextlib, io, json, shlex, sys; from mlref.cli import main
 def one(line):
     with contextlib.redirect_stdout(o := io.StringIO()), contextlib.redirect_stderr(e := io.StringIO()): rc = main(shlex.split(line))
     return rc, o.getvalue(), e.getvalue()
@@ -283,7 +283,7 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
 )
 def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
     r = Registry(folder)
-    killed(folder, at, 'register', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
+    killed(folder, at, 'register_model', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
     assert (
         pending_uploads(r) == [model(9).version]
         and g.upload_model(r, model(9).version) == version_by_alias(r, 'challenger') == '4'
@@ -573,7 +573,7 @@ def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folde
         (ROOT / 'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.')
     )
     code = """
-import sys; from pathlib import Path; from mlref.pipeline import main; from mlref.registry import Registry, load_version
+import sys; from pathlib import Path; from mlref.cli import main; from mlref.registry import Registry, load_version
 f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
 load_version(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
     out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate()

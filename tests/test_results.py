@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlref.pipeline import goal_held, render_card
+from mlref.results import goal_held, render_card
 
 ROOT = Path(__file__).parent.parent
 FILES = {f.stem: json.loads(f.read_text()) for f in (ROOT / 'reports' / 'results').glob('*.json')}

@@ -33,7 +33,7 @@ from test_registry import serve as tracking
 SERVE = [
     sys.executable,
     '-c',
-    'import sys; from mlref.pipeline import main; sys.exit(main())',
+    'import sys; from mlref.cli import main; sys.exit(main())',
     'serve',
 ]
 START, NOW = parse_time('2013-03-01T07:00'), parse_time('2013-03-20T07:00')

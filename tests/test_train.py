@@ -21,7 +21,7 @@ from mlref.core import MlrefError, TrainingSet
 from mlref.distributed import TrainJob, blame_rank, describe_progress, train_distributed, write_job
 from mlref.model import load_model, save_model
 from mlref.networks import TabularNet
-from mlref.pipeline import result_row, write_results
+from mlref.results import result_row, write_results
 from mlref.seeds import fit_seeds
 from mlref.train import (
     CudaGraphStep,

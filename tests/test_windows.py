@@ -470,7 +470,7 @@ def test_the_registry_knows_what_every_column_is_made_of():
 
 
 def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
-    from mlref.pipeline import main
+    from mlref.cli import main
 
     assert (
         main(['features', 'list', '--data', str(tmp_path)]) == 0
@@ -493,6 +493,7 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
 
 
 def test_materialize_and_get_over_a_run(capsys, tmp_path):
+    from mlref.cli import main
     from mlref.core import parse_time
     from mlref.events import encode_events, events_between
     from mlref.flights.contract import flight_rules
@@ -500,7 +501,6 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.lake import Lake, ingest
     from mlref.log import LocalLog
     from mlref.online import LmdbStore, apply_events
-    from mlref.pipeline import main
 
     home = tmp_path / 'runs' / 'r'
     (tmp_path / 'current').parent.mkdir(exist_ok=True)
