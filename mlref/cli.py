@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import astuple
 from datetime import datetime
 from pathlib import Path
 
@@ -314,19 +315,17 @@ def _ingest(a: argparse.Namespace) -> None:
 def _registry(a: argparse.Namespace):
     from mlref.registry import Registry
 
+    at_address = not a.home and (a.uri or os.environ.get('MLFLOW_TRACKING_URI'))
     if a.folder:
-        return Registry(Path(a.folder), a.uri)
-    if not a.home and (a.uri or os.environ.get('MLFLOW_TRACKING_URI')):
-        return Registry(Path(a.data or find_layout().data) / 'registry', a.uri)
-    return Registry(
-        (
-            Path(a.home)
-            if a.home
-            else _current(a, 'call ./run first, or name a registry with --home, --folder or --uri')
-        )
-        / 'registry',
-        a.uri,
-    )
+        folder = Path(a.folder)
+    elif at_address:
+        folder = Path(a.data or find_layout().data) / 'registry'
+    elif a.home:
+        folder = Path(a.home) / 'registry'
+    else:
+        hint = 'call ./run first, or name a registry with --home, --folder or --uri'
+        folder = _current(a, hint) / 'registry'
+    return Registry(folder, a.uri, name='late')
 
 
 def _decided(registry, model: str) -> list[tuple[str, str]]:
@@ -352,7 +351,7 @@ def _decided(registry, model: str) -> list[tuple[str, str]]:
 def _change(a: argparse.Namespace, registry) -> None:
     import getpass
 
-    from mlref import registry as r
+    from mlref import promotion, registry as r
 
     if a.what == 'upload':
         for m in (left := r.pending_uploads(registry)):
@@ -365,11 +364,15 @@ def _change(a: argparse.Namespace, registry) -> None:
             f'expected a reason for the {a.what if a.what == "rollback" else "promotion"}, got'
             ' none; say why with --why'
         )
-    at, who, before = int(time.time()) // 60, a.who or getpass.getuser(), r.promotions(registry)
+    at, who, before = (
+        int(time.time()) // 60,
+        a.who or getpass.getuser(),
+        promotion.promotions(registry),
+    )
     row = (
-        r.rollback(registry, at, a.why, who)
+        promotion.rollback(registry, at, a.why, who)
         if a.what == 'rollback'
-        else r.promote(registry, a.versions[0], at, a.why, who, a.force)
+        else promotion.promote(registry, a.versions[0], at, a.why, who, a.force)
     )
     if row in before:
         print(
@@ -390,31 +393,21 @@ def _show(a: argparse.Namespace, registry) -> None:
     if a.what == 'show':
         print(h.describe_version(registry, a.versions[0]))
     elif a.what == 'diff':
-        print(
-            '\n'.join(
-                f'{w:16} {n:28} {x:28} {y}'
-                for w, n, x, y in h.diff_versions(
-                    *(get_version(registry, v) for v in a.versions),
-                    *(h.column_versions(registry, v) for v in a.versions),
-                )
-            )
-            or 'nothing differs'
-        )
+        found = h.diff_versions(registry, *a.versions)
+        for each in found:
+            print(f'{each.what:16} {each.name:28} {each.first:28} {each.second}')
+        if not found:
+            print('nothing differs')
     elif a.what == 'lineage':
-        print(
-            '\n'.join(
-                f'{s:12} {t}'
-                for s, t in h.model_lineage(
-                    registry,
-                    a.versions[0],
-                    _decided(registry, get_version(registry, a.versions[0]).tags.get('model', '')),
-                )
-            )
-        )
+        model = get_version(registry, a.versions[0]).tags.get('model', '')
+        decided = tuple(_decided(registry, model))
+        for step in h.model_lineage(registry, a.versions[0], decided):
+            print(f'{step.kind:12} {step.text}')
     else:
         head = ('version', 'alias', 'kind', 'trained until', 'AUC', 'features', 'lock')
-        for r in [head, *h.version_table(registry)]:
-            print(f'{r[0]:8} {r[1]:20} {r[2]:12} {r[3]:18} {r[4]:7} {r[5]:13} {r[6]}')
+        rows = [head, *(astuple(row) for row in h.version_table(registry))]
+        for row in rows:
+            print('{:8} {:20} {:12} {:18} {:7} {:13} {}'.format(*row))
         for m in pending_uploads(registry):
             print(f'{m} waits to be sent: mlref models upload')
         if said := h.alias_mismatch(registry):

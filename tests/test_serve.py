@@ -20,12 +20,14 @@ import pytest
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.core import DAY, HORIZON, digest, known_by, parse_time
 from mlref.flights.events import FLIGHT_COLUMNS, raw_folder
+from mlref.flights.features import FLIGHTS
 from mlref.lake import events_as_of
 from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
 from mlref.offline import training_set
 from mlref.online import LmdbStore
-from mlref.registry import Registry, load_champion, promote, register_model
+from mlref.promotion import promote
+from mlref.registry import Registry, TrainingRun, load_champion, register_model
 from test_registry import GOOD, env, free
 from test_registry import model as another
 from test_registry import serve as tracking
@@ -45,7 +47,7 @@ def home(tmp_path_factory):
     stream = event_source(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
     # for a tracking server: its tables take seconds to make
     h = Workspace(at)
-    h.registry.client
+    assert h.registry.client
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
@@ -343,8 +345,9 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
     told = env(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT='5')
     command = lambda log: [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
     try:
-        there = Registry(tmp_path / 'there', uri)
-        promote(there, register_model(there, old, digest([0]), {}, {}, some=t.X), 30, 'bootstrap')
+        there = Registry(tmp_path / 'there', uri, name='late')
+        first = register_model(there, old, TrainingRun(digest([0])), FLIGHTS, sample=t.X)
+        promote(there, first, 30, 'bootstrap')
         p = subprocess.Popen(command('served'), stdout=subprocess.PIPE, text=True, env=told)
         url = p.stdout.readline().split(' at ')[1].strip()
 
@@ -358,12 +361,8 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
             and (here / 'registry' / 'models' / old.version).exists()
         )
         new = another(1)
-        promote(
-            there,
-            register_model(there, new, digest([1]), {}, {}, GOOD, t.X),
-            40,
-            'all gates passed',
-        )
+        second = register_model(there, new, TrainingRun(digest([1])), FLIGHTS, GOOD, t.X)
+        promote(there, second, 40, 'all gates passed')
         want = new.predict(t.X[:9]).tolist()
         assert scores() == old.predict(t.X[:9]).tolist() != want  # until it is told
         assert call(url, LOAD, {}) == (200, {'model_version': new.version}) and scores() == want
