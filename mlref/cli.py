@@ -351,7 +351,8 @@ def _decided(registry, model: str) -> list[tuple[str, str]]:
 def _change(a: argparse.Namespace, registry) -> None:
     import getpass
 
-    from mlref import promotion, registry as r
+    from mlref import promotion
+    from mlref import registry as r
 
     if a.what == 'upload':
         for m in (left := r.pending_uploads(registry)):
@@ -385,33 +386,51 @@ def _change(a: argparse.Namespace, registry) -> None:
         f' the log, by {row.who}{", FORCED" if row.forced else ""}: {row.why}'
     )
 
+# %% ../nbs/50_cli.ipynb #5c110001
+def _print_differences(registry, first: str, second: str) -> None:
+    from mlref.history import diff_versions
 
+    found = diff_versions(registry, first, second)
+    for each in found:
+        print(f'{each.what:16} {each.name:28} {each.first:28} {each.second}')
+    if not found:
+        print('nothing differs')
+
+
+def _print_lineage(registry, version: str) -> None:
+    from mlref.history import model_lineage
+    from mlref.versions import get_version
+
+    model = get_version(registry, version).tags.get('model', '')
+    for step in model_lineage(registry, version, tuple(_decided(registry, model))):
+        print(f'{step.kind:12} {step.text}')
+
+# %% ../nbs/50_cli.ipynb #5c110003
+def _print_versions(registry) -> None:
+    from mlref.history import alias_mismatch, version_table
+    from mlref.registry import pending_uploads
+
+    head = ('version', 'alias', 'kind', 'trained until', 'AUC', 'features', 'lock')
+    for row in [head, *map(astuple, version_table(registry))]:
+        print('{:8} {:20} {:12} {:18} {:7} {:13} {}'.format(*row))
+    for model in pending_uploads(registry):
+        print(f'{model} waits to be sent: mlref models upload')
+    mismatch = alias_mismatch(registry)
+    if mismatch:
+        print(mismatch)
+
+# %% ../nbs/50_cli.ipynb #5c110002
 def _show(a: argparse.Namespace, registry) -> None:
-    from mlref import history as h
-    from mlref.registry import get_version, pending_uploads
+    from mlref.history import describe_version
 
     if a.what == 'show':
-        print(h.describe_version(registry, a.versions[0]))
+        print(describe_version(registry, a.versions[0]))
     elif a.what == 'diff':
-        found = h.diff_versions(registry, *a.versions)
-        for each in found:
-            print(f'{each.what:16} {each.name:28} {each.first:28} {each.second}')
-        if not found:
-            print('nothing differs')
+        _print_differences(registry, *a.versions)
     elif a.what == 'lineage':
-        model = get_version(registry, a.versions[0]).tags.get('model', '')
-        decided = tuple(_decided(registry, model))
-        for step in h.model_lineage(registry, a.versions[0], decided):
-            print(f'{step.kind:12} {step.text}')
+        _print_lineage(registry, a.versions[0])
     else:
-        head = ('version', 'alias', 'kind', 'trained until', 'AUC', 'features', 'lock')
-        rows = [head, *(astuple(row) for row in h.version_table(registry))]
-        for row in rows:
-            print('{:8} {:20} {:12} {:18} {:7} {:13} {}'.format(*row))
-        for m in pending_uploads(registry):
-            print(f'{m} waits to be sent: mlref models upload')
-        if said := h.alias_mismatch(registry):
-            print(said)
+        _print_versions(registry)
 
 # %% ../nbs/50_cli.ipynb #d62f3a9d
 def _models(a: argparse.Namespace) -> None:

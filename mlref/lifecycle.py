@@ -104,18 +104,11 @@ from .promotion import promote
 from .quality import CheckResult, check_leaking_nulls
 from .recipes import fit_cached, out_of_fold_scores
 from .records import KEEP_MINUTES
-from mlref.registry import (
-    Registry,
-    TrainingRun,
-    get_version,
-    load_champion,
-    local_uri,
-    register_model,
-    version_by_alias,
-)
+from .registry import Registry, TrainingRun, local_uri, register_model, version_by_alias
 from .serve import Client, start_server
 from .slices import slice_differences, slice_metrics
 from .stream import apply_log
+from .versions import get_version, load_champion
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
 DECISIONS = {
@@ -246,7 +239,7 @@ def train_challenger(
 # %% ../nbs/22_lifecycle.ipynb #af1b8137
 def register_challenger(
     home: Workspace,
-    model: TorchPredictor | LightGBMPredictor | OnnxPredictor,
+    model: Predictor,
     reference: pl.DataFrame,
     data: TrainingSet,
     plan: RetrainPolicy,
@@ -389,7 +382,7 @@ def day_requests(lake: Lake, day: int) -> pl.DataFrame:
 
 def score_day(
     home: Workspace,
-    model: TorchPredictor | LightGBMPredictor | OnnxPredictor,
+    model: Predictor,
     req: pl.DataFrame,
     day: int,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -606,7 +599,7 @@ def _slices(test: TrainingSet, p: np.ndarray, q: np.ndarray) -> tuple[list[dict]
 
 def _logged(
     home: Workspace,
-    model: TorchPredictor | LightGBMPredictor | OnnxPredictor,
+    model: Predictor,
     test: TrainingSet,
     q: np.ndarray,
 ) -> pl.DataFrame:
@@ -624,7 +617,7 @@ def _logged(
 def run_gates(
     home: Workspace,
     plan: RetrainPolicy,
-    model: TorchPredictor | LightGBMPredictor | OnnxPredictor,
+    model: Predictor,
     past: TrainingSet,
     test: TrainingSet,
     p: np.ndarray,  # The model's scores of `test`

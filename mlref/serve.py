@@ -32,7 +32,8 @@ from .flights.features import FLIGHTS, Static, static
 from .log import LocalLog, Log
 from .observe import ServerMetrics
 from .online import LmdbStore, get_online_features
-from .registry import Registry, RegistryUnreachable, load_champion
+from .registry import Registry, RegistryUnreachable
+from .versions import load_champion
 
 # %% ../nbs/16_serve.ipynb #72a424aa
 class RequestError(MlrefError):

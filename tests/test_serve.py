@@ -27,7 +27,8 @@ from mlref.log import LocalLog
 from mlref.offline import training_set
 from mlref.online import LmdbStore
 from mlref.promotion import promote
-from mlref.registry import Registry, TrainingRun, load_champion, register_model
+from mlref.registry import Registry, TrainingRun, register_model
+from mlref.versions import load_champion
 from test_registry import GOOD, env, free
 from test_registry import model as another
 from test_registry import serve as tracking
