@@ -133,9 +133,9 @@ def _load(a: argparse.Namespace) -> None:
 
 # %% ../nbs/50_cli.ipynb #400b9d3b
 def _definitions(a: argparse.Namespace) -> None:
+    from mlref.catalog import feature_catalog, feature_users
     from mlref.flights.features import FLIGHTS
     from mlref.lake import Lake
-    from mlref.offline import feature_catalog, feature_users
 
     rows, data = feature_catalog(FLIGHTS), Path(a.data or find_layout().data)
     if a.what == 'show':
@@ -166,16 +166,14 @@ def _vectors(a: argparse.Namespace) -> None:
 
     from mlref.core import HORIZON, format_time, parse_time
     from mlref.features import compute_vectors
-    from mlref.flights.events import SCHEMA, raw_folder, read_raw
-    from mlref.flights.features import FLIGHTS, static
+    from mlref.flights.events import SCHEMA
+    from mlref.flights.task import flights_task
     from mlref.lake import Lake, events_as_of
-    from mlref.offline import training_set
     from mlref.online import LmdbStore
+    from mlref.training_set import training_set
 
-    home, st = (
-        _current(a),
-        static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')),
-    )
+    home, task = _current(a), flights_task()
+    features = task.features
     lake = Lake(home / 'lake' / 'mlref.duckdb')
     if a.what == 'get':
         req = lake.sql(
@@ -190,16 +188,18 @@ def _vectors(a: argparse.Namespace) -> None:
                 f' {last["flight_id"][0] if last.height else "none"}'
             )
         for n, v in zip(
-            FLIGHTS.names,
-            compute_vectors(LmdbStore(home / 'online', readonly=True), req, FLIGHTS, st)[0],
+            features.names,
+            compute_vectors(LmdbStore(home / 'online', readonly=True), req, features, task.lookups)[
+                0
+            ],
         ):
             print(f'{n:32} {v:g}')
         print(f'known at {format_time(req["sched"][0] - HORIZON)}')
         return
     events = events_as_of(lake)
     lake.close()
-    t = training_set(events, st, parse_time(a.since), parse_time(a.until))
-    out = home / 'features' / f'{FLIGHTS.name}-{FLIGHTS.version}.parquet'
+    t = training_set(events, task, parse_time(a.since), parse_time(a.until))
+    out = home / 'features' / f'{features.name}-{features.version}.parquet'
     out.parent.mkdir(exist_ok=True)
     frame = pl.DataFrame(
         {'flight_id': t.ids, 'T': t.cutoff, 'known': t.label_time, 'y': t.y}
@@ -229,8 +229,8 @@ def _reshard(a: argparse.Namespace) -> None:
 
 # %% ../nbs/50_cli.ipynb #a2e3688d
 def _features(a: argparse.Namespace) -> None:
+    from mlref.catalog import feature_lineage
     from mlref.flights.features import FLIGHTS
-    from mlref.offline import feature_lineage
 
     if a.what == 'reshard':
         return _reshard(a)

@@ -11,9 +11,9 @@ __all__ = ['Entity', 'key_series', 'key_texts', 'key_text', 'code_text', 'Source
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import FunctionType
 
@@ -358,6 +358,16 @@ class FeatureView:
                 ' itself'
             )
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        "Its columns, in order"
+        return tuple(column.name for column in view_columns(self))
+
+    @cached_property
+    def version(self) -> str:
+        "Digest of all that decides its numbers"
+        return digest(view_definition(self))[:12]
+
 # %% ../nbs/06_features.ipynb #f594962e
 def _check(self: FeatureView, stat: str, value: str) -> None:
     who, known, window = (
@@ -426,17 +436,6 @@ def view_definition(view: FeatureView) -> dict:
         'ahead': view.ahead,
         'ttl': view.ttl,
     }
-
-
-def _derived(cls: type, name: str, make: Callable) -> None:
-    "Give a class a property that is worked out once"
-    p = cached_property(make)
-    p.__set_name__(cls, name)
-    setattr(cls, name, p)
-
-
-_derived(FeatureView, 'names', lambda self: tuple(c.name for c in view_columns(self)))
-_derived(FeatureView, 'version', lambda self: digest(view_definition(self))[:12])
 
 # %% ../nbs/06_features.ipynb #e374b885
 @dataclass(frozen=True, eq=False)
@@ -564,6 +563,8 @@ class FeatureSet:
     # Request columns -> further ones; T (minutes UTC) must be among them in the end
     asks: Callable[[dict], dict] = _given
     reads: tuple[str, ...] = ('T',)  # Request columns that `asks` reads
+    # Categorical columns -> how many codes each may hold; fixed, never learnt from data
+    categories: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         have = _all_names(self)
@@ -572,11 +573,39 @@ class FeatureSet:
                 f'expected each column once in {self.name}, got {twice[0]} twice; rename a view'
             )
         if gone := [
-            n for n in (*self.only, *(i for d in self.on_demand for i in d.inputs)) if n not in have
+            n
+            for n in (
+                *self.only,
+                *self.categories,
+                *(i for d in self.on_demand for i in d.inputs),
+            )
+            if n not in have
         ]:
             raise MlrefError(
                 f'expected the column {gone[0]} from some view of {self.name}, found none'
             )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        "The columns of the vector, in order"
+        return self.only or _all_names(self)
+
+    @cached_property
+    def histories(self) -> dict[tuple[str, str], int]:
+        "(source, entity) -> minutes that reads reach back: what a store must remember"
+        return _histories(self)
+
+    @cached_property
+    def version(self) -> str:
+        "Digest of the columns and of all that decides their numbers"
+        views = [view.version for view in self.views]
+        on_demand = [part.version for part in self.on_demand]
+        return digest([list(self.names), views, on_demand, code_text(self.asks)])[:12]
+
+    @cached_property
+    def plan(self) -> 'ReadPlan':
+        "Where everything is, worked out once"
+        return ReadPlan(self)
 
 # %% ../nbs/06_features.ipynb #160b6e4f
 def _all_names(self: FeatureSet) -> tuple[str, ...]:
@@ -599,22 +628,6 @@ def _histories(
             max(v.windows, default=v.ttl or 0) - min(v.ahead, 0),
         )
     return need
-
-
-_derived(FeatureSet, 'names', lambda self: self.only or _all_names(self))
-_derived(FeatureSet, 'histories', _histories)
-_derived(
-    FeatureSet,
-    'version',
-    lambda self: digest(
-        [
-            list(self.names),
-            [v.version for v in self.views],
-            [d.version for d in self.on_demand],
-            code_text(self.asks),
-        ]
-    )[:12],
-)
 
 # %% ../nbs/06_features.ipynb #430c71cb
 @dataclass
@@ -735,7 +748,6 @@ def _last(self, v: FeatureView, c: Column) -> list[int]:
 
 
 ReadPlan._sum, ReadPlan._last = _sum, _last
-_derived(FeatureSet, 'plan', ReadPlan)
 
 # %% ../nbs/06_features.ipynb #5e1a7c20
 def _stacked(

@@ -29,6 +29,7 @@ from mlref.calibration import (
     encode_calibrations,
     fit_calibration,
 )
+from .catalog import record_features
 from .compress import OnnxPredictor, build_engine, model_size, recorded_engine
 from mlref.core import (
     DAY,
@@ -56,10 +57,10 @@ from mlref.evaluate import (
 )
 from .events import disturb_delivery, drop_feed, encode_events
 from .features import compute_vectors
-from .flights.contract import flight_rules
-from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw, read_year
-from .flights.features import FLIGHTS, Static, feature_version, static
+from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_year
+from .flights.features import FLIGHTS, Static, feature_version
 from .flights.slices import slice_labels
+from .flights.task import flights_task
 from mlref.gates import (
     Gate,
     all_passed,
@@ -98,7 +99,6 @@ from mlref.monitor import (
     monitored_columns,
     realized_day,
 )
-from .offline import record_features, training_set
 from .online import LmdbStore
 from .promotion import promote
 from .quality import CheckResult, check_leaking_nulls
@@ -108,6 +108,7 @@ from .registry import Registry, TrainingRun, local_uri, register_model, version_
 from .serve import Client, start_server
 from .slices import slice_differences, slice_metrics
 from .stream import apply_log
+from .training_set import training_set
 from .versions import get_version, load_champion
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
@@ -143,19 +144,15 @@ class Workspace:
         folder: Path,  # Made when missing
         raw: Path | None = None,  # The package's files; default: where they are installed
     ):
-        raw = Path(raw) if raw else raw_folder()
-        self.folder, self.static = (
-            Path(folder),
-            static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
-        )
-        self.rules, self.lake = (
-            flight_rules(list(self.static.airports)),
-            Lake(self.folder / 'lake' / 'mlref.duckdb'),
-        )
-        self.log, self.store, self.registry = (
-            LocalLog(self.folder / 'log'),
-            LmdbStore(self.folder / 'online'),
-            Registry(self.folder / 'registry', local_uri(self.folder / 'registry'), name='late'),
+        self.folder = Path(folder)
+        self.task = flights_task(raw)
+        self.static = self.task.lookups
+        self.rules = self.task.contract
+        self.lake = Lake(self.folder / 'lake' / 'mlref.duckdb')
+        self.log = LocalLog(self.folder / 'log')
+        self.store = LmdbStore(self.folder / 'online')
+        self.registry = Registry(
+            self.folder / 'registry', local_uri(self.folder / 'registry'), name=self.task.name
         )
         self.watches: dict[str, Monitor] = {}
 
@@ -338,7 +335,7 @@ def bootstrap(
     "The first model: trained, its reference scored out of fold, registered, promoted; again is harmless"
     if number := sync_registry(home):
         return number
-    past = known_by(training_set(events_as_of(home.lake), home.static, _first(home), until), until)
+    past = known_by(training_set(events_as_of(home.lake), home.task, _first(home), until), until)
     p = out_of_fold_scores(plan.kind, past, 3, plan.seed)
     model = train_challenger(home, plan, past, until)
     ref = monitored_columns(past.cutoff, p, past.X, past.names).with_columns(y=pl.Series(past.y))
@@ -659,7 +656,7 @@ def run_challenge(home: Workspace, plan: RetrainPolicy, now: int) -> Challenge:
     "Train a challenger and put it to the gates"
     end = now - LABEL_DELAY_DAYS * DAY
     begin = end - plan.block * DAY
-    every = training_set(events_as_of(home.lake), home.static, _first(home), end)
+    every = training_set(events_as_of(home.lake), home.task, _first(home), end)
     past, test = (
         known_by(every.take(every.cutoff < begin), begin),
         known_by(every.take(every.cutoff >= begin), now),

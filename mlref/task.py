@@ -9,6 +9,7 @@ __all__ = ['Labels', 'Cuts', 'DayTables', 'no_checks', 'no_slices', 'Task', 'sel
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -60,7 +61,7 @@ class Task:
     request_time: str  # Its column with the minute of what is predicted
     labels: Labels  # (events known by `now`, now) -> entity id, y, label_time
     label_kinds: tuple[str, ...]  # The kinds of event that `labels` needs
-    lookups: object = None  # Handed to on-demand features
+    lookups: Any = None  # Handed to on-demand features, which alone know what it is
     table_checks: Callable[[DayTables], list[CheckResult]] = no_checks
     slices: Cuts = no_slices  # Name of a cut -> the slice of each row
     monitored: tuple[str, ...] = ()  # Features whose drift and missing values are watched

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from checks.glossary import check_glossary
 from checks.notebooks import Finding
 from checks.pages import check_pages
 from checks.parts import check_parts
@@ -25,6 +26,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     'pages': check_pages,
     'readme': check_readme,
     'parts': check_parts,
+    'glossary': check_glossary,
 }
 
 

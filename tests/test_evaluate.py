@@ -10,13 +10,13 @@ import pytest
 
 from mlref.core import DAY, known_by, parse_time, service_day
 from mlref.evaluate import delong_interval, paired_auc_difference, paired_difference, swap_by_day
-from mlref.flights.events import raw_folder, read_raw, read_year
-from mlref.flights.features import static
+from mlref.flights.events import raw_folder, read_year
 from mlref.flights.slices import slice_labels
+from mlref.flights.task import flights_task
 from mlref.gates import all_passed, better_than_champion, no_slice_worse, well_calibrated
-from mlref.offline import training_set
 from mlref.recipes import fit_recipe
 from mlref.slices import slice_differences
+from mlref.training_set import training_set
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 # of 50 equals a share cannot be told: the first 50 pass 5 times, the next 350 together 9
@@ -26,10 +26,9 @@ EQUALS, BAD = 200, 20 if DEEP else 5
 @pytest.fixture(scope='module')
 def spring():
     raw = raw_folder()
-    st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
     return training_set(
         read_year(raw).filter(pl.col('known_time') < parse_time('2013-05-01')),
-        st,
+        flights_task(),
         parse_time('2013-01-08'),
         parse_time('2013-05-01'),
     )

@@ -13,20 +13,18 @@ import pytest
 from mlref.contracts import validate
 from mlref.core import parse_time
 from mlref.events import encode_events, events_between
-from mlref.flights.contract import flight_rules
-from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
-from mlref.flights.features import static
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_year
+from mlref.flights.task import flights_task
 from mlref.log import LocalLog
-from mlref.offline import find_leaks, training_set
 from mlref.results import result_row, write_results
+from mlref.training_set import find_leaks, training_set
 
-RAW = raw_folder()
-STATIC = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
+TASK = flights_task()
 
 
 @pytest.fixture(scope='module')
 def events():
-    return validate(read_year(RAW), flight_rules(list(STATIC.airports))).good
+    return validate(read_year(raw_folder()), TASK.contract).good
 
 
 def test_no_feature_of_april_leaks(events):
@@ -39,7 +37,7 @@ def test_no_feature_of_april_leaks(events):
     n = 67 if os.environ.get('MLREF_DEEP') == '1' else 4
     at = april.filter(pl.col('kind') != 'schedule')['known_time'].sample(n, seed=1).to_list()
     cuts = [t + d for t in at for d in (-1, 0, 1)]
-    found = find_leaks(april, STATIC, cuts)
+    found = find_leaks(april, TASK, cuts)
     if os.environ.get('MLREF_DEEP') == '1':
         rows = [
             result_row('cut-offs', len(cuts), '', '>= 200', april.height),
@@ -64,15 +62,16 @@ def test_that_something_will_happen_is_not_known_either(events):
         .sample(67 if os.environ.get('MLREF_DEEP') == '1' else 4, seed=2)
         .to_list()
     )
-    until = lambda e, static, start, end: training_set(
-        e.filter(pl.col('known_time') < end), static, start, end
-    )
-    assert find_leaks(april, STATIC, [t + d for t in at for d in (-1, 0, 1)], until) == {}
+
+    def until(events, task, start, end):
+        return training_set(events.filter(pl.col('known_time') < end), task, start, end)
+
+    assert find_leaks(april, TASK, [t + d for t in at for d in (-1, 0, 1)], until) == {}
 
 
 def filled(april):
     "Share of April's flights for which a feature has a value, leaving out the aircraft, two gauges that are often broken, and means over hours, or of a route over a day, in which nobody flies"
-    t = training_set(april, STATIC, parse_time('2013-04-08T07:00'), parse_time('2013-04-30T05:00'))
+    t = training_set(april, TASK, parse_time('2013-04-08T07:00'), parse_time('2013-04-30T05:00'))
     dense = [
         i
         for i, n in enumerate(t.names)
@@ -115,7 +114,7 @@ def test_events_in_any_order_give_the_same_bits(events):
         )
     )
     make = lambda e: training_set(
-        e, STATIC, parse_time('2013-04-01T07:00'), parse_time('2013-04-30T05:00')
+        e, TASK, parse_time('2013-04-01T07:00'), parse_time('2013-04-30T05:00')
     ).X.tobytes()
     want = make(april)
     assert all(make(april.sample(fraction=1.0, shuffle=True, seed=s)) == want for s in (1, 2))
@@ -152,7 +151,7 @@ def test_online_equals_offline_bit_for_bit_over_a_live_month(events, tmp_path):
     log.append('events', encode_events(part, FLIGHT_SCHEMA))
     log.close()
     subprocess.run([sys.executable, '-c', ONLINE, str(tmp_path), *map(str, span)], check=True)
-    on, off = np.load(tmp_path / 'online.npz'), training_set(part, STATIC, *span)
+    on, off = np.load(tmp_path / 'online.npz'), training_set(part, TASK, *span)
     assert len(on['ids']) == len(off) > 25_000
     X = on['X'][np.argsort(on['ids'])]
     want = off.X[np.argsort(off.ids)]

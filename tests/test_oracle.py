@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from mlref.contracts import validate
-from mlref.flights.contract import flight_rules
-from mlref.flights.events import raw_folder, read_raw, read_year
-from mlref.flights.features import CARRIERS, static
-from mlref.offline import training_set
+from mlref.flights.events import raw_folder, read_year
+from mlref.flights.features import CARRIERS
+from mlref.flights.task import flights_task
+from mlref.training_set import training_set
 
 RAW, DEEP, NEVER = raw_folder(), os.environ.get('MLREF_DEEP') == '1', 2**40
 ELSEWHERE = {
@@ -321,10 +321,8 @@ def raw():
 
 @pytest.fixture(scope='module')
 def made():
-    st = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
-    return training_set(
-        validate(read_year(RAW), flight_rules(list(st.airports))).good, st, 0, 2**40
-    )
+    task = flights_task()
+    return training_set(validate(read_year(RAW), task.contract).good, task, 0, 2**40)
 
 
 def drawn(raw, n, seed=0):

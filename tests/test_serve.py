@@ -24,7 +24,6 @@ from mlref.flights.features import FLIGHTS
 from mlref.lake import events_as_of
 from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
-from mlref.offline import training_set
 from mlref.online import LmdbStore
 from mlref.promotion import promote
 from mlref.registry import Registry, TrainingRun, register_model
@@ -52,7 +51,7 @@ def home(tmp_path_factory):
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
-    t = training_set(events_as_of(h.lake), h.static, NOW - 600, NOW)
+    t = training_set(events_as_of(h.lake), h.task, NOW - 600, NOW)
     model = load_champion(h.registry)
     req = h.lake.sql(
         f"select {', '.join(FLIGHT_COLUMNS)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"

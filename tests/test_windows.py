@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
 from mlref.features import (
     Entity,
@@ -28,7 +29,7 @@ from mlref.features import (
     with_squares,
 )
 from mlref.flights.features import FLIGHTS, local_time
-from mlref.offline import OfflineReader, feature_catalog, feature_lineage, point_in_time_join
+from mlref.offline import OfflineReader, point_in_time_join
 
 MANY = settings(
     max_examples=2000 if os.environ.get('MLREF_DEEP') == '1' else 60,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 'SOURCES', 'ENTITIES', 'VIEWS', 'AIRCRAFT',
-           'WEATHER3', 'WAITED', 'SPARE', 'CARRIERS', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'local_time', 'place_codes',
-           'encode_places', 'Static', 'static', 'feature_version']
+           'WEATHER3', 'WAITED', 'SPARE', 'CARRIERS', 'DEST_CODES', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'local_time',
+           'place_codes', 'encode_places', 'Static', 'static', 'feature_version']
 
 # %% ../../nbs/42_flights_features.ipynb #36f06214
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 import polars as pl
 
-from ..core import HORIZON, digest
+from ..core import HORIZON, MlrefError, digest
 from ..features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup_feature
 from .contract import ORIGINS
 from .events import MISSING_ZONES
@@ -501,6 +501,7 @@ CARRIERS = (
     'WN',
     'YV',
 )
+DEST_CODES = 1463  # 1,462 airports, and 0 for one that is not known
 # US federal holidays of 2013 as days of the year: opm.gov, Federal Holidays, Pay & Leave 2013; the
 # last is New Year's Day of 2014
 _HOLIDAYS = (1, 21, 49, 147, 185, 245, 287, 315, 332, 359, 366)
@@ -536,7 +537,13 @@ def static(
     rows = planes.select(
         'tailnum', *(pl.col(c).cast(pl.Float64).fill_null(np.nan) for c in ('year', 'seats'))
     ).iter_rows()
-    return Static(tuple(sorted({*airports['faa'], *MISSING_ZONES})), {r[0]: r[1:] for r in rows})
+    codes = tuple(sorted({*airports['faa'], *MISSING_ZONES}))
+    if len(codes) >= DEST_CODES:
+        raise MlrefError(
+            f'expected at most {DEST_CODES - 1} airports, got {len(codes)}; raise DEST_CODES and'
+            ' train anew'
+        )
+    return Static(codes, {r[0]: r[1:] for r in rows})
 
 # %% ../../nbs/42_flights_features.ipynb #da7ee8b5
 _CARRIER_AT, _ORIGIN_AT = place_codes(CARRIERS), place_codes(ORIGINS)
@@ -638,6 +645,7 @@ FLIGHTS = FeatureSet(
     _order(),
     _asks,
     ('sched',),
+    {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': DEST_CODES},
 )
 
 

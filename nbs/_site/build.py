@@ -1,4 +1,7 @@
-"""The docs site, without a network: build.py [FOLDER]. nbdev's pages -> Markdown -> mkdocs-material -> FOLDER (default _docs)"""
+"""The docs site, without a network: build.py [FOLDER], default _docs
+
+nbdev's pages become Markdown, and mkdocs-material makes the site of them.
+"""
 
 import base64
 import importlib
@@ -15,208 +18,261 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 os.environ |= {'NO_MKDOCS_2_WARNING': '1', 'DISABLE_MKDOCS_2_WARNING': 'true'}
-GROUPS = (
-    ('Begin', 0, 1),
-    ('Data', 2, 9),
+GROUPS = (  # of the menu: title, first and last number of its pages
+    ('Begin', 0, 0),
+    ('Data', 1, 5),
+    ('Features', 6, 9),
     ('Models', 10, 14),
     ('Serving', 15, 18),
-    ('The loop', 19, 23),
-    ('Outgrowing one machine', 30, 99),
+    ('The loop', 19, 29),
+    ('Outgrowing one machine', 30, 39),
+    ('The flights', 40, 49),
+    ('Command line', 50, 99),
 )
-HIDE = ('echo: false', 'include: false', 'hide')
+FOLDERS = (('Guides', 'guides'), ('Pipeline steps', 'steps'), ('Decisions', 'decisions'))
+HIDDEN = ('include: false', 'hide')  # directives of cells of which nothing is shown
+IMAGES = (('image/svg+xml', 'svg'), ('image/png', 'png'))
+MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
+PUBLIC_LINK = r'([\w/.-]+?)\.html'
+PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)')
+NOTEBOOK_LINK = re.compile(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]?_)?([\w-]+)\.ipynb')
+RESULT_LINK = re.compile(r'\]\((?:\.\./)+reports/results/')
+TARGET = re.compile(r'\{target="_blank" style="[^"]*"\}')
+CALLOUT = re.compile(r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$', re.MULTILINE | re.DOTALL)
+FRAME_STYLE = re.compile(r'<style.*?</style>| border="1"', re.DOTALL)
+SOURCE_LINK = re.compile(r'^\[source\]\([^)]*\)\s*', re.MULTILINE)
+SYMBOL = re.compile(r'^(#{2,5}) ([\w.]+)$', re.MULTILINE)
 
 
-def text(x):
-    return ''.join(x) if isinstance(x, list) else x
+def joined(
+    text: str | list[str],  # as a notebook holds it
+) -> str:
+    "The text of a cell or an output"
+    return text if isinstance(text, str) else ''.join(text)
 
 
-def name(p):
-    return re.sub(r'^\d+[a-z]?_', '', p.stem)
+def page_name(path: Path) -> str:
+    "The name of a page without its number"
+    return re.sub(r'^\d+[a-z]?_', '', path.stem)
 
 
-def links(md, up):
+def exported_module(path: Path) -> str | None:
+    "The module that a notebook exports to, such as 'flights.events'; None for a page without one"
+    sources = (joined(cell['source']) for cell in json.loads(path.read_text())['cells'])
+    found = (MODULE.search(source) for source in sources)
+    return next((match[1] for match in found if match), None)
+
+
+def page_link(match: re.Match) -> str:
+    "A link to a notebook as one to its page"
+    return f']({match[1] or ""}{match[2]}.md'
+
+
+def admonition(match: re.Match) -> str:
+    "A callout as mkdocs writes it"
+    return f'!!! {match[1]}\n\n' + re.sub('^', '    ', match[2], flags=re.MULTILINE)
+
+
+def relink(
+    text: str,  # Markdown of a page
+    up: str,  # from the page to the root of the site, such as '../'
+) -> str:
     "Links to notebooks and to the published site become links between these pages"
     from nbdev.config import get_config
 
-    cfg = get_config()
-    site = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}/')
-    md = re.sub(site + r'([\w/.-]+?)\.html', rf'{up}\1.md', md)
-    # private names have no place in the reference
-    md = re.sub(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)', r'\1', md)
-    md = re.sub(
-        r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]?_)?([\w-]+)\.ipynb',
-        lambda m: f']({m[1] or ""}{m[2]}.md',
-        md,
-    )
-    md = re.sub(r'\]\((?:\.\./)+reports/results/', f']({up}results/', md)
-    md = re.sub(r'\{target="_blank" style="[^"]*"\}', '', md)
-    return re.sub(
-        r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$',
-        lambda m: f'!!! {m[1]}\n\n' + re.sub('^', '    ', m[2], flags=re.M),
-        md,
-        flags=re.M | re.S,
-    )
+    config = get_config()
+    site = re.escape(f'{config.doc_host}{config.doc_baseurl}/')
+    text = re.sub(site + PUBLIC_LINK, rf'{up}\1.md', text)
+    text = PRIVATE_LINK.sub(r'\1', text)  # private names have no place in the reference
+    text = NOTEBOOK_LINK.sub(page_link, text)
+    text = RESULT_LINK.sub(f']({up}results/', text)
+    text = TARGET.sub('', text)
+    return CALLOUT.sub(admonition, text)
 
 
-def api(md, module):
-    "What nbdev says of a symbol: its source link goes, its heading gets an anchor"
-    md = re.sub(
-        r'^\[source\]\([^)]*\)\s*', '', links(re.sub(r'^---\n', '', md.strip()), ''), flags=re.M
-    )
-    return re.sub(
-        r'^(#{2,5}) ([\w.]+)$',
-        lambda m: f'### `{m[2]}` {{#{(module + "." if module else "") + m[2].lower()}}}',
-        md,
-        flags=re.M,
-    )
+def api_text(
+    text: str,  # what nbdev says of a symbol
+    module: str,  # prefix of its anchor; '' for none
+) -> str:
+    "The entry of a symbol: without source link, under a heading that can be linked to"
+
+    def heading(match: re.Match) -> str:
+        prefix = f'{module}.' if module else ''
+        return f'### `{match[2]}` {{#{prefix}{match[2].lower()}}}'
+
+    text = relink(re.sub(r'^---\n', '', text.strip()), '')
+    return SYMBOL.sub(heading, SOURCE_LINK.sub('', text))
 
 
-def output(o, cell, n, img, up):
-    if o['output_type'] == 'stream':
-        return f'```{{.text .out}}\n{text(o["text"]).rstrip()}\n```'
-    if o['output_type'] == 'error':
-        return f'```{{.text .out}}\n{o["ename"]}: {o["evalue"]}\n```'
-    d = o['data']
-    for mime, ext in (('image/svg+xml', 'svg'), ('image/png', 'png')):
-        if mime in d:
-            img.mkdir(parents=True, exist_ok=True)
-            f = img / f'{cell}-{n}.{ext}'
-            f.write_bytes(
-                text(d[mime]).encode() if ext == 'svg' else base64.b64decode(text(d[mime]))
-            )
-            return f'![plot]({up}img/{img.name}/{f.name}){{.plot}}'
-    if 'text/html' in d:
-        return (
-            '<div class="out html" markdown="0">\n'
-            + re.sub(r'<style.*?</style>| border="1"', '', text(d['text/html']), flags=re.S).strip()
-            + '\n</div>'
-        )
-    if 'text/markdown' in d:
-        return text(d['text/markdown'])
-    return f'```{{.text .out}}\n{text(d.get("text/plain", "")).rstrip()}\n```'
+def write_image(data: str, extension: str, file: Path) -> None:
+    "A plot of a notebook as a file"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if extension == 'svg' else base64.b64decode(data)
+    file.write_bytes(raw)
 
 
-def page(p, rel, src):
-    "One processed notebook as Markdown; its title"
-    nb, up, out, meta = json.loads(p.read_text()), '../' * (len(Path(rel).parts) - 1), [], {}
-    for c in nb['cells']:
-        s = text(c['source'])
-        if c['cell_type'] == 'raw':
-            meta = yaml.safe_load(s.strip().strip('-'))
-            continue
-        if c['cell_type'] == 'markdown':
-            if 'AUTOGENERATED' not in s:
-                out.append(links(s, up))
-            continue
-        said, code = (
-            re.findall(r'^#\|\s*(.+?)\s*$', s, re.M),
-            re.sub(r'^#\|.*\n?', '', s, flags=re.M).strip(),
-        )
-        shown = [
-            output(o, c.get('id', 'c'), i, src / 'img' / Path(rel).stem, up)
-            for i, o in enumerate(c.get('outputs', []))
-        ]
-        if code.startswith('show_doc('):
-            out += [f'<div class="api" markdown>\n\n{api(o, "")}\n\n</div>' for o in shown]
-            continue
-        if code and not any(h in said for h in HIDE):
-            out.append(f'```python\n{code}\n```')
-        if not any(h in said for h in ('output: false', *HIDE[1:])):
-            out += shown
-    title = meta.get('title', name(p))
-    lead = f'{meta["description"]}\n{{.lead}}\n\n' if meta.get('description') else ''
-    (src / rel).parent.mkdir(parents=True, exist_ok=True)
-    (src / rel).write_text(
-        f'---\ntitle: {json.dumps(title)}\n---\n\n# {title}\n\n{lead}' + '\n\n'.join(out) + '\n',
-        encoding='utf-8',
-    )
+def text_block(text: str) -> str:
+    "Output of a cell as a block"
+    return f'```{{.text .out}}\n{text.rstrip()}\n```'
+
+
+def show_output(
+    output: dict,  # of a cell
+    image: Path,  # where its plot goes, without a suffix
+    link: str,  # the same, as the page names it
+) -> str:
+    "An output as Markdown"
+    if output['output_type'] == 'stream':
+        return text_block(joined(output['text']))
+    if output['output_type'] == 'error':
+        return text_block(f'{output["ename"]}: {output["evalue"]}')
+    data = {kind: joined(value) for kind, value in output['data'].items()}
+    for kind, extension in IMAGES:
+        if kind in data:
+            write_image(data[kind], extension, image.with_suffix(f'.{extension}'))
+            return f'![plot]({link}.{extension}){{.plot}}'
+    if 'text/html' in data:
+        html = FRAME_STYLE.sub('', data['text/html']).strip()
+        return f'<div class="out html" markdown="0">\n{html}\n</div>'
+    return data.get('text/markdown') or text_block(data.get('text/plain', ''))
+
+
+def show_code(
+    cell: dict,
+    folder: Path,  # where plots go
+    up: str,  # from the page to the root of the site
+) -> list[str]:
+    "A code cell and its outputs as blocks of Markdown"
+    source = joined(cell['source'])
+    said = re.findall(r'^#\|\s*(.+?)\s*$', source, re.MULTILINE)
+    code = re.sub(r'^#\|.*\n?', '', source, flags=re.MULTILINE).strip()
+    if any(directive in said for directive in HIDDEN):
+        return []
+    outputs = []
+    for place, output in enumerate(cell.get('outputs', [])):
+        image = folder / f'{cell.get("id", "c")}-{place}'
+        outputs.append(show_output(output, image, f'{up}img/{folder.name}/{image.name}'))
+    if code.startswith('show_doc('):
+        return [f'<div class="api" markdown>\n\n{api_text(text, "")}\n\n</div>' for text in outputs]
+    blocks = [f'```python\n{code}\n```'] if code and 'echo: false' not in said else []
+    return blocks if 'output: false' in said else blocks + outputs
+
+
+def write_page(
+    path: Path,  # a notebook that nbdev has processed
+    name: str,  # of the page on the site, such as 'guides/roll_back.md'
+    site: Path,  # folder of the Markdown
+) -> str:
+    "Write a notebook as a page of Markdown; its title"
+    up = '../' * name.count('/')
+    blocks: list[str] = []
+    about: dict[str, str] = {}
+    for cell in json.loads(path.read_text())['cells']:
+        source = joined(cell['source'])
+        if cell['cell_type'] == 'raw':
+            about = yaml.safe_load(source.strip().strip('-'))
+        elif cell['cell_type'] == 'code':
+            blocks += show_code(cell, site / 'img' / Path(name).stem, up)
+        elif 'AUTOGENERATED' not in source:
+            blocks.append(relink(source, up))
+    title = about.get('title', page_name(path))
+    lead = f'{about["description"]}\n{{.lead}}\n\n' if about.get('description') else ''
+    head = f'---\ntitle: {json.dumps(title)}\n---\n\n# {title}\n\n{lead}'
+    file = site / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(head + '\n\n'.join(blocks) + '\n', encoding='utf-8')
     return title
 
 
-def reference(src):
-    "Every exported symbol of every module: signature, what it says, its arguments"
+def describe_symbol(module: str, name: str) -> str:
+    "The entry of an exported name in the reference"
     from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 
-    out = [
+    symbol = getattr(importlib.import_module(f'mlref.{module}'), name)
+    if callable(symbol):
+        shown = show_doc(symbol, renderer=BasicMarkdownRenderer, title_level=3)
+        text = api_text(shown._repr_markdown_(), module)
+    else:
+        value = f'{name} = {repr(symbol)[:200]}'
+        text = f'### `{name}` {{#{module}.{name}}}\n\n```python\n{value}\n```'
+    return f'<div class="api" markdown>\n\n{text}\n\n</div>'
+
+
+def write_reference(site: Path) -> None:
+    "Every exported symbol of every module: signature, what it says, its arguments"
+    blocks = [
         '# Reference',
-        '',
         'Every exported function and class, module by module; the pages show each at work.',
     ]
-    for p in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')):
-        try:
-            m = importlib.import_module(f'mlref.{name(p)}')
-        except ModuleNotFoundError:
-            continue  # a page without exports
-        out += ['', f'## mlref.{name(p)}', '', f'{m.__doc__}. [The page]({name(p)}.md)']
-        for x in m.__all__:
-            o = getattr(m, x)
-            if callable(o):
-                out += [
-                    '',
-                    (
-                        '<div class="api"'
-                        f' markdown>\n\n{api(show_doc(o, renderer=BasicMarkdownRenderer, title_level=3)._repr_markdown_(), name(p))}\n\n</div>'
-                    ),
-                ]
-            else:
-                out += [
-                    '',
-                    (
-                        f'<div class="api" markdown>\n\n### `{x}`'
-                        f' {{#{name(p)}.{x}}}\n\n```python\n{x} = {repr(o)[:200]}\n```\n\n</div>'
-                    ),
-                ]
-    (src / 'reference.md').write_text('\n'.join(out) + '\n', encoding='utf-8')
+    for path in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')):
+        name = exported_module(path)
+        if name is None:
+            continue
+        module = importlib.import_module(f'mlref.{name}')
+        blocks.append(f'## mlref.{name}')
+        blocks.append(f'{module.__doc__}. [The page]({page_name(path)}.md)')
+        blocks += [describe_symbol(name, symbol) for symbol in module.__all__]
+    (site / 'reference.md').write_text('\n\n'.join(blocks) + '\n', encoding='utf-8')
 
 
-def build(out):
-    from mkdocs.commands.build import build as mkdocs
+def write_numbered(cache: Path, site: Path) -> list[dict]:
+    "The numbered pages, and their part of the menu"
+    pages = []
+    for path in sorted(cache.glob('[0-9]*.ipynb')):
+        file = f'{page_name(path)}.md'
+        number = int(re.match(r'\d+', path.name)[0])
+        pages.append((number, {write_page(path, file, site): file}))
+    menu = []
+    for title, first, last in GROUPS:
+        group = [entry for number, entry in pages if first <= number <= last]
+        if group:
+            menu.append({title: group})
+    return menu
+
+
+def write_folder(cache: Path, folder: str, site: Path) -> list[dict]:
+    "The pages of a folder, as entries of the menu"
+    names = [
+        (path, f'{folder}/{path.stem}.md') for path in sorted((cache / folder).glob('*.ipynb'))
+    ]
+    return [{write_page(path, name, site): name} for path, name in names]
+
+
+def write_site(cache: Path, site: Path) -> list[dict]:
+    "All pages as Markdown in `site`; the menu"
+    shutil.copy(ROOT / 'nbs/_site/extra.css', site)
+    (site / 'results').mkdir()
+    for image in (ROOT / 'reports/results').glob('*.png'):
+        shutil.copy(image, site / 'results')
+    write_page(cache / 'index.ipynb', 'index.md', site)
+    begin, *rest = write_numbered(cache, site)
+    for title, folder in FOLDERS:
+        rest.append({title: write_folder(cache, folder, site)})
+    write_reference(site)
+    glossary = {write_page(cache / 'glossary.ipynb', 'glossary.md', site): 'glossary.md'}
+    shutil.copy(ROOT / 'reports' / 'card.md', site / 'card.md')
+    menu = [{'Home': 'index.md'}, begin, *rest, glossary]
+    return [*menu, {'Reference': 'reference.md'}, {'Report card': 'card.md'}]
+
+
+def build(
+    out: Path,  # folder of the site
+) -> None:
+    "Build the site"
+    from mkdocs.commands.build import build as build_mkdocs
     from mkdocs.config import load_config
     from nbdev.serve import proc_nbs
 
     os.chdir(ROOT)
     cache = Path(proc_nbs(force=True))
-    with tempfile.TemporaryDirectory() as d:
-        src = Path(d) / 'src'
-        src.mkdir()
-        shutil.copy(ROOT / 'nbs/_site/extra.css', src)
-        (src / 'results').mkdir()
-        [shutil.copy(f, src / 'results') for f in (ROOT / 'reports/results').glob('*.png')]
-        page(cache / 'index.ipynb', 'index.md', src)
-        nav = [{'Home': 'index.md'}]
-        numbered = [
-            (int(re.match(r'\d+', p.name)[0]), page(p, f'{name(p)}.md', src), f'{name(p)}.md')
-            for p in sorted(cache.glob('[0-9]*.ipynb'))
-        ]
-        for group, a, b in GROUPS:
-            if some := [{t: f} for n, t, f in numbered if a <= n <= b]:
-                nav.append({group: some})
-        reference(src)
-        nav.append({'Reference': 'reference.md'})
-        for group, folder in (
-            ('Pipeline steps', 'steps'),
-            ('Guides', 'guides'),
-            ('Decisions', 'decisions'),
-        ):
-            some = [
-                {page(p, rel, src): rel}
-                for p in sorted((cache / folder).glob('*.ipynb'))
-                for rel in [f'{folder}/{p.stem}.md']
-            ]
-            if some:
-                nav.append({group: some})
-        (src / 'card.md').write_text((ROOT / 'reports' / 'card.md').read_text())
-        nav.append({'Report card': 'card.md'})
+    settings = str(ROOT / 'nbs/_site/mkdocs.yml')
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder) / 'src'
+        site.mkdir()
+        menu = write_site(cache, site)
         logging.basicConfig(level=logging.WARNING, format='%(message)s')
-        mkdocs(
-            load_config(
-                str(ROOT / 'nbs/_site/mkdocs.yml'),
-                docs_dir=str(src),
-                site_dir=str(out),
-                nav=nav,
-                strict=True,
-            )
-        )
+        paths = {'docs_dir': str(site), 'site_dir': str(out)}
+        build_mkdocs(load_config(settings, **paths, nav=menu, strict=True))
     print(f'{len(list(out.rglob("*.html")))} pages: {out / "index.html"}')
 
 

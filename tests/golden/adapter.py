@@ -15,12 +15,12 @@ import polars as pl
 from mlref.contracts import validate
 from mlref.core import DAY, HORIZON, known_by, parse_time
 from mlref.features import FeatureView, compute_vectors
-from mlref.flights.contract import flight_rules
-from mlref.flights.events import raw_folder, read_raw, read_year
-from mlref.flights.features import FLIGHTS, feature_version, static
+from mlref.flights.events import raw_folder, read_year
+from mlref.flights.features import FLIGHTS, feature_version
+from mlref.flights.task import flights_task
 from mlref.model import load_model
 from mlref.offline import OfflineReader
-from mlref.offline import training_set as make_training_set
+from mlref.training_set import training_set as make_training_set
 
 MODELS = Path(__file__).parent / 'models'
 # A word of today's decisions and metrics -> the golden one; grows when a gate is renamed
@@ -49,14 +49,8 @@ class Part:
 
 
 @cache
-def _lookups():
-    raw = raw_folder()
-    return static(read_raw(raw, 'airports'), read_raw(raw, 'planes'))
-
-
-@cache
 def _events() -> pl.DataFrame:
-    return validate(read_year(raw_folder()), flight_rules(list(_lookups().airports))).good
+    return validate(read_year(raw_folder()), flights_task().contract).good
 
 
 @cache
@@ -72,7 +66,7 @@ def _service_day(date: str) -> int:
 def training_set(start: str, end: str) -> Rows:
     "What was known of every flight of the service days from `start` to `end`, excluded"
     made = make_training_set(
-        _events(), _lookups(), _service_day(start), _service_day(end), _reader()
+        _events(), flights_task(), _service_day(start), _service_day(end), _reader()
     )
     return Rows(
         ids=made.ids,
@@ -92,7 +86,7 @@ def _model(kind: str):
 def frozen_scores(day: str) -> dict[str, np.ndarray]:
     "What each frozen model says of the flights of a service day, in order of the training set"
     start = _service_day(day)
-    made = make_training_set(_events(), _lookups(), start, start + DAY, _reader())
+    made = make_training_set(_events(), flights_task(), start, start + DAY, _reader())
     return {kind: _model(kind).predict(made.X) for kind in ('trees', 'network')}
 
 
@@ -106,7 +100,7 @@ def feature_week() -> dict[str, np.ndarray]:
         .sort('sched', 'event_id')
     )
     whole = replace(FLIGHTS, only=())
-    values = compute_vectors(_reader(), asked, whole, _lookups())
+    values = compute_vectors(_reader(), asked, whole, flights_task().lookups)
     return dict(zip(whole.names, values.T, strict=True))
 
 
@@ -120,7 +114,7 @@ def parts() -> dict[str, Part]:
     found = {
         'feature set': Part(FLIGHTS.version, FLIGHTS.names),
         'feature set with its vocabularies': Part(
-            feature_version(FLIGHTS, _lookups()), FLIGHTS.names
+            feature_version(FLIGHTS, flights_task().lookups), FLIGHTS.names
         ),
     }
     for part in (*FLIGHTS.views, *FLIGHTS.on_demand):
@@ -138,7 +132,7 @@ def train_models() -> None:
     from mlref.train import fit_torch
 
     start, edge, end = map(_service_day, ('2013-01-01', '2013-03-18', '2013-04-01'))
-    past = known_by(make_training_set(_events(), _lookups(), start, end, _reader()), end)
+    past = known_by(make_training_set(_events(), flights_task(), start, end, _reader()), end)
     before = edge > past.cutoff
     head = past.take(before)
     tail = past.take(~before)
