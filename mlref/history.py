@@ -110,6 +110,11 @@ def _environment(entry: ModelVersion) -> dict[str, str]:
     return {**flat, **packages}
 
 
+def _compared_tags(entry: ModelVersion) -> dict[str, str]:
+    "The tags in which two versions may differ"
+    return {name: entry.tags.get(name, '-') for name in COMPARED_TAGS}
+
+
 def _gate_answers(entry: ModelVersion) -> dict[str, str]:
     "Gate -> passed or failed"
     return {gate.name: 'passed' if gate.passed else 'failed' for gate in entry.gates or ()}
@@ -137,17 +142,16 @@ def diff_versions(
     second: str,  # Number of another
 ) -> list[VersionDifference]:
     "Everything that two versions do not share"
-    a = get_version(registry, first)
-    b = get_version(registry, second)
-    tags = [{name: entry.tags.get(name, '-') for name in COMPARED_TAGS} for entry in (a, b)]
+    one = get_version(registry, first)
+    two = get_version(registry, second)
     columns = [column_versions(registry, version) for version in (first, second)]
     return [
-        *_differences('tag', tags[0], tags[1]),
-        *_differences('param', a.params, b.params),
-        *_differences('metric', a.metrics, b.metrics),
-        *_differences('gate', _gate_answers(a), _gate_answers(b)),
+        *_differences('tag', _compared_tags(one), _compared_tags(two)),
+        *_differences('param', one.params, two.params),
+        *_differences('metric', one.metrics, two.metrics),
+        *_differences('gate', _gate_answers(one), _gate_answers(two)),
         *_column_differences(columns[0], columns[1]),
-        *_differences('environment', _environment(a), _environment(b)),
+        *_differences('environment', _environment(one), _environment(two)),
     ]
 
 # %% ../nbs/14c_history.ipynb #8f85f88e
@@ -180,6 +184,23 @@ def _promotion_step(row: Promotion) -> LineageStep:
     text = f'{format_time(row.at)} {row.who}: {change}, {row.why} (row {row.id[:12]})'
     return LineageStep('promotion', text)
 
+# %% ../nbs/14c_history.ipynb #14a10005
+def _training_steps(
+    entry: ModelVersion,
+    columns: dict[str, str],  # From `column_versions`
+) -> list[LineageStep]:
+    "From the rows to the model and what the gates said of it"
+    tags = entry.tags
+    made = f'{tags["kind"]}, commit {tags["commit"]}, lock {tags["lock"]}'
+    rows = [
+        LineageStep('data', f'sha256 {tags["data"]}'),
+        LineageStep('lake', tags['lake'] or 'not noted'),
+        LineageStep('feature set', tags['features'] or 'none'),
+    ]
+    model = LineageStep('model', f'{tags["model"]} ({made}), version {entry.version}')
+    gates = [_gate_step(gate) for gate in entry.gates or ()]
+    return [*rows, *_view_steps(columns), model, *gates]
+
 
 def model_lineage(
     registry: Registry,
@@ -188,16 +209,9 @@ def model_lineage(
 ) -> list[LineageStep]:
     "The chain from the rows a version learnt from to the decisions about it"
     entry = get_version(registry, version)
-    tags = entry.tags
-    made = f'{tags["kind"]}, commit {tags["commit"]}, lock {tags["lock"]}'
     mine = [row for row in promotions(registry) if version in (row.to, row.was)]
     return [
-        LineageStep('data', f'sha256 {tags["data"]}'),
-        LineageStep('lake', tags['lake'] or 'not noted'),
-        LineageStep('feature set', tags['features'] or 'none'),
-        *_view_steps(column_versions(registry, version)),
-        LineageStep('model', f'{tags["model"]} ({made}), version {version}'),
-        *[_gate_step(gate) for gate in entry.gates or ()],
+        *_training_steps(entry, column_versions(registry, version)),
         *[LineageStep('decision', f'{when} {what}') for when, what in decided],
         *[_promotion_step(row) for row in mine],
     ]
@@ -206,23 +220,27 @@ def model_lineage(
 LONG_TAGS = ('environment', 'files', 'gates')  # shown in parts instead
 
 
+def _noted(entry: ModelVersion) -> dict[str, str]:
+    "Everything that was noted of a version, under a name for a person"
+    short = {name: value for name, value in entry.tags.items() if name not in LONG_TAGS}
+    short['aliases'] = ', '.join(entry.aliases) or '-'
+    short['files'] = ', '.join(json.loads(entry.tags['files']))
+    params = {f'param {name}': value for name, value in sorted(entry.params.items())}
+    metrics = {f'metric {name}': f'{value:.6g}' for name, value in sorted(entry.metrics.items())}
+    here = {f'here: {name}': value for name, value in _environment(entry).items()}
+    return {**short, **params, **metrics, **here}
+
+
 def describe_version(
     registry: Registry,
     version: str,  # Its number
 ) -> str:
     "A version for a person to read"
-    entry = get_version(registry, version)
     card = read_attached(registry, version, 'card.md')
-    chain = [s for s in model_lineage(registry, version) if s.kind in ('gate', 'promotion')]
-    rows = {
-        **{name: value for name, value in entry.tags.items() if name not in LONG_TAGS},
-        'aliases': ', '.join(entry.aliases) or '-',
-        'files': ', '.join(json.loads(entry.tags['files'])),
-        **{f'param {name}': value for name, value in sorted(entry.params.items())},
-        **{f'metric {name}': f'{value:.6g}' for name, value in sorted(entry.metrics.items())},
-        **{f'here: {name}': value for name, value in _environment(entry).items()},
-    }
+    rows = _noted(get_version(registry, version))
     lines = [f'{name}: {value}' for name, value in rows.items()]
-    lines += [f'{step.kind}: {step.text}' for step in chain]
+    chain = model_lineage(registry, version)
+    kinds = ('gate', 'promotion')
+    lines += [f'{step.kind}: {step.text}' for step in chain if step.kind in kinds]
     text = '\n'.join(lines)
     return f'{card.read_text().strip()}\n\n{text}' if card else text

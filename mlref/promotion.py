@@ -154,7 +154,7 @@ def _follow(
         registry.call('delete_registered_model_alias', registry.name, 'challenger')
     return moved
 
-
+# %% ../nbs/14b_promotion.ipynb #14b00018
 def sync_aliases(registry: Registry) -> bool:  # True: something had to be moved
     "Let the aliases say what the log says; finishes a promotion that was cut off"
     moved = False
@@ -175,13 +175,14 @@ def _write_row(
 ) -> Promotion:  # As it stands in the log
     "Append a row and let the aliases follow; raises `MlrefError` when another process was first"
     log = promotion_log(registry)
+    tags = {'row': json.dumps(row.content), 'id': row.id}
     registry.call('create_registered_model', log)
     registry.call(
         'create_model_version',
         log,
         entry.source,
         entry.tags['run'],
-        {'row': json.dumps(row.content), 'id': row.id},
+        tags,
         description=f'{row.was or "-"} to {row.to}: {row.why}',
         model_id=entry.tags['logged'],
     )
@@ -209,15 +210,17 @@ def _append(
     "Make a version champion: the next row of the log"
     rows = promotions(registry)
     entry = get_version(registry, version)
+    after, was = (rows[-1].id, rows[-1].to) if rows else ('', '')
+    gates = entry.tags.get('gates')
     row = Promotion(
-        after=rows[-1].id if rows else '',
+        after=after,
         at=int(at),
         who=who,
-        was=rows[-1].to if rows else '',
+        was=was,
         to=version,
         model=entry.tags['model'],
         why=why,
-        gates=digest(entry.tags['gates']) if 'gates' in entry.tags else '',
+        gates=digest(gates) if gates else '',
         forced=forced,
     )
     return _write_row(registry, row, entry)

@@ -203,8 +203,9 @@ def open_server(
     "A server over a run's registry and online store; raises `MlrefError` when one is missing or does not answer"
     raw = Path(raw) if raw else raw_folder()
     registry = Registry(Path(home) / 'registry', uri, name='late')
+    store = LmdbStore(Path(home) / 'online', readonly=True)
     try:
-        model = load_champion(registry, features=FLIGHTS)
+        model = load_champion(registry, features=store.features)
     except RegistryUnreachable as e:
         raise MlrefError(
             f'{e}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
@@ -212,7 +213,7 @@ def open_server(
     s = ModelServer(
         model,
         registry,
-        LmdbStore(Path(home) / 'online', readonly=True),
+        store,
         LocalLog(log),
         static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
         ServerMetrics(),
@@ -225,7 +226,7 @@ def reload_champion(s: ModelServer) -> str:
     "Serve what the registry calls champion now; the version; raises `RequestError` and keeps serving when the registry is gone"
     with s.loading:
         try:
-            s.model = load_champion(s.registry, features=FLIGHTS)
+            s.model = load_champion(s.registry, features=s.store.features)
         except Exception as e:
             raise RequestError(
                 503,

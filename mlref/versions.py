@@ -190,7 +190,7 @@ def load_version(
     check_environment([*found, *_changed_scores(model, folder)], who)
     return model
 
-
+# %% ../nbs/14a_versions.ipynb #15f00010
 def load_champion(
     registry: Registry,
     alias: str = 'champion',

@@ -27,6 +27,7 @@ from mlref.log import LocalLog
 from mlref.online import LmdbStore
 from mlref.promotion import promote
 from mlref.registry import Registry, TrainingRun, register_model
+from mlref.training_set import training_set
 from mlref.versions import load_champion
 from test_registry import GOOD, env, free
 from test_registry import model as another
