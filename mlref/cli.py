@@ -98,15 +98,23 @@ def _serve(a: argparse.Namespace) -> None:
     )
     serve(open_server(home, Path(a.log) if a.log else home / 'served', uri=a.uri), a.port)
 
+# %% ../nbs/50_cli.ipynb #da500001
+def _open_lake(args: argparse.Namespace):
+    "The lake of the current run"
+    from mlref.flights.events import FLIGHT_SCHEMA
+    from mlref.lake import Lake
+    from mlref.lifecycle import RUN_TABLES
+
+    return Lake(_current(args) / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA, RUN_TABLES)
+
 # %% ../nbs/50_cli.ipynb #12c58c50
 def _load(a: argparse.Namespace) -> None:
     import tempfile
 
     from mlref.capacity import locust_files, run_load_step
-    from mlref.lake import Lake
     from mlref.lifecycle import day_requests
 
-    lake = Lake(_current(a) / 'lake' / 'mlref.duckdb')
+    lake = _open_lake(a)
     req = day_requests(lake, lake.sql('select max(day) as d from days')['d'][0])
     lake.close()
     if not a.web:
@@ -135,7 +143,6 @@ def _load(a: argparse.Namespace) -> None:
 def _definitions(a: argparse.Namespace) -> None:
     from mlref.catalog import feature_catalog, feature_users
     from mlref.flights.features import FLIGHTS
-    from mlref.lake import Lake
 
     rows, data = feature_catalog(FLIGHTS), Path(a.data or find_layout().data)
     if a.what == 'show':
@@ -150,7 +157,7 @@ def _definitions(a: argparse.Namespace) -> None:
         return
     used = {}
     if (data / 'current').exists():
-        lake = Lake(_current(a) / 'lake' / 'mlref.duckdb')
+        lake = _open_lake(a)
         used = {(v, n): m for v, n, m in feature_users(lake).iter_rows()}
         lake.close()
     for r in rows.iter_rows(named=True):
@@ -168,24 +175,24 @@ def _vectors(a: argparse.Namespace) -> None:
     from mlref.features import compute_vectors
     from mlref.flights.events import SCHEMA
     from mlref.flights.task import flights_task
-    from mlref.lake import Lake, events_as_of
+    from mlref.lake import events_as_of
     from mlref.online import LmdbStore
     from mlref.training_set import training_set
 
     home, task = _current(a), flights_task()
     features = task.features
-    lake = Lake(home / 'lake' / 'mlref.duckdb')
+    lake = _open_lake(a)
     if a.what == 'get':
         req = lake.sql(
             f"select {', '.join(SCHEMA)} from events where kind = 'schedule' and flight_id = ?",
             a.name,
         ).cast(SCHEMA)
-        last = lake.sql('select flight_id from predictions order by T desc, flight_id limit 1')
+        last = lake.sql('select entity_id from predictions order by cutoff desc, entity_id limit 1')
         lake.close()
         if not req.height:
             raise MlrefError(
                 f'expected the id of a flight of this run, got {a.name!r}; the last one scored is'
-                f' {last["flight_id"][0] if last.height else "none"}'
+                f' {last["entity_id"][0] if last.height else "none"}'
             )
         for n, v in zip(
             features.names,
@@ -255,9 +262,10 @@ def _ingest(a: argparse.Namespace) -> None:
     import threading
 
     from mlref.flights.contract import flight_rules
-    from mlref.flights.events import raw_folder, read_raw
+    from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw
     from mlref.flights.features import static
-    from mlref.lake import Lake, follow_log, next_offset
+    from mlref.ingest import follow_log, next_offset
+    from mlref.lake import Lake
     from mlref.log import Consumer, LocalLog, list_partitions
     from mlref.snapshots import clear_snapshots, publish_snapshot
 
@@ -266,7 +274,8 @@ def _ingest(a: argparse.Namespace) -> None:
             f'expected --batch and --every above 0 and --keep from 0, got {a.batch}, {a.every} and'
             f' {a.keep}'
         )
-    halt, log, lake = threading.Event(), LocalLog(Path(a.log), readonly=True), Lake(Path(a.lake))
+    halt, log = threading.Event(), LocalLog(Path(a.log), readonly=True)
+    lake = Lake(Path(a.lake), FLIGHT_SCHEMA)
     for s in (signal.SIGTERM, signal.SIGINT):
         signal.signal(s, lambda *_: halt.set())
     reader, fresh = Consumer(log, a.topic, {}), [False]
@@ -301,15 +310,24 @@ def _ingest(a: argparse.Namespace) -> None:
     look()
     print(f'following {a.topic} of {a.log} into {a.lake}', flush=True)
     known = static(*(read_raw(raw_folder(), n) for n in ('airports', 'planes')))
-    n = follow_log(
+    counts = follow_log(
         lake, reader, flight_rules(list(known.airports)), halt.is_set, idle, said, a.batch
     )
     publish()
     lake.close()
     print(
-        f'stopped: {n:,} messages taken in; the lake stands at {dict(sorted(reader.at.items()))}',
+        f'stopped: {counts.messages:,} messages taken in: {counts.good:,} good,'
+        f' {counts.repeated:,} repeated, {counts.dead:,} dead; the lake stands at'
+        f' {dict(sorted(reader.at.items()))}',
         flush=True,
     )
+    for name, count in counts.unknown.items():
+        print(f'{count:,} messages have the field {name}, which no column keeps', flush=True)
+    if counts.messages and counts.dead == counts.messages:
+        raise MlrefError(
+            f'expected messages that the contract accepts, got {counts.dead:,} dead letters and'
+            f' nothing else; their reasons stand in the table dead_letters of {a.lake}'
+        )
 
 # %% ../nbs/50_cli.ipynb #7114ad2b
 def _registry(a: argparse.Namespace):

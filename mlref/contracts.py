@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'Rule', 'base_rules', 'RuleMetric', 'ValidationResult', 'check_column_types', 'validate',
-           'raise_for_failed', 'to_pandera', 'from_pandera']
+           'raise_for_failed', 'to_pandera', 'from_pandera', 'CheckedBatch', 'check_messages', 'read_batch', 'Repeats',
+           'split_repeats']
 
 # %% ../nbs/04_contracts.ipynb #c9817c9e
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any, Literal
 import polars as pl
 
 from .core import MlrefError
+from .events import count_unknown_fields, decode_events
+from .log import Log
 from .schema import EventSchema
 
 # %% ../nbs/04_contracts.ipynb #5b552e16
@@ -252,3 +255,75 @@ def from_pandera(
             holds = pl.col(name).is_null() | _check_holds(name, check)
             rules.append(Rule(name=f'{name}: {check.name}', holds=holds))
     return tuple(rules)
+
+# %% ../nbs/04_contracts.ipynb #da040011
+@dataclass(frozen=True)
+class CheckedBatch:
+    "Some messages in a row, decoded and judged by a contract"
+
+    messages: list[bytes]  # As they came
+    events: pl.DataFrame  # Those the contract accepts, with `_i`, their place in `messages`
+    dead: tuple[tuple[int, str], ...]  # Place and reasons of every other message, in order
+    result: ValidationResult  # What the rules said
+    unknown: Mapping[
+        str, int
+    ]  # Field without a column -> accepted messages in which it has a value
+
+
+def check_messages(
+    messages: list[bytes],  # As they came
+    schema: EventSchema,
+    rules: tuple[Rule, ...],  # The contract
+) -> CheckedBatch:
+    "Decode messages and judge them; raises `MlrefError` when a rule refuses the batch"
+    decoded, broken = decode_events(messages, schema)
+    result = raise_for_failed(validate(decoded, rules, schema))
+    said = result.bad.select('_i', pl.col('reasons').list.join('; ')).iter_rows()
+    return CheckedBatch(
+        messages=messages,
+        events=result.good,
+        dead=tuple(sorted([*broken, *said])),
+        result=result,
+        unknown=count_unknown_fields(messages, result.good, schema),
+    )
+
+
+def read_batch(
+    log: Log,
+    topic: str,
+    start: int,  # Offset of the first message wanted
+    limit: int,  # At most this many
+    schema: EventSchema,
+    rules: tuple[Rule, ...],  # The contract
+    part: int = 0,  # Partition
+) -> CheckedBatch:  # Without messages at the end of the log
+    "Read on in a log; raises `MlrefError` when a rule refuses the batch"
+    return check_messages(log.read(topic, start, limit, part), schema, rules)
+
+# %% ../nbs/04_contracts.ipynb #da040014
+@dataclass(frozen=True)
+class Repeats:
+    "What of some events is new, and what contradicts one accepted before; the rest is repeated"
+
+    new: pl.DataFrame
+    changed: pl.DataFrame  # Another content under the id of an event accepted before
+
+
+def split_repeats(
+    events: pl.DataFrame,  # Accepted by the contract, in order, with `_i`
+    accepted: pl.DataFrame,  # Earlier events under the same ids; columns of the schema
+    schema: EventSchema,
+) -> Repeats:
+    "Deduplicate by the event id: the first event under an id stands"
+    first = events.unique('event_id', keep='first', maintain_order=True)
+    new = first
+    if accepted.height:
+        new = first.join(accepted, on='event_id', how='anti', maintain_order='left')
+    if new.height == events.height:
+        return Repeats(new, events.head(0))
+    columns = list(schema.columns)
+    earlier = accepted.select(pl.col(name).cast(schema.columns[name]) for name in columns)
+    stands = pl.concat([earlier, new.select(columns)])
+    rest = events.join(new, on='_i', how='anti', maintain_order='left')
+    changed = rest.join(stands, on=columns, nulls_equal=True, how='anti', maintain_order='left')
+    return Repeats(new, changed)

@@ -143,7 +143,9 @@ def register_loader(
         known = LOADERS.get(kind, load)
         here = (load.__module__, load.__qualname__)
         there = (known.__module__, known.__qualname__)
-        if here != there:
+        # a page that is run defines what its module defines, in the module __main__
+        same_name = here[1] == there[1] and '__main__' in (here[0], there[0])
+        if here != there and not same_name:
             raise MlrefError(
                 f'expected one loader of the kind {kind!r}, got {".".join(here)} besides'
                 f' {".".join(there)}; give your kind another name'

@@ -16,6 +16,7 @@ import polars as pl
 
 from .core import DAY, MlrefError, TrainingSet, day_start, service_day
 from .evaluate import auc
+from .schema import TableSchema
 
 # %% ../nbs/19_monitor.ipynb #ea7c0456
 MONITORED = (
@@ -131,16 +132,19 @@ class Monitor:
             self.estimate, self.drift, self.missing = _nannyml(_pandas(reference), N_STD)
 
 # %% ../nbs/19_monitor.ipynb #a05f7435
-METRICS = {
-    'measured_at': pl.Int64,
-    'name': pl.String,
-    'version': pl.String,
-    'value': pl.Float64,
-    'low': pl.Float64,
-    'high': pl.Float64,
-    'n': pl.Int64,
-    'day': pl.Int64,
-}
+METRICS = TableSchema(
+    name='metrics',
+    columns={
+        'measured_at': pl.Int64,
+        'name': pl.String,
+        'version': pl.String,
+        'value': pl.Float64,
+        'low': pl.Float64,
+        'high': pl.Float64,
+        'n': pl.Int64,
+        'day': pl.Int64,
+    },
+)
 
 
 def _one(result, name: str, *column: str) -> tuple[float, float | None, float | None]:
@@ -177,13 +181,11 @@ def estimate_day(
             (f'drift:{c}', d[0], None, d[2]),
             (f'missing:{c}', g[0], None, max(g[2] or 0.0, 0.01)),
         ]
-    return pl.DataFrame(
+    return METRICS.frame(
         [
             (day_start(day + 1), name, version, v, lo, hi, rows.height, day)
             for name, v, lo, hi in out
         ],
-        schema=METRICS,
-        orient='row',
     )
 
 # %% ../nbs/19_monitor.ipynb #bf435f4b
@@ -197,12 +199,12 @@ def realized_day(
 ) -> pl.DataFrame:  # Rows of the metrics table
     "AUC and gap of a day whose labels have landed"
     if not rows.height:
-        return pl.DataFrame(schema=METRICS)
+        return METRICS.frame()
     day, real = (
         int(service_day(rows['T'][0])),
         realized_per_day(*(rows[c].to_numpy() for c in ('T', 'y', 'p'))),
     )
-    return pl.DataFrame(
+    return METRICS.frame(
         [
             (
                 day_start(day + 1 + LABEL_DELAY_DAYS),
@@ -215,8 +217,6 @@ def realized_day(
             )
             for k, v in real.items()
         ],
-        schema=METRICS,
-        orient='row',
     )
 
 # %% ../nbs/19_monitor.ipynb #16ef3c6b

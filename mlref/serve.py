@@ -258,8 +258,8 @@ def _note(
         [
             json.dumps(
                 {
-                    'flight_id': i,
-                    'T': int(t),
+                    'entity_id': i,
+                    'cutoff': int(t),
                     'scored_at': int(t),
                     'p': float(q),
                     **head,

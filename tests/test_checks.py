@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import check
+from checks.glossary import check_glossary
 from checks.notebooks import ROOT, Cell, Finding, Page
 from checks.pages import check_pages
 from checks.parts import check_parts, empty_cells
@@ -22,6 +23,7 @@ from checks.tools import (
     check_types,
     run_tool,
 )
+from readme import show_cell
 
 TOP = Cell('markdown', 'top', '# A page\n\n> What it is for')
 LONG = 'x = 1  # ' + 'long ' * 20
@@ -272,3 +274,37 @@ def test_a_tool_that_cannot_work_is_no_pass(monkeypatch, capsys):
 def test_a_readme_that_is_not_the_index_is_found(tree):
     (tree / 'README.md').write_text('# Another\n')
     assert [finding.rule for finding in check_readme(tree)] == ['readme']
+
+
+def glossary(folder: Path, *rows: str) -> list[str]:
+    "Rules that a glossary of these rows breaks, beside one page that says **watermark**"
+    (folder / 'nbs').mkdir()
+    table = '\n'.join(['| term | what it means | page |', '|---|---|---|', *rows])
+    pages = {'glossary': table, '05_store': '# Store\n\nHow far it came is its **watermarks**.'}
+    for name, text in pages.items():
+        cells = [{'cell_type': 'markdown', 'id': 'c', 'source': text}]
+        (folder / 'nbs' / f'{name}.ipynb').write_text(json.dumps({'cells': cells}))
+    return [finding.rule for finding in check_glossary(folder)]
+
+
+@pytest.mark.parametrize(
+    ('row', 'broken'),
+    [
+        ('| **watermark** | How far it came. | [store](05_store.ipynb) |', []),
+        ('| **store** | Where it lies: a heading counts. | [store](05_store.ipynb) |', []),
+        ('| **offset** | Never said there. | [store](05_store.ipynb) |', ['glossary-term']),
+        ('| **offset** | Elsewhere. | [log](03_log.ipynb) |', ['glossary-link']),
+    ],
+)
+def test_a_term_stands_in_bold_where_the_glossary_says(tmp_path, row, broken):
+    assert glossary(tmp_path, row) == broken
+
+
+def test_readme_shows_code_and_what_it_gives():
+    said = {'output_type': 'stream', 'name': 'stdout', 'text': '42\n'}
+    warned = {'output_type': 'stream', 'name': 'stderr', 'text': 'slow'}
+    cell = {'cell_type': 'code', 'source': '#| echo: false\nprint(42)', 'outputs': [said, warned]}
+    assert [block for block in show_cell(cell) if block] == ['```text\n42\n```']
+    shown = show_cell({**cell, 'source': 'print(42)'})
+    assert shown[:2] == ['```python\nprint(42)\n```', '```text\n42\n```']
+    assert show_cell({**cell, 'source': '#| hide\nprint(42)'}) == []

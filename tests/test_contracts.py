@@ -11,7 +11,8 @@ from mlref.core import MlrefError, digest, format_time, parse_time, service_day
 from mlref.events import encode_events
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
-from mlref.lake import Lake, events_as_of, ingest, next_offset, release
+from mlref.ingest import ingest, next_offset, release
+from mlref.lake import Lake, events_as_of
 from mlref.lifecycle import (
     RetrainPolicy,
     Workspace,
@@ -80,7 +81,7 @@ def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed
             max_share=0.05,
         ),
     )
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     log.append('e', encode_events(some, FLIGHT_SCHEMA))
     with pytest.raises(MlrefError, match='refused whole'):
         ingest(lake, log, 'e', strict)
@@ -92,7 +93,7 @@ def test_a_batch_over_a_fail_threshold_is_refused_whole_and_nothing_is_committed
         )['n'][0]
         == 0
     )
-    assert ingest(lake, log, 'e', CONTRACT) == 1000  # mended, the same messages go in
+    assert ingest(lake, log, 'e', CONTRACT).messages == 1000  # mended, the same messages go in
 
 
 @pytest.mark.parametrize('way', ['ingest', 'release', 'feed'])
@@ -109,7 +110,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     )
     log, lake, store = (
         LocalLog(tmp_path / 'log'),
-        Lake(tmp_path / 'l.duckdb'),
+        Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA),
         LmdbStore(tmp_path / 'online'),
     )
     log.append(
@@ -144,7 +145,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
 
 
 def test_all_reasons_and_release_is_idempotent(some, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     odd = some.head(3).with_columns(
         distance=pl.lit(7000, pl.Int64), dest=pl.Series(['ZZZ', *some['dest'][1:3]])
     )
@@ -279,7 +280,7 @@ def test_a_pandera_check_that_cannot_be_read_is_refused():
 
 
 def test_quality_accumulates_with_every_commit(some, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     log.append('e', encode_events(some, FLIGHT_SCHEMA))
     ingest(lake, log, 'e', CONTRACT, 250)
     assert lake.sql(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -22,7 +23,8 @@ from mlref.core import MlrefError, digest, parse_time
 from mlref.events import corrupt_messages, disturb_delivery, encode_events, events_between
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
-from mlref.lake import Lake, events_as_of, ingest, next_offset
+from mlref.ingest import ingest, next_offset
+from mlref.lake import Lake, events_as_of
 from mlref.log import LocalLog, check_log, send_events
 from mlref.results import result_row, write_results
 from mlref.snapshots import clear_snapshots, open_snapshot, pin_snapshot, publish_snapshot
@@ -39,8 +41,9 @@ CHILD = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from mlref.flights.contract import flight_rules
-from mlref.flights.events import MISSING_ZONES, raw_folder, read_raw
-from mlref.lake import Lake, ingest
+from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw
+from mlref.ingest import ingest
+from mlref.lake import Lake
 from mlref.log import LocalLog
 folder, when, at, delay = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +58,7 @@ class Dies:
         self.con.commit()
         if self.n == at and when == 'after': die()
         if self.n == at and when == 'during': time.sleep(1)
-lake = Lake(folder/'lake.duckdb'); lake.con = Dies(lake.con); log = LocalLog(folder/'log', readonly=True)
+lake = Lake(folder/'lake.duckdb', FLIGHT_SCHEMA); lake.con = Dies(lake.con); log = LocalLog(folder/'log', readonly=True)
 for p in (0, 1): ingest(lake, log, 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), 40, p)
 """
 
@@ -86,7 +89,7 @@ def storm(folder, part):
 
 def books(path):
     "messages read, events, repeated, dead, doubled ids, doubled positions"
-    lake = Lake(path)
+    lake = Lake(path, FLIGHT_SCHEMA)
     r = lake.sql(
         """select (select coalesce(sum(next), 0) from offsets)::bigint as read, (select count(*) from events) as rows, (select coalesce(sum(repeated), 0) from commits)::bigint as again, (select count(*) from dead_letters) as dead,
         (select count(*) - count(distinct event_id) from events) as twice, (select count(*) - count(distinct (topic, part, off)) from (select topic, part, off from events union all select topic, part, off from dead_letters)) as places"""
@@ -100,7 +103,7 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
 ):
     want = 120 if DEEP else 5
     n = storm(tmp_path, part)
-    whole = Lake(tmp_path / 'whole.duckdb')
+    whole = Lake(tmp_path / 'whole.duckdb', FLIGHT_SCHEMA)
     log = LocalLog(tmp_path / 'log', readonly=True)
     for p in (0, 1):
         ingest(whole, log, 'events', CONTRACT, part=p)
@@ -137,7 +140,7 @@ def test_killed_before_during_and_after_commits_rows_in_are_rows_out_and_dead_le
     read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
     lost += abs(n - rows - again - dead)
     doubled += twice + places
-    lake = Lake(tmp_path / 'lake.duckdb')
+    lake = Lake(tmp_path / 'lake.duckdb', FLIGHT_SCHEMA)
     assert digest(events_as_of(lake).sort('event_id')) == good
     lake.close()
     if DEEP:
@@ -192,7 +195,7 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     p.wait()
     r = subprocess.run([*cmd, '--once'], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    lake = Lake(tmp_path / 'l.duckdb')
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     assert (
         events_as_of(lake).height + lake.sql('select count(*) as n from dead_letters')['n'][0]
         == part.height
@@ -261,11 +264,11 @@ def test_events_over_http_are_on_disk_when_answered(part, tmp_path):
         text=True,
     )
     assert r.returncode == 0, r.stderr
-    assert events_as_of(Lake(tmp_path / 'l.duckdb')).height == 2000
+    assert events_as_of(Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)).height == 2000
 
 
 def test_as_of_an_old_commit_the_training_set_is_what_it_was(part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     send_events(log, 'events', part.head(4000), FLIGHT_SCHEMA)
     ingest(lake, log, 'events', CONTRACT)
     n = lake.sql('select max(commit_id) as n from commits')['n'][0]
@@ -276,8 +279,8 @@ def test_as_of_an_old_commit_the_training_set_is_what_it_was(part, tmp_path):
     assert digest(events_as_of(lake, n)) == before and digest(events_as_of(lake)) != before
     publish_snapshot(lake, tmp_path / 'shots')
     assert (
-        digest(open_snapshot(tmp_path / 'shots').events(n))
-        == digest(open_snapshot(tmp_path / 'shots', shot.name).events())
+        digest(open_snapshot(tmp_path / 'shots').events(FLIGHT_SCHEMA, n))
+        == digest(open_snapshot(tmp_path / 'shots', shot.name).events(FLIGHT_SCHEMA))
         == before
     )
 
@@ -297,7 +300,7 @@ assert seen == sorted(seen); print(len(set(seen)))
 
 
 def test_readers_in_other_processes_see_whole_snapshots_while_the_writer_writes(part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     log.append('events', encode_events(part.head(200), FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     publish_snapshot(lake, tmp_path / 's')
@@ -329,9 +332,10 @@ HOLD = """
 import sys
 from pathlib import Path
 from mlref.core import digest
+from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.snapshots import open_snapshot
 s = open_snapshot(Path(sys.argv[1])); print(s.name, flush=True)
-for line in sys.stdin: print(digest(s.events()), s.sql('select count(*) as n from offsets')['n'][0], flush=True)
+for line in sys.stdin: print(digest(s.events(FLIGHT_SCHEMA)), s.sql('select count(*) as n from offsets')['n'][0], flush=True)
 """
 
 
@@ -346,7 +350,7 @@ def parts(at):
 
 
 def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     at = tmp_path / 's'
     first = publish(lake, log, part[:200])
     want = digest(events_as_of(lake))
@@ -373,7 +377,7 @@ def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(
     s = open_snapshot(at)
     assert (
         parts(tmp_path) == {f for fs in s.tables.values() for f in fs}
-        and digest(s.events(1)) == want
+        and digest(s.events(FLIGHT_SCHEMA, 1)) == want
     )
 
 
@@ -393,7 +397,7 @@ clear_snapshots(Path(sys.argv[1]), 1)
 
 @pytest.mark.parametrize('n', [0, 1, 2, 5])
 def test_killed_while_it_clears_every_snapshot_that_is_listed_is_whole(n, part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     at = tmp_path / 's'
     for i in range(0, 600, 150):
         publish(lake, log, part[i : i + 150])
@@ -401,24 +405,26 @@ def test_killed_while_it_clears_every_snapshot_that_is_listed_is_whole(n, part, 
     names = [f.name for f in at.glob('*.json')]
     assert len(names) == 4 - min(n, 3)
     for name in names:
-        assert open_snapshot(at, name).events().height > 0
+        assert open_snapshot(at, name).events(FLIGHT_SCHEMA).height > 0
     clear_snapshots(at, 1)
     s = open_snapshot(at)
-    assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events().equals(
-        events_as_of(lake)
-    )
+    assert parts(tmp_path) == {f for fs in s.tables.values() for f in fs} and s.events(
+        FLIGHT_SCHEMA
+    ).equals(events_as_of(lake))
 
 
 def test_a_snapshot_sent_elsewhere_is_held_there_too(part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     publish(lake, log, part[:200])
     s = open_snapshot(tmp_path / 's')
     there = pickle.loads(pickle.dumps(s))
-    assert there == s and there.events().equals(s.events())
+    assert there == s and there.events(FLIGHT_SCHEMA).equals(s.events(FLIGHT_SCHEMA))
     name = s.name
     del s
     publish(lake, log, part[200:300])
-    assert clear_snapshots(tmp_path / 's', 1) == [] and there.events().equals(events_as_of(lake, 1))
+    assert clear_snapshots(tmp_path / 's', 1) == [] and there.events(FLIGHT_SCHEMA).equals(
+        events_as_of(lake, 1)
+    )
     del there
     assert clear_snapshots(tmp_path / 's', 1) == [name]
 
@@ -464,8 +470,14 @@ if sys.argv[2] == 'log':
     except MlrefError as e: print(e)
 else:
     import polars as pl
+    from mlref.flights.events import FLIGHT_SCHEMA
     from mlref.lake import Lake, insert_rows
-    lake = Lake(f); insert_rows(lake, {'days': pl.DataFrame({'day': [1]})}); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    from mlref.schema import TableSchema
+    days = TableSchema('days', {'day': pl.Int64}, ('day',))
+    tables = days, TableSchema('decisions', {'id': pl.String})
+    lake = Lake(f, FLIGHT_SCHEMA, tables)
+    insert_rows(lake, {'days': pl.DataFrame({'day': [1]})})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try: insert_rows(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
     except MlrefError as e: print(e)
 """
@@ -486,7 +498,7 @@ def test_a_full_disk_is_said_and_what_was_there_stays(what, tmp_path):
         log = LocalLog(at)
         assert log.read('t', 0, 99) == [b'x' * 1000] * 10 and log.append('t', [b'z']) == 10
     else:
-        lake = Lake(at)
+        lake = Lake(at, FLIGHT_SCHEMA)
         assert lake.sql(
             'select (select count(*) from days) as a, (select count(*) from decisions) as b'
         ).row(0) == (1, 0)
@@ -546,7 +558,7 @@ def test_events_over_http_when_the_disk_is_full(small, part):
 
 
 def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(small / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(small / 'l.duckdb', FLIGHT_SCHEMA)
     log.append('events', encode_events(part.head(1000), FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     lake.con.execute('checkpoint')
@@ -562,7 +574,7 @@ def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(smal
     except Exception:
         pass  # the connection may be lost with the disk
     (small / 'filler').unlink()
-    lake = Lake(small / 'l.duckdb')
+    lake = Lake(small / 'l.duckdb', FLIGHT_SCHEMA)
     assert (next_offset(lake, 'events'), digest(events_as_of(lake))) == (1000, before)
     ingest(lake, log, 'events', CONTRACT)
     lake.close()
@@ -570,7 +582,7 @@ def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(smal
 
 
 def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small, part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     log.append('events', encode_events(part.head(500), FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     publish_snapshot(lake, small / 's')
@@ -583,14 +595,14 @@ def test_a_snapshot_on_a_full_disk_is_not_published_and_the_last_one_stays(small
     assert (
         open_snapshot(small / 's') == before
         and not [p for p in (small / 's').rglob('.*')]
-        and before.events().height == events_as_of(lake, 1).height
+        and before.events(FLIGHT_SCHEMA).height == events_as_of(lake, 1).height
     )
     (small / 'filler').unlink()
     publish_snapshot(lake, small / 's')
-    assert open_snapshot(small / 's').events().equals(events_as_of(lake))
+    assert open_snapshot(small / 's').events(FLIGHT_SCHEMA).equals(events_as_of(lake))
 
 
-@pytest.mark.parametrize('what', [LocalLog, Lake])
+@pytest.mark.parametrize('what', [LocalLog, partial(Lake, schema=FLIGHT_SCHEMA)])
 def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, small):
     fill(small)
     with pytest.raises(MlrefError, match='could not open it'):
@@ -601,7 +613,7 @@ def test_a_store_that_cannot_be_begun_is_not_in_the_way_of_the_next_try(what, sm
 
 @pytest.mark.parametrize('cut', [0, 1000, 0.25, 0.5, -300_000, -1])
 def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     log.append('events', encode_events(part, FLIGHT_SCHEMA))
     ingest(lake, log, 'events', CONTRACT)
     lake.close()
@@ -610,7 +622,7 @@ def test_a_lake_that_was_cut_off_is_refused_and_left_as_it_is(cut, part, tmp_pat
     os.truncate(f, int(n * cut) if isinstance(cut, float) else cut % n)
     left = f.read_bytes()
     with pytest.raises(MlrefError, match='(could not open it|it was cut off).*; restore it'):
-        Lake(f)
+        Lake(f, FLIGHT_SCHEMA)
     assert f.read_bytes() == left
 
 
@@ -622,7 +634,10 @@ def test_a_transaction_log_that_was_cut_off_loses_whole_commits_and_they_come_ag
     os.truncate(wal, wal.stat().st_size * 2 // 3)
     read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
     assert 0 < read < n and (read, twice, places) == (rows + again + dead, 0, 0) and read % 40 == 0
-    lake, log = Lake(tmp_path / 'lake.duckdb'), LocalLog(tmp_path / 'log', readonly=True)
+    lake, log = (
+        Lake(tmp_path / 'lake.duckdb', FLIGHT_SCHEMA),
+        LocalLog(tmp_path / 'log', readonly=True),
+    )
     [ingest(lake, log, 'events', CONTRACT, part=p) for p in (0, 1)]
     lake.close()
     read, rows, again, dead, twice, places = books(tmp_path / 'lake.duckdb')
@@ -634,7 +649,7 @@ def test_a_transaction_log_that_was_cut_off_loses_whole_commits_and_they_come_ag
     [('manifest', 'cut off or altered'), ('current', 'it was cut off'), ('part', 'it is altered')],
 )
 def test_a_snapshot_that_was_cut_off_is_refused(what, says, part, tmp_path):
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     publish(lake, log, part[:200])
     at = tmp_path / 's'
     s = open_snapshot(at)

@@ -35,7 +35,8 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
     from mlref.events import disturb_delivery, encode_events, events_between
     from mlref.flights.contract import flight_rules
     from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
-    from mlref.lake import Lake, events_as_of, ingest
+    from mlref.ingest import ingest
+    from mlref.lake import Lake, events_as_of
     from mlref.log import LocalLog
 
     part = events_between(
@@ -47,12 +48,14 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
     )
     log.append('events', [b'{broken', b'\xff'])
     airports = read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']
-    whole = Lake(tmp_path / 'whole.duckdb')
+    whole = Lake(tmp_path / 'whole.duckdb', FLIGHT_SCHEMA)
     ingest(whole, log, 'events', flight_rules(airports))
     log.close()
     code = """
-import sys; from pathlib import Path; from mlref.lake import *; from mlref.flights.contract import flight_rules; from mlref.log import LocalLog; from mlref.events import *; from mlref.flights.events import *
-folder = Path(sys.argv[1]); lake = Lake(folder/'lake.duckdb'); print('open', flush=True)
+import sys; from pathlib import Path; from mlref.ingest import ingest; from mlref.lake import *; from mlref.flights.contract import flight_rules; from mlref.log import LocalLog; from mlref.events import *; from mlref.flights.events import *
+folder = Path(sys.argv[1])
+lake = Lake(folder/'lake.duckdb', FLIGHT_SCHEMA)
+print('open', flush=True)
 ingest(lake, LocalLog(folder/'log', readonly=True), 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
 """
     g, killed = random.Random(0), 0
@@ -67,7 +70,7 @@ ingest(lake, LocalLog(folder/'log', readonly=True), 'events', flight_rules(read_
         p.wait()
     assert killed >= 3
     subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, capture_output=True)
-    lake = Lake(tmp_path / 'lake.duckdb')
+    lake = Lake(tmp_path / 'lake.duckdb', FLIGHT_SCHEMA)
     assert digest(events_as_of(lake)) == digest(events_as_of(whole))
     total = lake.sql(
         'select sum(messages) m, sum(good) g, sum(repeated) r, sum(dead) d from commits'

@@ -89,7 +89,7 @@ def test_a_client_of_the_run_got_the_map_of_each_morning(quick):
     log.close()
     assert (
         len(maps) > 25
-        and {m.get('calibration') == maps.get(service_day(m['T'])) for m in wrote} == {True}
+        and {m.get('calibration') == maps.get(service_day(m['cutoff'])) for m in wrote} == {True}
         and {m['calibration'] for m in wrote if 'calibration' in m} == {*maps.values()}
     )
 
@@ -200,14 +200,15 @@ def test_a_wrong_parameter_is_refused_before_anything_runs(arg, says, tmp_path):
 def test_a_second_opener_of_the_lake_is_told_who_holds_it(tmp_path):
     from mlref.lake import Lake
 
-    lake = Lake(tmp_path / 'l.duckdb')
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     r = subprocess.run(
         [
             sys.executable,
             '-c',
             (
-                'from pathlib import Path; from mlref.lake import Lake;'
-                f' Lake(Path({str(tmp_path / "l.duckdb")!r}))'
+                'from pathlib import Path; from mlref.flights.events import FLIGHT_SCHEMA;'
+                ' from mlref.lake import Lake;'
+                f' Lake(Path({str(tmp_path / "l.duckdb")!r}), FLIGHT_SCHEMA)'
             ),
         ],
         capture_output=True,
@@ -226,7 +227,8 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
     from mlref.flights.contract import flight_rules
     from mlref.flights.events import read_raw, read_year
     from mlref.flights.features import static
-    from mlref.lake import Lake, ingest
+    from mlref.ingest import ingest
+    from mlref.lake import Lake
     from mlref.log import LocalLog
 
     st = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
@@ -236,7 +238,7 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
         .head(1)
         .with_columns(origin=pl.lit('XXX'), event_id=pl.lit('odd'))
     )
-    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb')
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
     log.append(
         'flights',
         [

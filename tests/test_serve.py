@@ -327,7 +327,7 @@ def test_what_was_answered_is_on_disk_after_kill_9(home, url):
     log = LocalLog(home[0] / 'served', readonly=True)
     end = log.end('predictions')
     last = [json.loads(m) for m in log.read('predictions', end - len(answered), len(answered))]
-    assert [(m['flight_id'], m['p'], m['version']) for m in last] == [
+    assert [(m['entity_id'], m['p'], m['version']) for m in last] == [
         (a['flight_id'], a['p'], before) for a in answered
     ] and all(m['trained_until'] <= m['scored_at'] for m in last)
 

@@ -499,7 +499,8 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.events import encode_events, events_between
     from mlref.flights.contract import flight_rules
     from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
-    from mlref.lake import Lake, ingest
+    from mlref.ingest import ingest
+    from mlref.lake import Lake
     from mlref.log import LocalLog
     from mlref.online import LmdbStore, apply_events
 
@@ -508,7 +509,7 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     home.mkdir(parents=True)
     (tmp_path / 'current').write_text('r\n')
     part = events_between(read_year(raw_folder()), 0, parse_time('2013-01-03'))
-    log, lake = LocalLog(home / 'log'), Lake(home / 'lake' / 'mlref.duckdb')
+    log, lake = LocalLog(home / 'log'), Lake(home / 'lake' / 'mlref.duckdb', FLIGHT_SCHEMA)
     log.append('flights', encode_events(part, FLIGHT_SCHEMA))
     ingest(
         lake,

@@ -6,19 +6,18 @@
 __all__ = ['LATE_MINUTES', 'FLIGHT_CALENDAR', 'MONITORED', 'INTENDED_USE', 'flight_labels', 'flights_task']
 
 # %% ../../nbs/44_flights_task.ipynb #f1440004
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import polars as pl
 
 # %% ../../nbs/44_flights_task.ipynb #f1440005
 from ..core import DAY, Calendar
-from .contract import flight_rules, run_table_checks
+from .contract import flight_checks, flight_rules
 from .events import FLIGHT_SCHEMA, raw_folder, read_raw
 from .features import FLIGHTS, static
 from .slices import slice_labels
-from ..quality import CheckResult
-from ..task import DayTables, Task
+from ..task import Task
 
 # %% ../../nbs/44_flights_task.ipynb #f1440008
 LATE_MINUTES = 15  # an arrival later than this is late: the limit of the US DOT's on-time reports
@@ -66,11 +65,6 @@ def flights_task(
     lookups = static(read_raw(folder, 'airports'), planes)
     known_planes = pl.Series('tailnum', list(lookups.planes))
 
-    def table_checks(tables: DayTables) -> list[CheckResult]:
-        return run_table_checks(
-            tables.recent, tables.times, tables.messages, known_planes, tables.now
-        )
-
     return Task(
         name='late',
         entity='flight',
@@ -84,7 +78,7 @@ def flights_task(
         labels=flight_labels,
         label_kinds=('arrival',),
         lookups=lookups,
-        table_checks=table_checks,
+        table_checks=partial(flight_checks, planes=known_planes),
         slices=slice_labels,
         monitored=MONITORED,
         intended_use=INTENDED_USE,

@@ -5,6 +5,7 @@ nbdev's pages become Markdown, and mkdocs-material makes the site of them.
 
 import base64
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -12,9 +13,11 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from fastcore import docments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 os.environ |= {'NO_MKDOCS_2_WARNING': '1', 'DISABLE_MKDOCS_2_WARNING': 'true'}
@@ -35,6 +38,7 @@ IMAGES = (('image/svg+xml', 'svg'), ('image/png', 'png'))
 MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
 PUBLIC_LINK = r'([\w/.-]+?)\.html'
 PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)')
+METHOD_LINK = re.compile(r'(\.md#\w+)\.\w+\)')
 NOTEBOOK_LINK = re.compile(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]?_)?([\w-]+)\.ipynb')
 RESULT_LINK = re.compile(r'\]\((?:\.\./)+reports/results/')
 TARGET = re.compile(r'\{target="_blank" style="[^"]*"\}')
@@ -84,6 +88,7 @@ def relink(
     site = re.escape(f'{config.doc_host}{config.doc_baseurl}/')
     text = re.sub(site + PUBLIC_LINK, rf'{up}\1.md', text)
     text = PRIVATE_LINK.sub(r'\1', text)  # private names have no place in the reference
+    text = METHOD_LINK.sub(r'\1)', text)  # a method is described with its class
     text = NOTEBOOK_LINK.sub(page_link, text)
     text = RESULT_LINK.sub(f']({up}results/', text)
     text = TARGET.sub('', text)
@@ -198,8 +203,14 @@ def describe_symbol(module: str, name: str) -> str:
     return f'<div class="api" markdown>\n\n{text}\n\n</div>'
 
 
+def written_signature(symbol: Callable, **_) -> inspect.Signature:
+    "A signature with its annotations as written: some names are imported for types alone"
+    return inspect.signature(symbol)
+
+
 def write_reference(site: Path) -> None:
     "Every exported symbol of every module: signature, what it says, its arguments"
+    docments.signature = written_signature
     blocks = [
         '# Reference',
         'Every exported function and class, module by module; the pages show each at work.',

@@ -157,7 +157,8 @@ RUN_TABLES = {
     ),
     'messages refused': 'select topic, part, off, raw, reasons from dead_letters order by all',
     'flights scored': (
-        'select flight_id, T, scored_at, day from predictions order by T, flight_id'
+        'select entity_id as flight_id, cutoff as T, scored_at, day from predictions'
+        ' order by cutoff, entity_id'
     ),
     'missing values': (
         "select day, name, round(value, 12) from metrics where name like 'missing:%' order by all"
@@ -172,7 +173,10 @@ RUN_TABLES = {
     'calibrations': 'select day, fitted_at from calibrations order by day',
 }
 NETWORK_TABLES = {
-    'scores': 'select flight_id, p, trained_until from predictions order by T, flight_id',
+    'scores': (
+        'select entity_id as flight_id, p, trained_until from predictions'
+        ' order by cutoff, entity_id'
+    ),
     'metrics': ('select day, measured_at, name, value, low, high, n from metrics order by all'),
     'calibrations': (
         'select day, fitted_at, a, b, since, until, known, n from calibrations order by day'
