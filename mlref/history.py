@@ -33,15 +33,17 @@ class VersionRow:
 
 def _version_row(entry: ModelVersion) -> VersionRow:
     "What a table shows of a version"
-    until = entry.tags.get('trained_until', '')
+    tags = entry.tags
+    until = tags.get('trained_until', '')
+    auc = entry.metrics.get('auc')
     return VersionRow(
         version=entry.version,
         aliases=', '.join(entry.aliases),
-        kind=entry.tags.get('kind', 'not by mlref'),
+        kind=tags.get('kind', 'not by mlref'),
         trained_until=format_time(int(until)) if until.lstrip('-').isdigit() else '-',
-        auc=f'{entry.metrics["auc"]:.4f}' if 'auc' in entry.metrics else '-',
-        features=entry.tags.get('features', '-'),
-        lock=entry.tags.get('lock', '-'),
+        auc='-' if auc is None else f'{auc:.4f}',
+        features=tags.get('features', '-'),
+        lock=tags.get('lock', '-'),
     )
 
 
@@ -135,7 +137,7 @@ def _column_differences(
         found.append(VersionDifference(what, each.name, each.first, each.second))
     return found
 
-
+# %% ../nbs/14c_history.ipynb #14a10006
 def diff_versions(
     registry: Registry,
     first: str,  # Number of a version
@@ -144,15 +146,14 @@ def diff_versions(
     "Everything that two versions do not share"
     one = get_version(registry, first)
     two = get_version(registry, second)
+    found = _differences('tag', _compared_tags(one), _compared_tags(two))
+    found += _differences('param', one.params, two.params)
+    found += _differences('metric', one.metrics, two.metrics)
+    found += _differences('gate', _gate_answers(one), _gate_answers(two))
     columns = [column_versions(registry, version) for version in (first, second)]
-    return [
-        *_differences('tag', _compared_tags(one), _compared_tags(two)),
-        *_differences('param', one.params, two.params),
-        *_differences('metric', one.metrics, two.metrics),
-        *_differences('gate', _gate_answers(one), _gate_answers(two)),
-        *_column_differences(columns[0], columns[1]),
-        *_differences('environment', _environment(one), _environment(two)),
-    ]
+    found += _column_differences(columns[0], columns[1])
+    found += _differences('environment', _environment(one), _environment(two))
+    return found
 
 # %% ../nbs/14c_history.ipynb #8f85f88e
 @dataclass(frozen=True)

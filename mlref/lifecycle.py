@@ -281,7 +281,7 @@ def register_challenger(
         params=params,
         lake=lake,
     )
-    return register_model(home.registry, model, run, FLIGHTS, answers, data.X)
+    return register_model(home.registry, model, run, home.task.features, answers, data.X)
 
 
 def sync_registry(home: Workspace) -> str | None:
@@ -301,7 +301,7 @@ def sync_registry(home: Workspace) -> str | None:
             r['decided_at'][0],
             r['why'][0],
             'lifecycle',
-            features=FLIGHTS,
+            features=home.task.features,
         )
     at = home.folder / 'registry' / 'models' / made['version'] / 'card.md'
     if not at.exists():
@@ -639,7 +639,7 @@ def run_gates(
     now: int,
 ) -> tuple[list[Gate], list[dict]]:
     "Every gate, and the slices of the flights that judge"
-    best = load_champion(home.registry, features=FLIGHTS)
+    best = load_champion(home.registry, features=home.task.features)
     q, source = best.predict(test.X), getattr(model, 'source', model)
     told, gaps = _slices(test, p, q)
     was = _logged(home, best, test, q)
@@ -794,7 +794,7 @@ def run_day(
 ) -> list[tuple]:
     "One service day from delivery to decision; commits it and gives its decisions"
     sync_registry(home)
-    model = load_champion(home.registry, features=FLIGHTS)
+    model = load_champion(home.registry, features=home.task.features)
     deliver_events(home, source, day_start(day + 1))
     publish_calibration(home, day, fitted := fit_daily_calibration(home, day))
     req = day_requests(home.lake, day)

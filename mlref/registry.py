@@ -392,7 +392,7 @@ def _create_version(
         model_id=model.model_id,
     )
 
-
+# %% ../nbs/14_registry.ipynb #14a0001f
 def _find_or_create_version(registry: Registry, model: str) -> Any:  # MLflow's model version
     "The oldest version of a model, made from its note when there is none"
     experiment = _prepare_experiment(registry)
