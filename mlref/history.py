@@ -35,12 +35,13 @@ def _version_row(entry: ModelVersion) -> VersionRow:
     "What a table shows of a version"
     tags = entry.tags
     until = tags.get('trained_until', '')
+    trained_until = format_time(int(until)) if until.lstrip('-').isdigit() else '-'
     auc = entry.metrics.get('auc')
     return VersionRow(
         version=entry.version,
         aliases=', '.join(entry.aliases),
         kind=tags.get('kind', 'not by mlref'),
-        trained_until=format_time(int(until)) if until.lstrip('-').isdigit() else '-',
+        trained_until=trained_until,
         auc='-' if auc is None else f'{auc:.4f}',
         features=tags.get('features', '-'),
         lock=tags.get('lock', '-'),
