@@ -11,6 +11,7 @@ __all__ = ['CheckResult', 'DayTables', 'check_freshness', 'check_volume', 'check
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ from .schema import ColumnType, EventSchema
 # %% ../nbs/04a_checks.ipynb #33475df3
 @dataclass(frozen=True)
 class CheckResult:
-    "What a table rule saw"
+    "What a check of a table saw"
 
     rule: str
     action: str  # What it means when it does not hold, 'warn' or 'fail'
@@ -43,80 +44,110 @@ class DayTables:
 def check_freshness(
     newest: int,  # Minute UTC of the newest row
     now: int,  # Minute UTC
-    most: int,  # Minutes it may be old
+    max_age: int,  # Minutes
 ) -> CheckResult:
-    "Whether a feed still speaks"
+    "Whether rows of a feed still come"
+    age = now - newest
     return CheckResult(
-        'freshness',
-        'warn',
-        now - newest,
-        now - newest <= most,
-        f'newest row {format_time(newest)}, {now - newest} of at most {most} minutes old at {format_time(now)}',
+        rule='freshness',
+        action='warn',
+        value=age,
+        holds=age <= max_age,
+        says=(
+            f'newest row {format_time(newest)}, {age} of at most {max_age} minutes old at'
+            f' {format_time(now)}'
+        ),
     )
+
+# %% ../nbs/04a_checks.ipynb #da4a0010
+def _count_weeks(
+    times: np.ndarray,  # Minutes UTC
+    end: int,  # Minute UTC
+    span: int,  # Minutes
+    weeks: int,
+) -> list[int]:
+    "Rows in the `span` before `end`, then in the same span of each week before that has any past"
+    starts = [end - span - week * 7 * DAY for week in range(weeks + 1)]
+    oldest = times.min(initial=end)
+    return [
+        int(((times >= start) & (times < start + span)).sum())
+        for week, start in enumerate(starts)
+        if week == 0 or oldest <= start
+    ]
 
 
 def check_volume(
     times: pl.Series,  # Minutes UTC, one a row
     now: int,  # Minute UTC; what came in the `span` before its full hour is judged
-    low: float = 0.5,  # Least share of what is expected
-    high: float = 2.0,  # Most
+    min_share: float = 0.5,  # Of what is expected
+    max_share: float = 2.0,
     weeks: int = 4,  # Weeks to compare with
     span: int = 60,  # Minutes
 ) -> CheckResult:
-    "Whether the last hour holds about as many rows as the same hour and weekday did; raises `MlrefError` without a week to compare with"
+    "Whether as many rows came as in the weeks before; raises `MlrefError` without a week before"
     end = now // 60 * 60
-    n = lambda k: int(times.is_between(end - span - k * 7 * DAY, end - 1 - k * 7 * DAY).sum())
-    past = [
-        n(k) for k in range(1, weeks + 1) if len(times) and times.min() <= end - span - k * 7 * DAY
-    ]
+    got, *past = _count_weeks(times.to_numpy(), end, span, weeks)
     if not past:
         raise MlrefError(
             f'expected rows of at least a week before {format_time(now)}, got none; wait, or use'
             ' freshness'
         )
-    want, got = float(np.median(past)), n(0)
-    share = got / want if want else float(got == 0)
+    expected = float(np.median(past))
+    share = got / expected if expected else float(got == 0)
     return CheckResult(
-        'volume',
-        'warn',
-        share,
-        low <= share <= high,
-        f'{got} rows in the {span} minutes before {format_time(end)}, {want:g} in the same {span} minutes'
-        f' of {len(past)} weeks before',
+        rule='volume',
+        action='warn',
+        value=share,
+        holds=min_share <= share <= max_share,
+        says=(
+            f'{got} rows in the {span} minutes before {format_time(end)}, {expected:g} in the same'
+            f' {span} minutes of {len(past)} weeks before'
+        ),
     )
 
 # %% ../nbs/04a_checks.ipynb #b14172e3
-def check_unique(frame: pl.DataFrame, keys: list[str]) -> CheckResult:
+def check_unique(
+    frame: pl.DataFrame,
+    keys: list[str],  # Columns
+) -> CheckResult:
     "Whether no two rows share a key"
-    n = frame.height - frame.n_unique(keys) if frame.height else 0
+    repeated = frame.height - frame.n_unique(keys) if frame.height else 0
     return CheckResult(
-        f'unique {", ".join(keys)}',
-        'fail',
-        n,
-        n == 0,
-        f'{n} rows of {frame.height:,} repeat the key of another',
+        rule=f'unique {", ".join(keys)}',
+        action='fail',
+        value=repeated,
+        holds=repeated == 0,
+        says=f'{repeated} rows of {frame.height:,} repeat the key of another',
     )
 
 
 def check_references(
     values: pl.Series,  # Keys that refer
     known: pl.Series,  # Keys there are
-    least: float,  # Share from 0 to 1
+    min_share: float,  # From 0 to 1
 ) -> CheckResult:
     "Which share of the rows refers to something that is there"
-    share = (
-        float(values.is_in(known.drop_nulls().unique().implode()).fill_null(False).mean() or 0.0)
-        if len(values)
-        else 1.0
-    )
+    share = 1.0
+    if len(values):
+        found = values.is_in(known.drop_nulls().unique().implode()).fill_null(False)
+        share = int(found.sum()) / len(values)
     return CheckResult(
-        f'referential {values.name}',
-        'warn',
-        share,
-        share >= least,
-        f'{share:.1%} of {len(values):,} rows refer to a known {values.name}, at least {least:.1%}'
-        ' expected',
+        rule=f'referential {values.name}',
+        action='warn',
+        value=share,
+        holds=share >= min_share,
+        says=(
+            f'{share:.1%} of {len(values):,} rows refer to a known {values.name}, at least'
+            f' {min_share:.1%} expected'
+        ),
     )
+
+# %% ../nbs/04a_checks.ipynb #da4a0011
+def _find_gaps(times: np.ndarray, step: int) -> np.ndarray:
+    "The points of the grid from the first time to the last that have no row"
+    if not len(times):
+        return np.array([], np.int64)
+    return np.setdiff1d(np.arange(times.min(), times.max() + 1, step), times)
 
 
 def check_gaps(
@@ -126,107 +157,123 @@ def check_gaps(
     "Which points of a time grid have no row"
     if step <= 0:
         raise MlrefError(f'expected a step above 0 minutes, got {step}')
-    lost = (
-        np.setdiff1d(np.arange(times.min(), times.max() + 1, step), times.to_numpy())
-        if len(times)
-        else np.array([])
-    )
-    runs = int((np.diff(lost) > step).sum()) + 1 if len(lost) else 0
+    lost = _find_gaps(times.to_numpy(), step)
+    runs = 0
+    first = ''
+    if len(lost):
+        runs = int((np.diff(lost) > step).sum()) + 1
+        first = f', the first at {format_time(lost[0])}'
     return CheckResult(
-        'gaps',
-        'warn',
-        len(lost),
-        not len(lost),
-        f'{len(lost)} points missing in {runs} gaps'
-        + (f', the first at {format_time(lost[0])}' if len(lost) else ''),
+        rule='gaps',
+        action='warn',
+        value=len(lost),
+        holds=not len(lost),
+        says=f'{len(lost)} points missing in {runs} gaps{first}',
     )
 
 # %% ../nbs/04a_checks.ipynb #2956ef21
+def _null_share(values: pl.Series) -> float:
+    return values.null_count() / max(1, len(values))
+
+
 def check_null_shares(
-    before: pl.DataFrame, after: pl.DataFrame, most: float = 0.05
+    before: pl.DataFrame,
+    after: pl.DataFrame,
+    max_change: float = 0.05,  # Of the share, up or down
 ) -> list[CheckResult]:
-    "For every column in both, whether its share of nulls moved by at most `most`"
-    share = lambda f, c: f[c].null_count() / max(1, f.height)
-    return [
-        CheckResult(
-            f'null share of {c}',
-            'warn',
-            d := share(after, c) - share(before, c),
-            abs(d) <= most,
-            f'null in {share(after, c):.1%}, {share(before, c):.1%} before',
+    "For every column in both, whether its share of nulls stayed about the same"
+    results = []
+    for name in before.columns:
+        if name not in after.columns:
+            continue
+        earlier = _null_share(before[name])
+        share = _null_share(after[name])
+        result = CheckResult(
+            rule=f'null share of {name}',
+            action='warn',
+            value=share - earlier,
+            holds=abs(share - earlier) <= max_change,
+            says=f'null in {share:.1%}, {earlier:.1%} before',
         )
-        for c in before.columns
-        if c in after.columns
-    ]
+        results.append(result)
+    return results
 
 
 def check_categories(before: pl.Series, after: pl.Series) -> CheckResult:
     "Whether a column holds only what it held before"
     new = sorted(set(after.drop_nulls().unique()) - set(before.drop_nulls().unique()), key=str)
+    examples = f', such as {", ".join(map(str, new[:3]))}' if new else ''
     return CheckResult(
-        f'categories of {after.name}',
-        'warn',
-        len(new),
-        not new,
-        f'{len(new)} new' + (f', such as {", ".join(map(str, new[:3]))}' if new else ''),
+        rule=f'categories of {after.name}',
+        action='warn',
+        value=len(new),
+        holds=not new,
+        says=f'{len(new)} new{examples}',
     )
+
+# %% ../nbs/04a_checks.ipynb #da4a0012
+def _schema_change(name: str, action: str, says: str) -> CheckResult:
+    return CheckResult(rule=f'schema: {name}', action=action, value=1, holds=False, says=says)
 
 
 def check_schema(
-    before: Mapping[str, ColumnType], after: Mapping[str, ColumnType]
+    before: Mapping[str, ColumnType],
+    after: Mapping[str, ColumnType],
 ) -> list[CheckResult]:
-    "One finding for each column that was added (warn), removed or retyped (fail)"
+    "One result for each column that was added (warn), removed or retyped (fail)"
     added = [
-        CheckResult(f'schema: {c}', 'warn', 1, False, f'added as {after[c]}')
-        for c in after
-        if c not in before
+        _schema_change(name, 'warn', f'added as {kind}')
+        for name, kind in after.items()
+        if name not in before
     ]
-    gone = [
-        CheckResult(f'schema: {c}', 'fail', 1, False, 'removed') for c in before if c not in after
+    removed = [_schema_change(name, 'fail', 'removed') for name in before if name not in after]
+    retyped = [
+        _schema_change(name, 'fail', f'was {kind}, is {after[name]}')
+        for name, kind in before.items()
+        if name in after and after[name] != kind
     ]
-    return (
-        added
-        + gone
-        + [
-            CheckResult(f'schema: {c}', 'fail', 1, False, f'was {t}, is {after[c]}')
-            for c, t in before.items()
-            if c in after and after[c] != t
-        ]
-    )
+    return added + removed + retyped
+
+# %% ../nbs/04a_checks.ipynb #da4a0017
+def _total_variation(one: pl.Series, other: pl.Series) -> float:
+    "Half the sum of the differences of two distributions, from 0 to 1"
+    first = dict(one.value_counts().iter_rows())
+    second = dict(other.value_counts().iter_rows())
+    total = 0.0
+    for key in {*first, *second}:
+        total += abs(first.get(key, 0) / len(one) - second.get(key, 0) / len(other))
+    return total / 2
 
 # %% ../nbs/04a_checks.ipynb #49c8b233
 def check_leaking_nulls(
     frame: pl.DataFrame,
     label: pl.Series,  # The outcome, parallel to the rows; null is an outcome too
-    most: float = 0.25,  # Total variation from 0 to 1
-    least: int = 30,  # Null rows below which nothing is said
+    max_variation: float = 0.25,  # Total variation from 0 to 1
+    min_rows: int = 30,  # Rows with and without a null below which nothing is said
 ) -> list[CheckResult]:
     "For each column with nulls, whether its nullness depends on the label"
-    y, out = label.cast(pl.String).fill_null('none'), []
-    for c in frame.columns:
-        gone = frame[c].is_null()
-        if c == label.name or not least <= gone.sum() <= frame.height - least:
+    outcome = label.cast(pl.String).fill_null('none')
+    results = []
+    for name in frame.columns:
+        null = frame[name].is_null()
+        count = int(null.sum())
+        if name == label.name or not min_rows <= count <= frame.height - min_rows:
             continue
-        a, b = (
-            {k: v / part.len() for k, v in part.value_counts().iter_rows()}
-            for part in (y.filter(gone), y.filter(~gone))
-        )
-        tv = sum(abs(a.get(k, 0) - b.get(k, 0)) for k in {*a, *b}) / 2
-        out.append(
-            CheckResult(
-                f'leaking nulls of {c}',
-                'fail',
-                tv,
-                tv <= most,
-                f'{int(gone.sum()):,} nulls, total variation {tv:.2f} of the label between null'
-                ' and not',
-            )
-        )
-    return out
+        variation = _total_variation(outcome.filter(null), outcome.filter(~null))
+        says = f'{count:,} nulls, total variation {variation:.2f} of the label between null and not'
+        rule = f'leaking nulls of {name}'
+        holds = variation <= max_variation
+        results.append(CheckResult(rule, 'fail', variation, holds, says))
+    return results
 
 # %% ../nbs/04a_checks.ipynb #8987f32c
-_FITS = {pl.String: (str,), pl.Int64: (int,), pl.Float64: (int, float)}
-_CAME = {
+_FITS: dict[ColumnType | None, tuple[type, ...]] = {
+    pl.String: (str,),
+    pl.Int64: (int,),
+    pl.Float64: (int, float),
+    pl.Boolean: (bool,),
+}
+_CAME: dict[type, ColumnType] = {
     str: pl.String,
     int: pl.Int64,
     float: pl.Float64,
@@ -236,65 +283,79 @@ _CAME = {
 }
 
 
+def _read_object(message: bytes) -> dict[str, object]:
+    try:
+        row = json.loads(message)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
 def message_fields(
     messages: list[bytes],  # As they came
     schema: EventSchema,  # What is expected
     # The fields that had a value, with the schema's type or the one that came instead
 ) -> dict[str, ColumnType]:
     "Which fields some messages have; what is no JSON object is left to the quarantine"
-    out = {}
-    for m in messages:
-        try:
-            row = json.loads(m)
-        except ValueError:
-            continue
-        for k, v in row.items() if isinstance(row, dict) else ():
-            if v is None:
+    fields: dict[str, ColumnType] = {}
+    for message in messages:
+        for name, value in _read_object(message).items():
+            expected = schema.columns.get(name)
+            if value is None:
                 continue
-            if type(v) not in _FITS.get(schema.columns.get(k), ()):
-                out[k] = _CAME[type(v)]
+            if expected is not None and type(value) in _FITS.get(expected, ()):
+                fields.setdefault(name, expected)
             else:
-                out.setdefault(k, schema.columns[k])
-    return out
+                fields[name] = _CAME[type(value)]
+    return fields
 
 # %% ../nbs/04a_checks.ipynb #0072e8b1
+def _minutes(rows: pl.DataFrame) -> np.ndarray:
+    return rows['measured_at'].to_numpy().astype('datetime64[m]')
+
+
+def _plot_rules(ax: Any, rows: pl.DataFrame) -> None:
+    "The share of rows that broke each rule of the contract"
+    for (name,), rule in rows.group_by('name', maintain_order=True):
+        ax.plot(_minutes(rule), rule['broken'] / rule['of_rows'], '.-', lw=0.7, ms=3, label=name)
+    ax.set(ylabel='share broken')
+    if ax.lines:
+        ax.legend(fontsize=8)
+
+
+def _plot_checks(ax: Any, rows: pl.DataFrame, names: list[str]) -> None:
+    "When each check of a table did not hold"
+    for action, color in (('warn', 'C1'), ('fail', 'C3')):
+        found = rows.filter(pl.col('action') == action)
+        heights = [names.index(name) for name in found['name']]
+        ax.plot(_minutes(found), heights, 's', ms=3, color=color, label=action)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_ylim(-0.7, max(len(names), 1) - 0.3)
+    ax.legend(fontsize=8, loc='upper left')
+
+# %% ../nbs/04a_checks.ipynb #da4a0016
 def plot_quality(
-    # Rows of the lake's table: measured_at, name, action, of_rows, broken; without of_rows = a
-    # finding, broken 1 = it does not hold
+    # Rows of the lake's table: measured_at, name, action, of_rows, broken; without of_rows = of a
+    # table, broken 1 = it does not hold
     quality: pl.DataFrame,
-):  # A matplotlib figure
-    "Above, the share of rows that broke each rule of the contract; below, when a table rule did not hold. What always held is left out"
+) -> Any:  # A matplotlib figure
+    "Rules of the contract that were broken, and below them the checks that did not hold"
     import matplotlib.pyplot as plt
     from matplotlib.dates import ConciseDateFormatter
 
-    q = quality.filter(
-        pl.col('measured_at').is_not_null() & (pl.col('broken').sum().over('name') > 0)
-    ).sort('measured_at')
-    seen, time = (
-        q.filter(pl.col('of_rows').is_null() & (pl.col('broken') > 0)),
-        lambda g: g['measured_at'].to_numpy().astype('datetime64[m]'),
-    )
-    names = seen['name'].unique().sort(descending=True).to_list()
-    fig, (top, low) = plt.subplots(
-        2,
-        1,
+    timed = pl.col('measured_at').is_not_null()
+    broken = quality.filter(timed & (pl.col('broken').sum().over('name') > 0)).sort('measured_at')
+    of_table = pl.col('of_rows').is_null()
+    checks = broken.filter(of_table & (pl.col('broken') > 0))
+    names = checks['name'].unique().sort(descending=True).to_list()
+    figure, (top, low) = plt.subplots(
+        nrows=2,
         figsize=(9, 3.4 + 0.22 * len(names)),
         sharex=True,
         layout='constrained',
         height_ratios=(3, 1 + 0.25 * len(names)),
     )
-    for (name,), g in q.filter(pl.col('of_rows').is_not_null()).group_by(
-        'name', maintain_order=True
-    ):
-        top.plot(time(g), g['broken'] / g['of_rows'], '.-', lw=0.7, ms=3, label=name)
-    for action, color in (('warn', 'C1'), ('fail', 'C3')):
-        g = seen.filter(pl.col('action') == action)
-        low.plot(time(g), [names.index(x) for x in g['name']], 's', ms=3, color=color, label=action)
-    top.set(ylabel='share broken')
-    low.set_yticks(range(len(names)), names, fontsize=8)
-    low.set_ylim(-0.7, max(len(names), 1) - 0.3)
-    if top.lines:
-        top.legend(fontsize=8)
-    low.legend(fontsize=8, loc='upper left')
+    _plot_rules(top, broken.filter(~of_table))
+    _plot_checks(low, checks, names)
     low.xaxis.set_major_formatter(ConciseDateFormatter(low.xaxis.get_major_locator()))
-    return fig
+    return figure

@@ -55,7 +55,6 @@ from mlref.evaluate import (
     draw_days,
     ece,
     log_loss,
-    paired_auc_difference,
     percentile_interval,
 )
 from .events import disturb_delivery, drop_feed, encode_events
@@ -74,8 +73,10 @@ from mlref.gates import (
     no_serving_skew,
     no_slice_worse,
     parity,
+    refusal_reason,
     same_features,
     size_within,
+    trained_before_judged,
     well_calibrated,
 )
 from .history import model_lineage
@@ -106,7 +107,7 @@ from .records import KEEP_MINUTES
 from .registry import Registry, TrainingRun, local_uri, register_model, version_by_alias
 from .schema import TableSchema
 from .serve import Client, start_server
-from .slices import slice_differences, slice_metrics
+from .slices import compare_models
 from .stream import apply_log
 from .training_set import training_set
 from .versions import get_version, load_champion
@@ -168,7 +169,7 @@ class Workspace:
         self.rules = self.task.contract
         self.lake = Lake(self.folder / 'lake' / 'mlref.duckdb', self.task.schema, RUN_TABLES)
         self.log = LocalLog(self.folder / 'log')
-        self.store = LmdbStore(self.folder / 'online')
+        self.store = LmdbStore(self.folder / 'online', self.task.features)
         self.registry = Registry(
             self.folder / 'registry', local_uri(self.folder / 'registry'), name=self.task.name
         )
@@ -200,7 +201,7 @@ def deliver_events(
     if want > have:
         home.log.append(TOPIC, encode_events(source[have:want], FLIGHT_SCHEMA))
     ingest(home.lake, home.log, TOPIC, home.rules)
-    return apply_log(home.store, home.log, TOPIC, home.rules)
+    return apply_log(home.store, home.log, TOPIC, home.lake.schema, home.rules)
 
 # %% ../nbs/22_lifecycle.ipynb #b1a8e29c
 @dataclass(frozen=True)
@@ -594,24 +595,6 @@ class Challenge:
     past: TrainingSet  # What it learnt from
 
 
-def _slices(test: TrainingSet, p: np.ndarray, q: np.ndarray) -> tuple[list[dict], pl.DataFrame]:
-    day, cuts = (
-        service_day(test.cutoff),
-        {k: v for k, v in slice_labels(test).items() if k != 'month'},
-    )
-    found, gaps = slice_metrics(test.y, p, day, cuts), slice_differences(test.y, p, q, day, cuts)
-    both = found.drop('log_loss', 'ece').join(
-        gaps.select('by', 'slice', 'difference'),
-        on=['by', 'slice'],
-        how='left',
-        maintain_order='left',
-    )
-    return [
-        {k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()}
-        for r in both.iter_rows(named=True)
-    ], gaps
-
-
 def _logged(
     home: Workspace,
     model: Predictor,
@@ -641,7 +624,9 @@ def run_gates(
     "Every gate, and the slices of the flights that judge"
     best = load_champion(home.registry, features=home.task.features)
     q, source = best.predict(test.X), getattr(model, 'source', model)
-    told, gaps = _slices(test, p, q)
+    cuts = {by: labels for by, labels in slice_labels(test).items() if by != 'month'}
+    comparison = compare_models(test, p, q, cuts, plan.level)
+    begin = now - (LABEL_DELAY_DAYS + plan.block) * DAY
     was = _logged(home, best, test, q)
     newest = home.lake.sql('select max(known_time) as t from events where known_time <= ?', now)[
         't'
@@ -649,27 +634,20 @@ def run_gates(
     serves = get_version(home.registry, version_by_alias(home.registry)).params['features']
     return [
         same_features(model.names, feature_version(FLIGHTS, home.static), FLIGHTS.names, serves),
-        *no_leak(
-            past.cutoff,
-            past.label_time,
-            model.trained_until,
-            now - (LABEL_DELAY_DAYS + plan.block) * DAY,
-        ),
+        trained_before_judged(model.trained_until, begin),
+        no_leak(past, begin),
         is_fresh('labels', int(test.label_time.max()), now, (LABEL_DELAY_DAYS + 1) * DAY),
         is_fresh('events', newest, now, DAY),
-        better_than_champion(
-            *paired_auc_difference(test.y, p, q, service_day(test.cutoff), level=plan.level),
-            plan.level,
-        ),
+        better_than_champion(comparison.auc_difference, plan.level),
         well_calibrated(test.y, p, q),
-        no_slice_worse(gaps),
+        no_slice_worse(comparison.slice_differences),
         parity(p, source.predict(test.X), 0.02 if 'int8' in plan.engine else 1e-5),
         *([latency_within(plan.ms, plan.timings)] if plan.timings else []),
         size_within(model_size(model)),
         no_serving_skew(was['p'].to_numpy(), was['q'].to_numpy()),
-    ], told
+    ], comparison.rows()
 
-
+# %% ../nbs/22_lifecycle.ipynb #39228c36
 def run_challenge(home: Workspace, plan: RetrainPolicy, now: int) -> Challenge:
     "Train a challenger and put it to the gates"
     end = now - LABEL_DELAY_DAYS * DAY
@@ -753,7 +731,7 @@ def decide_day(
     ok = all_passed(c.answers)
     number, failed = (
         register_challenger(home, c.model, c.reference, c.past, plan, c.answers),
-        ', '.join(g.name for g in c.answers if not g.passed),
+        refusal_reason(c.answers),
     )
     out.append(
         decision_row(

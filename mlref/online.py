@@ -13,6 +13,7 @@ import shutil
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +34,6 @@ from mlref.features import (
     key_text,
     read_source,
 )
-from .flights.features import FLIGHTS
 from mlref.records import (
     FORMAT,
     NEVER,
@@ -299,10 +299,10 @@ class LmdbStore(OnlineReader):
     def __init__(
         self,
         folder: Path,  # Made when missing
+        features: FeatureSet | None = None,  # Whose histories it is to hold beside those it has
         readonly: bool = False,  # A reader never creates anything
         size: int = 4 * 2**30,  # The most each part may grow to, bytes; address space, not disk
         shards: int = 1,  # Parts of a new store; see `reshard` for an old one
-        features: FeatureSet = FLIGHTS,  # Whose histories it holds
         more: tuple[RecordLayout, ...] = (),  # Further records, for `push`
     ):
         self.folder, self.readonly, self.size, self.features = (
@@ -311,7 +311,8 @@ class LmdbStore(OnlineReader):
             size,
             features,
         )
-        self.layouts = {l.name: l for l in (*record_layouts(features), *more)}
+        expected = (*record_layouts(features), *more) if features else more
+        self.layouts = {layout.name: layout for layout in expected}
         if readonly and not self.folder.exists():
             raise MlrefError(f'expected an online store in {folder}, found none; ingest first')
         if (self.folder / 'data.mdb').exists():
@@ -335,16 +336,25 @@ class LmdbStore(OnlineReader):
         return _Snapshot(self)
 
 # %% ../nbs/08_online.ipynb #63769f03
-def _publish(folder: Path, generation: int, shards: int, versions: dict[str, str]) -> None:
+def _publish(folder: Path, generation: int, shards: int, layouts: dict[str, RecordLayout]) -> None:
     write_json(
         folder / 'store.json',
         {
             'format': FORMAT,
             'generation': generation,
             'parts': [f'g{generation}-{i}' for i in range(shards)],
-            'versions': versions,
+            'layouts': {name: asdict(layout) for name, layout in layouts.items()},
         },
     )
+
+
+def _stored_layouts(about: dict) -> dict[str, RecordLayout]:
+    "The histories that a store has, as `store.json` tells them"
+    found = {}
+    for name, fields in about.get('layouts', {}).items():
+        layout = RecordLayout(**fields)
+        found[name] = replace(layout, values=tuple(layout.values))
+    return found
 
 
 def _open(self):
@@ -352,19 +362,21 @@ def _open(self):
     while True:
         text = (self.folder / 'store.json').read_text()
         self.about = json.loads(text)
-        v = self.about.get('versions', {})
+        stored = _stored_layouts(self.about)
         if self.about.get('format') != FORMAT:
             raise MlrefError(
                 f'expected an online store of format {FORMAT} in {self.folder}, found one of format'
                 f' {self.about.get("format")}; rebuild it from the log, or read it with the code'
                 ' that wrote it'
             )
-        if odd := [l for l in self.layouts.values() if v.get(l.name, l.version) != l.version]:
-            raise MlrefError(
-                f'expected {odd[0].name} of version {odd[0].version}, the store holds version'
-                f' {v[odd[0].name]}; rebuild the store from the log, or read it with the code that'
-                ' wrote it'
-            )
+        for name, layout in self.layouts.items():
+            if name in stored and stored[name].version != layout.version:
+                raise MlrefError(
+                    f'expected {name} of version {layout.version}, the store holds version'
+                    f' {stored[name].version}; rebuild the store from the log, or read it with the'
+                    ' code that wrote it'
+                )
+        self.layouts = {**stored, **self.layouts}
         try:
             self.envs = tuple(
                 _environment(self.folder / p, self.readonly, self.size) for p in self.about['parts']
@@ -399,10 +411,9 @@ def _recover(self):
         if p.name not in self.about['parts']:
             _retire(_environment(p, False, self.size))
             shutil.rmtree(p, ignore_errors=True)
-    new = {l.name: l.version for l in self.layouts.values()}
-    if new.items() - self.about['versions'].items():
-        self.about['versions'] |= new
-        _publish(self.folder, self.about['generation'], len(self.envs), self.about['versions'])
+    if self.layouts != _stored_layouts(self.about):
+        _publish(self.folder, self.about['generation'], len(self.envs), self.layouts)
+        self.about = json.loads((self.folder / 'store.json').read_text())
     if (f := self.folder / 'redo').exists():
         self.write(_unredo(f.read_bytes()))
 
@@ -661,6 +672,11 @@ def apply_events(
     tables: dict[str, pl.DataFrame] = {},  # Source name -> new rows of a table of your own
 ) -> int:  # Records written
     "Apply events to every history they belong to, all or nothing"
+    if store.features is None:
+        raise MlrefError(
+            f'expected a feature set that says what to do with events, {store.folder} was opened'
+            ' without one; open it with features=...'
+        )
     clock = max([store.clock(), *(int(c.max()) for c in [events['known_time']] if len(c))])
     made, new = {}, {}
     for v in {f'{v.source.name}/{v.entity.name}': v for v in store.features.views}.values():
@@ -713,7 +729,7 @@ def reshard(
         for n in new:
             n.close()
     # from here on new readers open the new parts
-    _publish(store.folder, g, shards, store.about['versions'])
+    _publish(store.folder, g, shards, store.layouts)
     # and those that read the old ones are told to move
     for e in old:
         _retire(e)

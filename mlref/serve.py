@@ -205,7 +205,7 @@ def open_server(
     registry = Registry(Path(home) / 'registry', uri, name='late')
     store = LmdbStore(Path(home) / 'online', readonly=True)
     try:
-        model = load_champion(registry, features=store.features)
+        model = load_champion(registry, features=FLIGHTS)
     except RegistryUnreachable as e:
         raise MlrefError(
             f'{e}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
@@ -226,7 +226,7 @@ def reload_champion(s: ModelServer) -> str:
     "Serve what the registry calls champion now; the version; raises `RequestError` and keeps serving when the registry is gone"
     with s.loading:
         try:
-            s.model = load_champion(s.registry, features=s.store.features)
+            s.model = load_champion(s.registry, features=FLIGHTS)
         except Exception as e:
             raise RequestError(
                 503,
@@ -290,7 +290,7 @@ def _count(s: ModelServer, req: dict[str, np.ndarray], T: int) -> None:
 
 # %% ../nbs/16_serve.ipynb #0387cbfd
 def predict_flights(s: ModelServer, body: bytes) -> tuple[dict, int]:
-    "Flights by their keys: the answer and how many were scored"
+    "Rows by their keys: the answer and how many were scored"
     req = parse_flights(read_json(body), s.static)
     T = req['sched'] - HORIZON
     model, known = s.model, serving_calibrations(s)
@@ -544,7 +544,7 @@ class Client:
     def answers(
         self,
         req: pl.DataFrame,  # Schedule events
-        batch: int = 200,  # Flights a request
+        batch: int = 200,  # Rows a request
         # One per flight: flight_id, p; calibrated and calibration where there is a map
     ) -> list[dict]:
         "What the server says of flights by their keys"

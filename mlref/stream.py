@@ -11,13 +11,12 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-from .contracts import Rule, raise_for_failed, validate
+from .contracts import Rule, check_messages
 from .core import DAY
-from .events import decode_events
-from .flights.events import FLIGHT_SCHEMA
 from .log import Log
 from .online import MAX_LATENESS, LmdbStore, apply_events
 from .records import pack_record, trim_record, unpack_record
+from .schema import EventSchema
 
 # %% ../nbs/09_stream.ipynb #e2b9b6b2
 _REMEMBER = MAX_LATENESS // DAY + 2  # days; longer than any event can be late and still be applied
@@ -68,17 +67,14 @@ def apply_log(
     store: LmdbStore,  # Opened for writing
     log: Log,  # Where messages wait
     topic: str,  # Name of the stream
+    schema: EventSchema,  # Of its events
     rules: tuple[Rule, ...],  # The contract
     batch: int = 50_000,  # Messages read at once
 ) -> dict[str, int]:  # messages read; applied, refused, repeated, late: what became of them
     "Apply what waits in the log; safe to kill at any moment and to run again; raises `MlrefError` and leaves the store as it was when a rule refuses a batch"
     n = dict.fromkeys(('messages', 'applied', 'refused', 'repeated', 'late'), 0)
     while msgs := log.read(topic, at := store.position(), batch):
-        good = (
-            raise_for_failed(validate(decode_events(msgs, FLIGHT_SCHEMA)[0], rules))
-            .good.sort('_i')
-            .drop('_i')
-        )
+        good = check_messages(msgs, schema, rules).events.sort('_i').drop('_i')
         late = late_events(store, good)
         new, notes = deduplicate(store, good.filter(~late))
         apply_events(store, new, at + len(msgs), notes)

@@ -1,6 +1,7 @@
 """Thresholds refuse a batch whole, quarantine is released once, pandera is met both ways"""
 
 import warnings
+from pathlib import Path
 
 import pandera.polars as pa
 import polars as pl
@@ -8,9 +9,10 @@ import pytest
 
 from mlref.contracts import Rule, from_pandera, raise_for_failed, to_pandera, validate
 from mlref.core import MlrefError, digest, format_time, parse_time, service_day
-from mlref.events import encode_events
+from mlref.events import decode_events, encode_events
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
+from mlref.flights.features import FLIGHTS
 from mlref.ingest import ingest, next_offset, release
 from mlref.lake import Lake, events_as_of
 from mlref.lifecycle import (
@@ -111,7 +113,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
     log, lake, store = (
         LocalLog(tmp_path / 'log'),
         Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA),
-        LmdbStore(tmp_path / 'online'),
+        LmdbStore(tmp_path / 'online', FLIGHTS),
     )
     log.append(
         'e',
@@ -132,7 +134,7 @@ def test_a_fail_rule_stops_every_way_in(way, some, tmp_path):
             if way == 'ingest'
             else release(lake, strict)
             if way == 'release'
-            else apply_log(store, log, 'e', strict)
+            else apply_log(store, log, 'e', FLIGHT_SCHEMA, strict)
         )
     assert (
         lake.sql(
@@ -354,3 +356,12 @@ def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenge
     # nothing that came is lost
     assert h.lake.sql("select count(*) as n from events where event_id like '%-again'")['n'][0] == 4
     h.close()
+
+
+def test_the_sample_in_the_repository_is_what_the_log_holds_and_the_contract_accepts():
+    path = Path(__file__).parent.parent / 'data' / 'sample_events.jsonl'
+    messages = path.read_bytes().splitlines()
+    events, broken = decode_events(messages, FLIGHT_SCHEMA)
+    good = validate(events.drop('_i'), CONTRACT).good
+    assert not broken and good.height == len(messages) == 91
+    assert encode_events(good, FLIGHT_SCHEMA) == messages

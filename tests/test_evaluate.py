@@ -54,7 +54,7 @@ def judged(spring):
 
 def asked(test, p, q, day):
     return [
-        better_than_champion(*paired_auc_difference(test.y, p, q, day)),
+        better_than_champion(paired_auc_difference(test.y, p, q, day)),
         well_calibrated(test.y, p, q),
         no_slice_worse(
             slice_differences(
@@ -70,17 +70,17 @@ def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(jud
     p, q = champion.predict(test.X), other.predict(test.X)
     pairs = [swap_by_day(p, q, day, s) for s in range(EQUALS)]
     by_days = sum(
-        better_than_champion(*paired_auc_difference(test.y, c, k, day, seed=s)).passed
+        better_than_champion(paired_auc_difference(test.y, c, k, day, seed=s)).passed
         for s, (c, k) in enumerate(pairs)
     )
     some = pairs[:20]
     by_flights = sum(
         better_than_champion(
-            *paired_difference(test.y, c, k, np.arange(len(day)), n=100, seed=s)
+            paired_difference(test.y, c, k, np.arange(len(day)), n=100, seed=s)
         ).passed
         for s, (c, k) in enumerate(some)
     )
-    delongs = [better_than_champion(*delong_interval(test.y, c, k)).passed for c, k in pairs]
+    delongs = [better_than_champion(delong_interval(test.y, c, k)).passed for c, k in pairs]
     print(
         f'of {EQUALS} equals {by_days} pass by days, {sum(delongs)} by DeLong; of the first 20,'
         f' {by_flights} by flights'

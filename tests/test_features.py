@@ -70,7 +70,11 @@ def test_that_something_will_happen_is_not_known_either(events):
 
 
 def filled(april):
-    "Share of April's flights for which a feature has a value, leaving out the aircraft, two gauges that are often broken, and means over hours, or of a route over a day, in which nobody flies"
+    """Share of April's flights for which a feature has a value
+
+    Left out: the aircraft, two gauges that are often broken, and means over hours, or of a route
+    over a day, in which nobody flies.
+    """
     t = training_set(april, TASK, parse_time('2013-04-08T07:00'), parse_time('2013-04-30T05:00'))
     dense = [
         i
@@ -121,25 +125,37 @@ def test_events_in_any_order_give_the_same_bits(events):
 
 
 ONLINE = """
-import sys; from pathlib import Path; import numpy as np, polars as pl
-from mlref.core import parse_time
-from mlref.events import events_between, decode_events, sort_events
-from mlref.flights.events import SCHEMA, raw_folder, read_raw, FLIGHT_SCHEMA
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mlref.events import decode_events
 from mlref.features import compute_vectors
-from mlref.flights.features import FLIGHTS, static
+from mlref.flights.task import flights_task
 from mlref.log import LocalLog
 from mlref.online import LmdbStore, apply_events
+
+task = flights_task()
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-log, store, at, out = LocalLog(folder/'log', readonly=True), LmdbStore(folder/'online'), 0, {}
-st, plans = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes')), pl.DataFrame(schema=SCHEMA)
-while msgs := log.read('events', at, 3_000):  # about a day
-    ev = decode_events(msgs, FLIGHT_SCHEMA)[0].drop('_i'); at += len(msgs); apply_events(store, ev, at)
-    plans = pl.concat([plans, ev.filter(pl.col('kind') == 'schedule')])
-    seen = int(ev['known_time'].max())  # every fact known before this minute is in the store
-    due = plans.filter((pl.col('sched') - 120 < seen) & (pl.col('sched') - 120 >= first) & (pl.col('sched') - 120 < end))
-    plans = plans.filter(pl.col('sched') - 120 >= seen)
-    if due.height: out.update(zip(due['flight_id'], compute_vectors(store, due, FLIGHTS, st)))
-np.savez(folder/'online.npz', ids=np.array(list(out)), X=np.array(list(out.values())))
+log = LocalLog(folder / 'log', readonly=True)
+store = LmdbStore(folder / 'online', task.features)
+plans = pl.DataFrame(schema=task.schema.columns)
+at, out = 0, {}
+cutoff = pl.col('sched') - task.calendar.horizon
+while messages := log.read('events', at, 3_000):  # about a day
+    events = decode_events(messages, task.schema)[0].drop('_i')
+    at += len(messages)
+    apply_events(store, events, at)
+    plans = pl.concat([plans, events.filter(pl.col('kind') == 'schedule')])
+    seen = int(events['known_time'].max())  # every fact known before this minute is in the store
+    due = plans.filter((cutoff < seen) & (cutoff >= first) & (cutoff < end))
+    plans = plans.filter(cutoff >= seen)
+    if due.height:
+        vectors = compute_vectors(store, due, task.features, task.lookups)
+        out.update(zip(due['flight_id'], vectors))
+np.savez(folder / 'online.npz', ids=np.array(list(out)), X=np.array(list(out.values())))
 """
 
 

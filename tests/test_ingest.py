@@ -176,7 +176,7 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
         '--snapshots',
         tmp_path / 'shots',
     ]
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while 'snapshot' not in p.stdout.readline():
         assert p.poll() is None
     assert open_snapshot(tmp_path / 'shots').sql('select count(*) as n from events')['n'][0] == 3000
@@ -188,7 +188,7 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     p.send_signal(signal.SIGTERM)
     rest = p.stdout.read()
     assert p.wait(20) == 0 and 'stopped:' in rest
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     p.stdout.readline()
     time.sleep(0.3)
     p.kill()

@@ -152,7 +152,7 @@ def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):
             break
         time.sleep(1)
     assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
-    lived = int(re.search(r'(\d+) days lived', r.stdout)[1])
+    lived = int(re.search(r'(\d+) days lived', r.stderr)[1])
     assert 5 < lived < 25
     assert json.loads((only(tmp_path / 'data') / 'digests.json').read_text()) == json.loads(
         (only(quick[0] / 'data') / 'digests.json').read_text()

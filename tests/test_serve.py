@@ -199,7 +199,7 @@ LOAD = '/v2/repository/models/late/load'
 
 def keep(at, note):
     "What the lifecycle does while a server reads"
-    store = LmdbStore(at / 'online')
+    store = LmdbStore(at / 'online', FLIGHTS)
     store.write({CALIBRATION_KEY: note})
     store.close()
 

@@ -34,13 +34,13 @@ FEED = """
 import sys
 from pathlib import Path
 from mlref.flights.contract import flight_rules
-from mlref.flights.events import raw_folder, read_raw
-from mlref.flights.features import static
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw
+from mlref.flights.features import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import LmdbStore
 from mlref.stream import apply_log
 raw = raw_folder(); st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes')); at = Path(sys.argv[1]); print('ready', flush=True)
-print(apply_log(LmdbStore(at/'store'), LocalLog(at/'log', readonly=True), 'flights', flight_rules(list(st.airports)), 50))
+print(apply_log(LmdbStore(at/'store', FLIGHTS), LocalLog(at/'log', readonly=True), 'flights', FLIGHT_SCHEMA, flight_rules(list(st.airports)), 50))
 """
 
 
@@ -64,8 +64,8 @@ def flights():
 def applied(at, messages, batch=50_000):
     log = LocalLog(at / 'log')
     log.append('flights', messages)
-    store = LmdbStore(at / 'store')
-    return store, apply_log(store, log, 'flights', CONTRACT, batch)
+    store = LmdbStore(at / 'store', FLIGHTS)
+    return store, apply_log(store, log, 'flights', FLIGHT_SCHEMA, CONTRACT, batch)
 
 
 def read(store, flights):
@@ -172,7 +172,11 @@ class Follower(RuleBasedStateMachine):
         super().__init__()
         self.tmp = tempfile.TemporaryDirectory()
         self.at = Path(self.tmp.name)
-        self.log, self.store, self.sent = LocalLog(self.at / 'log'), LmdbStore(self.at / 'store'), 0
+        self.log, self.store, self.sent = (
+            LocalLog(self.at / 'log'),
+            LmdbStore(self.at / 'store', FLIGHTS),
+            0,
+        )
         if Follower.pool is None:
             day = events_between(read_year(RAW), END - 5 * DAY, END)
             Follower.pool = encode_events(
@@ -202,22 +206,22 @@ class Follower(RuleBasedStateMachine):
 
     @rule(batch=st_.sampled_from([3, 17, 1000]))
     def feed(self, batch):
-        apply_log(self.store, self.log, 'flights', CONTRACT, batch)
+        apply_log(self.store, self.log, 'flights', FLIGHT_SCHEMA, CONTRACT, batch)
         assert self.store.position() == self.sent
 
     @rule()
     def again(self):
         self.store.close()
-        self.store = LmdbStore(self.at / 'store')
+        self.store = LmdbStore(self.at / 'store', FLIGHTS)
 
     @rule(n=st_.integers(1, 3))
     def reshard(self, n):
         reshard(self.store, n)
 
     def teardown(self):
-        apply_log(self.store, self.log, 'flights', CONTRACT)
-        rebuilt = LmdbStore(self.at / 'rebuilt')
-        apply_log(rebuilt, self.log, 'flights', CONTRACT)
+        apply_log(self.store, self.log, 'flights', FLIGHT_SCHEMA, CONTRACT)
+        rebuilt = LmdbStore(self.at / 'rebuilt', FLIGHTS)
+        apply_log(rebuilt, self.log, 'flights', FLIGHT_SCHEMA, CONTRACT)
         try:
             assert (
                 list_records(self.store) == list_records(rebuilt)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,23 +24,17 @@ from mlref.model import load_model, save_model
 from mlref.networks import TabularNet
 from mlref.results import result_row, write_results
 from mlref.seeds import fit_seeds
-from mlref.train import (
-    CudaGraphStep,
-    TrainConfig,
-    bce_loss,
-    fit_torch,
-    make_step,
-    run_epoch,
-    start_training,
-)
+from mlref.train import Runtime, fit_torch, make_step, run_epoch, start_training
+from mlref.training_state import TrainConfig
+from mlref.training_step import CudaGraphStep, bce_loss
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 # as train_together does
 TWO = {**ENV, **({'CUDA_VISIBLE_DEVICES': ''} if torch.cuda.device_count() < 2 else {})}
 NAMES, CATS = ('a', 'b', 'c', 'd', 'kind'), {'kind': 5}
-JOB = TrainJob(epochs=6, batch=64, width=32, every=7)
-STEPS = JOB.epochs * -(-1500 // JOB.batch)
+JOB = TrainJob(TrainConfig(epochs=6, batch=64), width=32, every=7)
+STEPS = JOB.config.epochs * JOB.config.steps(1500)
 
 
 def table(n, seed, day):
@@ -62,24 +57,30 @@ def table(n, seed, day):
 
 FIT, STOP = table(1500, 1, 15800), table(500, 2, 15825)
 CHILD = """
-import json, os, signal, sys
+import os, signal, sys
 from functools import partial
 from pathlib import Path
 import numpy as np
 from mlref.distributed import read_job
 from mlref.model import save_model
 from mlref.networks import TabularNet
-from mlref.train import bce_loss, fit_torch
+from mlref.train import Runtime, fit_torch
+from mlref.training_state import TrainConfig
+from mlref.training_step import bce_loss
 folder, left = Path(sys.argv[1]), [int(sys.argv[2])]
 def dies(logits, target):
     left[0] -= 1
-    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
     return bce_loss(logits, target)
 dies.__qualname__ = 'bce_loss'
 job, fit, stop = read_job(folder)
-fit_torch(fit.take(np.arange(99)), stop, epochs=1)  # so that what comes is the fit, not an import
+# so that what comes is the fit, not an import
+fit_torch(fit.take(np.arange(99)), stop, TrainConfig(epochs=1))
 print('ready', flush=True)
-save_model(fit_torch(fit, stop, job.seed, job.epochs, job.batch, job.rate, make=partial(TabularNet, width=job.width, drop=job.drop), folder=folder/'checkpoints', every=job.every, loss=dies, graph=len(sys.argv) > 3), folder/'model')
+make = partial(TabularNet, width=job.width, drop=job.drop)
+runtime = Runtime(folder / 'checkpoints', every=job.every, graph=len(sys.argv) > 3)
+save_model(fit_torch(fit, stop, job.config, make, dies, runtime=runtime), folder / 'model')
 """
 
 
@@ -102,25 +103,18 @@ def ends(p):
     return p.returncode, err
 
 
-def here(
-    at,
-    job=JOB,
-    **more,
+def here(at, job=JOB, **settings):
+    "A fit in this process"
     # the losses that kill count their calls: nothing is recorded
-):
-    return save_model(
-        fit_torch(
-            FIT,
-            STOP,
-            job.seed,
-            job.epochs,
-            job.batch,
-            job.rate,
-            make=partial(TabularNet, width=job.width, drop=job.drop),
-            **{'graph': False, **more},
-        ),
-        at / 'model',
-    ).parent
+    runtime = Runtime(**{'graph': False, **settings})
+    make = partial(TabularNet, width=job.width, drop=job.drop)
+    model = fit_torch(FIT, STOP, job.config, make, runtime=runtime)
+    return save_model(model, at / 'model').parent
+
+
+def with_config(**settings):
+    "The job, other settings of its fit"
+    return replace(JOB, config=replace(JOB.config, **settings))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -139,7 +133,7 @@ def good(tmp_path_factory):
 
 
 def killed(at, how, g):
-    "Kill a fit in a random step, or at a random moment, also in the middle of a checkpoint; False = it was done before"
+    "Kill a fit in a random step or at a random moment; False = it was done before"
     if how == 'step':
         p = child(at, g.randint(1, STEPS))
     else:
@@ -176,10 +170,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bits(good, tmp_path):
 
 def test_other_bits_would_be_seen(good, tmp_path):
     "The comparison can fail: a fit that draws one other batch ends elsewhere"
-    assert (
-        weights(here(tmp_path, TrainJob(**{**vars(JOB), 'seed': 1}))) != good
-        and weights(here(tmp_path)) == good
-    )
+    assert weights(here(tmp_path, with_config(seed=1))) != good and weights(here(tmp_path)) == good
 
 
 def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_two_are_refused(good, tmp_path):
@@ -195,7 +186,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_two_are_refused(
         here(at, folder=at / 'checkpoints')
 
 
-PAIR = TrainJob(epochs=12, batch=64, width=32, every=30, seconds=10)
+PAIR = TrainJob(TrainConfig(epochs=12, batch=64), width=32, every=30, seconds=10)
 
 
 def rank_pid(torchrun, rank):
@@ -206,10 +197,10 @@ def rank_pid(torchrun, rank):
 
 
 def test_two_processes_learn_what_one_does_and_hold_the_same_weights(tmp_path):
-    job = TrainJob(**{**vars(JOB), 'drop': 0.0})
+    job = replace(JOB, drop=0.0)
     two = train_distributed(write_job(tmp_path, job, FIT, STOP))
     curve, alone = json.loads((tmp_path / 'report.json').read_text())['history'], []
-    one = load_model(here(tmp_path / 'one', job, history=alone) / 'model')
+    one = load_model(here(tmp_path / 'one', job, on_epoch=alone.append) / 'model')
     for e, f in zip(curve, alone, strict=True):
         assert abs(e['train'] - f.train) < 1e-4 and abs(e['stop'] - f.stop) < 1e-4
     assert (
@@ -264,8 +255,8 @@ def test_the_death_of_one_rank_ends_the_job_soon_and_it_goes_on_to_the_same_bits
 
 
 def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
-    "A rate so high that the weights overflow: both ranks stop at the same look, nothing poisoned is written"
-    at = write_job(tmp_path, TrainJob(**{**vars(JOB), 'rate': 1e30}), FIT, STOP)
+    "Weights that overflow: both ranks stop at the same look, nothing poisoned is written"
+    at = write_job(tmp_path, with_config(rate=1e30), FIT, STOP)
     with pytest.raises(
         MlrefError,
         match=(
@@ -277,7 +268,7 @@ def test_what_goes_wrong_in_a_rank_is_said_in_its_sentence(tmp_path):
 
 
 class Stage:
-    "CUDA's part in a `CudaGraphStep`, played on a CPU: what is asked for while it records is not done, and is done at each replay"
+    "CUDA's part in a `CudaGraphStep`, played on a CPU: what is recorded is done at each replay"
 
     def __init__(self, step, patch):
         self.step, self.said, self.graph = step, [], None
@@ -315,24 +306,24 @@ class Stage:
 
 
 def test_rehearsed_without_a_device_recorded_steps_end_in_the_same_bits(monkeypatch):
-    "Three full batches as they come, then one recording for all epochs; the short batch of each is never replayed"
+    "Three full batches, then one recording for all epochs; short batches are never replayed"
     X, y, plan, ends = (
         torch.from_numpy(FIT.X),
         torch.from_numpy(FIT.y),
-        TrainConfig(len(FIT), 0, 3, 256, 2e-3, 1e-2, False),
+        TrainConfig(epochs=3, batch=256),
         [],
     )
     for recorded in (False, True):
         torch.manual_seed(0)
         net = TabularNet(NAMES, CATS, 32)
         net.scale(X)
-        s = start_training(net, plan)
-        step = make_step(net, s.opt, X, y, plan, bce_loss)
+        s = start_training(net, plan, len(FIT))
+        step = make_step(net, s.optimizer, X, y, plan, bce_loss)
         if recorded:
             stage = Stage(step, monkeypatch)
             step = CudaGraphStep(stage, plan.batch)
         for _ in range(plan.epochs):
-            list(run_epoch(s, step, plan))
+            list(run_epoch(s, step, plan, len(FIT)))
         ends.append([s.losses.clone(), *(v.clone() for v in net.state_dict().values())])
     assert all(a.equal(b) for a, b in zip(*ends, strict=True))
     assert stage.said == [256, 256, 256, 'record', *['replay'] * 2, 220] + 2 * [
@@ -360,13 +351,9 @@ def test_rehearsed_without_a_device_a_step_that_waits_is_refused_with_the_way_ou
 
 def test_seeds_together_are_those_alone_whatever_their_place(tmp_path):
     plain = partial(TabularNet, width=32, drop=0.0)
-    many, turned = (
-        fit_seeds(FIT, STOP, seeds, epochs=3, batch=64, make=plain)
-        for seeds in ((0, 1, 2), (2, 0, 1))
-    )
-    alone = [
-        fit_torch(FIT, STOP, s, epochs=3, batch=64, make=plain).predict(STOP.X) for s in range(3)
-    ]
+    three = TrainConfig(epochs=3, batch=64)
+    many, turned = (fit_seeds(FIT, STOP, seeds, three, plain) for seeds in ((0, 1, 2), (2, 0, 1)))
+    alone = [fit_torch(FIT, STOP, replace(three, seed=i), plain).predict(STOP.X) for i in range(3)]
     for models in (many, [turned[i] for i in (1, 2, 0)]):
         assert (
             max(np.abs(m.predict(STOP.X) - a).max() for m, a in zip(models, alone, strict=True))
@@ -395,14 +382,14 @@ def test_on_cuda_recorded_steps_learn_what_plain_ones_do(half, tmp_path):
     "With dropout: a graph that drew the same units in every step would learn something else"
     curves = {g: [] for g in (True, False)}
     for g in curves:
-        here(tmp_path / str(g), graph=g, half=half, history=curves[g])
+        here(tmp_path / str(g), with_config(half=half), graph=g, on_epoch=curves[g].append)
     for a, b in zip(*curves.values(), strict=True):
         assert abs(a.train - b.train) < 1e-4 and abs(a.stop - b.stop) < 1e-4
 
 
 @on_cuda
 def test_on_cuda_a_recorded_fit_that_is_killed_goes_on_to_the_same_bits(tmp_path):
-    job = TrainJob(**{**vars(JOB), 'epochs': 40})
+    job = with_config(epochs=40)
     at = write_job(tmp_path / 'killed', job, FIT, STOP)
     p = child(at, 0, 'graph')
     while not list((at / 'checkpoints').glob('0*.json')):
@@ -420,7 +407,12 @@ def test_on_cuda_a_recorded_fit_that_is_killed_goes_on_to_the_same_bits(tmp_path
 def test_on_cuda_recorded_seeds_learn_what_plain_ones_do():
     recorded, plain = (
         fit_seeds(
-            FIT, STOP, range(3), epochs=6, batch=64, make=partial(TabularNet, width=32), graph=g
+            FIT,
+            STOP,
+            range(3),
+            TrainConfig(epochs=6, batch=64),
+            partial(TabularNet, width=32),
+            runtime=Runtime(graph=g),
         )
         for g in (True, False)
     )
@@ -438,8 +430,10 @@ def test_on_cuda_a_loss_that_waits_is_refused_with_the_way_out(tmp_path):
     "In a process of its own: a recording that failed is no place to go on from"
     code = (
         CHILD[: CHILD.index('job, fit, stop')]
-        + 'def waits(logits, target): value = bce(logits, target); value.item(); return value\njob,'
-        ' fit, stop = read_job(folder)\nfit_torch(fit, stop, epochs=1, batch=64, loss=waits)'
+        + 'def waits(logits, target):\n    value = bce_loss(logits, target)\n    value.item()\n'
+        '    return value\n'
+        'job, fit, stop = read_job(folder)\n'
+        'fit_torch(fit, stop, TrainConfig(epochs=1, batch=64), loss=waits)\n'
     )
     said = subprocess.run(
         [sys.executable, '-c', code, write_job(tmp_path, JOB, FIT, STOP), '0'],

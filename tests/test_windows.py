@@ -482,13 +482,13 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
         main(['features', 'lineage', 'origin_dep_delay_60m']) == 0
         and 'dep.dep_delay -> origin_dep -> origin_dep_delay_60m' in capsys.readouterr().out
     )
-    for ask, words in (
-        (['show', 'nope'], 'expected a view among'),
-        (['lineage', 'nope'], 'expected a feature among'),
-        (['show'], 'expected a name'),
-        (['get', 'X', '--data', str(tmp_path)], 'expected a finished run'),
+    for ask, status, words in (
+        (['show', 'nope'], 1, 'expected a view among'),
+        (['lineage', 'nope'], 1, 'expected a feature among'),
+        (['show'], 2, 'Missing argument'),
+        (['get', 'X', '--data', str(tmp_path)], 1, 'expected a finished run'),
     ):
-        assert main(['features', *ask]) == 1
+        assert main(['features', *ask]) == status
         err = capsys.readouterr().err
         assert words in err and len(err.splitlines()) == 1
 
@@ -521,7 +521,7 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     )
     lake.close()
     log.close()
-    store = LmdbStore(home / 'online')
+    store = LmdbStore(home / 'online', FLIGHTS)
     apply_events(store, part, 1)
     store.close()
     assert (

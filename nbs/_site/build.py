@@ -139,7 +139,9 @@ def show_output(
     if 'text/html' in data:
         html = FRAME_STYLE.sub('', data['text/html']).strip()
         return f'<div class="out html" markdown="0">\n{html}\n</div>'
-    return data.get('text/markdown') or text_block(data.get('text/plain', ''))
+    if 'text/markdown' in data:
+        return relink(data['text/markdown'], '../' * link.count('../'))
+    return text_block(data.get('text/plain', ''))
 
 
 def show_code(

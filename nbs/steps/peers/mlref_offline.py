@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from mlref.events import SCHEMA
 from mlref.features import Entity, FeatureView, from_table
+from mlref.flights.events import SCHEMA
 from mlref.offline import point_in_time_join
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mlref.features import FeatureSet, to_minutes
+from mlref.features import to_minutes
 from mlref.online import LmdbStore, get_online_features, push
 from mlref.records import RecordLayout
 
@@ -21,7 +21,7 @@ layouts = tuple(
     for i, (n, v) in enumerate(spec['views'].items())
 )
 store, frames = (
-    LmdbStore(home / 'ours', features=FeatureSet('none', ()), more=layouts),
+    LmdbStore(home / 'ours', more=layouts),
     {n: pl.read_parquet(home / f'{n}.parquet') for n in spec['views']},
 )
 NOW = max(int(to_minutes(f['known']).max()) for f in frames.values())

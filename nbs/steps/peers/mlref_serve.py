@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mlref.events import SCHEMA, decode_events, raw_folder, read_raw
+from mlref.events import decode_events
 from mlref.features import compute_vectors
-from mlref.flights import FLIGHTS, static
+from mlref.flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
+from mlref.flights.features import FLIGHTS, static
 from mlref.log import LocalLog
 from mlref.online import LmdbStore, apply_events
 
 folder = Path(sys.argv[1])
 log, store, at, ids, X = (
     LocalLog(folder / 'log', readonly=True),
-    LmdbStore(folder / 'online'),
+    LmdbStore(folder / 'online', FLIGHTS),
     0,
     [],
     [],
@@ -25,7 +26,7 @@ st, plans = (
     pl.DataFrame(schema=SCHEMA),
 )
 while msgs := log.read('events', at, 3_000):  # about a day
-    new = decode_events(msgs)[0].drop('_i')
+    new = decode_events(msgs, FLIGHT_SCHEMA)[0].drop('_i')
     at += len(msgs)
     apply_events(store, new, at)
     plans, seen = (
