@@ -158,7 +158,7 @@ def read_decisions(
 def _show_lineage(version: Version, place: RegistryPlace) -> Answer:
     "The chain from the rows a version learnt from to the decisions about it."
     from mlref.history import model_lineage
-    from mlref.versions import get_version
+    from mlref.model_versions import get_version
 
     with open_registry(place) as registry:
         model = get_version(registry, version).tags.get('model', '')

@@ -41,14 +41,13 @@ def disturb_delivery(
     twice: float = 0.0,  # Share delivered twice
 ) -> pl.DataFrame:  # Rows in the order of a bad day; some twice
     "Deliver some events late and some twice"
-    g = np.random.default_rng(seed)
-    at = events['known_time'].to_numpy() + np.where(
-        g.random(events.height) < late, g.integers(1, minutes + 1, events.height), 0
-    )
-    pick = np.concatenate(
-        [np.arange(events.height), np.flatnonzero(g.random(events.height) < twice)]
-    )
-    return events[pick[np.argsort(at[pick], kind='stable')]]
+    generator = np.random.default_rng(seed)
+    is_late = generator.random(events.height) < late
+    delays = generator.integers(1, minutes + 1, events.height)
+    delivered = events['known_time'].to_numpy() + np.where(is_late, delays, 0)
+    again = np.flatnonzero(generator.random(events.height) < twice)
+    rows = np.concatenate([np.arange(events.height), again])
+    return events[rows[np.argsort(delivered[rows], kind='stable')]]
 
 # %% ../nbs/02_events.ipynb #06526f8f
 def replay(
@@ -61,15 +60,18 @@ def replay(
     if not speed > 0:
         raise MlrefError(f'expected a speed above 0, got {speed}')
     due = events['known_time'].cum_max()
-    start, at = clock(), 0
-    while at < events.height:
-        now = due[0] + (clock() - start) * speed if speed != float('inf') else due[-1]
-        n = due.search_sorted(now, 'right')
-        if n > at:
-            yield events[at:n]
-            at = n
+    start = clock()
+    played = 0
+    while played < events.height:
+        now = due[-1]
+        if speed != float('inf'):
+            now = due[0] + (clock() - start) * speed
+        end = due.search_sorted(now, 'right')
+        if end > played:
+            yield events[played:end]
+            played = end
         else:
-            sleep(max(0.001, (due[at] - now) / speed))
+            sleep(max(0.001, (due[played] - now) / speed))
 
 # %% ../nbs/02_events.ipynb #ea804c0a
 def drop_feed(
@@ -84,18 +86,24 @@ def drop_feed(
     return events.filter((pl.col('kind') != kind) | (pl.col('known_time') < start))
 
 # %% ../nbs/02_events.ipynb #45b29b0e
+def _encode_kind(
+    events: pl.DataFrame,  # Of one kind
+    schema: EventSchema,
+) -> list[bytes]:
+    filled = [name for name in schema.columns if events[name].null_count() < events.height]
+    lines = events.select(pl.struct(filled).struct.json_encode()).to_series()
+    return lines.cast(pl.Binary).to_list()
+
+
 def encode_events(
     events: pl.DataFrame,  # Wide events
     schema: EventSchema,
 ) -> list[bytes]:  # One JSON object each, in order
     "Events as messages"
-    out = np.empty(events.height, object)
-    for (kind,), g in events.with_row_index('_i').group_by(['kind'], maintain_order=True):
-        cols = [c for c in schema.columns if g[c].null_count() < g.height]
-        out[g['_i'].to_numpy()] = (
-            g.select(pl.struct(cols).struct.json_encode()).to_series().cast(pl.Binary).to_list()
-        )
-    return out.tolist()
+    messages = np.empty(events.height, object)
+    for _, group in events.with_row_index('_i').group_by('kind', maintain_order=True):
+        messages[group['_i'].to_numpy()] = _encode_kind(group, schema)
+    return messages.tolist()
 
 # %% ../nbs/02_events.ipynb #7cf62a03
 def _read_lines(messages: list[bytes], schema: EventSchema) -> pl.DataFrame | None:
@@ -165,6 +173,17 @@ def count_unknown_fields(
     return dict(found)
 
 # %% ../nbs/02_events.ipynb #2c8accbe
+def _damage(
+    message: bytes,
+    how: int,  # 0 to 2
+) -> bytes:
+    if how == 0:
+        return message[: max(1, len(message) // 2)]
+    if how == 1:
+        return b'\xff' + message
+    return b'{"event_time":"soon"}'
+
+
 def corrupt_messages(
     messages: list[bytes],  # From `encode_events`
     seed: int,  # The same seed damages the same ones
@@ -173,18 +192,13 @@ def corrupt_messages(
     "Damage some messages so that they cannot be read"
     if not 0 <= share <= 1:
         raise MlrefError(f'expected a share from 0 to 1, got {share}')
-    g = np.random.default_rng(seed)
-    out, at = list(messages), np.flatnonzero(g.random(len(messages)) < share)
-    for i, how in zip(at, g.integers(0, 3, len(at))):
-        m = out[i]
-        out[i] = (
-            m[: max(1, len(m) // 2)]
-            if how == 0
-            else b'\xff' + m
-            if how == 1
-            else b'{"sched":"soon"}'
-        )
-    return out, at.tolist()
+    generator = np.random.default_rng(seed)
+    places = np.flatnonzero(generator.random(len(messages)) < share)
+    ways = generator.integers(0, 3, len(places))
+    damaged = list(messages)
+    for place, how in zip(places, ways, strict=True):
+        damaged[place] = _damage(messages[place], how)
+    return damaged, places.tolist()
 
 # %% ../nbs/02_events.ipynb #4d27ff69
 def events_between(
@@ -193,6 +207,5 @@ def events_between(
     end: int,  # Last minute, excluded
 ) -> pl.DataFrame:  # Those with start <= known_time < end
     "What became known in a stretch of time"
-    t = events['known_time']
-    i, j = t.search_sorted(start, 'left'), t.search_sorted(end, 'left')
-    return events[i:j]
+    known = events['known_time']
+    return events[known.search_sorted(start, 'left') : known.search_sorted(end, 'left')]

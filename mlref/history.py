@@ -13,9 +13,15 @@ from dataclasses import dataclass
 
 from .core import format_time
 from .gates import Gate
+from mlref.model_versions import (
+    ModelVersion,
+    fetch_files,
+    get_version,
+    list_versions,
+    read_attached,
+)
 from .promotion import Promotion, promotions
 from .registry import Registry, version_by_alias
-from .versions import ModelVersion, fetch_files, get_version, list_versions, read_attached
 
 # %% ../nbs/14c_history.ipynb #1ddb7150
 @dataclass(frozen=True)

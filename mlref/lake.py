@@ -9,6 +9,7 @@ __all__ = ['DEAD_LETTERS', 'RELEASED', 'OFFSETS', 'COMMITS', 'QUALITY', 'LAKE_TA
 # %% ../nbs/05_lake.ipynb #77edcdd4
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -57,11 +58,7 @@ COMMITS = TableSchema(
     columns={
         'commit_id': pl.Int64,
         'topic': pl.String,
-        'messages': pl.Int64,
-        'good': pl.Int64,
-        'repeated': pl.Int64,
-        'dead': pl.Int64,
-        'watermark': pl.Int64,
+        **dict.fromkeys(('messages', 'good', 'repeated', 'dead', 'watermark'), pl.Int64),
         'broken': pl.String,  # rule -> rows, as JSON
         'part': pl.Int64,
         'ingested_at': pl.Float64,  # seconds since 1970-01-01 UTC
@@ -313,10 +310,9 @@ def insert_rows(
             lake.con.execute(then)
         lake.con.commit()
     except BaseException as error:
-        try:
+        # a full disk takes the connection too; the file is as the last commit left it
+        with suppress(duckdb.Error):
             lake.con.rollback()
-        except duckdb.Error:
-            pass  # the connection is lost with the disk; the file is as the last commit left it
         if not _is_full_disk(error):
             raise
         raise MlrefError(

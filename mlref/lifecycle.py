@@ -30,7 +30,7 @@ from mlref.calibration import (
     encode_calibrations,
     fit_calibration,
 )
-from .catalog import record_features
+from .catalog import feature_version, record_features
 from .checks import CheckResult, check_leaking_nulls
 from .compress import OnnxPredictor, build_engine, model_size, recorded_engine
 from mlref.core import (
@@ -60,7 +60,7 @@ from mlref.evaluate import (
 from .events import disturb_delivery, drop_feed, encode_events
 from .features import compute_vectors
 from .flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_year
-from .flights.features import FLIGHTS, Static, feature_version
+from .flights.features import FLIGHTS, Static
 from .flights.slices import slice_labels
 from .flights.task import flights_task
 from mlref.gates import (
@@ -88,6 +88,7 @@ from mlref.lake import (
 )
 from .log import LocalLog
 from .model import LightGBMPredictor, TorchPredictor, load_model
+from .model_versions import get_version, load_champion
 from .modelcard import ModelRecord, model_card
 from mlref.monitor import (
     LABEL_DELAY_DAYS,
@@ -110,7 +111,6 @@ from .serve import Client, start_server
 from .slices import compare_models
 from .stream import apply_log
 from .training_set import training_set
-from .versions import get_version, load_champion
 
 # %% ../nbs/22_lifecycle.ipynb #cb9e2080
 PREDICTIONS = TableSchema(
@@ -631,7 +631,9 @@ def run_gates(
     newest = home.lake.sql('select max(known_time) as t from events where known_time <= ?', now)[
         't'
     ][0]
-    serves = get_version(home.registry, version_by_alias(home.registry)).params['features']
+    serves = home.task.features.current_version(
+        get_version(home.registry, version_by_alias(home.registry)).params['features']
+    )
     return [
         same_features(model.names, feature_version(FLIGHTS, home.static), FLIGHTS.names, serves),
         trained_before_judged(model.trained_until, begin),

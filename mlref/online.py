@@ -363,6 +363,8 @@ def _open(self):
         text = (self.folder / 'store.json').read_text()
         self.about = json.loads(text)
         stored = _stored_layouts(self.about)
+        versions = dict(self.about.get('versions', {}))  # all that older stores have
+        versions |= {name: layout.version for name, layout in stored.items()}
         if self.about.get('format') != FORMAT:
             raise MlrefError(
                 f'expected an online store of format {FORMAT} in {self.folder}, found one of format'
@@ -370,10 +372,14 @@ def _open(self):
                 ' that wrote it'
             )
         for name, layout in self.layouts.items():
-            if name in stored and stored[name].version != layout.version:
+            held = versions.get(name, layout.version)
+            if self.features and self.features.current_version(held) == layout.version:
+                # records of earlier code that computes the same keep their stamp
+                self.layouts[name] = replace(layout, version=held)
+            elif held != layout.version:
                 raise MlrefError(
                     f'expected {name} of version {layout.version}, the store holds version'
-                    f' {stored[name].version}; rebuild the store from the log, or read it with the'
+                    f' {held}; rebuild the store from the log, or read it with the'
                     ' code that wrote it'
                 )
         self.layouts = {**stored, **self.layouts}

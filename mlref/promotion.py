@@ -15,8 +15,8 @@ from .core import MlrefError, digest
 from .environment import lock_hash
 from .features import FeatureSet
 from .gates import Gate, all_passed
+from .model_versions import ModelVersion, get_version, load_version
 from .registry import Registry
-from .versions import ModelVersion, get_version, load_version
 
 # %% ../nbs/14b_promotion.ipynb #45aff4ec
 def _why_gates_refuse(

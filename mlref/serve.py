@@ -30,10 +30,10 @@ from .flights.contract import ORIGINS
 from .flights.events import FLIGHT_COLUMNS, FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
 from .flights.features import FLIGHTS, Static, static
 from .log import LocalLog, Log
+from .model_versions import load_champion
 from .observe import ServerMetrics
 from .online import LmdbStore, get_online_features
 from .registry import Registry, RegistryUnreachable
-from .versions import load_champion
 
 # %% ../nbs/16_serve.ipynb #72a424aa
 class RequestError(MlrefError):

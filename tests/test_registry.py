@@ -28,6 +28,13 @@ from mlref.environment import (
 from mlref.flights.features import FLIGHTS
 from mlref.gates import Gate
 from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor
+from mlref.model_versions import (
+    attach_file,
+    get_version,
+    list_versions,
+    load_champion,
+    read_attached,
+)
 from mlref.networks import linear_net
 from mlref.promotion import promote, promotions, rollback, sync_aliases
 from mlref.registry import (
@@ -40,7 +47,6 @@ from mlref.registry import (
     upload_model,
     version_by_alias,
 )
-from mlref.versions import attach_file, get_version, list_versions, load_champion, read_attached
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
 # processes of their own that need not import everything again
@@ -533,7 +539,7 @@ class Tree:
 """
 SPRUNG = """
 import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path
-if sys.argv[3] == 'mlref': from mlref.registry import Registry; from mlref.versions import load_version
+if sys.argv[3] == 'mlref': from mlref.registry import Registry; from mlref.model_versions import load_version
 import mlflow
 for name in ('trap', 'tree'):
     try: mlflow.pyfunc.load_model(f'{sys.argv[1]}/{name}'); print('loaded')
@@ -578,7 +584,7 @@ def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folde
     )
     code = """
 import sys; from pathlib import Path; from mlref.cli import main
-from mlref.registry import Registry; from mlref.versions import load_version
+from mlref.registry import Registry; from mlref.model_versions import load_version
 f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
 load_version(Registry(Path(sys.argv[1]), name='late'), '1'); print('loaded')"""
     out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate()

@@ -24,11 +24,11 @@ from mlref.flights.features import FLIGHTS
 from mlref.lake import events_as_of
 from mlref.lifecycle import RetrainPolicy, Workspace, bootstrap, deliver_events, event_source
 from mlref.log import LocalLog
+from mlref.model_versions import load_champion
 from mlref.online import LmdbStore
 from mlref.promotion import promote
 from mlref.registry import Registry, TrainingRun, register_model
 from mlref.training_set import training_set
-from mlref.versions import load_champion
 from test_registry import GOOD, env, free
 from test_registry import model as another
 from test_registry import serve as tracking

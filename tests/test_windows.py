@@ -19,7 +19,6 @@ from mlref.features import (
     OnDemand,
     Reader,
     Source,
-    code_text,
     compute_vectors,
     from_table,
     key_text,
@@ -30,6 +29,9 @@ from mlref.features import (
 )
 from mlref.flights.features import FLIGHTS, local_time
 from mlref.offline import OfflineReader, point_in_time_join
+from mlref.online import LmdbStore, apply_events
+from mlref.records import record_layouts
+from mlref.versions import canonical_code
 
 MANY = settings(
     max_examples=2000 if os.environ.get('MLREF_DEEP') == '1' else 60,
@@ -415,11 +417,11 @@ def _on_grid(e):
 
 def test_a_version_follows_the_constants_that_its_code_reads():
     global _grid
-    was = code_text(_on_grid)
+    was = canonical_code(_on_grid)
     _grid = np.array([1, 3])
-    changed = code_text(_on_grid)
+    changed = canonical_code(_on_grid)
     _grid = np.array([1, 2])
-    assert changed != was == code_text(_on_grid)
+    assert changed != was == canonical_code(_on_grid)
 
 
 def test_lookups_and_formulas():
@@ -544,3 +546,26 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     assert main(['features', 'get', made['flight_id'][100], '--data', str(tmp_path)]) == 0
     shown = dict(l.split() for l in capsys.readouterr().out.splitlines()[:132])
     assert tuple(shown) == FLIGHTS.names and all(f'{made[n][100]:g}' == v for n, v in shown.items())
+
+
+def test_a_store_of_earlier_code_that_computes_the_same_still_opens(tmp_path):
+    "Its records keep their stamp, when the feature set knows the former version"
+
+    def counted(rows):
+        source = Source('s', {'x': 'unit'}, rows, columns=('t', 'x'))
+        return FeatureSet('f', (FeatureView('f', Entity('all', ()), source, ('sum:x',), (60,)),))
+
+    before = counted(lambda e: e.select('t', 'x'))
+    after = counted(lambda e: e.select('t', x=pl.col('x')))
+    (was,) = record_layouts(before)
+    (now,) = record_layouts(after)
+    events = pl.DataFrame({'t': [10, 20], 'x': [1, 2], 'known_time': [10, 20]})
+    store = LmdbStore(tmp_path / 's', before)
+    apply_events(store, events)
+    store.close()
+    with pytest.raises(MlrefError, match='rebuild the store'):
+        LmdbStore(tmp_path / 's', after, readonly=True)
+    known = replace(after, former={was.version: now.version})
+    again = LmdbStore(tmp_path / 's', known)
+    apply_events(again, events.with_columns(pl.col('t', 'known_time') + 20))
+    assert compute_vectors(again, {'T': np.array([40])}, known).tolist() == [[6]]

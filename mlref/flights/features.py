@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEP', 'ARR', 'OVERDUE', 'PLAN', 'LEFT', 'LANDED', 'LEG', 'WEATHER', 'SOURCES', 'ENTITIES', 'VIEWS', 'AIRCRAFT',
-           'WEATHER3', 'WAITED', 'SPARE', 'CARRIERS', 'DEST_CODES', 'SCHEDULE', 'PLANE', 'FLIGHTS', 'local_time',
-           'place_codes', 'encode_places', 'Static', 'static', 'feature_version']
+           'WEATHER3', 'WAITED', 'SPARE', 'CARRIERS', 'DEST_CODES', 'SCHEDULE', 'PLANE', 'FEATURE_VERSIONS', 'FLIGHTS',
+           'local_time', 'place_codes', 'encode_places', 'Static', 'static']
 
 # %% ../../nbs/42_flights_features.ipynb #36f06214
 from dataclasses import dataclass
@@ -528,6 +528,11 @@ class Static:
     def dests(self) -> dict[str, int]:
         return place_codes(self.airports)
 
+    @cached_property
+    def digest(self) -> str:
+        "Of the vocabulary; planes are looked up by name, and more of them change no code"
+        return digest(list(self.airports))
+
 
 def static(
     airports: pl.DataFrame,  # The raw airports
@@ -593,6 +598,35 @@ SCHEDULE = OnDemand(
 )
 PLANE = lookup_feature('plane', 'tailnum', 'planes', ('year', 'seats'))
 
+# %% ../../nbs/42_flights_features.ipynb #595b7861
+FEATURE_VERSIONS = {
+    'adfcd9b78605': '19aaccd7add6',  # set
+    'cc1fde20737a': 'e7d8f599001d',  # with its vocabularies
+    '20997dc436b5618a': '9c1a1f48731db42d',  # dep/all
+    '1c708b3d5bae7597': '70ed7354b488a7db',  # dep/origin
+    '907d4cc9722307f0': 'a72ae48a0205df61',  # dep/carrier
+    '10fd07856fb6d915': 'f1b8db59305b09b5',  # dep/oc
+    'ac93fab48454f4f0': '2f6e5d53da157b65',  # arr/all
+    '5b3d90a99a3612cf': 'dc9ecc0697ab916d',  # arr/origin
+    'b3600e58981f179b': 'd86cb89a716952d0',  # arr/carrier
+    'aaacb11ea62e11e2': '8795655155447f83',  # arr/dest
+    'b65842f04b4d5fb3': '2e2a406b05fcff8e',  # arr/oc
+    '24744c4374eb40b6': '12eebce3c9a50ab6',  # arr/flight
+    '8174ea2108c5ca13': '395a945017158f81',  # arr/route
+    'add65b3062048d73': '5ad4c652f4864c26',  # arr/slot
+    'bec51f829d5c9f2f': '2961088dcd6a6483',  # overdue/all
+    '09678c6644854121': 'de08902490ee2462',  # overdue/origin
+    'fdac5853ef2f45f6': '39b0ea390b38e6ac',  # overdue/carrier
+    '079d24717b633cc3': '9a4f2e668a29d3c5',  # overdue/dest
+    'cdafb558024f7cf0': '40ea141a82c153ee',  # overdue/oc
+    '472e158398930e42': 'c0b376d953354556',  # plan/all
+    '570f1c017fd92dc4': '5ec634a68a714364',  # plan/origin
+    'b8f26d4e26ddec54': 'db478d531ce30a15',  # left/tail
+    '4b5a74cee947dd06': '0b8f7470bc9087ea',  # landed/tail
+    '8f55936807112f40': '59c41ce8a2b403d3',  # leg/tail
+    '7d784ea1ef09951b': '02577cdefcd2c14f',  # weather/origin
+}
+
 # %% ../../nbs/42_flights_features.ipynb #183d10cf
 def _asks(req: dict) -> dict:
     return {
@@ -646,9 +680,5 @@ FLIGHTS = FeatureSet(
     _asks,
     ('sched',),
     {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': DEST_CODES},
+    FEATURE_VERSIONS,
 )
-
-
-def feature_version(features: FeatureSet, static: Static) -> str:
-    "Digest of the definitions and vocabularies"
-    return digest([features.version, list(static.airports), list(CARRIERS)])[:12]
