@@ -203,7 +203,6 @@ def open_server(
     "A server over a run's registry and online store; raises `MlrefError` when one is missing or does not answer"
     raw = Path(raw) if raw else raw_folder()
     registry = Registry(Path(home) / 'registry', uri, name='late')
-    store = LmdbStore(Path(home) / 'online', readonly=True)
     try:
         model = load_champion(registry, features=FLIGHTS)
     except RegistryUnreachable as e:
@@ -213,7 +212,7 @@ def open_server(
     s = ModelServer(
         model,
         registry,
-        store,
+        LmdbStore(Path(home) / 'online', readonly=True),
         LocalLog(log),
         static(read_raw(raw, 'airports'), read_raw(raw, 'planes')),
         ServerMetrics(),
