@@ -31,6 +31,7 @@ from mlref.core import (
     write_bytes,
 )
 from .evaluate import auc, log_loss
+from .features import FeatureSet
 from mlref.gates import (
     Gate,
     better_than_champion,
@@ -47,18 +48,13 @@ from mlref.gates import (
 )
 from .history import model_lineage
 from .lake import Lake, events_as_of, insert_rows
+from .model_versions import get_version, load_champion
 from .modelcard import ModelRecord, model_card
 from .monitor import label_days, monitored_columns
 from .policy import RetrainPolicy, decision_rows, make_decision
+from .promotion import promote
 from .recipes import fit_cached, out_of_fold_scores
-from mlref.registry import (
-    Registry,
-    get_version,
-    load_champion,
-    promote,
-    register_model,
-    version_by_alias,
-)
+from .registry import Registry, TrainingRun, register_model, version_by_alias
 from .slices import Comparison, compare_models
 from .task import Task
 from .training_set import training_set
@@ -158,17 +154,13 @@ def register_challenger(
         'stop_days': policy.stop,
     }
     metrics = {'auc': auc(y, p), 'log_loss': log_loss(y, p)}
-    number = register_model(
-        registry,
-        model,
+    run = TrainingRun(
         data=digest(past.X, past.y, past.label_time),
         metrics=metrics,
         params=params,
-        gates=challenger.gates,
-        some=past.X,
         lake=f'commit {commit}',
-        features=task.features,
     )
+    number = register_model(registry, model, run, task.features, challenger.gates, past.X)
     if number is None:
         raise MlrefError(
             f'expected the registry {registry.uri} to take model {model.version}, it did not'
@@ -189,7 +181,9 @@ def promotion_record(
     noted = ('kind', 'trained_until', 'data', 'lake', 'commit', 'lock', 'features')
     tags = {name: version.tags[name] for name in noted if name in version.tags}
     steps = ('data', 'lake', 'feature set', 'view')
-    lineage = [step for step in model_lineage(registry, number) if step[0] in steps]
+    lineage = [
+        (step.kind, step.text) for step in model_lineage(registry, number) if step.kind in steps
+    ]
     gates = [Gate(**gate) for gate in evidence.get('gates', [])]
     return ModelRecord(
         model=evidence['version'],
@@ -206,6 +200,7 @@ def promotion_record(
 def sync_registry(
     registry: Registry,
     lake: Lake,
+    features: FeatureSet,  # What the champion will be given
 ) -> str | None:  # Number of the champion; None before the first
     "Let the registry's champion be what the last decision says, with a card beside its files"
     promoted = lake.sql(
@@ -218,7 +213,7 @@ def sync_registry(
     evidence = json.loads(text)
     number = evidence['number']
     if version_by_alias(registry) != number:
-        promote(registry, number, decided_at, why, 'lifecycle')
+        promote(registry, number, decided_at, why, 'lifecycle', features=features)
     card = registry.folder / 'models' / evidence['version'] / 'card.md'
     if not card.exists():
         record = promotion_record(registry, evidence, decided_at, why)
@@ -233,7 +228,7 @@ def bootstrap(
 ) -> str:  # Number of the first champion
     "The first model: trained, its reference scored out of fold, promoted; again is harmless"
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
-    number = sync_registry(registry, lake)
+    number = sync_registry(registry, lake, task.features)
     if number:
         return number
     past = known_by(past_rows(lake, task, until), until)
@@ -251,7 +246,7 @@ def bootstrap(
     day = task.calendar.day_of(until) - 1
     decision = make_decision(day, 'promote', 'bootstrap', evidence, task.calendar)
     insert_rows(lake, {'decisions': decision_rows([decision])})
-    sync_registry(registry, lake)
+    sync_registry(registry, lake, task.features)
     return evidence['number']
 
 # %% ../nbs/22b_challenger.ipynb #790dd2f6
@@ -407,7 +402,7 @@ def judge_challenger(
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
     rows = holdout.rows
     p = challenger.model.predict(rows.X)
-    champion = load_champion(registry).predict(rows.X)
+    champion = load_champion(registry, features=task.features).predict(rows.X)
     comparison = compare_models(rows, p, champion, task.slices(rows), policy.level)
     evidence = collect_evidence(challenger, holdout, champion, lake, registry, task)
     return replace(

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,8 @@ from mlref.terminal import (
 
 # %% ../nbs/48_cli_models.ipynb #e4800007
 if TYPE_CHECKING:
-    from mlref.registry import Promotion, Registry
+    from mlref.promotion import Promotion
+    from mlref.registry import Registry
 
 # %% ../nbs/48_cli_models.ipynb #e4800010
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RegistryPlace:
 
     home: RunFolder = None
     folder: Annotated[Path | None, typer.Option(help='Folder of a registry.')] = None
+    model: Annotated[str, typer.Option(help='Registered model: the name of its task.')] = 'late'
     uri: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +75,7 @@ def open_registry(
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter('always', UserWarning)
         try:
-            yield Registry(place.find(), place.uri)
+            yield Registry(place.find(), place.uri, name=place.model)
         finally:
             for warning in heard:
                 if issubclass(warning.category, UserWarning):
@@ -94,7 +96,7 @@ def _list_versions(place: RegistryPlace) -> Answer:
 
     head = ('version', 'alias', 'kind', 'trained until', 'AUC', 'features', 'lock')
     with open_registry(place) as registry:
-        rows = version_table(registry)
+        rows = [astuple(row) for row in version_table(registry)]
         waiting = pending_uploads(registry)
         mismatch = alias_mismatch(registry)
     lines = [align_columns([head, *rows])]
@@ -118,14 +120,10 @@ def _show_version(version: Version, place: RegistryPlace) -> Answer:
 @command(models_app, 'diff', 'mlref models diff 2 3')
 def _diff_versions(first: Version, second: Version, place: RegistryPlace) -> Answer:
     "What is different about two versions: data, features, parameters, packages, gates."
-    from mlref.history import column_versions, diff_versions
-    from mlref.registry import get_version
+    from mlref.history import diff_versions
 
-    both = (first, second)
     with open_registry(place) as registry:
-        records = [get_version(registry, each) for each in both]
-        columns = [column_versions(registry, each) for each in both]
-    rows = diff_versions(*records, *columns)
+        rows = [astuple(each) for each in diff_versions(registry, first, second)]
     head = ('of', 'name', first, second)
     found = [dict(zip(head, row, strict=True)) for row in rows]
     return Answer(found, align_columns(rows) if rows else 'nothing differs')
@@ -160,13 +158,14 @@ def read_decisions(
 def _show_lineage(version: Version, place: RegistryPlace) -> Answer:
     "The chain from the rows a version learnt from to the decisions about it."
     from mlref.history import model_lineage
-    from mlref.registry import get_version
+    from mlref.model_versions import get_version
 
     with open_registry(place) as registry:
         model = get_version(registry, version).tags.get('model', '')
-        rows = model_lineage(registry, version, read_decisions(registry, model))
-    found = [{'step': step, 'what': what} for step, what in rows]
-    return Answer(found, '\n'.join(f'{step:12} {what}' for step, what in rows))
+        decided = tuple(read_decisions(registry, model))
+        steps = model_lineage(registry, version, decided)
+    found = [{'step': step.kind, 'what': step.text} for step in steps]
+    return Answer(found, '\n'.join(f'{step.kind:12} {step.text}' for step in steps))
 
 # %% ../nbs/48_cli_models.ipynb #e4800021
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def _promote(
     version: Version, reason: Reason, place: RegistryPlace, force: Force = False
 ) -> Answer:
     "Make a version champion; refused when its gates failed, unless forced."
-    from mlref.registry import promote, promotions
+    from mlref.promotion import promote, promotions
 
     why, who = reason.require('promotion')
     now = int(time.time()) // 60
@@ -220,7 +219,7 @@ def _promote(
 @command(models_app, 'rollback', 'mlref models rollback --why "scores of 3 are off since Monday"')
 def _roll_back(reason: Reason, place: RegistryPlace) -> Answer:
     "Back to the champion before."
-    from mlref.registry import promotions, rollback
+    from mlref.promotion import promotions, rollback
 
     why, who = reason.require('rollback')
     now = int(time.time()) // 60

@@ -70,11 +70,6 @@ def lock_hash(
     return file_digest(file)[:12] + ('+' + digest(off)[:6] if off else '')
 
 # %% ../nbs/13a_environment.ipynb #f444eab4
-_FOR = {
-    'torch': ('torch', 'safetensors'),
-    'gbm': ('lightgbm',),
-    'onnx': ('onnxruntime', 'torch', 'safetensors'),
-}
 _ALL = ('numpy', 'polars', 'duckdb')  # features are computed with them
 _FLAGS = (
     'sse4_2',
@@ -101,7 +96,7 @@ class Environment:
 
     python: str  # e.g. '3.11.7'
     system: str  # e.g. 'Linux x86_64'
-    packages: dict[str, str]  # Those that the kind of model is computed with
+    packages: dict[str, str]  # Those that features and model are computed with
     flags: tuple[str, ...]  # Instructions of the processor that change how sums are rounded
     cuda: str  # What PyTorch was built for, e.g. 'cu128'; '' = no CUDA
     driver: str  # Of the graphics processor; '' = none
@@ -126,15 +121,12 @@ def _hardware() -> tuple[tuple[str, ...], str]:
 
 
 def capture_environment(
-    # Of the model: 'torch', 'gbm', 'onnx'; of another, every package that matters to any
-    kind: str,
-    features: str,  # Version of the feature set it reads
+    requires: tuple[str, ...],  # Packages of the model, from `Predictor.requires`
+    features: str,  # Version of the feature set it reads; '' = none
 ) -> Environment:
     "What this process runs on, as far as it can change the scores of such a model"
-    have, names = (
-        installed_packages(),
-        (*_ALL, *_FOR.get(kind, sorted({p for ps in _FOR.values() for p in ps}))),
-    )
+    have = installed_packages()
+    names = (*_ALL, *(_plain(name) for name in requires))
     flags, driver = _hardware()
     build = have.get('torch', '').partition('+')[2]
     return Environment(

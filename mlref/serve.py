@@ -30,9 +30,10 @@ from .flights.contract import ORIGINS
 from .flights.events import FLIGHT_COLUMNS, FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
 from .flights.features import FLIGHTS, Static, static
 from .log import LocalLog, Log
+from .model_versions import load_champion
 from .observe import ServerMetrics
 from .online import LmdbStore, get_online_features
-from .registry import Registry, RegistryUnreachable, load_champion
+from .registry import Registry, RegistryUnreachable
 
 # %% ../nbs/16_serve.ipynb #72a424aa
 class RequestError(MlrefError):
@@ -201,9 +202,9 @@ def open_server(
 ) -> ModelServer:
     "A server over a run's registry and online store; raises `MlrefError` when one is missing or does not answer"
     raw = Path(raw) if raw else raw_folder()
-    registry = Registry(Path(home) / 'registry', uri)
+    registry = Registry(Path(home) / 'registry', uri, name='late')
     try:
-        model = load_champion(registry)
+        model = load_champion(registry, features=FLIGHTS)
     except RegistryUnreachable as e:
         raise MlrefError(
             f'{e}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
@@ -224,7 +225,7 @@ def reload_champion(s: ModelServer) -> str:
     "Serve what the registry calls champion now; the version; raises `RequestError` and keeps serving when the registry is gone"
     with s.loading:
         try:
-            s.model = load_champion(s.registry)
+            s.model = load_champion(s.registry, features=FLIGHTS)
         except Exception as e:
             raise RequestError(
                 503,
@@ -288,7 +289,7 @@ def _count(s: ModelServer, req: dict[str, np.ndarray], T: int) -> None:
 
 # %% ../nbs/16_serve.ipynb #0387cbfd
 def predict_flights(s: ModelServer, body: bytes) -> tuple[dict, int]:
-    "Flights by their keys: the answer and how many were scored"
+    "Rows by their keys: the answer and how many were scored"
     req = parse_flights(read_json(body), s.static)
     T = req['sched'] - HORIZON
     model, known = s.model, serving_calibrations(s)
@@ -542,7 +543,7 @@ class Client:
     def answers(
         self,
         req: pl.DataFrame,  # Schedule events
-        batch: int = 200,  # Flights a request
+        batch: int = 200,  # Rows a request
         # One per flight: flight_id, p; calibrated and calibration where there is a map
     ) -> list[dict]:
         "What the server says of flights by their keys"

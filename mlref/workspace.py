@@ -79,7 +79,7 @@ class Workspace:
         self.log = LocalLog(self.folder / 'log')
         self.store = LmdbStore(self.folder / 'online', features=task.features)
         at = self.folder / 'registry'
-        self.registry = Registry(at, local_uri(at))
+        self.registry = Registry(at, local_uri(at), name=task.name)
         self.monitors = Monitors(self.registry, task.calendar)
 
     @property

@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from mlref import registry as g
-from mlref.compress import model_size
 from mlref.core import MlrefError, digest
 from mlref.environment import (
     installed_packages,
@@ -30,29 +28,45 @@ from mlref.environment import (
 from mlref.flights.features import FLIGHTS
 from mlref.gates import Gate
 from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor
+from mlref.model_versions import (
+    attach_file,
+    get_version,
+    list_versions,
+    load_champion,
+    read_attached,
+)
 from mlref.networks import linear_net
+from mlref.promotion import promote, promotions, rollback, sync_aliases
 from mlref.registry import (
     Registry,
-    load_champion,
+    RegistryUnreachable,
+    TrainingRun,
     local_uri,
     pending_uploads,
-    promote,
-    promotions,
     register_model,
-    rollback,
-    sync_aliases,
+    upload_model,
     version_by_alias,
 )
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
 # processes of their own that need not import everything again
 FORK = multiprocessing.get_context('forkserver')
-FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])
+FORK.set_forkserver_preload(['mlref.promotion', 'mlflow'])
 X = np.random.default_rng(0).normal(size=(64, len(FLIGHTS.names))).astype(np.float32)
-GOOD, BAD = (
-    [Gate('better_than_champion', True, 0.01, -0.003, '')],
-    [Gate('better_than_champion', False, -0.02, -0.003, '')],
-)
+GOOD = [Gate('better_than_champion', True, 0.01, -0.003, '')]
+BAD = [Gate('better_than_champion', False, -0.02, -0.003, '')]
+LOG = 'late-promotions'
+
+
+def late(at, uri=None):
+    "The registry of the flights in a folder"
+    return Registry(at, uri, name='late')
+
+
+def register(registry, seed, gates=None, sample=None, lake=''):
+    "A version of a small network"
+    run = TrainingRun(digest([seed]), {'auc': 0.7 + seed / 100}, {'seed': seed}, lake)
+    return register_model(registry, model(seed), run, FLIGHTS, gates, sample)
 
 
 def model(seed):
@@ -96,14 +110,11 @@ print(json.dumps([one(l) for l in sys.argv[1:]]))"""
 def whole(tmp_path_factory):
     "Three versions, none promoted: without gates, passed, failed"
     at = tmp_path_factory.mktemp('whole') / 'registry'
-    r = Registry(at, local_uri(at))
-    # its tables are made once, that takes seconds
-    r.client
+    r = late(at, local_uri(at))
+    assert r.client  # its tables are made once, that takes seconds
     shutil.copy(at / 'mlflow.db', at.parent / 'bare.db')
-    for i, g in enumerate((None, GOOD, BAD)):
-        register_model(
-            r, model(i), digest([i]), {'auc': 0.7 + i / 100}, {'seed': i}, g, X, f'commit {40 + i}'
-        )
+    for i, gates in enumerate((None, GOOD, BAD)):
+        register(r, i, gates, X, f'commit {40 + i}')
     return at
 
 
@@ -198,7 +209,7 @@ def test_the_command_line(folder):
         'promotion',
     ] and (steps.count('decision'), steps.count('promotion')) == (1, 3)
     assert 'aliases: champion' in got['show'][1] and 'metric auc: 0.71' in got['show'][1]
-    r = Registry(folder)
+    r = late(folder)
     assert [(p.who, p.was, p.to, p.forced) for p in promotions(r)][1:] == [
         ('ann', '1', '2', False),
         ('bob', '2', '3', True),
@@ -216,28 +227,30 @@ def test_a_mean_of_trees_and_a_network_is_kept_like_any_other(folder):
     )
     parts = LightGBMPredictor(trees.model_to_string(), FLIGHTS.names, 22_000_009), model(5)
     mean = EnsemblePredictor(*parts)
-    r = Registry(folder)
-    promote(
-        r, register_model(r, mean, digest([9]), {'auc': 0.8}, {'seed': 9}, GOOD, X), 30, 'bootstrap'
-    )
+    r = late(folder)
+    run = TrainingRun(digest([9]), {'auc': 0.8}, {'seed': 9})
+    promote(r, register_model(r, mean, run, FLIGHTS, GOOD, X), 30, 'bootstrap', features=FLIGHTS)
     got = load_champion(r)
     assert (
         (got.kind, got.version) == ('mean', mean.version)
         and np.array_equal(got.predict(X), sum(p.predict(X) for p in parts) / 2)
-        and model_size(got) == sum(map(model_size, parts))
+        and got.size() == sum(part.size() for part in parts)
     )
 
 
+DO = {'promote': promote, 'rollback': rollback, 'register': register}
+
+
 def _killed(folder, at, do, *more):
-    real = g._ask
+    real = Registry.call
 
-    def ask(r, call, *a, **k):
-        if [call, *a][: len(at)] == at:
+    def call(self, method, *args, **kwargs):
+        if [method, *args][: len(at)] == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(r, call, *a, **k)
+        return real(self, method, *args, **kwargs)
 
-    g._ask = ask
-    getattr(g, do)(Registry(folder), *more)
+    Registry.call = call
+    DO[do](late(folder), *more)
 
 
 def killed(*a):
@@ -251,14 +264,14 @@ def killed(*a):
 @pytest.mark.parametrize(
     'at, rows',
     [
-        (['create_model_version', g.PROMOTION_LOG], 1),
+        (['create_model_version', LOG], 1),
         (['set_registered_model_alias', 'late', 'previous'], 2),
         (['set_registered_model_alias', 'late', 'champion'], 2),
     ],
     ids=['before the row', 'before previous', 'before champion'],
 )
 def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows):
-    r = Registry(folder)
+    r = late(folder)
     promote(r, '1', 30, 'bootstrap')
     killed(folder, at, 'promote', '2', 40, 'better')
     assert (version_by_alias(r), len(promotions(r))) == ('1', rows)
@@ -281,11 +294,11 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
     ids=' '.join,
 )
 def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(folder, at):
-    r = Registry(folder)
-    killed(folder, at, 'register_model', model(9), digest([9]), {'auc': 0.7}, {'seed': 9}, GOOD, X)
+    r = late(folder)
+    killed(folder, at, 'register', 9, GOOD, X)
     assert (
         pending_uploads(r) == [model(9).version]
-        and g.upload_model(r, model(9).version) == version_by_alias(r, 'challenger') == '4'
+        and upload_model(r, model(9).version) == version_by_alias(r, 'challenger') == '4'
         and pending_uploads(r) == []
     )
     experiment, mine = (
@@ -305,7 +318,7 @@ def test_sending_a_model_is_cut_off_by_kill_9_and_done_again_without_doubling(fo
 def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_a_minute_later(
     folder,
 ):
-    r = Registry(folder)
+    r = late(folder)
     promote(r, '1', 30, 'bootstrap')
     promote(r, '2', 40, 'better')
     killed(folder, ['set_registered_model_alias', 'late', 'champion'], 'rollback', 50, 'worse')
@@ -315,15 +328,16 @@ def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_
 
 
 def _killed_at(folder, k, do, *more):
-    real, calls = g._ask, iter(range(10**6))
+    real = Registry.call
+    calls = iter(range(10**6))
 
-    def ask(*a, **kw):
+    def call(self, method, *args, **kwargs):
         if next(calls) == k:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*a, **kw)
+        return real(self, method, *args, **kwargs)
 
-    g._ask = ask
-    getattr(g, do)(Registry(folder), *more)
+    Registry.call = call
+    DO[do](late(folder), *more)
 
 
 def test_killed_at_any_call_to_mlflow(whole, tmp_path):
@@ -331,14 +345,14 @@ def test_killed_at_any_call_to_mlflow(whole, tmp_path):
     for do, more in (('promote', ('2', 40, 'better')), ('rollback', (50, 'worse'))):
         for k in range(0, 100, 1 if DEEP else 13):
             folder = Path(shutil.copytree(whole, tmp_path / f'{do}{k}'))
-            r = Registry(folder)
+            r = late(folder)
             promote(r, '1', 30, 'bootstrap')
             if do == 'rollback':
                 promote(r, '2', 35, 'better')
             p = FORK.Process(target=_killed_at, args=(folder, k, do, *more))
             p.start()
             p.join()
-            getattr(g, do)(r, *more)
+            DO[do](r, *more)
             want = ['1', '2', '1'][: 3 if do == 'rollback' else 2]
             assert (
                 [x.to for x in promotions(r)],
@@ -356,23 +370,23 @@ def test_killed_at_any_call_to_mlflow(whole, tmp_path):
 
 
 def _both(folder, version, meet, said):
-    real = g._ask
+    real = Registry.call
 
-    def ask(r, call, *a, **k):
-        if [call, *a][:2] == ['create_model_version', g.PROMOTION_LOG]:
+    def call(self, method, *args, **kwargs):
+        if [method, *args][:2] == ['create_model_version', LOG]:
             meet.wait(60)
-        return real(r, call, *a, **k)
+        return real(self, method, *args, **kwargs)
 
-    g._ask = ask
+    Registry.call = call
     try:
-        promote(Registry(folder), version, 40, f'{version} is better', f'process {version}', True)
+        promote(late(folder), version, 40, f'{version} is better', f'process {version}', True)
         said.put((version, 'won'))
-    except MlrefError as e:
-        said.put((version, str(e)))
+    except MlrefError as error:
+        said.put((version, str(error)))
 
 
 def test_two_processes_promote_at_once_one_wins_and_the_other_is_told(folder):
-    r = Registry(folder)
+    r = late(folder)
     promote(r, '1', 30, 'bootstrap')
     meet, said = FORK.Barrier(2), FORK.Queue()
     both = [FORK.Process(target=_both, args=(folder, v, meet, said)) for v in '23']
@@ -431,17 +445,14 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
 ):
     port = free()
     uri, here = f'http://127.0.0.1:{port}', tmp_path / 'here'
-    away, up = Registry(here, uri), f'models upload --folder {here} --uri {uri}'
+    away, up = late(here, uri), f'models upload --folder {here} --uri {uri}'
     for i, gates in ((0, None), (1, GOOD)):
         t = time.time()
         with pytest.warns(UserWarning, match=f'mlref {up}'):
-            assert (
-                register_model(away, model(i), digest([i]), {'auc': 0.7}, {'seed': i}, gates, X)
-                is None
-            )
+            assert register(away, i, gates, X) is None
         assert time.time() - t < 60  # MLflow alone goes on for minutes
     with pytest.raises(MlrefError, match='to answer'):
-        g.upload_model(away, model(0).version)
+        upload_model(away, model(0).version)
     assert len(pending_uploads(away)) == 2
     shutil.copy(whole.parent / 'bare.db', tmp_path / 'server.db')
     server = serve(tmp_path, port)
@@ -453,7 +464,7 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
             and again[1] == 'nothing waits\n'
         )
         # another machine: the address and nothing else
-        there = Registry(tmp_path / 'there', uri)
+        there = late(tmp_path / 'there', uri)
         order = {
             i: v
             for i in (0, 1)
@@ -461,19 +472,19 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
             if there.client.get_model_version('late', v).tags['model'] == model(i).version
         }
         promote(there, order[0], 30, 'bootstrap')
-        promote(there, order[1], 40, 'all gates passed')
+        promote(there, order[1], 40, 'all gates passed', features=FLIGHTS)
         assert (
             np.array_equal(load_champion(there).predict(X), model(1).predict(X))
             and (there.folder / 'models' / model(1).version / 'weights.safetensors').exists()
         )
         (there.folder / 'models' / model(1).version / 'card.md').write_text('# A card')
-        g.attach_file(there, order[1], 'card.md')
-        third = Registry(tmp_path / 'third', uri)
-        assert g.read_attached(third, order[1], 'card.md').read_text() == '# A card'
+        attach_file(there, order[1], 'card.md')
+        third = late(tmp_path / 'third', uri)
+        assert read_attached(third, order[1], 'card.md').read_text() == '# A card'
         rollback(third, 50, 'worse')
-        logged = there.client.get_logged_model(g.get_version(there, order[1]).tags['logged'])
+        logged = there.client.get_logged_model(get_version(there, order[1]).tags['logged'])
         assert [(m.key, m.value) for m in logged.metrics] == [
-            ('auc', 0.7)
+            ('auc', 0.71)
         ] and there.client.get_run(logged.source_run_id).outputs.model_outputs[
             0
         ].model_id == logged.model_id
@@ -487,7 +498,7 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
             [order[0], order[1], order[0]],
         )
         assert (
-            register_model(there, model(0), digest([0]), {}, {}) == order[0]
+            register(there, 0) == order[0]
             and len(there.client.search_model_versions("name = 'late'")) == 2
             and len(
                 there.client.search_logged_models(
@@ -507,9 +518,9 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    with pytest.raises(g.RegistryUnreachable, match='to answer'):
+    with pytest.raises(RegistryUnreachable, match='to answer'):
         load_champion(there)
-    with pytest.raises(g.RegistryUnreachable, match='to answer'):
+    with pytest.raises(RegistryUnreachable, match='to answer'):
         rollback(there, 70, 'worse')
 
 
@@ -528,13 +539,13 @@ class Tree:
 """
 SPRUNG = """
 import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path
-if sys.argv[3] == 'mlref': from mlref.registry import Registry, load_version
+if sys.argv[3] == 'mlref': from mlref.registry import Registry; from mlref.model_versions import load_version
 import mlflow
 for name in ('trap', 'tree'):
     try: mlflow.pyfunc.load_model(f'{sys.argv[1]}/{name}'); print('loaded')
     except Exception as e: print(type(e).__name__, str(e)[:300].replace(chr(10), ' '))
 if sys.argv[3] == 'mlref':
-    r = Registry(Path(sys.argv[2]))
+    r = Registry(Path(sys.argv[2]), name='late')
     for name in ('trap', 'tree'):
         v = r.client.create_model_version('late', f'{sys.argv[1]}/{name}', tags={'kind': 'torch', 'model': name}); r.client.set_registered_model_alias('late', 'champion', v.version)
         try: load_version(r, str(v.version)); print('loaded')
@@ -572,16 +583,17 @@ def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folde
         (ROOT / 'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.')
     )
     code = """
-import sys; from pathlib import Path; from mlref.cli import main; from mlref.registry import Registry, load_version
+import sys; from pathlib import Path; from mlref.cli import main
+from mlref.registry import Registry; from mlref.model_versions import load_version
 f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
-load_version(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
+load_version(Registry(Path(sys.argv[1]), name='late'), '1'); print('loaded')"""
     out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate()
     refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
     assert (
         out == '1 1\nloaded\n'
         and len(refused) == 2
         and all('under the lock' in l and '+' in l and 'train it again here' in l for l in refused)
-        and promotions(Registry(folder)) == []
+        and promotions(late(folder)) == []
     )
     assert 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err
 
@@ -598,15 +610,49 @@ load_version(Registry(Path(sys.argv[1])), '1'); print('loaded')"""
     ids=['same', 'patch', 'processor', 'features', 'python'],
 )
 def test_what_the_environment_was_is_compared_at_loading(folder, change, says, recwarn):
-    r = Registry(folder)
+    r = late(folder)
     tag = json.loads(r.client.get_model_version('late', '1').tags['environment'])
     r.client.set_model_version_tag('late', '1', 'environment', json.dumps({**tag, **change}))
     if says in ('', 'warning'):
-        promote(r, '1', 30, 'bootstrap')
+        promote(r, '1', 30, 'bootstrap', features=FLIGHTS)
         assert bool([w for w in recwarn if 'when registered' in str(w.message)]) == (
             says == 'warning'
         )
         return
     with pytest.raises(MlrefError, match=says):
-        promote(r, '1', 30, 'bootstrap')
+        promote(r, '1', 30, 'bootstrap', features=FLIGHTS)
     assert version_by_alias(r) is None and promotions(r) == []
+
+
+def test_an_operator_without_the_task_promotes_and_goes_back_and_a_server_with_another_one_refuses(
+    folder,
+):
+    import dataclasses
+
+    r = late(folder)
+    mine = dataclasses.replace(FLIGHTS, only=FLIGHTS.names[:9])
+    torch.manual_seed(7)
+    small = TorchPredictor(linear_net(mine.names, {}), 22_000_007)
+    version = register_model(r, small, TrainingRun(digest([7])), mine, GOOD, X[:, :9])
+    promote(r, '1', 30, 'bootstrap')
+    promote(r, version, 40, 'all gates passed')
+    assert load_champion(r, features=mine).version == small.version
+    with pytest.raises(MlrefError, match='feature set'):
+        load_champion(r, features=FLIGHTS)
+    assert rollback(r, 50, 'worse').to == '1'
+    assert load_champion(r, features=FLIGHTS).version == model(0).version
+
+
+def test_two_tasks_on_one_tracking_server_do_not_see_each_other(folder):
+    r = late(folder)
+    other = Registry(folder.parent / 'rebuy', r.uri, name='rebuy')
+    assert register(other, 8, GOOD, X) == '1'
+    promote(r, '1', 30, 'bootstrap')
+    promote(other, '1', 31, 'bootstrap')
+    assert (list_versions(r), list_versions(other)) == (['1', '2', '3'], ['1'])
+    assert [row.at for row in promotions(r)] == [30]
+    assert [row.at for row in promotions(other)] == [31]
+    assert (load_champion(r).version, load_champion(other).version) == (
+        model(0).version,
+        model(8).version,
+    )

@@ -25,9 +25,11 @@ from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
 from mlref.log import LocalLog
+from mlref.model_versions import load_champion
 from mlref.online import LmdbStore
 from mlref.policy import RetrainPolicy
-from mlref.registry import Registry, load_champion, promote, register_model
+from mlref.promotion import promote
+from mlref.registry import Registry, TrainingRun, register_model
 from mlref.training_set import training_set
 from mlref.workspace import Workspace, deliver_events
 from test_registry import GOOD, env, free
@@ -49,7 +51,7 @@ def home(tmp_path_factory):
     stream = flight_stream(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
     # for a tracking server: its tables take seconds to make
     h = Workspace(at, flights_task())
-    h.registry.client
+    assert h.registry.client
     shutil.copy(at / 'registry' / 'mlflow.db', at / 'bare.db')
     deliver_events(h, stream, NOW)
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
@@ -347,8 +349,9 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
     told = env(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT='5')
     command = lambda log: [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
     try:
-        there = Registry(tmp_path / 'there', uri)
-        promote(there, register_model(there, old, digest([0]), {}, {}, some=t.X), 30, 'bootstrap')
+        there = Registry(tmp_path / 'there', uri, name='late')
+        first = register_model(there, old, TrainingRun(digest([0])), FLIGHTS, sample=t.X)
+        promote(there, first, 30, 'bootstrap')
         p = subprocess.Popen(command('served'), stdout=subprocess.PIPE, text=True, env=told)
         url = p.stdout.readline().split(' at ')[1].strip()
 
@@ -362,12 +365,8 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
             and (here / 'registry' / 'models' / old.version).exists()
         )
         new = another(1)
-        promote(
-            there,
-            register_model(there, new, digest([1]), {}, {}, GOOD, t.X),
-            40,
-            'all gates passed',
-        )
+        second = register_model(there, new, TrainingRun(digest([1])), FLIGHTS, GOOD, t.X)
+        promote(there, second, 40, 'all gates passed')
         want = new.predict(t.X[:9]).tolist()
         assert scores() == old.predict(t.X[:9]).tolist() != want  # until it is told
         assert call(url, LOAD, {}) == (200, {'model_version': new.version}) and scores() == want
