@@ -514,9 +514,9 @@ def standard_deviation(n: np.ndarray, s: np.ndarray, q: np.ndarray) -> np.ndarra
 
 # %% ../nbs/06_features.ipynb #87c07c6a
 def _given(req: dict) -> dict:
-    if 'T' not in req:
+    if 'cutoff' not in req:
         raise MlrefError(
-            f'expected the column T (minutes UTC) in the requests, got {", ".join(req)}'
+            f'expected the column cutoff (minutes UTC) in the requests, got {", ".join(req)}'
         )
     return {}
 
@@ -530,9 +530,9 @@ class FeatureSet:
     on_demand: tuple[OnDemand, ...] = ()
     # The columns of the vector, in order; () = all there are
     only: tuple[str, ...] = ()
-    # Request columns -> further ones; T (minutes UTC) must be among them in the end
+    # Request columns -> further ones; cutoff (minutes UTC) must be among them in the end
     asks: Callable[[dict], dict] = _given
-    reads: tuple[str, ...] = ('T',)  # Request columns that `asks` reads
+    reads: tuple[str, ...] = ('cutoff',)  # Request columns that `asks` reads
     # Categorical columns -> how many codes each may hold; fixed, never learnt from data
     categories: Mapping[str, int] = field(default_factory=dict)
     # Version of earlier code -> the version that computes the same values, shown by a test
@@ -778,7 +778,7 @@ def _newest(p: ReadPlan, L: np.ndarray, T: np.ndarray, C: np.ndarray) -> None:
 
 def _block(reader: Reader, fs: FeatureSet, req: dict, keys: dict, static: object) -> np.ndarray:
     # C has a row per column: a row is one piece of memory
-    p, T = fs.plan, req['T']
+    p, T = fs.plan, req['cutoff']
     C = np.empty((len(p.names), len(T)))
     S, L = reader.gather(p, keys, T[:, None] + p.offsets)
     _windows(p, S, C)
@@ -835,11 +835,12 @@ def compute_vectors(
         if isinstance(req, pl.DataFrame)
         else {**req, **more}
     )
-    if cols['T'].dtype != np.int64:
+    if cols['cutoff'].dtype != np.int64:
         raise MlrefError(
-            f'expected T in whole minutes UTC (int64) in every request, got {cols["T"].dtype}'
+            'expected cutoff in whole minutes UTC (int64) in every request, got'
+            f' {cols["cutoff"].dtype}'
         )
-    keys, n = key_texts(req, p.entities), len(cols['T'])
+    keys, n = key_texts(req, p.entities), len(cols['cutoff'])
     if n <= block:
         return _block(reader, features, cols, keys, static)
     out = np.empty((n, len(features.names)), np.float32)

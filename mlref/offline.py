@@ -285,20 +285,21 @@ _NO_TTL = 2**40  # minutes
 
 def _cutoffs(requests: pl.DataFrame) -> np.ndarray:
     "T of every request in whole minutes; a second inside a minute does not know that minute's end"
-    if 'T' not in requests.columns:
+    if 'cutoff' not in requests.columns:
         raise MlrefError(
-            f'expected the column T in the requests, got {", ".join(requests.columns) or "none"};'
+            'expected the column cutoff in the requests, got'
+            f' {", ".join(requests.columns) or "none"};'
             ' say when each row asks'
         )
-    cutoff = requests['T']
+    cutoff = requests['cutoff']
     missing = cutoff.null_count()
     if missing and cutoff.dtype != pl.Null:
-        raise MlrefError(f'expected T in every request, {missing} are missing; leave them out')
+        raise MlrefError(f'expected cutoff in every request, {missing} are missing; leave them out')
     if isinstance(cutoff.dtype, pl.Datetime) and cutoff.dtype.time_zone:
         return (cutoff.dt.epoch('us') // 60_000_000).to_numpy()
     if requests.height and not cutoff.dtype.is_integer():
         raise MlrefError(
-            f'expected T with a time zone or in whole minutes UTC, got {cutoff.dtype}; say which'
+            f'expected cutoff with a time zone or whole minutes UTC, got {cutoff.dtype}; say which'
             " zone: .dt.replace_time_zone('UTC')"
         )
     return cutoff.cast(pl.Int64).to_numpy()
@@ -369,7 +370,7 @@ def _check_join(
 
 # %% ../nbs/07_offline.ipynb #98f69529
 def point_in_time_join(
-    requests: pl.DataFrame,  # Keys and T: times with a zone, or whole minutes UTC; any order
+    requests: pl.DataFrame,  # Keys and cutoff: times with a zone, or whole minutes UTC; any order
     views: tuple[FeatureView, ...],
     events: pl.DataFrame,  # What the sources read
     # Source name -> the table of your own that it reads
@@ -389,7 +390,7 @@ def point_in_time_join(
             keys = key_series(requests, view.entity).fill_null('')
             at = newest(view.source, view.entity, keys, cutoff + view.ahead)
             columns += _last_values(view, reader.rows(view.source), cutoff, at)
-    timed = requests.with_columns(T=pl.Series(cutoff, dtype=pl.Int64))
+    timed = requests.with_columns(cutoff=pl.Series(cutoff, dtype=pl.Int64))
     columns += _window_values(reader, windows, timed)
     return requests.with_columns(columns)
 

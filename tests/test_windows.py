@@ -58,7 +58,7 @@ frame = lambda rows, schema: pl.DataFrame(rows, schema=schema, orient='row')
 
 
 def both(rows, q):
-    return frame(rows, TABLE), frame(q, {'T': pl.Int64, 'city': pl.String, 'no': pl.Int64})
+    return frame(rows, TABLE), frame(q, {'cutoff': pl.Int64, 'city': pl.String, 'no': pl.Int64})
 
 
 def slow(stat, x, w):
@@ -134,7 +134,7 @@ def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ah
     s = source(True)
     v = FeatureView('last', SHOP, s, ('x', 'age'), (), ahead, ttl)
     got = point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table})
-    assert got.select('T', 'city', 'no').equals(req)  # every request once, in order
+    assert got.select('cutoff', 'city', 'no').equals(req)  # every request once, in order
     for (T, city, no), (x, age, status) in zip(
         q, got.select('last_x', 'last_age', 'last_status').iter_rows()
     ):
@@ -187,7 +187,7 @@ def test_keys_of_any_type():
         table = pl.DataFrame({'k': c, 'at': [10, 20], 'x': [1, 2]})
         s = from_table('t', 'at', ('k',), {'x': 'm'})
         got = point_in_time_join(
-            pl.DataFrame({'k': c.reverse(), 'T': [30, 30]}),
+            pl.DataFrame({'k': c.reverse(), 'cutoff': [30, 30]}),
             (FeatureView('v', e, s, ('x',)),),
             table,
         )
@@ -202,7 +202,7 @@ VIEW = lambda **k: FeatureView(
 
 
 def one(**cols):
-    return pl.DataFrame({'city': ['a'], 'no': [1], 'T': [100], **cols})
+    return pl.DataFrame({'city': ['a'], 'no': [1], 'cutoff': [100], **cols})
 
 
 @pytest.mark.parametrize(
@@ -275,9 +275,9 @@ def test_a_table_that_cannot_be_trusted_says_so():
     bad(ok.with_columns(x=pl.lit(2**40)), '2..62')
     bad(ok.with_columns(x=pl.lit(-(2**40))), '2..62')
     bad(ok.with_columns(x=pl.lit('5')), 'as numbers', True)
-    bad(ok, 'column T', req=one().drop('T'))
+    bad(ok, 'column cutoff', req=one().drop('cutoff'))
     bad(ok, 'column city', req=one().drop('city'))
-    bad(ok, 'int64', req=one(T=pl.Series([None], dtype=pl.Int64)))
+    bad(ok, 'int64', req=one(cutoff=pl.Series([None], dtype=pl.Int64)))
     lost = Source('sale', {'x': 'm'}, lambda e: e.select('city', 'no', 'x'), True)
     with pytest.raises(MlrefError, match='guards against a leak'):
         point_in_time_join(one(), (VIEW(source=lost),), ok)
@@ -294,10 +294,10 @@ def test_requests_that_cannot_be_placed_in_time_say_so():
     ok = frame([(100, 'a', 1, 5)], TABLE)
     ask = lambda r, *v, **k: point_in_time_join(r, v or (VIEW(),), ok, **k)
     for r, words in (
-        (one().drop('T'), 'column T'),
-        (one(T=pl.Series([0]).cast(pl.Datetime)), 'time zone'),
-        (one(T=pl.Series(['noon'])), 'time zone'),
-        (one(T=pl.Series([None], dtype=pl.Int64)), '1 are missing'),
+        (one().drop('cutoff'), 'column cutoff'),
+        (one(cutoff=pl.Series([0]).cast(pl.Datetime)), 'time zone'),
+        (one(cutoff=pl.Series(['noon'])), 'time zone'),
+        (one(cutoff=pl.Series([None], dtype=pl.Int64)), '1 are missing'),
         (one().drop('no'), 'column no'),
     ):
         with pytest.raises(MlrefError, match=words):
@@ -324,7 +324,7 @@ def test_no_rows_one_row_nobody_and_twins():
     ok = frame([(100, 'a', 1, 5), (100, 'a', 1, 7), (100, 'a', 1, 6)], TABLE)
     assert (
         point_in_time_join(one().head(0), (v,), ok).columns
-        == ['city', 'no', 'T', 'v_x', 'v_status']
+        == ['city', 'no', 'cutoff', 'v_x', 'v_status']
         and point_in_time_join(one().head(0), (v,), none).height == 0
     )
     assert point_in_time_join(one(), (v,), none)['v_status'].to_list() == ['missing']
@@ -356,7 +356,7 @@ def test_times_before_the_minute_and_zones():
     assert to_minutes(zoned.dt.convert_time_zone('America/New_York')).to_list() == [a, b, c]
     ok = frame([(a, 'a', 1, 5)], TABLE)
     ask = lambda t: point_in_time_join(
-        one(T=pl.Series([t]).cast(pl.Datetime('us', 'UTC'))), (VIEW(),), ok
+        one(cutoff=pl.Series([t]).cast(pl.Datetime('us', 'UTC'))), (VIEW(),), ok
     )['v_status'][0]
     assert (ask(a * 60_000_000 - 1), ask(a * 60_000_000)) == ('missing', 'present')
 
@@ -454,7 +454,7 @@ def test_ten_million_keys():
     table = pl.DataFrame({'k': np.arange(n), 'at': np.arange(n) % 1000, 'x': np.arange(n)})
     e = Entity('k', ('k',))
     got = point_in_time_join(
-        pl.DataFrame({'k': np.arange(0, n, 97), 'T': np.full(-(-n // 97), 1000)}),
+        pl.DataFrame({'k': np.arange(0, n, 97), 'cutoff': np.full(-(-n // 97), 1000)}),
         (FeatureView('v', e, from_table('t', 'at', ('k',), {'x': 'm'}), ('x',)),),
         table,
     )
@@ -568,4 +568,4 @@ def test_a_store_of_earlier_code_that_computes_the_same_still_opens(tmp_path):
     known = replace(after, former={was.version: now.version})
     again = LmdbStore(tmp_path / 's', known)
     apply_events(again, events.with_columns(pl.col('t', 'known_time') + 20))
-    assert compute_vectors(again, {'T': np.array([40])}, known).tolist() == [[6]]
+    assert compute_vectors(again, {'cutoff': np.array([40])}, known).tolist() == [[6]]

@@ -383,7 +383,7 @@ VIEWS = (
 # %% ../../nbs/42_flights_features.ipynb #dae38025
 def _aircraft(req: dict, x: np.ndarray, static: object) -> list[np.ndarray]:
     left, left_sched, left_delay, landed, landed_sched, landed_delay, leg_sched, duration = x
-    gap = req['T'] + HORIZON - leg_sched
+    gap = req['cutoff'] + HORIZON - leg_sched
     ok, has_left = gap < 1440, left_sched >= leg_sched
     so_far = np.where(
         has_left, np.where(left_sched == leg_sched, left_delay, 0), np.maximum(gap - HORIZON, 0)
@@ -443,7 +443,7 @@ def _waited(
     x: np.ndarray,
     static: object,
 ) -> np.ndarray:
-    return x[:5] * (req['T'] - _ZERO) - x[5:]  # n T - the sum of their schedules
+    return x[:5] * (req['cutoff'] - _ZERO) - x[5:]  # n T - the sum of their schedules
 
 
 _MOVES = ('wind_speed', 'pressure', 'visib')
@@ -600,8 +600,8 @@ PLANE = lookup_feature('plane', 'tailnum', 'planes', ('year', 'seats'))
 
 # %% ../../nbs/42_flights_features.ipynb #595b7861
 FEATURE_VERSIONS = {
-    'adfcd9b78605': '19aaccd7add6',  # set
-    'cc1fde20737a': 'e7d8f599001d',  # with its vocabularies
+    'adfcd9b78605': '4cf310fdad6d',  # set
+    'cc1fde20737a': '79e941dd7bec',  # with its vocabularies
     '20997dc436b5618a': '9c1a1f48731db42d',  # dep/all
     '1c708b3d5bae7597': '70ed7354b488a7db',  # dep/origin
     '907d4cc9722307f0': 'a72ae48a0205df61',  # dep/carrier
@@ -630,7 +630,7 @@ FEATURE_VERSIONS = {
 # %% ../../nbs/42_flights_features.ipynb #183d10cf
 def _asks(req: dict) -> dict:
     return {
-        'T': req['sched'] - HORIZON,
+        'cutoff': req['sched'] - HORIZON,
         'here': (here := local_time(req['sched'])),
         'hour': here // 60 % 24,
     }

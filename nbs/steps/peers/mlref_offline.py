@@ -56,7 +56,7 @@ for line in sys.stdin:
     q = json.loads(line)
     if q['requests'] not in asked:
         asked[q['requests']] = pl.read_parquet(home / q['requests']).rename(
-            {'event_timestamp': 'T'}
+            {'event_timestamp': 'cutoff'}
         )
     before, c, t = now(), cpu(), time.perf_counter()
     got = point_in_time_join(
