@@ -28,6 +28,7 @@ from mlref.core import (
     digest,
     format_time,
     mature_by,
+    split_early_stopping,
     write_bytes,
 )
 from .evaluate import auc, log_loss
@@ -91,14 +92,7 @@ def train_challenger(
     cache: Path,  # Where fitted models lie
 ) -> Predictor:
     "Train on all but the last days and stop on these; raises `MlrefError` when either has no rows"
-    edge = end - past.calendar.label_delay - policy.stop * DAY
-    learn = past.take(past.cutoff < edge)
-    stop = past.take(past.cutoff >= edge)
-    if not len(learn) or not len(stop):
-        raise MlrefError(
-            f'expected mature rows on both sides of {format_time(edge)}, got {len(learn)} and'
-            f' {len(stop)}; ingest more days or shorten stop'
-        )
+    learn, stop = split_early_stopping(past, end, policy.stop)
     model = fit_cached(cache, policy.kind, learn, stop, policy.seed)
     return build_engine(model, policy.engine, learn.X)
 
@@ -369,11 +363,14 @@ def quality_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask how good a challenger is, beside the champion"
-    return [
+    gates = [
         better_than_champion(comparison.auc_difference, policy.level),
         well_calibrated(comparison.y, comparison.challenger, comparison.champion),
-        no_slice_worse(comparison.slice_differences),
     ]
+    # a task may name no slices; one that does has some here, or the comparison was refused
+    if comparison.slice_differences.height:
+        gates.append(no_slice_worse(comparison.slice_differences))
+    return gates
 
 # %% ../nbs/22b_challenger.ipynb #20e3c4a3
 def serving_gates(
