@@ -76,8 +76,10 @@ MONITORED = (
 )
 INTENDED_USE = (
     'Two hours before scheduled departure from Newark, Kennedy or LaGuardia: the probability that'
-    ' the flight lands more than 15 minutes late. For planning by people; not for decisions about a'
-    ' single passenger.'
+    f' the flight lands more than {LATE_MINUTES} minutes late. For ordering flights by risk and for'
+    ' warning above a price; for planning by people, not for decisions about a single passenger.'
+    ' Learnt from flights of 2013. Flights that were cancelled or diverted have no label and are'
+    ' not learnt from, so it says nothing about them.'
 )
 
 
