@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['HEADLINES', 'QUERIES', 'ACTIONS', 'EXPLANATIONS', 'STYLE', 'html_table', 'html_section', 'pick_headlines',
            'html_tiles', 'read_facts', 'explain_decision', 'decisions_section', 'models_section', 'quality_section',
-           'cost_section', 'goals_section', 'not_run_section', 'verdict', 'clean_text', 'clean_notebook',
-           'steps_section', 'plot_section', 'render_report', 'write_report']
+           'measure_disk', 'cost_section', 'goals_section', 'not_run_section', 'state_goals', 'clean_text',
+           'clean_notebook', 'steps_section', 'plot_section', 'render_report', 'describe_task', 'write_report']
 
 # %% ../nbs/24a_report.ipynb #d1000005
 import base64
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # %% ../nbs/24a_report.ipynb #d1000006
-from .core import format_time, write_bytes
+from .core import MlrefError, format_time, write_bytes
 from .pipeline import PipelineRun
 from .results import format_number, read_results
+from .task import load_task
 
 # %% ../nbs/24a_report.ipynb #d1000009
 def html_table(
@@ -44,10 +46,11 @@ def html_section(title: str, *parts: str) -> str:
 
 # %% ../nbs/24a_report.ipynb #d1000012
 HEADLINES = (
-    ('days lived', 'days lived through'),
-    ('scored', 'scored'),
-    ('realised AUC', 'AUC, all days together'),
-    ('calibrated: realised ECE', 'calibration error (ECE)'),
+    ('days lived', 'days lived'),
+    ('scored', ''),
+    ('realised AUC', 'AUC, all days'),
+    ('AUC of a day', 'AUC, median day'),
+    ('calibrated: realised ECE', 'calibration error'),
     ('decisions: promote', 'models promoted'),
     ('decisions: alarm', 'alarms'),
 )
@@ -63,8 +66,10 @@ def pick_headlines(
             if row['name'] == wanted or row['name'].endswith(f's {wanted}'):
                 band = ''
                 if 'low' in row:
-                    band = f'{format_number(row["low"])} to {format_number(row["high"])}'
-                found.append((format_number(row['ours']), label, band))
+                    band = f'{row["low"]:.3f} to {row["high"]:.3f}'
+                value = row['ours']
+                text = f'{value:.3f}' if value % 1 else format_number(value)
+                found.append((text, label or row['name'], band))
                 break
     return found
 
@@ -82,13 +87,22 @@ def html_tiles(
 # %% ../nbs/24a_report.ipynb #d1000015
 QUERIES = {
     'auc': "select median(value) from metrics where name = 'auc'",
-    'decisions': 'select decided_at, action, why from decisions order by decided_at, action',
+    'decisions': (
+        'select decided_at, action, why, evidence from decisions'
+        " order by decided_at, list_position(['alarm', 'retrain'], action) nulls last"
+    ),
     'models': (
         'select version, min(scored_at), max(scored_at), count(*), max(trained_until)'
         ' from predictions group by version order by 2'
     ),
-    'messages': 'select sum(messages), sum(good), sum(repeated), sum(dead) from commits',
+    'messages': (
+        'select sum(messages), sum(good), sum(repeated), sum(dead) from commits having count(*) > 0'
+    ),
     'dead': 'select reasons, count(*) from dead_letters group by reasons order by 2 desc limit 8',
+    'rules': (
+        'select name, action, sum(broken), sum(of_rows) from quality where of_rows > 0'
+        ' group by name, action having sum(broken) > 0 order by 3 desc, name limit 8'
+    ),
     'checks': (
         'select name, action, count(*), arg_max(says, measured_at) from quality'
         ' where of_rows is null and over group by name, action order by 3 desc, name limit 8'
@@ -110,7 +124,7 @@ def read_facts(
         for name, query in QUERIES.items():
             try:
                 facts[name] = lake.execute(query).fetchall()
-            except duckdb.CatalogException:  # the run has no such table
+            except (duckdb.CatalogException, duckdb.BinderException):  # none such in this run
                 facts[name] = []
     return facts
 
@@ -123,23 +137,49 @@ ACTIONS = {
 }
 
 
+def _format_limits(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f'at most {high:.3g}'
+    return f'at least {low:.3g}' if high is None else f'{low:.3g} to {high:.3g}'
+
+
+def _explain_alarm(name: str, found: Any) -> str:
+    if not isinstance(found, Mapping):  # a check of the tables says itself what it found
+        return f'{name}: {found}'
+    limits = _format_limits(found.get('low'), found.get('high'))
+    return f'{name} is {found["value"]:.3g}, limits: {limits}, out on {found["out"]} days'
+
+
+def _explain_refusal(why: str) -> str:
+    gate, _, found = why.partition(': ')
+    return f'{found} (gate {gate} failed)' if found else f'gate {gate} failed'
+
+# %% ../nbs/24a_report.ipynb #d1000221
 def explain_decision(
     action: str,  # Of the decisions table
     why: str,
+    evidence: Mapping[str, Any],
 ) -> tuple[str, str]:  # What was done, and why
     "A decision in words"
-    reason = {
-        'alarm': f'out of its limits: {why}',
-        'refuse': f'not met: {why}',
-    }.get(action, why)
-    return ACTIONS.get(action, action), reason
+    what = ACTIONS.get(action, action)
+    gates = evidence.get('gates', ())
+    if action == 'alarm' and evidence:
+        return what, '; '.join(_explain_alarm(*each) for each in evidence.items())
+    if action == 'refuse':
+        return what, _explain_refusal(why)
+    if why == 'bootstrap':
+        return what, 'the first model: there is none to compare it with'
+    if action == 'promote':
+        gain = [f'; {gate["why"]}' for gate in gates if gate['name'] == 'better_than_champion']
+        return what, f'all {len(gates)} gates passed{"".join(gain)}'
+    return what, 'the champion is old' if why == 'age' else why
 
-
+# %% ../nbs/24a_report.ipynb #d1000121
 def decisions_section(facts: Mapping[str, Sequence[tuple]]) -> str:
     "Every decision, with its reason"
     rows = [
-        (format_time(when)[:10], *explain_decision(action, why))
-        for when, action, why in facts['decisions']
+        (format_time(when)[:10], *explain_decision(action, why, json.loads(evidence)))
+        for when, action, why, evidence in facts['decisions']
     ]
     return html_section('Decisions', html_table(['day', 'what', 'why'], rows))
 
@@ -161,44 +201,62 @@ def models_section(facts: Mapping[str, Sequence[tuple]]) -> str:
 
 # %% ../nbs/24a_report.ipynb #d1000024
 def quality_section(facts: Mapping[str, Sequence[tuple]]) -> str:
-    "What became of the messages, and which checks of tables did not hold"
-    counted = (
-        [[format_number(count or 0) for count in facts['messages'][0]]] if facts['messages'] else []
-    )
-    messages = html_table(['messages', 'good', 'repeated', 'refused'], counted)
-    dead = html_table(['why refused', 'messages'], facts['dead'])
-    head = ['check of a table that did not hold', 'then', 'days', 'last time']
-    checks = html_table(head, facts['checks'])
-    return html_section('Data quality', messages, dead, checks)
+    "What became of the messages, which rules were broken, which checks of tables did not hold"
+    counts = [list(map(format_number, row)) for row in facts['messages']]
+    rules = [
+        (name, action, f'{broken:,}', f'{broken / rows:.2%}')
+        for name, action, broken, rows in facts['rules']
+    ]
+    told = [
+        html_table(['messages', 'good', 'repeated', 'refused'], counts),
+        '<h3>Why messages were refused</h3>',
+        html_table(['reason', 'messages'], facts['dead']),
+        '<h3>Rules of the contract that were broken most</h3>',
+        html_table(['rule', 'what it does', 'events', 'share'], rules),
+        '<h3>Checks of whole tables that did not hold</h3>',
+        html_table(['check', 'what it does', 'times', 'the last time'], facts['checks']),
+    ]
+    return html_section('Data quality', *told)
+
+
+def measure_disk(
+    folder: Path,  # Of a run
+) -> int:  # Bytes
+    "What the files below a folder take on disk"
+    return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
 
 
 def cost_section(run: PipelineRun) -> str:
-    "Wall and CPU seconds of every step"
+    "Wall and CPU seconds of every step, and the disk that the run takes"
     rows = [
         (step, f'{cost.seconds:.0f}', f'{cost.cpu_seconds:.0f}') for step, cost in run.done.items()
     ]
     wall = sum(cost.seconds for cost in run.done.values())
     cpu = sum(cost.cpu_seconds for cost in run.done.values())
     rows.append(('in all', f'{wall:.0f}', f'{cpu:.0f}'))
-    return html_section('Cost of the run', html_table(['step', 'seconds', 'CPU seconds'], rows))
+    disk = f'<p>Its folder takes {measure_disk(run.folder) / 2**20:,.0f} MiB of disk.</p>'
+    return html_section(
+        'Cost of the run', html_table(['step', 'seconds', 'CPU seconds'], rows), disk
+    )
 
 # %% ../nbs/24a_report.ipynb #d1000027
 def goals_section(
     files: Sequence[Mapping],  # Result files of the run
 ) -> str:
     "Every goal of the run and whether it was held"
-    rows = [
-        (row['name'], f'{format_number(row["ours"])} {row["unit"]}', row['goal'], row['held'])
-        for file in files
-        for row in file['rows']
-        if row['goal']
-    ]
-    told = [
-        (*row[:3], 'held' if row[3] else 'MISSED') for row in sorted(rows, key=lambda row: row[3])
-    ]
-    return html_section('Goals', html_table(['what must hold', 'measured', 'goal', ''], told))
+    rows = []
+    for file in files:
+        for row in file['rows']:
+            if row['goal']:
+                measured = f'{format_number(row["ours"])} {row["unit"]}'
+                state = 'held' if row['held'] else 'MISSED'
+                rows.append((row['name'], measured, row['goal'], file['bench'], state))
+    told = sorted(rows, key=lambda row: row[-1] == 'held')
+    return html_section(
+        'Goals', html_table(['what must hold', 'measured', 'goal', 'file', ''], told)
+    )
 
-
+# %% ../nbs/24a_report.ipynb #d1000127
 def not_run_section(files: Sequence[Mapping]) -> str:
     "What could not be measured here, and why"
     rows = [
@@ -207,7 +265,7 @@ def not_run_section(files: Sequence[Mapping]) -> str:
     return html_section('Not run', html_table(['file', 'what', 'why'], rows))
 
 
-def verdict(files: Sequence[Mapping]) -> str:
+def state_goals(files: Sequence[Mapping]) -> str:
     "One line: whether all that must hold does"
     held = [row['held'] for file in files for row in file['rows'] if row['held'] is not None]
     missed = held.count(False)
@@ -284,18 +342,23 @@ EXPLANATIONS = (
         'gap',
         'mean score less the share that came true; 0 is right, above it the model exaggerates.',
     ),
-    ('missing', 'the share of rows in which an input had no value.'),
-    (
-        'dots, lines',
-        'a dot is a day, a line the mean of two weeks, a dotted line the limit learnt from earlier'
-        ' days. Vertical lines are the decisions below. Shaded spans show which model served.',
-    ),
+    ('share missing', 'of the rows of a day, those in which an input had no value.'),
+    ('model', 'which version served; its first digits.'),
 )
+
+
+def _explain_aucs(daily: float, pooled: float) -> str:
+    return (
+        f'<p><b>Two AUCs.</b> Over all days together it is {pooled:.3f}, on the median day'
+        f' {daily:.3f}. Both are right: together, a case of a bad day is ranked above one of a'
+        ' quiet day, and counts as ranked well; within one day there is no such help. The dots of'
+        ' the plot are days.</p>'
+    )
 
 
 def plot_section(
     image: Path,  # A PNG
-    daily: float | None,  # AUC of the day in the middle
+    daily: float | None,  # AUC of the median day
     pooled: float | None,  # AUC of all days together
 ) -> str:
     "The run in one plot, with what it shows in words; nothing without an image"
@@ -306,13 +369,10 @@ def plot_section(
         f'<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>' for term, text in EXPLANATIONS
     )
     parts = [f'<img alt="The run, day by day" src="data:image/png;base64,{data}">']
+    parts.append(f'<dl>{words}</dl>')
     if daily is not None and pooled is not None:
-        parts.append(
-            f'<p>AUC is {pooled:.3f} over all days together and {daily:.3f} on the day in the'
-            ' middle. Both are right: together, cases of bad days are rightly ranked above cases of'
-            ' quiet ones; within a day there is no such help.</p>'
-        )
-    return html_section('The run, day by day', *parts, f'<dl>{words}</dl>')
+        parts.append(_explain_aucs(daily, pooled))
+    return html_section('The run, day by day', *parts)
 
 # %% ../nbs/24a_report.ipynb #d1000038
 STYLE = """
@@ -320,19 +380,21 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 62rem }
 body { padding: 1rem; color: #222 }
 h1 { font-size: 1.5rem; margin: .5rem 0 }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem }
+h3 { font-size: .95rem; margin: .8rem 0 .2rem }
 .about { color: #666; margin: 0 }
 .none { color: #666 }
 img { max-width: 100% }
-.tiles { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0 }
-.tiles div { border: 1px solid #ccc; border-radius: 6px; padding: .5rem .9rem }
+.tiles { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0 }
+.tiles div { border: 1px solid #ccc; border-radius: 6px; padding: .4rem .7rem }
 .tiles b { display: block; font-size: 1.5rem }
 .tiles i { display: block; color: #666; min-height: 1.2em }
 table { border-collapse: collapse; font-size: 14px; margin: .4rem 0 1rem }
 th, td { text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-th, td { padding: .2rem .8rem .2rem 0; overflow-wrap: anywhere }
-td:first-child { overflow-wrap: normal }
+th, td { padding: .2rem .8rem .2rem 0; overflow-wrap: break-word }
+th, td:first-child { white-space: nowrap }
+dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1rem; margin: .6rem 0 }
 dt { font-weight: 600 }
-dd { margin: 0 0 .4rem 1rem }
+dd { margin: 0 }
 .held { color: #00674f; font-weight: 600 }
 .missed { color: #b34700; font-weight: 600 }
 summary { cursor: pointer; padding: .3rem 0; font-weight: 600 }
@@ -342,18 +404,43 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere }
 
 def render_report(
     title: str,
-    about: str,  # Commit, machine, command
+    about: Sequence[str],  # What it is a report of, a line each
     sections: Sequence[str],  # HTML
 ) -> str:
     "One page that opens without a network"
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    body = f'<h1>{html.escape(title)}</h1><p class="about">{html.escape(about)}</p>'
-    body += ''.join(sections)
+    lines = ''.join(f'<p class="about">{html.escape(line)}</p>' for line in about)
+    body = f'<h1>{html.escape(title)}</h1>{lines}{"".join(sections)}'
     start = '<!doctype html><html lang="en">'
     return f'{start}<head>{head}</head><body>{body}</body></html>'
 
 # %% ../nbs/24a_report.ipynb #d1000041
-def _about(run: PipelineRun, files: Sequence[Mapping]) -> str:
+def describe_task(run: PipelineRun) -> str:  # '' when the run has no task, or it is not there
+    "What was predicted, of whom and how far ahead"
+    address = next((own['task'] for own in run.given.values() if 'task' in own), '')
+    try:
+        task = load_task(str(address))
+    except MlrefError:  # a report is also wanted where the code of the task is not
+        return ''
+    horizon = task.calendar.horizon
+    return f'The probability that a {task.entity} {task.outcome}, said {horizon} minutes ahead.'
+
+
+def _describe_profile(run: PipelineRun) -> str:
+    file = run.steps / 'profiles.json'
+    profiles = json.loads(file.read_text()) if file.exists() else {}
+    return profiles.get(run.profile, {}).get('about', '')
+
+
+def _describe_days(facts: Mapping[str, Sequence[tuple]]) -> str:
+    if not facts['models']:
+        return ''
+    first = format_time(min(row[1] for row in facts['models']))[:10]
+    last = format_time(max(row[2] for row in facts['models']))[:10]
+    return f'Days lived: {first} to {last}.'
+
+# %% ../nbs/24a_report.ipynb #d1000141
+def _describe_machine(run: PipelineRun, files: Sequence[Mapping]) -> str:
     own = [file for file in files if file['bench'] == run.profile]
     if not own:
         return f'run {run.id}'
@@ -363,12 +450,9 @@ def _about(run: PipelineRun, files: Sequence[Mapping]) -> str:
     return f'{file["command"]}, {file["date"]}, commit {file["commit"]}, {place}'
 
 
-def _pooled_auc(rows: Sequence[Mapping]) -> float | None:
-    return next((row['ours'] for row in rows if row['name'] == 'realised AUC'), None)
-
-
-def _daily_auc(facts: Mapping[str, Sequence[tuple]]) -> float | None:
-    return facts['auc'][0][0] if facts['auc'] else None
+def _add_daily_auc(rows: Sequence[Mapping], facts: Mapping[str, Sequence[tuple]]) -> list[Mapping]:
+    daily = facts['auc'][0][0] if facts['auc'] else None
+    return [*rows] if daily is None else [*rows, {'name': 'AUC of a day', 'ours': daily}]
 
 # %% ../nbs/24a_report.ipynb #d1000042
 def write_report(
@@ -378,14 +462,18 @@ def write_report(
     results = run.report_folder / 'results'
     files = read_results(results)
     facts = read_facts(run)
-    rows = [row for file in files if file['bench'] == run.profile for row in file['rows']]
+    own = [row for file in files if file['bench'] == run.profile for row in file['rows']]
+    rows = _add_daily_auc(own, facts)
+    value = {row['name']: row['ours'] for row in rows}
     image = results / f'{run.profile}.png'
     books = [run.report_folder / f'{step}.ipynb' for step in run.given]
     roots = [run.data, run.reports, run.steps.parent.parent, Path.home()]
-    first = [verdict(files), html_tiles(pick_headlines(rows))]
-    drawn = plot_section(image, _daily_auc(facts), _pooled_auc(rows))
+    period = f'{_describe_days(facts)} {_describe_profile(run)}'
+    about = [describe_task(run), period, _describe_machine(run, files)]
+    first = [state_goals(files), html_tiles(pick_headlines(rows))]
+    drawn = plot_section(image, value.get('AUC of a day'), value.get('realised AUC'))
     told = [decisions_section(facts), models_section(facts), quality_section(facts)]
-    rest = [cost_section(run), goals_section(files), not_run_section(files)]
+    rest = [cost_section(run), not_run_section(files), goals_section(files)]
     sections = [*first, drawn, *told, *rest, steps_section(books, roots)]
-    page = render_report(f'mlref: {run.id}', _about(run, files), sections)
+    page = render_report(f'mlref: {run.id}', about, sections)
     return write_bytes(run.report_folder / 'report.html', page.encode())
