@@ -17,16 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlref.core import MlrefError
-from mlref.online import (
-    EXPIRED,
-    MISSING,
-    PRESENT,
-    LmdbStore,
-    check_store,
-    get_online_features,
-    push,
-    reshard,
-)
+from mlref.last_values import EXPIRED, MISSING, PRESENT, check_store, get_online_features, push
+from mlref.lmdb_store import LmdbStore, reshard
 from mlref.records import (
     KEEP_MINUTES,
     RecordLayout,
@@ -222,7 +214,8 @@ test_machine = Machine.TestCase
 
 READER = """
 import sys, time; from pathlib import Path; import numpy as np
-from mlref.online import LmdbStore, get_online_features
+from mlref.last_values import get_online_features
+from mlref.lmdb_store import LmdbStore
 from mlref.records import RecordLayout
 l = RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
 s, keys, n, wrong, gen, low = LmdbStore(Path(sys.argv[1]), readonly=True, more=(l,)), [f'k{i}' for i in range(200)], 0, 0, set(), -1
@@ -308,7 +301,7 @@ def test_the_command_makes_and_reshards_a_store_under_read_load(tmp_path):
 
 WRITER = """
 import sys; from pathlib import Path; import numpy as np
-from mlref.online import LmdbStore, reshard
+from mlref.lmdb_store import LmdbStore, reshard
 from mlref.records import RecordLayout
 l = RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
 s = LmdbStore(Path(sys.argv[1]), more=(l,), shards=3); print('ready', flush=True)
