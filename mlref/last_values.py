@@ -37,7 +37,8 @@ def _find_layouts(
     for layout in layouts:
         if not layout.newest:
             raise MlrefError(
-                f'expected histories of newest rows, {layout.name} keeps sums; read it with a window'
+                f'expected histories of newest rows, {layout.name} keeps sums; read it with a'
+                ' window'
             )
     lengths = [len(each) for each in keys]
     if len(keys) != len(names) or lengths != lengths[:1] * len(names):
@@ -76,7 +77,7 @@ def _same_length_rows(
         return None
     return numbers[:, _HEADER:]
 
-
+# %% ../nbs/08a_last_values.ipynb #0a8a0020
 def _newest_row(layout: RecordLayout, record: Record | None) -> Record:
     if record is None:
         return layout.blank
@@ -94,6 +95,22 @@ def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.n
     joined = b''.join([_newest_row(layout, record) for record in records])
     return np.frombuffer(joined).reshape(-1, layout.width)
 
+# %% ../nbs/08a_last_values.ipynb #0a8a0021
+def _expire(
+    found: OnlineFeatures,
+    columns: slice,  # Of one history
+    expired: np.ndarray,  # Of each request: is its row too old?
+) -> None:
+    if np.count_nonzero(expired):
+        found.values[expired, columns] = np.nan
+        found.status[expired, columns] = EXPIRED
+
+
+def _mark_missing(found: OnlineFeatures) -> None:
+    empty = np.isnan(found.values)
+    if np.count_nonzero(empty):
+        found.status[empty & (found.status == PRESENT)] = MISSING
+
 # %% ../nbs/08a_last_values.ipynb #0a8a000c
 def get_online_features(
     store: OnlineStore,
@@ -106,33 +123,21 @@ def get_online_features(
     layouts = _find_layouts(store, names, keys)
     count = len(keys[0]) if len(keys) else 0
     values = _matrix(out, (count, sum([layout.width - 1 for layout in layouts])))
-    status = np.zeros(values.shape, np.uint8)
-    wanted = [
-        layout.prefix + key.encode()
-        for layout, asked in zip(layouts, keys, strict=True)
-        for key in asked
-    ]
+    found = OnlineFeatures(values, np.zeros(values.shape, np.uint8))
+    asked = zip(layouts, keys, strict=True)
+    wanted = [layout.prefix + key.encode() for layout, each in asked for key in each]
+    end = 0
     with store.snapshot() as lookup:
         records = lookup(wanted)
-        start = 0
         for i, layout in enumerate(layouts):
             rows = _newest_rows(layout, records[i * count : (i + 1) * count])
-            end = start + layout.width - 1
-            values[:, start:end] = rows[:, 1:]
+            columns = slice(end, end + layout.width - 1)
+            end = columns.stop
+            values[:, columns] = rows[:, 1:]
             if layout.ttl:
-                expired = rows[:, 0] < float(now - layout.ttl)
-                if np.count_nonzero(expired):
-                    values[expired, start:end] = np.nan
-                    status[expired, start:end] = EXPIRED
-            start = end
-    _mark_missing(values, status)
-    return OnlineFeatures(values, status)
-
-
-def _mark_missing(values: np.ndarray, status: np.ndarray) -> None:
-    empty = np.isnan(values)
-    if np.count_nonzero(empty):
-        status[empty & (status == PRESENT)] = MISSING
+                _expire(found, columns, rows[:, 0] < float(now - layout.ttl))
+    _mark_missing(found)
+    return found
 
 # %% ../nbs/08a_last_values.ipynb #9d52b2f9
 def _check_times(
@@ -203,31 +208,7 @@ def _newest_times(
     times = [_OLDEST if record is None else record[16:32] for record in records]
     return np.frombuffer(b''.join(times), np.int64).reshape(-1, 2)
 
-# %% ../nbs/08a_last_values.ipynb #ee550072
-def push(
-    store: OnlineStore,
-    name: str,  # A newest-row history of the store
-    keys: Sequence[str],  # Whom each row is about
-    t: np.ndarray,  # int64 minutes UTC: when each became true; of two rows the later one stays
-    values: np.ndarray,  # (rows, values)
-    known: np.ndarray | None = None,  # int64 minutes UTC: when learnt; decides equal t; default t
-) -> int:  # Keys that were written
-    "Write last values; what is older than the store's is left out, so again is harmless"
-    layout = find_layout(store.layouts, name)
-    times = np.asarray(t)
-    learnt = times if known is None else np.asarray(known)
-    rows = np.asarray(values)
-    _check_rows(layout, keys, rows)
-    _check_times(times, learnt, len(keys))
-    if layout.keep:
-        facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
-        new = merge_facts(store, layout, facts, int(times.max(initial=NEVER)))
-    else:
-        new = _newer_rows(store, layout, keys, _pack_rows(layout, times, learnt, rows))
-    store.write(new)
-    return len(new)
-
-
+# %% ../nbs/08a_last_values.ipynb #0a8a0022
 def _newer_rows(
     store: OnlineStore,
     layout: RecordLayout,
@@ -252,6 +233,30 @@ def _newer_rows(
         for i, (name, is_newer) in enumerate(zip(places, newer.tolist(), strict=True))
         if is_newer
     }
+
+# %% ../nbs/08a_last_values.ipynb #ee550072
+def push(
+    store: OnlineStore,
+    name: str,  # A newest-row history of the store
+    keys: Sequence[str],  # Whom each row is about
+    t: np.ndarray,  # int64 minutes UTC: when each became true; of two rows the later one stays
+    values: np.ndarray,  # (rows, values)
+    known: np.ndarray | None = None,  # int64 minutes UTC: when learnt; decides equal t; default t
+) -> int:  # Keys that were written
+    "Write last values; what is older than the store's is left out, so again is harmless"
+    layout = find_layout(store.layouts, name)
+    times = np.asarray(t)
+    learnt = times if known is None else np.asarray(known)
+    rows = np.asarray(values)
+    _check_rows(layout, keys, rows)
+    _check_times(times, learnt, len(keys))
+    if layout.keep:
+        facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
+        new = merge_facts(store, layout, facts, int(times.max(initial=NEVER)))
+    else:
+        new = _newer_rows(store, layout, keys, _pack_rows(layout, times, learnt, rows))
+    store.write(new)
+    return len(new)
 
 # %% ../nbs/08a_last_values.ipynb #4caa18aa
 def _expect(ok: bool, what: str) -> None:
@@ -333,10 +338,13 @@ def _check_writes(store: OnlineStore, layout: RecordLayout) -> None:
 # %% ../nbs/08a_last_values.ipynb #0a8a0016
 def _check_refusals(store: OnlineStore, layout: RecordLayout) -> None:
     one = np.ones((1, 2))
+    minute = np.array([1])
+    half = np.array([1.5])
+    long = {b'x' * 5000: b''}
     calls: list[Callable[[], object]] = [
-        lambda: store.write({b'x' * 5000: b''}),
-        lambda: push(store, 'nothing/here', ['x'], np.array([1]), one),
-        lambda: push(store, layout.name, ['x'], np.array([1.5]), one),
+        lambda: store.write(long),
+        lambda: push(store, 'no/such', ['x'], minute, one),
+        lambda: push(store, layout.name, ['x'], half, one),
     ]
     for call in calls:
         try:

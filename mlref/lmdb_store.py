@@ -237,7 +237,8 @@ def _split_records(
 
 
 def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
-    txn.cursor().putmulti([entry for entry in entries if entry[1] is not None])
+    kept = [(name, record) for name, record in entries if record is not None]
+    txn.cursor().putmulti(kept)
     for name, record in entries:
         if record is None:
             txn.delete(name)
@@ -326,7 +327,7 @@ class LmdbStore(OnlineReader):
         return _LmdbSnapshot(self)
 
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
-        "All of it or nothing, on disk when this returns; None deletes; raises `MlrefError` when full"
+        "All or nothing, on disk when this returns; None deletes; raises `MlrefError` when full"
         _check_write(self, records)
         _write_parts(self, records)
 
@@ -400,7 +401,7 @@ def _copy_records(old: lmdb.Environment, new: Sequence[lmdb.Environment]) -> Non
         while some := dict(islice(rest, _COPIED)):
             for env, entries in zip(new, _split_records(some, len(new)), strict=True):
                 with env.begin(write=True) as into:
-                    into.cursor().putmulti(entries)
+                    _put_records(into, entries)
 
 # %% ../nbs/08b_lmdb_store.ipynb #ff00e8e8
 def reshard(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -318,37 +318,40 @@ class _Append:
     times: bytes  # `t` as int64
     rows: bytes  # One row a time
     cut: int  # Minute: of the rows up to it, a record keeps the last
-    clock: int  # Minute UTC of the batch
+    stamp: bytes  # The clock of the batch as int64
 
-    def extend(
+    def skip(
         self,
         record: Record,
-        start: int,  # Its rows are those of `t` from here
+        old: int,  # Rows in the record
+        start: int,  # Its new rows are those of `t` from here
         end: int,  # To here
-    ) -> bytes:  # The new record
+    ) -> int:  # Rows in front, old and new, that no read can reach
+        "How much is forgotten"
+        if self.layout.newest and not self.layout.keep:
+            return old + end - start - 1
+        if self.t[start] <= self.cut:
+            return old + bisect_right(self.t, self.cut, start, end) - start - 1
+        times = memoryview(record).cast('q')  # the times lie from place 4 on
+        return max(bisect_right(times, self.cut, 4, 4 + old) - 5, 0)
+
+    def extend(self, record: Record, start: int, end: int) -> bytes:
         "The record without what no read can reach, and with the rows behind it"
         width = 8 * self.layout.width
         old = (len(record) - _HEADER) // (width + 8)
-        if self.layout.newest and not self.layout.keep:
-            drop, skip = old, end - start - 1
-        else:
-            times = memoryview(record).cast('q')
-            drop = max(bisect_right(times, self.cut, 4, 4 + old) - 5, 0)
-            skip = 0
-            if self.t[start] <= self.cut:
-                drop, skip = old, bisect_right(self.t, self.cut, start, end) - start - 1
-        first = start + skip
+        skip = self.skip(record, old, start, end)
+        drop = min(skip, old)
+        first = start + skip - drop
         table = _HEADER + 8 * old
         parts = (
             self.layout.stamp,
             self.times[8 * end - 8 : 8 * end],
-            self.clock.to_bytes(8, 'little', signed=True),
+            self.stamp,
             record[_HEADER + 8 * drop : table],
             self.times[8 * first : 8 * end],
             record[table + width * drop :],
-            self.rows[width * first : width * end],
         )
-        return b''.join(parts)
+        return b''.join([*parts, self.rows[width * first : width * end]])
 
 # %% ../nbs/08_online.ipynb #0de51011
 def _extend_records(
@@ -368,7 +371,7 @@ def _extend_records(
         times=groups.t.tobytes(),
         rows=rows.tobytes(),
         cut=clock - layout.keep - KEEP_MINUTES,
-        clock=clock,
+        stamp=clock.to_bytes(8, 'little', signed=True),
     )
     newer = _is_newer(layout, groups, base, rows)
     out = []
@@ -377,7 +380,8 @@ def _extend_records(
         if all(simple):
             out.append(append.extend(record, i, j))
         else:
-            out.append(extend_record(layout, record, groups.t[i:j], groups.values[i:j], clock))
+            facts = (groups.t[i:j], groups.values[i:j])
+            out.append(extend_record(layout, bytes(record), *facts, clock))
     return out
 
 # %% ../nbs/08_online.ipynb #0de51012
