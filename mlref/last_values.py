@@ -337,14 +337,15 @@ def _check_writes(store: OnlineStore, layout: RecordLayout) -> None:
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0016
 def _check_refusals(store: OnlineStore, layout: RecordLayout) -> None:
+    x = ['x']
     one = np.ones((1, 2))
     minute = np.array([1])
     half = np.array([1.5])
     long = {b'x' * 5000: b''}
     calls: list[Callable[[], object]] = [
         lambda: store.write(long),
-        lambda: push(store, 'no/such', ['x'], minute, one),
-        lambda: push(store, layout.name, ['x'], half, one),
+        lambda: push(store, 'no/such', x, minute, one),
+        lambda: push(store, layout.name, x, half, one),
     ]
     for call in calls:
         try:

@@ -318,7 +318,7 @@ class _Append:
     times: bytes  # `t` as int64
     rows: bytes  # One row a time
     cut: int  # Minute: of the rows up to it, a record keeps the last
-    stamp: bytes  # The clock of the batch as int64
+    clock: bytes  # Minute UTC of the batch as int64
 
     def skip(
         self,
@@ -343,15 +343,10 @@ class _Append:
         drop = min(skip, old)
         first = start + skip - drop
         table = _HEADER + 8 * old
-        parts = (
-            self.layout.stamp,
-            self.times[8 * end - 8 : 8 * end],
-            self.stamp,
-            record[_HEADER + 8 * drop : table],
-            self.times[8 * first : 8 * end],
-            record[table + width * drop :],
-        )
-        return b''.join([*parts, self.rows[width * first : width * end]])
+        header = (self.layout.stamp, self.times[8 * end - 8 : 8 * end], self.clock)
+        times = (record[_HEADER + 8 * drop : table], self.times[8 * first : 8 * end])
+        rows = (record[table + width * drop :], self.rows[width * first : width * end])
+        return b''.join([*header, *times, *rows])
 
 # %% ../nbs/08_online.ipynb #0de51011
 def _extend_records(
@@ -371,7 +366,7 @@ def _extend_records(
         times=groups.t.tobytes(),
         rows=rows.tobytes(),
         cut=clock - layout.keep - KEEP_MINUTES,
-        stamp=clock.to_bytes(8, 'little', signed=True),
+        clock=clock.to_bytes(8, 'little', signed=True),
     )
     newer = _is_newer(layout, groups, base, rows)
     out = []
