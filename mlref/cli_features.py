@@ -142,7 +142,7 @@ def _get_features(
 ) -> Answer:
     "The vector of one entity of the last run, as the server would read it."
     from mlref.features import compute_vectors
-    from mlref.online import LmdbStore
+    from mlref.lmdb_store import LmdbStore
     from mlref.task import load_task
 
     home = run_folder(None, data)
@@ -240,7 +240,7 @@ def _reshard_store(
     data: DataFolder = None,
 ) -> Answer:
     "Spread an online store over a number of files, while servers read on."
-    from mlref.online import LmdbStore, reshard
+    from mlref.lmdb_store import LmdbStore, reshard
 
     folder = store or run_folder(None, data) / 'online'
     new = not folder.exists()

@@ -28,6 +28,7 @@ from .evaluate import log_loss
 from .features import compute_vectors
 from .ingest import check_tables, next_offset
 from .lake import Lake
+from .lmdb_store import LmdbStore
 from .log import LocalLog
 from mlref.monitor import (
     Measurement,
@@ -37,7 +38,6 @@ from mlref.monitor import (
     monitored_columns,
     realized_day,
 )
-from .online import LmdbStore
 from .records import KEEP_MINUTES
 from .serve import Client
 from .task import Task
