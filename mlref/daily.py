@@ -26,7 +26,6 @@ from mlref.calibration import (
 from .checks import CheckResult, check_leaking_nulls
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
-from .features import compute_vectors
 from .ingest import check_tables, next_offset
 from .lake import Lake
 from .log import LocalLog
@@ -42,6 +41,7 @@ from .online import LmdbStore
 from .records import KEEP_MINUTES
 from .serve import Client
 from .task import Task
+from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
 
 # %% ../nbs/22c_daily.ipynb #c1c1cdce
