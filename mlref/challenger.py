@@ -31,7 +31,6 @@ from mlref.core import (
     write_bytes,
 )
 from .evaluate import auc, log_loss
-from .features import FeatureSet
 from mlref.gates import (
     Gate,
     better_than_champion,
@@ -49,7 +48,7 @@ from mlref.gates import (
 from .history import model_lineage
 from .lake import Lake, events_as_of, insert_rows
 from .model_versions import get_version, load_champion
-from .modelcard import ModelRecord, model_card
+from .modelcard import ModelRecord, SliceScore, render_model_card
 from .monitor import label_days, monitored_columns
 from .policy import RetrainPolicy, decision_rows, make_decision
 from .promotion import promote
@@ -181,10 +180,11 @@ def promotion_record(
     noted = ('kind', 'trained_until', 'data', 'lake', 'commit', 'lock', 'features')
     tags = {name: version.tags[name] for name in noted if name in version.tags}
     steps = ('data', 'lake', 'feature set', 'view')
-    lineage = [
+    lineage = tuple(
         (step.kind, step.text) for step in model_lineage(registry, number) if step.kind in steps
-    ]
-    gates = [Gate(**gate) for gate in evidence.get('gates', [])]
+    )
+    gates = tuple(Gate(**gate) for gate in evidence.get('gates', []))
+    slices = tuple(SliceScore(**row) for row in evidence.get('slices', []))
     return ModelRecord(
         model=evidence['version'],
         about=version.params | tags,
@@ -192,7 +192,7 @@ def promotion_record(
         why=why,
         instead_of=evidence.get('instead_of', ''),
         gates=gates,
-        slices=evidence.get('slices', []),
+        slices=slices,
         lineage=lineage,
     )
 
@@ -200,7 +200,7 @@ def promotion_record(
 def sync_registry(
     registry: Registry,
     lake: Lake,
-    features: FeatureSet,  # What the champion will be given
+    task: Task,  # Whose champion it is
 ) -> str | None:  # Number of the champion; None before the first
     "Let the registry's champion be what the last decision says, with a card beside its files"
     promoted = lake.sql(
@@ -213,11 +213,11 @@ def sync_registry(
     evidence = json.loads(text)
     number = evidence['number']
     if version_by_alias(registry) != number:
-        promote(registry, number, decided_at, why, 'lifecycle', features=features)
+        promote(registry, number, decided_at, why, 'lifecycle', features=task.features)
     card = registry.folder / 'models' / evidence['version'] / 'card.md'
     if not card.exists():
         record = promotion_record(registry, evidence, decided_at, why)
-        write_bytes(card, model_card(record).encode())
+        write_bytes(card, render_model_card(record, task).encode())
     return number
 
 # %% ../nbs/22b_challenger.ipynb #d8b3f3f8
@@ -228,7 +228,7 @@ def bootstrap(
 ) -> str:  # Number of the first champion
     "The first model: trained, its reference scored out of fold, promoted; again is harmless"
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
-    number = sync_registry(registry, lake, task.features)
+    number = sync_registry(registry, lake, task)
     if number:
         return number
     past = known_by(past_rows(lake, task, until), until)
@@ -246,7 +246,7 @@ def bootstrap(
     day = task.calendar.day_of(until) - 1
     decision = make_decision(day, 'promote', 'bootstrap', evidence, task.calendar)
     insert_rows(lake, {'decisions': decision_rows([decision])})
-    sync_registry(registry, lake, task.features)
+    sync_registry(registry, lake, task)
     return evidence['number']
 
 # %% ../nbs/22b_challenger.ipynb #790dd2f6

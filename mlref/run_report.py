@@ -126,10 +126,10 @@ def calibrate_by_day(
     lake: Lake,
 ) -> np.ndarray:
     "Scores moved by the calibration of their day; as they are on days without one"
-    fitted = lake.sql('select day, a, b from calibrations')
+    fitted = lake.sql('select day, shift, slope from calibrations')
     rows = pl.DataFrame({'day': day}).join(fitted, on='day', how='left', maintain_order='left')
-    shift = rows['a'].fill_null(0.0).to_numpy()
-    slope = rows['b'].fill_null(1.0).to_numpy()
+    shift = rows['shift'].fill_null(0.0).to_numpy()
+    slope = rows['slope'].fill_null(1.0).to_numpy()
     return apply_calibration(p, shift, slope)
 
 

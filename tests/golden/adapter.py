@@ -197,7 +197,7 @@ NETWORK_TABLES = {
     ),
     'metrics': ('select day, measured_at, name, value, low, high, n from metrics order by all'),
     'calibrations': (
-        'select day, fitted_at, a, b, since, until, known, n from calibrations order by day'
+        'select day, fitted_at, shift, slope, since, until, known, n from calibrations order by day'
     ),
 }
 
