@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'with_recorded_engine', 'Challenger', 'reference_scores',
            'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout', 'ServedFeatures',
-           'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
-           'judge_challenger', 'run_challenge']
+           'Evidence', 'logged_scores', 'collect_evidence', 'maturity_gates', 'data_gates', 'quality_gates',
+           'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -27,7 +27,8 @@ from mlref.core import (
     check_predictor,
     digest,
     format_time,
-    known_by,
+    mature_by,
+    split_early_stopping,
     write_bytes,
 )
 from .evaluate import auc, log_loss
@@ -36,6 +37,8 @@ from mlref.gates import (
     better_than_champion,
     is_fresh,
     latency_within,
+    mature_labels,
+    no_age_skew,
     no_leak,
     no_serving_skew,
     no_slice_worse,
@@ -82,20 +85,13 @@ def past_rows(
 
 # %% ../nbs/22b_challenger.ipynb #404e5741
 def train_challenger(
-    past: TrainingSet,  # Labelled rows that may be learnt from
-    end: int,  # No cut-off of `past` lies at or after this minute
+    past: TrainingSet,  # Rows that may be learnt from, mature at `end`
+    end: int,  # Minute UTC
     policy: RetrainPolicy,
     cache: Path,  # Where fitted models lie
 ) -> Predictor:
     "Train on all but the last days and stop on these; raises `MlrefError` when either has no rows"
-    edge = end - policy.stop * DAY
-    learn = known_by(past.take(past.cutoff < edge), edge)
-    stop = past.take(past.cutoff >= edge)
-    if not len(learn) or not len(stop):
-        raise MlrefError(
-            f'expected labelled rows on both sides of {format_time(edge)}, got {len(learn)} and'
-            f' {len(stop)}; ingest more days or shorten stop'
-        )
+    learn, stop = split_early_stopping(past, end, policy.stop)
     model = fit_cached(cache, policy.kind, learn, stop, policy.seed)
     return build_engine(model, policy.engine, learn.X)
 
@@ -231,7 +227,7 @@ def bootstrap(
     number = sync_registry(registry, lake, task)
     if number:
         return number
-    past = known_by(past_rows(lake, task, until), until)
+    past = mature_by(past_rows(lake, task, until), until)
     p = out_of_fold_scores(policy.kind, past, 3, policy.seed)
     model = train_challenger(past, until, policy, workspace.cache)
     first = Challenger(model, past, reference_scores(past, p, task))
@@ -331,20 +327,35 @@ def collect_evidence(
     )
 
 # %% ../nbs/22b_challenger.ipynb #7be49495
+def maturity_gates(
+    past: TrainingSet,  # Learnt from
+    begin: int,  # The minute at which its labels were taken
+    judging: TrainingSet,  # Neither model has learnt from it
+    now: int,  # The minute at which the labels that judge were taken
+) -> list[Gate]:
+    "Gates that ask whether both outcomes of every row had the time to become known"
+    return [
+        mature_labels('training', past, begin),
+        no_age_skew('training', past, begin),
+        mature_labels('judging', judging, now),
+        no_age_skew('judging', judging, now),
+    ]
+
+
 def data_gates(evidence: Evidence) -> list[Gate]:
     "Gates that ask what a challenger learnt from"
     model, past = evidence.challenger.model, evidence.challenger.past
     begin, now = evidence.holdout.begin, evidence.holdout.now
-    newest_label = evidence.holdout.rows.label_time.max()
+    judging = evidence.holdout.rows
+    newest_label = judging.label_time.max()
     served = evidence.served
     newest_event, max_age = evidence.newest_event, evidence.max_label_age
-    return [
-        same_features(model.names, evidence.features, served.names, served.version),
-        trained_before_judged(model.trained_until, begin),
-        no_leak(past, begin),
-        is_fresh('labels', newest_label, now, max_age),
-        is_fresh('events', newest_event, now, DAY),
-    ]
+    same = same_features(model.names, evidence.features, served.names, served.version)
+    honest = [trained_before_judged(model.trained_until, begin), no_leak(past, begin)]
+    mature = maturity_gates(past, begin, judging, now)
+    labels = is_fresh('labels', newest_label, now, max_age)
+    events = is_fresh('events', newest_event, now, DAY)
+    return [same, *honest, *mature, labels, events]
 
 # %% ../nbs/22b_challenger.ipynb #5262086c
 def quality_gates(
@@ -352,11 +363,14 @@ def quality_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask how good a challenger is, beside the champion"
-    return [
+    gates = [
         better_than_champion(comparison.auc_difference, policy.level),
         well_calibrated(comparison.y, comparison.challenger, comparison.champion),
-        no_slice_worse(comparison.slice_differences),
     ]
+    # a task may name no slices; one that does has some here, or the comparison was refused
+    if comparison.slice_differences.height:
+        gates.append(no_slice_worse(comparison.slice_differences))
+    return gates
 
 # %% ../nbs/22b_challenger.ipynb #20e3c4a3
 def serving_gates(
@@ -422,8 +436,8 @@ def run_challenge(
     end = now - label_days(workspace.task.calendar) * DAY
     begin = end - policy.block * DAY
     rows = past_rows(workspace.lake, workspace.task, end)
-    past = known_by(rows.take(rows.cutoff < begin), begin)
-    holdout = Holdout(known_by(rows.take(rows.cutoff >= begin), now), begin, now)
+    past = mature_by(rows, begin)
+    holdout = Holdout(mature_by(rows.take(rows.cutoff >= begin), now), begin, now)
     model = train_challenger(past, begin, policy, workspace.cache)
     check_predictor(model, holdout.rows.X[:100])
     challenger = Challenger(model, past, reference=pl.DataFrame())

@@ -27,6 +27,7 @@ from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
 from .ingest import check_tables, next_offset
 from .lake import Lake
+from .lmdb_store import LmdbStore
 from .log import LocalLog
 from mlref.monitor import (
     Measurement,
@@ -36,7 +37,6 @@ from mlref.monitor import (
     monitored_columns,
     realized_day,
 )
-from .online import LmdbStore
 from .records import KEEP_MINUTES
 from .serve import Client
 from .task import Task

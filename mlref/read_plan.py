@@ -312,26 +312,28 @@ def make_plan(features: FeatureSet) -> ReadPlan:
     places = _place_columns(features, pairs)
     sums = _plan_reads(_of_stat(pairs, *SUM_STATS), first=0)
     lasts = _plan_reads(_of_stat(pairs, 'last'), first=len(_all_offsets(sums.values())))
-    entities = {view.entity.name: view.entity for view, _ in pairs}
+    by_name = {view.entity.name: view.entity for view, _ in pairs}
+    entities = tuple(by_name.values())
     reads = ['cutoff', *(name for part in features.on_demand for name in part.reads)]
     order = np.array([places[name] for name in features.names])
-    offsets = _all_offsets([*sums.values(), *lasts.values()])
+    of_sums = tuple(sums.values())
+    of_lasts = tuple(lasts.values())
     windows = _plan_windows(pairs, sums, places)
     last = _last_columns(_of_stat(pairs, 'last'), lasts, places)
     spans = _plan_spans(_of_stat(pairs, *ROW_STATS), places)
     on_demand = tuple(_on_demand_columns(part, places) for part in features.on_demand)
-    columns = _request_columns(features, entities.values())
+    columns = _request_columns(features, entities)
     return ReadPlan(
         order=order,
         width=len(places),
-        sums=tuple(sums.values()),
-        lasts=tuple(lasts.values()),
-        offsets=offsets,
+        sums=of_sums,
+        lasts=of_lasts,
+        offsets=_all_offsets(of_sums + of_lasts),
         windows=windows,
         last=last,
         spans=spans,
         on_demand=on_demand,
-        entities=tuple(entities.values()),
+        entities=entities,
         reads=tuple(dict.fromkeys(reads)),
         columns=columns,
     )

@@ -29,10 +29,11 @@ from .flights.contract import ORIGINS
 from .flights.events import FLIGHT_COLUMNS, FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
 from .flights.features import FLIGHTS, Static, static
 from .keys import key_texts
+from .last_values import get_online_features
+from .lmdb_store import LmdbStore
 from .log import LocalLog, Log
 from .model_versions import load_champion
 from .observe import ServerMetrics
-from .online import LmdbStore, get_online_features
 from .registry import Registry, RegistryUnreachable
 from .vectors import compute_vectors
 
@@ -283,7 +284,7 @@ def _count(s: ModelServer, req: dict[str, np.ndarray], T: int) -> None:
     _, state = get_online_features(s.store, tuple(_LAST), [keys[e.name] for e in _LAST.values()], T)
     at = 0
     for name in _LAST:
-        end = at + len(s.store.layout(name).values)
+        end = at + len(s.store.layouts[name].values)
         for status, n in enumerate(np.bincount(state[0, at:end], minlength=3).tolist()):
             n and s.meters.read(name, _STATES[status], n)
         at = end

@@ -24,9 +24,9 @@ from mlref.flights.events import FLIGHT_COLUMNS, flight_stream, raw_folder
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
+from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.model_versions import load_champion
-from mlref.online import LmdbStore
 from mlref.policy import RetrainPolicy
 from mlref.promotion import promote
 from mlref.registry import Registry, TrainingRun, register_model

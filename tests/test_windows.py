@@ -26,8 +26,9 @@ from mlref.features import (
 )
 from mlref.flights.features import FLIGHTS, local_time
 from mlref.keys import key_text
+from mlref.lmdb_store import LmdbStore
+from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
-from mlref.online import LmdbStore, apply_events
 from mlref.records import record_layouts
 from mlref.vectors import Reader, compute_vectors
 from mlref.versions import canonical_code
@@ -552,8 +553,9 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
     from mlref.ingest import ingest
     from mlref.lake import Lake
+    from mlref.lmdb_store import LmdbStore
     from mlref.log import LocalLog
-    from mlref.online import LmdbStore, apply_events
+    from mlref.materialize import apply_events
 
     home = tmp_path / 'runs' / 'r'
     (tmp_path / 'current').parent.mkdir(exist_ok=True)
