@@ -141,9 +141,9 @@ def _get_features(
     data: DataFolder = None,
 ) -> Answer:
     "The vector of one entity of the last run, as the server would read it."
-    from mlref.features import compute_vectors
     from mlref.lmdb_store import LmdbStore
     from mlref.task import load_task
+    from mlref.vectors import compute_vectors
 
     home = run_folder(None, data)
     about = load_task(task)

@@ -25,7 +25,6 @@ from mlref.calibration import (
 from .checks import CheckResult, check_leaking_nulls
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
-from .features import compute_vectors
 from .ingest import check_tables, next_offset
 from .lake import Lake
 from .lmdb_store import LmdbStore
@@ -41,6 +40,7 @@ from mlref.monitor import (
 from .records import KEEP_MINUTES
 from .serve import Client
 from .task import Task
+from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
 
 # %% ../nbs/22c_daily.ipynb #c1c1cdce

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from .core import MlrefError
-from .features import FeatureSet, FeatureView, key_text, read_source
+from .features import FeatureSet, FeatureView, read_source
+from .keys import key_text
 from .lmdb_store import LmdbStore
 from .online import Facts, find_layout, merge_facts
 from .records import pack_record, trim_record, unpack_record
@@ -33,8 +34,9 @@ def _read_facts(
 ) -> Facts:
     "The rows of a source as facts about the view's entity"
     source = view.source
-    kind = np.float64 if source.newest else np.int64
-    columns = [rows[name].cast(pl.Float64 if source.newest else pl.Int64) for name in source.values]
+    is_last = source.kind == 'last'
+    kind = np.float64 if is_last else np.int64
+    columns = [rows[name].cast(pl.Float64 if is_last else pl.Int64) for name in source.values]
     values = np.empty((rows.height, len(columns)), kind)
     for place, column in enumerate(columns):
         values[:, place] = column.to_numpy()

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from .core import MlrefError
-from .features import Entity, Reader, ReadPlan, Source, SourceRead
+from .features import Entity, Source
+from .read_plan import ReadPlan, SourceRead
 from mlref.records import (
     KEEP_MINUTES,
     NEVER,
@@ -28,6 +29,7 @@ from mlref.records import (
     read_record,
     unpack_record,
 )
+from .vectors import Reader
 
 # %% ../nbs/08_online.ipynb #bb3a1cb5
 Record = bytes | memoryview

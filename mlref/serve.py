@@ -25,16 +25,17 @@ import polars as pl
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
 from .core import HORIZON, MlrefError, Predictor, parse_time
 from .events import decode_events
-from .features import compute_vectors, key_texts
 from .flights.contract import ORIGINS
 from .flights.events import FLIGHT_COLUMNS, FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
 from .flights.features import FLIGHTS, Static, static
+from .keys import key_texts
 from .last_values import get_online_features
 from .lmdb_store import LmdbStore
 from .log import LocalLog, Log
 from .model_versions import load_champion
 from .observe import ServerMetrics
 from .registry import Registry, RegistryUnreachable
+from .vectors import compute_vectors
 
 # %% ../nbs/16_serve.ipynb #72a424aa
 class RequestError(MlrefError):

@@ -95,18 +95,17 @@ def select_requests(
     events: pl.DataFrame,  # Events that include those of `task.request_kind`
     start: int,  # First cut-off, minutes UTC, included
     end: int,  # Last cut-off, excluded
-) -> pl.DataFrame:  # One row per entity, in order of time; the columns of the schema
+) -> pl.DataFrame:  # One row per entity, in order of time: the columns of the schema, and cutoff
     "Who is scored in a stretch of time; raises `MlrefError` when there is nobody"
     cutoff = pl.col(task.request_time) - task.calendar.horizon
-    asked = events.filter(
-        (pl.col('kind') == task.request_kind) & (cutoff >= start) & (cutoff < end)
-    ).sort(task.request_time, 'event_id')
+    announced = events.filter(pl.col('kind') == task.request_kind).with_columns(cutoff=cutoff)
+    asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))
     if not asked.height:
         raise MlrefError(
             f'expected a {task.entity} with a cut-off from {start} to {end}, found none; ingest'
             ' that stretch first'
         )
-    return asked
+    return asked.sort(task.request_time, 'event_id')
 
 # %% ../nbs/06c_task.ipynb #e06c0016
 def _check_labels(task: Task, asked: pl.DataFrame, labels: pl.DataFrame) -> None:

@@ -132,7 +132,7 @@ import numpy as np
 import polars as pl
 
 from mlref.events import decode_events
-from mlref.features import compute_vectors
+from mlref.vectors import compute_vectors
 from mlref.flights.task import flights_task
 from mlref.log import LocalLog
 from mlref.lmdb_store import LmdbStore

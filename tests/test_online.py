@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlref import last_values
 from mlref.core import MlrefError
-from mlref.last_values import EXPIRED, MISSING, PRESENT, check_store, get_online_features, push
+from mlref.last_values import check_store, get_online_features, push
 from mlref.lmdb_store import LmdbStore, reshard
 from mlref.records import (
     KEEP_MINUTES,
@@ -29,6 +29,7 @@ from mlref.records import (
     trim_record,
     unpack_record,
 )
+from mlref.vectors import EXPIRED, MISSING, PRESENT
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 LAST, ROWS, SUMS = (

@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mlref.core import DAY, HORIZON, MlrefError, parse_time
 from mlref.events import disturb_delivery, encode_events, events_between
-from mlref.features import compute_vectors
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
 from mlref.flights.features import FLIGHTS, static
@@ -26,6 +25,7 @@ from mlref.lmdb_store import LmdbStore, reshard
 from mlref.log import LocalLog
 from mlref.materialize import list_records
 from mlref.stream import MAX_LATENESS, apply_log
+from mlref.vectors import compute_vectors
 
 RAW = raw_folder()
 ST = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
