@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'with_recorded_engine', 'Challenger', 'reference_scores',
            'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout', 'ServedFeatures',
-           'Evidence', 'logged_scores', 'collect_evidence', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
-           'judge_challenger', 'run_challenge']
+           'Evidence', 'logged_scores', 'collect_evidence', 'maturity_gates', 'data_gates', 'quality_gates',
+           'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -27,16 +27,18 @@ from mlref.core import (
     check_predictor,
     digest,
     format_time,
-    known_by,
+    mature_by,
+    split_early_stopping,
     write_bytes,
 )
 from .evaluate import auc, log_loss
-from .features import FeatureSet
 from mlref.gates import (
     Gate,
     better_than_champion,
     is_fresh,
     latency_within,
+    mature_labels,
+    no_age_skew,
     no_leak,
     no_serving_skew,
     no_slice_worse,
@@ -49,7 +51,7 @@ from mlref.gates import (
 from .history import model_lineage
 from .lake import Lake, events_as_of, insert_rows
 from .model_versions import get_version, load_champion
-from .modelcard import ModelRecord, model_card
+from .modelcard import ModelRecord, SliceScore, render_model_card
 from .monitor import label_days, monitored_columns
 from .policy import RetrainPolicy, decision_rows, make_decision
 from .promotion import promote
@@ -83,20 +85,13 @@ def past_rows(
 
 # %% ../nbs/22b_challenger.ipynb #404e5741
 def train_challenger(
-    past: TrainingSet,  # Labelled rows that may be learnt from
-    end: int,  # No cut-off of `past` lies at or after this minute
+    past: TrainingSet,  # Rows that may be learnt from, mature at `end`
+    end: int,  # Minute UTC
     policy: RetrainPolicy,
     cache: Path,  # Where fitted models lie
 ) -> Predictor:
     "Train on all but the last days and stop on these; raises `MlrefError` when either has no rows"
-    edge = end - policy.stop * DAY
-    learn = known_by(past.take(past.cutoff < edge), edge)
-    stop = past.take(past.cutoff >= edge)
-    if not len(learn) or not len(stop):
-        raise MlrefError(
-            f'expected labelled rows on both sides of {format_time(edge)}, got {len(learn)} and'
-            f' {len(stop)}; ingest more days or shorten stop'
-        )
+    learn, stop = split_early_stopping(past, end, policy.stop)
     model = fit_cached(cache, policy.kind, learn, stop, policy.seed)
     return build_engine(model, policy.engine, learn.X)
 
@@ -181,10 +176,11 @@ def promotion_record(
     noted = ('kind', 'trained_until', 'data', 'lake', 'commit', 'lock', 'features')
     tags = {name: version.tags[name] for name in noted if name in version.tags}
     steps = ('data', 'lake', 'feature set', 'view')
-    lineage = [
+    lineage = tuple(
         (step.kind, step.text) for step in model_lineage(registry, number) if step.kind in steps
-    ]
-    gates = [Gate(**gate) for gate in evidence.get('gates', [])]
+    )
+    gates = tuple(Gate(**gate) for gate in evidence.get('gates', []))
+    slices = tuple(SliceScore(**row) for row in evidence.get('slices', []))
     return ModelRecord(
         model=evidence['version'],
         about=version.params | tags,
@@ -192,7 +188,7 @@ def promotion_record(
         why=why,
         instead_of=evidence.get('instead_of', ''),
         gates=gates,
-        slices=evidence.get('slices', []),
+        slices=slices,
         lineage=lineage,
     )
 
@@ -200,7 +196,7 @@ def promotion_record(
 def sync_registry(
     registry: Registry,
     lake: Lake,
-    features: FeatureSet,  # What the champion will be given
+    task: Task,  # Whose champion it is
 ) -> str | None:  # Number of the champion; None before the first
     "Let the registry's champion be what the last decision says, with a card beside its files"
     promoted = lake.sql(
@@ -213,11 +209,11 @@ def sync_registry(
     evidence = json.loads(text)
     number = evidence['number']
     if version_by_alias(registry) != number:
-        promote(registry, number, decided_at, why, 'lifecycle', features=features)
+        promote(registry, number, decided_at, why, 'lifecycle', features=task.features)
     card = registry.folder / 'models' / evidence['version'] / 'card.md'
     if not card.exists():
         record = promotion_record(registry, evidence, decided_at, why)
-        write_bytes(card, model_card(record).encode())
+        write_bytes(card, render_model_card(record, task).encode())
     return number
 
 # %% ../nbs/22b_challenger.ipynb #d8b3f3f8
@@ -228,10 +224,10 @@ def bootstrap(
 ) -> str:  # Number of the first champion
     "The first model: trained, its reference scored out of fold, promoted; again is harmless"
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
-    number = sync_registry(registry, lake, task.features)
+    number = sync_registry(registry, lake, task)
     if number:
         return number
-    past = known_by(past_rows(lake, task, until), until)
+    past = mature_by(past_rows(lake, task, until), until)
     p = out_of_fold_scores(policy.kind, past, 3, policy.seed)
     model = train_challenger(past, until, policy, workspace.cache)
     first = Challenger(model, past, reference_scores(past, p, task))
@@ -246,7 +242,7 @@ def bootstrap(
     day = task.calendar.day_of(until) - 1
     decision = make_decision(day, 'promote', 'bootstrap', evidence, task.calendar)
     insert_rows(lake, {'decisions': decision_rows([decision])})
-    sync_registry(registry, lake, task.features)
+    sync_registry(registry, lake, task)
     return evidence['number']
 
 # %% ../nbs/22b_challenger.ipynb #790dd2f6
@@ -331,20 +327,35 @@ def collect_evidence(
     )
 
 # %% ../nbs/22b_challenger.ipynb #7be49495
+def maturity_gates(
+    past: TrainingSet,  # Learnt from
+    begin: int,  # The minute at which its labels were taken
+    judging: TrainingSet,  # Neither model has learnt from it
+    now: int,  # The minute at which the labels that judge were taken
+) -> list[Gate]:
+    "Gates that ask whether both outcomes of every row had the time to become known"
+    return [
+        mature_labels('training', past, begin),
+        no_age_skew('training', past, begin),
+        mature_labels('judging', judging, now),
+        no_age_skew('judging', judging, now),
+    ]
+
+
 def data_gates(evidence: Evidence) -> list[Gate]:
     "Gates that ask what a challenger learnt from"
     model, past = evidence.challenger.model, evidence.challenger.past
     begin, now = evidence.holdout.begin, evidence.holdout.now
-    newest_label = evidence.holdout.rows.label_time.max()
+    judging = evidence.holdout.rows
+    newest_label = judging.label_time.max()
     served = evidence.served
     newest_event, max_age = evidence.newest_event, evidence.max_label_age
-    return [
-        same_features(model.names, evidence.features, served.names, served.version),
-        trained_before_judged(model.trained_until, begin),
-        no_leak(past, begin),
-        is_fresh('labels', newest_label, now, max_age),
-        is_fresh('events', newest_event, now, DAY),
-    ]
+    same = same_features(model.names, evidence.features, served.names, served.version)
+    honest = [trained_before_judged(model.trained_until, begin), no_leak(past, begin)]
+    mature = maturity_gates(past, begin, judging, now)
+    labels = is_fresh('labels', newest_label, now, max_age)
+    events = is_fresh('events', newest_event, now, DAY)
+    return [same, *honest, *mature, labels, events]
 
 # %% ../nbs/22b_challenger.ipynb #5262086c
 def quality_gates(
@@ -352,11 +363,14 @@ def quality_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask how good a challenger is, beside the champion"
-    return [
+    gates = [
         better_than_champion(comparison.auc_difference, policy.level),
         well_calibrated(comparison.y, comparison.challenger, comparison.champion),
-        no_slice_worse(comparison.slice_differences),
     ]
+    # a task may name no slices; one that does has some here, or the comparison was refused
+    if comparison.slice_differences.height:
+        gates.append(no_slice_worse(comparison.slice_differences))
+    return gates
 
 # %% ../nbs/22b_challenger.ipynb #20e3c4a3
 def serving_gates(
@@ -422,8 +436,8 @@ def run_challenge(
     end = now - label_days(workspace.task.calendar) * DAY
     begin = end - policy.block * DAY
     rows = past_rows(workspace.lake, workspace.task, end)
-    past = known_by(rows.take(rows.cutoff < begin), begin)
-    holdout = Holdout(known_by(rows.take(rows.cutoff >= begin), now), begin, now)
+    past = mature_by(rows, begin)
+    holdout = Holdout(mature_by(rows.take(rows.cutoff >= begin), now), begin, now)
     model = train_challenger(past, begin, policy, workspace.cache)
     check_predictor(model, holdout.rows.X[:100])
     challenger = Challenger(model, past, reference=pl.DataFrame())

@@ -141,9 +141,9 @@ def _get_features(
     data: DataFolder = None,
 ) -> Answer:
     "The vector of one entity of the last run, as the server would read it."
-    from mlref.features import compute_vectors
-    from mlref.online import LmdbStore
+    from mlref.lmdb_store import LmdbStore
     from mlref.task import load_task
+    from mlref.vectors import compute_vectors
 
     home = run_folder(None, data)
     about = load_task(task)
@@ -240,7 +240,7 @@ def _reshard_store(
     data: DataFolder = None,
 ) -> Answer:
     "Spread an online store over a number of files, while servers read on."
-    from mlref.online import LmdbStore, reshard
+    from mlref.lmdb_store import LmdbStore, reshard
 
     folder = store or run_folder(None, data) / 'online'
     new = not folder.exists()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HORIZON', 'DAY', 'Times', 'MlrefError', 'need_extra', 'parse_time', 'format_time', 'service_day', 'day_start',
            'Calendar', 'digest', 'file_digest', 'write_bytes', 'write_json', 'git_commit', 'describe_machine',
-           'TrainingSet', 'known_by', 'Predictor', 'check_predictor']
+           'TrainingSet', 'known_by', 'mature_by', 'split_early_stopping', 'Predictor', 'check_predictor']
 
 # %% ../nbs/01_core.ipynb #3d3d2d55
 import hashlib
@@ -265,6 +265,32 @@ def known_by(
 ) -> TrainingSet:  # Labelled rows whose label was known at `cutoff`
     "What could be learnt from at `cutoff`"
     return table.take((table.label_time >= 0) & (table.label_time <= cutoff) & ~np.isnan(table.y))
+
+# %% ../nbs/01_core.ipynb #ca1e0011
+def mature_by(
+    table: TrainingSet,  # Any table; its calendar says when every label is known
+    now: int,  # Minutes since 1970-01-01 UTC
+) -> TrainingSet:  # Labelled rows that are old enough, whichever way they turned out
+    "What may be learnt from or judged by at `now`, whatever the outcome of each row"
+    known = known_by(table, now)
+    return known.take(known.cutoff + known.calendar.label_delay <= now)
+
+# %% ../nbs/01_core.ipynb #ca1e0014
+def split_early_stopping(
+    past: TrainingSet,  # Rows mature at `end`
+    end: int,  # Minutes since 1970-01-01 UTC
+    days: int,  # Newest mature days to stop on
+) -> tuple[TrainingSet, TrainingSet]:  # To learn from; to stop on
+    "Mature rows in two parts by time; raises `MlrefError` when either would be empty"
+    edge = end - past.calendar.label_delay - days * DAY
+    learn = past.take(past.cutoff < edge)
+    stop = past.take(past.cutoff >= edge)
+    if not len(learn) or not len(stop):
+        raise MlrefError(
+            f'expected mature rows on both sides of {format_time(edge)}, got {len(learn)} and'
+            f' {len(stop)}; take more days or stop on fewer'
+        )
+    return learn, stop
 
 # %% ../nbs/01_core.ipynb #36f5faa2
 @runtime_checkable

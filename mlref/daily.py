@@ -9,7 +9,7 @@ __all__ = ['MAX_NULL_LEAK', 'day_requests', 'ScoredDay', 'prediction_rows', 'sco
 
 # %% ../nbs/22c_daily.ipynb #9fcac5f0
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ import polars as pl
 
 from mlref.calibration import (
     CALIBRATION_KEY,
-    CALIBRATION_WEEKS,
-    LABEL_DELAY,
+    CalibrationPolicy,
     apply_calibration,
     encode_calibrations,
     fit_calibration,
@@ -27,9 +26,9 @@ from .checks import CheckResult, check_leaking_nulls
 from .client import Client
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
-from .features import compute_vectors
 from .ingest import check_tables, next_offset
 from .lake import Lake
+from .lmdb_store import LmdbStore
 from .log import LocalLog
 from mlref.monitor import (
     Measurement,
@@ -39,9 +38,9 @@ from mlref.monitor import (
     monitored_columns,
     realized_day,
 )
-from .online import LmdbStore
 from .records import KEEP_MINUTES
 from .task import Task
+from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
 
 # %% ../nbs/22c_daily.ipynb #c1c1cdce
@@ -166,15 +165,15 @@ def fit_daily_calibration(
 ) -> pl.DataFrame | None:  # A row of the calibrations table; None without labels of both outcomes
     "The calibration of a day, from what was known when it began"
     now = task.calendar.day_start(day)
-    until = now - LABEL_DELAY
-    since = until - CALIBRATION_WEEKS * 7 * DAY
+    policy = CalibrationPolicy(replace(task.calendar, label_delay=DAY))
+    since, until = policy.window(now)
     known = labelled_predictions(lake, task, since, until, now)
     if known['y'].n_unique() < 2:
         return None
     p, y, cutoff, label_time = (
         known[name].to_numpy() for name in ('p', 'y', 'cutoff', 'label_time')
     )
-    fitted = fit_calibration(p, y, cutoff, label_time, now)
+    fitted = fit_calibration(p, y, cutoff, label_time, now, policy)
     return pl.DataFrame({'day': day, 'fitted_at': now, **asdict(fitted), 'digest': fitted.digest})
 
 # %% ../nbs/22c_daily.ipynb #75a87914
@@ -213,7 +212,7 @@ def calibrated_answers(
     "What a server must say besides the scores"
     if fitted is None:
         return [None] * len(p), None
-    calibrated = apply_calibration(p, fitted['a'][0], fitted['b'][0])
+    calibrated = apply_calibration(p, fitted['shift'][0], fitted['slope'][0])
     return calibrated.tolist(), fitted['digest'][0]
 
 # %% ../nbs/22c_daily.ipynb #dbf5589b
@@ -277,7 +276,7 @@ def calibration_effect(
     calendar: Calendar,
 ) -> pl.DataFrame:  # Rows of the metrics table; none without a calibration
     "Log-loss and gap of a labelled day, before and after its calibration"
-    calibration = lake.sql('select a, b from calibrations where day = ?', day)
+    calibration = lake.sql('select shift, slope from calibrations where day = ?', day)
     if not known.height or not calibration.height:
         return metric_rows([], measured_at=0, version='', n=0, day=day)
     p = known['p'].to_numpy()

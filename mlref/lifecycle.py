@@ -163,7 +163,7 @@ def run_day(
     "One scoring day from delivery to decision; commits it"
     task, lake = workspace.task, workspace.lake
     end = task.calendar.day_start(day + 1)
-    sync_registry(workspace.registry, lake, workspace.task.features)
+    sync_registry(workspace.registry, lake, workspace.task)
     model = load_champion(workspace.registry, features=workspace.task.features)
     deliver_events(workspace, events, end)
     scored, tables = serve_day(workspace, model, day, client)
@@ -175,7 +175,7 @@ def run_day(
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
     tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}
     insert_rows(lake, tables)
-    sync_registry(workspace.registry, lake, workspace.task.features)
+    sync_registry(workspace.registry, lake, workspace.task)
     return decisions
 
 # %% ../nbs/22d_lifecycle.ipynb #39dd2c77

@@ -26,13 +26,12 @@ class ServerMetrics:
         self.collected = own = CollectorRegistry()
         answer = ('model', 'route', 'status')
         route = ('model', 'route')
-        value = ('model', 'history', 'status')
+        value = ('model', 'view', 'status')
         self.requests = Counter('mlref_requests', 'Requests answered', answer, registry=own)
         self.seconds = Histogram(
             'mlref_request_seconds', 'Time to the answer', route, buckets=BUCKETS, registry=own
         )
         self.entities = Counter('mlref_entities', 'Entities scored', route, registry=own)
-        # of the first entity of each request only: it costs a read
         self.values = Counter('mlref_values', 'Last values read', value, registry=own)
         self.version = Gauge(
             'mlref_model_info', 'The version that answers', ('model', 'version'), registry=own
@@ -52,12 +51,12 @@ class ServerMetrics:
 
     def count_values(
         self,
-        history: str,  # e.g. 'weather/origin'
+        view: str,  # Feature view of last values, e.g. 'weather'
         status: str,  # 'present', 'missing' or 'expired'
         n: int,  # Values
     ) -> None:
         "Count what a store had"
-        self.values.labels(self.model, history, status).inc(n)
+        self.values.labels(self.model, view, status).inc(n)
 
     def show_version(self, version: str) -> None:
         "Only this version of the model answers from now on"

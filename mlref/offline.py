@@ -18,16 +18,9 @@ import numpy as np
 import polars as pl
 
 from .core import MlrefError
-from mlref.features import (
-    Entity,
-    FeatureSet,
-    FeatureView,
-    Reader,
-    Source,
-    compute_vectors,
-    key_series,
-    read_source,
-)
+from .features import Entity, FeatureSet, FeatureView, Source, read_source
+from .keys import key_series
+from .vectors import EXPIRED, MISSING, PRESENT, STATUS_NAMES, Reader, compute_vectors
 
 # %% ../nbs/07_offline.ipynb #6295b721
 _SPAN = 10**9  # more minutes than any time here
@@ -85,21 +78,21 @@ class History:
         self.frame = frame
         self.rows = kept[order]  # where each row stands in the frame
         self.at = code[order] * _SPAN + known[order]
-        if source.newest:
+        if source.kind == 'last':
             self.rows = _settle_ties(self)
         self.begin = np.searchsorted(self.at, np.arange(len(numbers) + 1) * _SPAN)  # of each key
 
     @cached_property
     def values(self) -> list[np.ndarray]:
         "The values of the source, row by row"
-        dtype = np.float64 if self.source.newest else np.int64
+        dtype = np.float64 if self.source.kind == 'last' else np.int64
         columns = [self.frame[name].to_numpy() for name in self.source.values]
         return [column[self.rows].astype(dtype) for column in columns]
 
     @cached_property
     def state(self) -> np.ndarray:
         "What is known after so many rows: (1 + rows, 1 + values)"
-        return _last_rows(self) if self.source.newest else _running_sums(self)
+        return _last_rows(self) if self.source.kind == 'last' else _running_sums(self)
 
     def find(self, code: np.ndarray, t: np.ndarray) -> np.ndarray:
         "How many rows lie before the end of minute t; `begin` of the key when there are none"
@@ -277,9 +270,8 @@ class OfflineReader(Histories, Reader):
         return asked.code, asked.order
 
 # %% ../nbs/07_offline.ipynb #fcdd39e5
-STATUS = pl.Enum(['present', 'expired', 'missing'])
+STATUS = pl.Enum(STATUS_NAMES)
 _STATES = pl.Series(STATUS.categories, dtype=STATUS)
-_PRESENT, _EXPIRED, _MISSING = range(3)  # places in STATUS
 _NO_TTL = 2**40  # minutes
 
 
@@ -326,7 +318,7 @@ def _last_values(
         if column.dtype.is_float():
             column = column.fill_nan(None)
         columns.append(column.alias(f'{view.name}_{stat}'))
-    state = np.where(present, _PRESENT, np.where(known, _EXPIRED, _MISSING)).astype(np.uint8)
+    state = np.where(present, PRESENT, np.where(known, EXPIRED, MISSING)).astype(np.uint8)
     return [*columns, _STATES.gather(state).alias(f'{view.name}_status')]
 
 # %% ../nbs/07_offline.ipynb #6a0e6d15
@@ -343,7 +335,7 @@ def _window_values(
 ) -> list[pl.Series]:
     if not views:
         return []
-    features = FeatureSet('join', views)
+    features = FeatureSet(name='join', views=views)
     vectors = compute_vectors(reader, requests, features)
     return [pl.Series(name, column) for name, column in zip(features.names, vectors.T, strict=True)]
 

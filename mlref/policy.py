@@ -78,7 +78,8 @@ class RetrainPolicy:
     def min_history(self, calendar: Calendar) -> int:  # Minutes
         "How long labels must have been collected before a challenger can be trained and judged"
         days_to_learn = 7
-        return calendar.label_delay + (self.block + self.stop + days_to_learn) * DAY
+        # labels must mature twice: before the days that judge, and after them
+        return 2 * calendar.label_delay + (self.block + self.stop + days_to_learn) * DAY
 
 # %% ../nbs/22a_policy.ipynb #92913620
 def retrain_reason(

@@ -254,8 +254,8 @@ def record_layouts(features: FeatureSet) -> Iterable[RecordLayout]:
         yield RecordLayout(
             f'{s}/{e}',
             tuple(source.values),
-            source.newest,
+            source.kind == 'last',
             max(keep, 1),
             digest([source.version, list(entity.keys)])[:16],
-            max(ttls) if source.newest and all(ttls) else None,
+            max(ttls) if source.kind == 'last' and all(ttls) else None,
         )

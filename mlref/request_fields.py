@@ -17,6 +17,7 @@ import polars as pl
 
 from .core import MlrefError
 from .protocols import RequestError
+from .read_plan import make_plan
 from .schema import ColumnType
 from .task import Task
 
@@ -79,7 +80,7 @@ def _json_type(name: str, dtype: ColumnType) -> str:
 
 def request_fields(task: Task) -> tuple[RequestField, ...]:  # In the order of the schema
     "What a client must say of an entity; raises `MlrefError` for a type that JSON cannot say"
-    needed = {task.schema.entity_id, task.request_time, *task.features.plan.columns}
+    needed = {task.schema.entity_id, task.request_time, *make_plan(task.features).columns}
     times = {'event_time', 'known_time', task.request_time}
     return tuple(
         RequestField(

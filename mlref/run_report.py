@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_BY_CHAMPION', 'LOST_MESSAGES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'MARKS', 'LABELS', 'Count',
            'data_counts', 'prediction_counts', 'decision_counts', 'RunNumber', 'calibrate_by_day', 'score_numbers',
-           'summarize_run', 'table_digests', 'worst_inputs', 'plot_run']
+           'summarize_run', 'table_digests', 'worst_inputs', 'label_decision', 'plot_run']
 
 # %% ../nbs/22e_run_report.ipynb #117aef62
 from dataclasses import dataclass, replace
@@ -126,10 +126,10 @@ def calibrate_by_day(
     lake: Lake,
 ) -> np.ndarray:
     "Scores moved by the calibration of their day; as they are on days without one"
-    fitted = lake.sql('select day, a, b from calibrations')
+    fitted = lake.sql('select day, shift, slope from calibrations')
     rows = pl.DataFrame({'day': day}).join(fitted, on='day', how='left', maintain_order='left')
-    shift = rows['a'].fill_null(0.0).to_numpy()
-    slope = rows['b'].fill_null(1.0).to_numpy()
+    shift = rows['shift'].fill_null(0.0).to_numpy()
+    slope = rows['slope'].fill_null(1.0).to_numpy()
     return apply_calibration(p, shift, slope)
 
 
@@ -188,7 +188,11 @@ def table_digests(
 
 # %% ../nbs/22e_run_report.ipynb #84b34daf
 BLUE, ORANGE, GREEN, RED, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#666666'
-MARKS = {'alarm': (ORANGE, ':'), 'refuse': (RED, '--'), 'promote': (GREEN, '-')}
+MARKS = {
+    'alarm': (ORANGE, '-.', 'alarm'),
+    'refuse': (RED, '--', 'challenger refused'),
+    'promote': (GREEN, '-', 'model promoted'),
+}
 LABELS = {
     'auc': 'AUC, realised',
     'auc_estimated': 'AUC, estimated without labels',
@@ -205,6 +209,19 @@ def worst_inputs(
     out = missing.group_by('name').agg((pl.col('value') > pl.col('high')).sum().alias('days'))
     return out.sort('days', 'name', descending=[True, False])['name'].head(n).to_list()
 
+
+def label_decision(
+    action: str,  # Of the decisions table
+    why: str,
+) -> str:
+    "A decision and its reason in a few words"
+    if action == 'alarm':
+        first, *others = why.split(', ')
+        return f'alarm: {first} and {len(others)} more' if others else f'alarm: {first}'
+    if action == 'refuse':
+        return f'refused: failed {why.split(":")[0]}'
+    return 'first model' if why == 'bootstrap' else 'promoted'
+
 # %% ../nbs/22e_run_report.ipynb #74b1757d
 def _to_date(day: Any) -> np.ndarray:
     return np.asarray(day, 'datetime64[D]')
@@ -214,17 +231,28 @@ def _plot_measure(axes: Any, metrics: pl.DataFrame, name: str, colour: str) -> N
     rows = metrics.filter(pl.col('name') == name).sort('day')
     day = _to_date(rows['day'].to_numpy())
     smooth = rows['value'].fill_nan(None).rolling_mean(14, min_samples=3)
-    axes.plot(day, rows['value'], '.', ms=3, color=colour, alpha=0.5)
+    axes.plot(day, rows['value'], '.', ms=3, color=colour, alpha=0.6)
     axes.plot(day, smooth, color=colour, label=LABELS.get(name, name))
     for limit in ('low', 'high'):
-        axes.plot(day, rows[limit], color=colour, lw=0.7, ls=':')
+        axes.plot(day, rows[limit], color=colour, lw=0.9, ls=(0, (1, 2)))
 
 
 def _mark_decisions(axes: Any, decisions: pl.DataFrame) -> None:
     for at, action in decisions.select('decided_at', 'action').iter_rows():
         if action in MARKS:
-            colour, dashes = MARKS[action]
-            axes.axvline(np.datetime64(at, 'm'), color=colour, ls=dashes, lw=1)
+            colour, dashes, _ = MARKS[action]
+            axes.axvline(np.datetime64(at, 'm'), color=colour, ls=dashes, lw=1.2)
+
+# %% ../nbs/22e_run_report.ipynb #74b1757e
+def _name_decisions(axes: Any, decisions: pl.DataFrame) -> None:
+    style = {'rotation': 35, 'rotation_mode': 'anchor', 'fontsize': 6.5, 'linespacing': 1}
+    place = axes.get_xaxis_transform()
+    evenings: dict[int, list[str]] = {}  # those of one evening under one another
+    for at, action, why in decisions.select('decided_at', 'action', 'why').iter_rows():
+        if action in MARKS:
+            evenings.setdefault(at, []).append(label_decision(action, why))
+    for at, texts in evenings.items():
+        axes.text(np.datetime64(at, 'm'), 1.02, '\n'.join(texts), transform=place, **style)
 
 # %% ../nbs/22e_run_report.ipynb #e32799dd
 def _plot_models(axes: Any, metrics: pl.DataFrame) -> None:
@@ -236,6 +264,19 @@ def _plot_models(axes: Any, metrics: pl.DataFrame) -> None:
         axes.text(begin, 0.5, f' {version[:6]}', va='center', fontsize=7, clip_on=True)
     axes.set(yticks=[], ylabel='model')
 
+
+def _explain_marks(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=GREY, marker='.', ls='', label='one day'),
+        Line2D([], [], color=GREY, label='mean of two weeks'),
+        Line2D([], [], color=GREY, ls=(0, (1, 2)), label='limit learnt from earlier days'),
+    ]
+    for colour, dashes, text in MARKS.values():
+        handles.append(Line2D([], [], color=colour, ls=dashes, label=text))
+    figure.legend(handles=handles, loc='outside lower center', ncols=6, fontsize=7)
+
 # %% ../nbs/22e_run_report.ipynb #7f7e19e5
 def plot_run(
     metrics: pl.DataFrame,  # Rows of the metrics table
@@ -245,20 +286,24 @@ def plot_run(
     import matplotlib.pyplot as plt
     from matplotlib.dates import ConciseDateFormatter
 
-    groups = {'AUC': ('auc', 'auc_estimated'), 'gap': ('gap',), 'missing': worst_inputs(metrics)}
-    heights = {'height_ratios': [3, 3, 3, 0.5]}
+    groups = {
+        'AUC (.5 is chance)': ('auc', 'auc_estimated'),
+        'gap (0 is right)': ('gap',),
+        'share missing': worst_inputs(metrics),
+    }
+    heights = {'height_ratios': [3, 3, 2, 0.5]}
     figure, axes = plt.subplots(
-        4, 1, figsize=(9, 6.4), sharex=True, layout='constrained', gridspec_kw=heights
+        4, 1, figsize=(9.5, 7), sharex=True, layout='constrained', gridspec_kw=heights
     )
     for ax, (label, names) in zip(axes, groups.items(), strict=False):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
             _plot_measure(ax, metrics, name, colour)
         _mark_decisions(ax, decisions)
         ax.set_ylabel(label)
-    for action, (colour, dashes) in MARKS.items():
-        axes[0].plot([], [], color=colour, ls=dashes, label=action)
-    for ax in axes[:3]:
-        ax.legend(loc='lower left', fontsize=7, ncols=5)
+        ax.legend(loc='lower left', fontsize=7, ncols=2)
+    axes[1].axhline(0, color=GREY, lw=0.6)
+    _name_decisions(axes[0], decisions)
     _plot_models(axes[3], metrics)
+    _explain_marks(figure)
     axes[3].xaxis.set_major_formatter(ConciseDateFormatter(axes[3].xaxis.get_major_locator()))
     return figure

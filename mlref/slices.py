@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .core import DAY, Calendar, MlrefError, Predictor, TrainingSet, format_time, known_by
+from mlref.core import (
+    Calendar,
+    MlrefError,
+    Predictor,
+    TrainingSet,
+    format_time,
+    mature_by,
+    split_early_stopping,
+)
 from mlref.evaluate import (
     DayDraws,
     Estimate,
@@ -259,15 +267,12 @@ def _origin_split(
     end: int,
     stop_days: int,
 ) -> tuple[TrainingSet, TrainingSet, TrainingSet]:  # To learn from, to stop on, to test on
-    edge = begin - stop_days * DAY
-    past = known_by(rows.take(rows.cutoff < edge), edge)
-    stop = known_by(rows.take((rows.cutoff >= edge) & (rows.cutoff < begin)), begin)
+    past, stop = split_early_stopping(mature_by(rows, begin), begin, stop_days)
     test = rows.take((rows.cutoff >= begin) & (rows.cutoff < end) & ~np.isnan(rows.y))
-    if not len(past) or not len(stop) or not len(test):
+    if not len(test):
         raise MlrefError(
-            'expected labelled rows to learn from, to stop on and to test from'
-            f' {format_time(begin)} to {format_time(end)}, got {len(past)}, {len(stop)} and'
-            f' {len(test)}; choose stretches that have some'
+            f'expected labelled rows to test from {format_time(begin)} to {format_time(end)}, got'
+            ' none; choose a stretch that has some'
         )
     return past, stop, test
 

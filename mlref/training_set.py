@@ -15,10 +15,10 @@ import polars as pl
 
 # %% ../nbs/07b_training_set.ipynb #f1ab2582
 from .core import MlrefError, TrainingSet
-from .features import Reader, compute_vectors
 from .offline import OfflineReader
 from .schema import EVENT_COLUMNS, EventSchema
 from .task import Task, select_requests
+from .vectors import Reader, compute_vectors
 
 # %% ../nbs/07b_training_set.ipynb #f2616ee8
 def _labels(
@@ -70,7 +70,7 @@ def training_set(
     labels = _labels(events, task, requests)
     categorical = [name for name in task.features.names if name in task.features.categories]
     ids = requests[task.schema.entity_id].to_numpy().astype(str)
-    cutoff = requests[task.request_time].to_numpy() - task.calendar.horizon
+    cutoff = requests['cutoff'].to_numpy()
     y = labels['y'].cast(pl.Float32).to_numpy()
     label_time = labels['label_time'].cast(pl.Int64).fill_null(-1).to_numpy()
     return TrainingSet(

@@ -17,9 +17,9 @@ from .core import Calendar, MlrefError, write_bytes
 from .events import encode_events
 from .ingest import ingest
 from .lake import Lake
+from .lmdb_store import LmdbStore
 from .log import LocalLog
 from .monitor import METRICS, Monitor
-from .online import LmdbStore
 from .registry import Registry, local_uri
 from .schema import TableSchema
 from .stream import apply_log

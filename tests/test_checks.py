@@ -74,6 +74,7 @@ def test_what_only_looks_out_of_shape_is_not():
         'self.x = 1',
         '%time x = 1',
         'x = [y for y in t]',
+        'n: int = 1  # a parameter\n' * 11,
     ]
     assert rules(*map(code, fine)) == []
 

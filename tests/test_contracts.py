@@ -25,8 +25,8 @@ from mlref.flights.task import flights_task
 from mlref.ingest import ingest, next_offset, release
 from mlref.lake import Lake, events_as_of
 from mlref.lifecycle import Stretch, run_days
+from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
-from mlref.online import LmdbStore
 from mlref.policy import RetrainPolicy
 from mlref.stream import apply_log
 from mlref.workspace import Workspace, deliver_events

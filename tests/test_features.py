@@ -132,10 +132,11 @@ import numpy as np
 import polars as pl
 
 from mlref.events import decode_events
-from mlref.features import compute_vectors
+from mlref.vectors import compute_vectors
 from mlref.flights.task import flights_task
 from mlref.log import LocalLog
-from mlref.online import LmdbStore, apply_events
+from mlref.lmdb_store import LmdbStore
+from mlref.materialize import apply_events
 
 task = flights_task()
 folder, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

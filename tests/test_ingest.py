@@ -23,6 +23,7 @@ from mlref.core import MlrefError, digest, parse_time
 from mlref.events import corrupt_messages, disturb_delivery, encode_events, events_between
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
+from mlref.flights.task import flights_task
 from mlref.ingest import ingest, next_offset
 from mlref.lake import Lake, events_as_of
 from mlref.log import LocalLog, check_log, send_events

@@ -18,13 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mlref.core import DAY, HORIZON, MlrefError, parse_time
 from mlref.events import disturb_delivery, encode_events, events_between
-from mlref.features import compute_vectors
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
 from mlref.flights.features import FLIGHTS, static
+from mlref.lmdb_store import LmdbStore, reshard
 from mlref.log import LocalLog
-from mlref.online import MAX_LATENESS, LmdbStore, reshard
-from mlref.stream import apply_log, list_records
+from mlref.materialize import list_records
+from mlref.stream import MAX_LATENESS, apply_log
+from mlref.vectors import compute_vectors
 
 RAW = raw_folder()
 ST = static(read_raw(RAW, 'airports'), read_raw(RAW, 'planes'))
@@ -37,7 +38,7 @@ from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw
 from mlref.flights.features import FLIGHTS, static
 from mlref.log import LocalLog
-from mlref.online import LmdbStore
+from mlref.lmdb_store import LmdbStore
 from mlref.stream import apply_log
 raw = raw_folder(); st = static(read_raw(raw, 'airports'), read_raw(raw, 'planes')); at = Path(sys.argv[1]); print('ready', flush=True)
 print(apply_log(LmdbStore(at/'store', FLIGHTS), LocalLog(at/'log', readonly=True), 'flights', FLIGHT_SCHEMA, flight_rules(list(st.airports)), 50))

@@ -17,20 +17,20 @@ from mlref.features import (
     FeatureSet,
     FeatureView,
     OnDemand,
-    Reader,
     Source,
-    compute_vectors,
     from_table,
-    key_text,
     lookup_feature,
     read_source,
     to_minutes,
     with_squares,
 )
 from mlref.flights.features import FLIGHTS, local_time
+from mlref.keys import key_text
+from mlref.lmdb_store import LmdbStore
+from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
-from mlref.online import LmdbStore, apply_events
 from mlref.records import record_layouts
+from mlref.vectors import Reader, compute_vectors
 from mlref.versions import canonical_code
 
 MANY = settings(
@@ -40,13 +40,14 @@ MANY = settings(
     derandomize=True,
 )
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-SHOP, ALL = Entity('shop', ('city', 'no')), Entity('all', ())
+SHOP, ALL = Entity(name='shop', keys=('city', 'no')), Entity(name='all', keys=())
 TABLE = {'at': pl.Int64, 'city': pl.String, 'no': pl.Int64, 'x': pl.Int64}
 STATS = ('count', 'rate', 'sum:x', 'mean:x', 'std:x', 'min:x', 'max:x', 'distinct:x')
 
 
-def source(newest=False):
-    return from_table('sale', 'at', ('city', 'no'), {'x': 'cent'}, newest, () if newest else ('x',))
+def source(kind='aggregate'):
+    made = from_table('sale', known='at', keys=('city', 'no'), values={'x': 'cent'}, kind=kind)
+    return made if kind == 'last' else with_squares(made, 'x')
 
 
 cities, numbers = st.sampled_from(['a', 'a|', '|', '\\', None]), st.sampled_from([1, 2, None])
@@ -86,8 +87,13 @@ def slow(stat, x, w):
 @given(sales, asks, st.integers(1, 40), st.integers(-10, 10))
 def test_every_statistic_of_every_window_equals_the_oracle(rows, q, w, ahead):
     table, req = both(rows, q)
-    views = [FeatureView(e.name, e, source(), STATS, (w, 2 * w), ahead) for e in (SHOP, ALL)]
-    fs = FeatureSet('s', tuple(views))
+    views = [
+        FeatureView(
+            name=e.name, entity=e, source=source(), stats=STATS, windows=(w, 2 * w), ahead=ahead
+        )
+        for e in (SHOP, ALL)
+    ]
+    fs = FeatureSet(name='s', views=tuple(views))
     X = compute_vectors(OfflineReader(pl.DataFrame(), {'sale': table}), req, fs)
     for i, (T, city, no) in enumerate(q):
         want = []
@@ -118,7 +124,10 @@ def test_the_oracle_sees_a_window_that_is_one_minute_off():
             return super().span(s, e, keys, lo - 1, hi - 1)
 
     table, req = both([(100, 'a', 1, 5)], [(100, 'a', 1)])
-    fs = FeatureSet('s', (FeatureView('v', SHOP, source(), STATS, (10,)),))
+    fs = FeatureSet(
+        name='s',
+        views=(FeatureView(name='v', entity=SHOP, source=source(), stats=STATS, windows=(10,)),),
+    )
     assert (
         compute_vectors(OfflineReader(table, {'sale': table}), req, fs)[0]
         != compute_vectors(Off(table, {'sale': table}), req, fs)[0]
@@ -131,8 +140,10 @@ def test_the_oracle_sees_a_window_that_is_one_minute_off():
 @given(sales, asks, st.sampled_from([None, 1, 5, 30]), st.integers(-10, 10))
 def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ahead):
     table, req = both(rows, q)
-    s = source(True)
-    v = FeatureView('last', SHOP, s, ('x', 'age'), (), ahead, ttl)
+    s = source('last')
+    v = FeatureView(
+        name='last', entity=SHOP, source=s, stats=('x', 'age'), windows=(), ahead=ahead, ttl=ttl
+    )
     got = point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table})
     assert got.select('cutoff', 'city', 'no').equals(req)  # every request once, in order
     for (T, city, no), (x, age, status) in zip(
@@ -153,7 +164,9 @@ def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ah
         )
     assert point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table}, 'duckdb').equals(got)
     np.testing.assert_array_equal(
-        compute_vectors(OfflineReader(pl.DataFrame(), {'sale': table}), req, FeatureSet('l', (v,))),
+        compute_vectors(
+            OfflineReader(pl.DataFrame(), {'sale': table}), req, FeatureSet(name='l', views=(v,))
+        ),
         got.select(pl.col('last_x', 'last_age').cast(pl.Float32)).to_numpy().reshape(-1, 2),
     )
 
@@ -183,21 +196,21 @@ def test_keys_of_any_type():
         pl.Series(['x', 'y'], dtype=pl.Categorical),
         pl.Series(['x', 'y'], dtype=pl.Enum(['x', 'y'])),
     ):
-        e = Entity('e', ('k',))
+        e = Entity(name='e', keys=('k',))
         table = pl.DataFrame({'k': c, 'at': [10, 20], 'x': [1, 2]})
-        s = from_table('t', 'at', ('k',), {'x': 'm'})
+        s = from_table('t', known='at', keys=('k',), values={'x': 'm'})
         got = point_in_time_join(
             pl.DataFrame({'k': c.reverse(), 'cutoff': [30, 30]}),
-            (FeatureView('v', e, s, ('x',)),),
+            (FeatureView(name='v', entity=e, source=s, stats=('x',)),),
             table,
         )
         assert got['v_x'].to_list() == [2, 1], c.dtype
     with pytest.raises(MlrefError, match='take it apart'):
-        key_text(pl.DataFrame({'k': [[1]]}), Entity('e', ('k',)))
+        key_text(pl.DataFrame({'k': [[1]]}), Entity(name='e', keys=('k',)))
 
 
 VIEW = lambda **k: FeatureView(
-    **{'name': 'v', 'entity': SHOP, 'source': source(True), 'stats': ('x',), **k}
+    **{'name': 'v', 'entity': SHOP, 'source': source('last'), 'stats': ('x',), **k}
 )
 
 
@@ -213,15 +226,17 @@ def one(**cols):
         (lambda: VIEW(ttl=1.5), 'ttl'),
         (lambda: VIEW(stats=('y',)), 'among x, age'),
         (lambda: VIEW(stats=('mean:x',)), 'windows'),
-        (lambda: VIEW(stats=('mean:x',), windows=(60,)), 'newest=False'),
-        (lambda: VIEW(source=source(), stats=('x',)), 'newest=True'),
+        (lambda: VIEW(stats=('mean:x',), windows=(60,)), "kind='aggregate'"),
+        (lambda: VIEW(source=source(), stats=('x',)), "kind='last'"),
         (lambda: VIEW(source=source(), stats=('median:x',), windows=(60,)), 'median'),
         (lambda: VIEW(source=source(), stats=('mean:y',), windows=(60,)), "got 'y'"),
         (lambda: VIEW(source=source(), stats=('min:x',), windows=(0,)), 'begins somewhere'),
         (lambda: VIEW(source=source(), stats=('mean:x',), windows=(-60,)), 'whole minutes'),
         (
             lambda: VIEW(
-                source=from_table('s', 'at', (), {'x': 'm'}, False), stats=('std:x',), windows=(60,)
+                source=from_table('s', known='at', keys=(), values={'x': 'm'}, kind='aggregate'),
+                stats=('std:x',),
+                windows=(60,),
             ),
             'with_squares',
         ),
@@ -230,10 +245,16 @@ def one(**cols):
             'forgets by itself',
         ),
         (lambda: with_squares(source(), 'y'), "got 'y'"),
-        (lambda: FeatureSet('f', (VIEW(), VIEW())), 'twice'),
-        (lambda: FeatureSet('f', (VIEW(),), only=('z',)), 'found none'),
+        (lambda: FeatureSet(name='f', views=(VIEW(), VIEW())), 'twice'),
+        (lambda: FeatureSet(name='f', views=(VIEW(),), only=('z',)), 'found none'),
         (
-            lambda: FeatureSet('f', (VIEW(),), (OnDemand('o', ('p',), lambda r, x, s: x, ('q',)),)),
+            lambda: FeatureSet(
+                name='f',
+                views=(VIEW(),),
+                on_demand=(
+                    OnDemand(name='o', outputs=('p',), make=lambda r, x, s: x, inputs=('q',)),
+                ),
+            ),
             'column q',
         ),
     ],
@@ -246,18 +267,18 @@ def test_a_definition_that_cannot_work_says_so(make, words):
 def test_a_table_that_cannot_be_trusted_says_so():
     ok = frame([(100, 'a', 1, 5)], TABLE)
 
-    def bad(table, words, newest=False, req=one()):
+    def bad(table, words, kind='aggregate', req=one()):
         with pytest.raises(MlrefError, match=words):
             compute_vectors(
                 OfflineReader(table),
                 req,
                 FeatureSet(
-                    'f',
-                    (
+                    name='f',
+                    views=(
                         VIEW(
-                            source=source(newest),
-                            stats=('x',) if newest else ('mean:x',),
-                            windows=() if newest else (60,),
+                            source=source(kind),
+                            stats=('x',) if kind == 'last' else ('mean:x',),
+                            windows=() if kind == 'last' else (60,),
                         ),
                     ),
                 ),
@@ -274,14 +295,21 @@ def test_a_table_that_cannot_be_trusted_says_so():
     bad(ok.with_columns(x=pl.lit('5')), 'as numbers|conversion|cast')
     bad(ok.with_columns(x=pl.lit(2**40)), '2..62')
     bad(ok.with_columns(x=pl.lit(-(2**40))), '2..62')
-    bad(ok.with_columns(x=pl.lit('5')), 'as numbers', True)
+    bad(ok.with_columns(x=pl.lit('5')), 'as numbers', 'last')
     bad(ok, 'column cutoff', req=one().drop('cutoff'))
     bad(ok, 'column city', req=one().drop('city'))
     bad(ok, 'int64', req=one(cutoff=pl.Series([None], dtype=pl.Int64)))
-    lost = Source('sale', {'x': 'm'}, lambda e: e.select('city', 'no', 'x'), True)
+    lost = Source(
+        name='sale', values={'x': 'm'}, rows=lambda e: e.select('city', 'no', 'x'), kind='last'
+    )
     with pytest.raises(MlrefError, match='guards against a leak'):
         point_in_time_join(one(), (VIEW(source=lost),), ok)
-    shuffled = Source('sale', {'x': 'm'}, lambda e: e.select('city', 'no', 'x', t='at'), True)
+    shuffled = Source(
+        name='sale',
+        values={'x': 'm'},
+        rows=lambda e: e.select('city', 'no', 'x', t='at'),
+        kind='last',
+    )
     with pytest.raises(MlrefError, match='sorted by t'):
         point_in_time_join(
             one(),
@@ -334,7 +362,7 @@ def test_no_rows_one_row_nobody_and_twins():
     assert point_in_time_join(
         nobody, (v,), pl.concat([ok, ok.with_columns(city=pl.lit(None, pl.String))])
     )['v_status'].to_list() == ['missing']
-    fs = FeatureSet('f', (VIEW(source=source(), stats=STATS, windows=(60,)),))
+    fs = FeatureSet(name='f', views=(VIEW(source=source(), stats=STATS, windows=(60,)),))
     assert compute_vectors(OfflineReader(ok), one().head(0), fs).shape == (0, 8)
     assert (
         compute_vectors(OfflineReader(none), one(), fs)[0, :3].tolist() == [0, 0, 0]
@@ -393,11 +421,24 @@ def test_versions_follow_definitions_and_nothing_else():
         replace(v, ahead=1),
         replace(v, stats=('count',)),
         replace(v, entity=ALL),
-        replace(v, source=from_table('sale', 'at', ('city', 'no'), {'x': 'euro'}, False, ('x',))),
-        replace(v, source=from_table('sale', 'no', ('city', 'no'), {'x': 'cent'}, False, ('x',))),
+        replace(
+            v,
+            source=from_table(
+                'sale', known='at', keys=('city', 'no'), values={'x': 'euro'}, kind='aggregate'
+            ),
+        ),
+        replace(
+            v,
+            source=from_table(
+                'sale', known='no', keys=('city', 'no'), values={'x': 'cent'}, kind='aggregate'
+            ),
+        ),
     ]
     assert len({v.version, *(o.version for o in others)}) == 7
-    a, b = FeatureSet('f', (v,)), FeatureSet('f', (replace(v, windows=(30,)),))
+    a, b = (
+        FeatureSet(name='f', views=(v,)),
+        FeatureSet(name='f', views=(replace(v, windows=(30,)),)),
+    )
     # both versions, side by side
     table = frame([(50, 'a', 1, 5), (90, 'a', 1, 9)], TABLE)
     reader = OfflineReader(table)
@@ -425,12 +466,14 @@ def test_a_version_follows_the_constants_that_its_code_reads():
 
 
 def test_lookups_and_formulas():
-    size = lookup_feature('city', 'city', 'sizes', ('people',))
-    twice = OnDemand('twice', ('v_x2',), lambda req, x, static: [2 * x[0]], ('v_x',))
+    size = lookup_feature('city', key='city', table='sizes', values=('people',))
+    twice = OnDemand(
+        name='twice', outputs=('v_x2',), make=lambda req, x, static: [2 * x[0]], inputs=('v_x',)
+    )
     X = compute_vectors(
         OfflineReader(frame([(100, 'a', 1, 5)], TABLE)),
         one(),
-        FeatureSet('f', (VIEW(),), (size, twice)),
+        FeatureSet(name='f', views=(VIEW(),), on_demand=(size, twice)),
         SimpleNamespace(sizes={'a': (9,)}),
     )
     assert X.tolist() == [[5, 9, 10]]
@@ -442,7 +485,7 @@ def test_a_deviation_of_large_numbers_is_exact():
         compute_vectors(
             OfflineReader(table),
             one(),
-            FeatureSet('f', (VIEW(source=source(), stats=('std:x',), windows=(60,)),)),
+            FeatureSet(name='f', views=(VIEW(source=source(), stats=('std:x',), windows=(60,)),)),
         )[0, 0]
         == 0.5
     )
@@ -452,10 +495,17 @@ def test_a_deviation_of_large_numbers_is_exact():
 def test_ten_million_keys():
     n = 10**7
     table = pl.DataFrame({'k': np.arange(n), 'at': np.arange(n) % 1000, 'x': np.arange(n)})
-    e = Entity('k', ('k',))
+    e = Entity(name='k', keys=('k',))
     got = point_in_time_join(
         pl.DataFrame({'k': np.arange(0, n, 97), 'cutoff': np.full(-(-n // 97), 1000)}),
-        (FeatureView('v', e, from_table('t', 'at', ('k',), {'x': 'm'}), ('x',)),),
+        (
+            FeatureView(
+                name='v',
+                entity=e,
+                source=from_table('t', known='at', keys=('k',), values={'x': 'm'}),
+                stats=('x',),
+            ),
+        ),
         table,
     )
     assert (got['v_x'] == got['k']).all()
@@ -503,8 +553,9 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
     from mlref.ingest import ingest
     from mlref.lake import Lake
+    from mlref.lmdb_store import LmdbStore
     from mlref.log import LocalLog
-    from mlref.online import LmdbStore, apply_events
+    from mlref.materialize import apply_events
 
     home = tmp_path / 'runs' / 'r'
     (tmp_path / 'current').parent.mkdir(exist_ok=True)
@@ -552,8 +603,19 @@ def test_a_store_of_earlier_code_that_computes_the_same_still_opens(tmp_path):
     "Its records keep their stamp, when the feature set knows the former version"
 
     def counted(rows):
-        source = Source('s', {'x': 'unit'}, rows, columns=('t', 'x'))
-        return FeatureSet('f', (FeatureView('f', Entity('all', ()), source, ('sum:x',), (60,)),))
+        source = Source(name='s', values={'x': 'unit'}, rows=rows, columns=('t', 'x'))
+        return FeatureSet(
+            name='f',
+            views=(
+                FeatureView(
+                    name='f',
+                    entity=Entity(name='all', keys=()),
+                    source=source,
+                    stats=('sum:x',),
+                    windows=(60,),
+                ),
+            ),
+        )
 
     before = counted(lambda e: e.select('t', 'x'))
     after = counted(lambda e: e.select('t', x=pl.col('x')))

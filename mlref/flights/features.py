@@ -145,95 +145,93 @@ def _weather(e: pl.DataFrame) -> pl.DataFrame:
 
 _TEAM, _WHEN = 'operations', ('kind', 'known_time')
 DEP = Source(
-    'dep',
-    {'delay': 'minute'},
-    _departures,
-    False,
-    _TEAM,
-    'Departures, known when the flight leaves',
-    (*_WHEN, *_PLACE, 'dep_delay'),
+    name='dep',
+    values={'delay': 'minute'},
+    rows=_departures,
+    kind='aggregate',
+    owner=_TEAM,
+    description='Departures, known when the flight leaves',
+    columns=(*_WHEN, *_PLACE, 'dep_delay'),
 )
 ARR = Source(
-    'arr',
-    {'delay': 'minute', 'late': 'flight', 'air': 'minute', 'over': 'minute'},
-    _arrivals,
-    False,
-    _TEAM,
-    'Arrivals, known when the flight lands',
-    (*_WHEN, *_PLACE, 'number', 'sched', 'duration', 'arr_delay', 'air_time'),
+    name='arr',
+    values={'delay': 'minute', 'late': 'flight', 'air': 'minute', 'over': 'minute'},
+    rows=_arrivals,
+    kind='aggregate',
+    owner=_TEAM,
+    description='Arrivals, known when the flight lands',
+    columns=(*_WHEN, *_PLACE, 'number', 'sched', 'duration', 'arr_delay', 'air_time'),
 )
 OVERDUE = Source(
-    'overdue',
-    {'flights': 'flight', 'due': 'minute'},
-    _overdue,
-    False,
-    _TEAM,
-    'Flights past their departure and not known to have left',
-    (*_WHEN, *_PLACE, 'sched'),
+    name='overdue',
+    values={'flights': 'flight', 'due': 'minute'},
+    rows=_overdue,
+    kind='aggregate',
+    owner=_TEAM,
+    description='Flights past their departure and not known to have left',
+    columns=(*_WHEN, *_PLACE, 'sched'),
 )
 PLAN = Source(
-    'plan',
-    {},
-    _planned,
-    False,
-    _TEAM,
-    'Scheduled departures, known a week before',
-    ('kind', *_PLACE, 'sched'),
+    name='plan',
+    values={},
+    rows=_planned,
+    kind='aggregate',
+    owner=_TEAM,
+    description='Scheduled departures, known a week before',
+    columns=('kind', *_PLACE, 'sched'),
 )
 LEFT = Source(
-    'left',
-    {'sched': 'minute', 'delay': 'minute'},
-    _left,
-    True,
-    _TEAM,
-    'Departures of an aircraft',
-    (*_WHEN, 'tailnum', 'sched', 'dep_delay'),
+    name='left',
+    values={'sched': 'minute', 'delay': 'minute'},
+    rows=_left,
+    kind='last',
+    owner=_TEAM,
+    description='Departures of an aircraft',
+    columns=(*_WHEN, 'tailnum', 'sched', 'dep_delay'),
 )
 LANDED = Source(
-    'landed',
-    {'sched': 'minute', 'delay': 'minute'},
-    _landed,
-    True,
-    _TEAM,
-    'Arrivals of an aircraft',
-    (*_WHEN, 'tailnum', 'sched', 'arr_delay'),
+    name='landed',
+    values={'sched': 'minute', 'delay': 'minute'},
+    rows=_landed,
+    kind='last',
+    owner=_TEAM,
+    description='Arrivals of an aircraft',
+    columns=(*_WHEN, 'tailnum', 'sched', 'arr_delay'),
 )
 LEG = Source(
-    'leg',
-    {'sched': 'minute', 'duration': 'minute'},
-    _leg,
-    True,
-    _TEAM,
-    'Scheduled legs of an aircraft, known a week before',
-    ('kind', 'tailnum', 'sched', 'duration'),
+    name='leg',
+    values={'sched': 'minute', 'duration': 'minute'},
+    rows=_leg,
+    kind='last',
+    owner=_TEAM,
+    description='Scheduled legs of an aircraft, known a week before',
+    columns=('kind', 'tailnum', 'sched', 'duration'),
 )
 WEATHER = Source(
-    'weather',
-    _AIR,
-    _weather,
-    True,
-    'meteorology',
-    'Hourly weather at an origin, known an hour after its hour began',
-    (*_WHEN, 'origin', *_AIR),
+    name='weather',
+    values=_AIR,
+    rows=_weather,
+    kind='last',
+    owner='meteorology',
+    description='Hourly weather at an origin, known an hour after its hour began',
+    columns=(*_WHEN, 'origin', *_AIR),
 )
 SOURCES = {s.name: s for s in (DEP, ARR, OVERDUE, PLAN, LEFT, LANDED, LEG, WEATHER)}
 
 # %% ../../nbs/42_flights_features.ipynb #62a7bf93
 _HOURS, _DAYS = (60, 180, 360, 1440), (1440, 14 * 1440, 60 * 1440)
-ENTITIES = {
-    n: Entity(n, k)
-    for n, k in {
-        'all': (),
-        'origin': ('origin',),
-        'carrier': ('carrier',),
-        'dest': ('dest',),
-        'oc': ('origin', 'carrier'),
-        'flight': ('carrier', 'number'),
-        'route': ('carrier', 'origin', 'dest'),
-        'slot': ('origin', 'dest', 'hour'),
-        'tail': ('tailnum',),
-    }.items()
+_KEYS = {
+    'all': (),
+    'origin': ('origin',),
+    'carrier': ('carrier',),
+    'dest': ('dest',),
+    'oc': ('origin', 'carrier'),
+    'flight': ('carrier', 'number'),
+    'route': ('carrier', 'origin', 'dest'),
+    'slot': ('origin', 'dest', 'hour'),
+    'tail': ('tailnum',),
 }
+ENTITIES = {name: Entity(name=name, keys=keys) for name, keys in _KEYS.items()}
 _PLACES, _PAST, _TAIL, _KEPT = (
     [ENTITIES[n] for n in ('all', 'origin', 'carrier', 'dest', 'oc')],
     [ENTITIES[n] for n in ('flight', 'route', 'slot')],
@@ -255,15 +253,15 @@ def _each(
 ) -> tuple[FeatureView, ...]:
     return tuple(
         FeatureView(
-            f'{e.name}_{name or source.name}',
-            e,
-            source,
-            stats,
-            windows,
-            ahead,
-            None,
-            source.owner,
-            about,
+            name=f'{e.name}_{name or source.name}',
+            entity=e,
+            source=source,
+            stats=stats,
+            windows=windows,
+            ahead=ahead,
+            ttl=None,
+            owner=source.owner,
+            description=about,
         )
         for e in entities
     )
@@ -324,59 +322,59 @@ VIEWS = (
         'plan_day',
     ),
     FeatureView(
-        'left',
-        _TAIL,
-        LEFT,
-        ('age', 'sched', 'delay'),
-        (),
-        0,
-        _KEPT,
-        _TEAM,
-        'Last known departure of the aircraft',
+        name='left',
+        entity=_TAIL,
+        source=LEFT,
+        stats=('age', 'sched', 'delay'),
+        windows=(),
+        ahead=0,
+        ttl=_KEPT,
+        owner=_TEAM,
+        description='Last known departure of the aircraft',
     ),
     FeatureView(
-        'landed',
-        _TAIL,
-        LANDED,
-        ('age', 'sched', 'delay'),
-        (),
-        0,
-        _KEPT,
-        _TEAM,
-        'Last known arrival of the aircraft',
+        name='landed',
+        entity=_TAIL,
+        source=LANDED,
+        stats=('age', 'sched', 'delay'),
+        windows=(),
+        ahead=0,
+        ttl=_KEPT,
+        owner=_TEAM,
+        description='Last known arrival of the aircraft',
     ),
     FeatureView(
-        'leg',
-        _TAIL,
-        LEG,
-        ('sched', 'duration'),
-        (),
-        HORIZON - 1,
-        _KEPT,
-        _TEAM,
-        'The leg of the aircraft before this one',
+        name='leg',
+        entity=_TAIL,
+        source=LEG,
+        stats=('sched', 'duration'),
+        windows=(),
+        ahead=HORIZON - 1,
+        ttl=_KEPT,
+        owner=_TEAM,
+        description='The leg of the aircraft before this one',
     ),
     FeatureView(
-        'weather',
-        ENTITIES['origin'],
-        WEATHER,
-        tuple(_AIR),
-        (),
-        0,
-        360,
-        WEATHER.owner,
-        'Weather at the origin',
+        name='weather',
+        entity=ENTITIES['origin'],
+        source=WEATHER,
+        stats=tuple(_AIR),
+        windows=(),
+        ahead=0,
+        ttl=360,
+        owner=WEATHER.owner,
+        description='Weather at the origin',
     ),
     FeatureView(
-        'weather_before',
-        ENTITIES['origin'],
-        WEATHER,
-        ('wind_speed', 'pressure', 'visib'),
-        (),
-        -180,
-        360,
-        WEATHER.owner,
-        'Weather at the origin three hours before',
+        name='weather_before',
+        entity=ENTITIES['origin'],
+        source=WEATHER,
+        stats=('wind_speed', 'pressure', 'visib'),
+        windows=(),
+        ahead=-180,
+        ttl=360,
+        owner=WEATHER.owner,
+        description='Weather at the origin three hours before',
     ),
 )
 
@@ -404,8 +402,8 @@ def _aircraft(req: dict, x: np.ndarray, static: object) -> list[np.ndarray]:
 
 
 AIRCRAFT = OnDemand(
-    'aircraft',
-    (
+    name='aircraft',
+    outputs=(
         'tail_left_age',
         'tail_landed_age',
         'tail_left_delay',
@@ -417,8 +415,8 @@ AIRCRAFT = OnDemand(
         'prev_landed_delay',
         'prev_duration',
     ),
-    _aircraft,
-    (
+    make=_aircraft,
+    inputs=(
         'left_age',
         'left_sched',
         'left_delay',
@@ -428,9 +426,9 @@ AIRCRAFT = OnDemand(
         'leg_sched',
         'leg_duration',
     ),
-    ('sched',),
-    _TEAM,
-    "The aircraft's last known moves, and the state of the leg before this one",
+    reads=('sched',),
+    owner=_TEAM,
+    description="The aircraft's last known moves, and the state of the leg before this one",
 )
 
 # %% ../../nbs/42_flights_features.ipynb #5aac1e04
@@ -448,22 +446,25 @@ def _waited(
 
 _MOVES = ('wind_speed', 'pressure', 'visib')
 WEATHER3 = OnDemand(
-    'weather3',
-    tuple(f'weather3_{n}' for n in _MOVES),
-    _weather3,
-    (*(f'weather_{n}' for n in _MOVES), *(f'weather_before_{n}' for n in _MOVES)),
-    (),
-    WEATHER.owner,
-    'How the weather moved in three hours',
+    name='weather3',
+    outputs=tuple(f'weather3_{name}' for name in _MOVES),
+    make=_weather3,
+    inputs=tuple(f'{view}_{name}' for view in ('weather', 'weather_before') for name in _MOVES),
+    owner=WEATHER.owner,
+    description='How the weather moved in three hours',
 )
+_AT = tuple(place.name for place in _PLACES)
+_WAITS = tuple(f'{place}_overdue_sum_sched_0m' for place in _AT)
 WAITED = OnDemand(
-    'waited',
-    tuple(f'{e.name}_overdue_sum_sched_0m' for e in _PLACES),
-    _waited,
-    tuple(f'{e.name}_overdue_sum_{v}_0m' for v in ('flights', 'due') for e in _PLACES),
-    ('sched',),
-    _TEAM,
-    'Minutes that the overdue have waited, all together',
+    name='waited',
+    outputs=_WAITS,
+    make=_waited,
+    inputs=tuple(
+        f'{place}_overdue_sum_{value}_0m' for value in ('flights', 'due') for place in _AT
+    ),
+    reads=('sched',),
+    owner=_TEAM,
+    description='Minutes that the overdue have waited, all together',
 )
 _FLOWN = ('dest_arr_air_360m', 'dest_arr_air_1440m', 'route_arr_air_1440m', 'route_arr_air_20160m')
 
@@ -473,13 +474,15 @@ def _spare(req: dict, x: np.ndarray, static: object) -> np.ndarray:
 
 
 SPARE = OnDemand(
-    'spare',
-    tuple(n.replace('_arr_air', '_spare') for n in _FLOWN),
-    _spare,
-    _FLOWN,
-    ('duration',),
-    _TEAM,
-    'Minutes planned from gate to gate beyond those that others have just spent in the air',
+    name='spare',
+    outputs=tuple(n.replace('_arr_air', '_spare') for n in _FLOWN),
+    make=_spare,
+    inputs=_FLOWN,
+    reads=('duration',),
+    owner=_TEAM,
+    description=(
+        'Minutes planned from gate to gate beyond those that others have just spent in the air'
+    ),
 )
 
 # %% ../../nbs/42_flights_features.ipynb #41e2140b
@@ -577,8 +580,8 @@ def _schedule(req: dict, x: np.ndarray, static: Static) -> list[np.ndarray]:
 
 
 SCHEDULE = OnDemand(
-    'schedule',
-    (
+    name='schedule',
+    outputs=(
         'carrier',
         'origin',
         'dest',
@@ -590,13 +593,13 @@ SCHEDULE = OnDemand(
         'distance',
         'headwind',
     ),
-    _schedule,
-    (),
-    ('carrier', 'origin', 'dest', 'here', 'duration', 'distance'),
-    'planning',
-    'What the request itself says',
+    make=_schedule,
+    inputs=(),
+    reads=('carrier', 'origin', 'dest', 'here', 'duration', 'distance'),
+    owner='planning',
+    description='What the request itself says',
 )
-PLANE = lookup_feature('plane', 'tailnum', 'planes', ('year', 'seats'))
+PLANE = lookup_feature('plane', key='tailnum', table='planes', values=('year', 'seats'))
 
 # %% ../../nbs/42_flights_features.ipynb #595b7861
 FEATURE_VERSIONS = {
@@ -672,13 +675,14 @@ def _order() -> tuple[str, ...]:
     )
 
 
+_CODES = {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': DEST_CODES}
 FLIGHTS = FeatureSet(
-    'flights',
-    VIEWS,
-    (SCHEDULE, PLANE, WAITED, SPARE, AIRCRAFT, WEATHER3),
-    _order(),
-    _asks,
-    ('sched',),
-    {'carrier': len(CARRIERS) + 1, 'origin': len(ORIGINS) + 1, 'dest': DEST_CODES},
-    FEATURE_VERSIONS,
+    name='flights',
+    views=VIEWS,
+    on_demand=(SCHEDULE, PLANE, WAITED, SPARE, AIRCRAFT, WEATHER3),
+    only=_order(),
+    asks=_asks,
+    reads=('sched',),
+    categories=_CODES,
+    former=FEATURE_VERSIONS,
 )

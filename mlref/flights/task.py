@@ -18,7 +18,7 @@ import polars as pl
 # %% ../../nbs/44_flights_task.ipynb #f1440005
 from ..core import DAY, Calendar, MlrefError, TrainingSet
 from .contract import ORIGINS, flight_checks, flight_rules
-from .events import FLIGHT_SCHEMA, raw_folder, read_raw
+from .events import FLIGHT_SCHEMA, check_raw, raw_folder, read_raw, read_year
 from .features import FLIGHTS, static
 from .slices import slice_labels
 from ..task import Task
@@ -76,8 +76,10 @@ MONITORED = (
 )
 INTENDED_USE = (
     'Two hours before scheduled departure from Newark, Kennedy or LaGuardia: the probability that'
-    ' the flight lands more than 15 minutes late. For planning by people; not for decisions about a'
-    ' single passenger.'
+    f' the flight lands more than {LATE_MINUTES} minutes late. For ordering flights by risk and for'
+    ' warning above a price; for planning by people, not for decisions about a single passenger.'
+    ' Learnt from flights of 2013. Flights that were cancelled or diverted have no label and are'
+    ' not learnt from, so it says nothing about them.'
 )
 
 
@@ -90,10 +92,10 @@ def gate_slices(
 
 @cache
 def flights_task(
-    raw: Path | None = None,  # The package's files; default: where they are installed
+    raw: str | Path = '',  # Folder of the package's files; '' = where they are installed
 ) -> Task:
     "The flights as a task"
-    folder = Path(raw) if raw else raw_folder()
+    folder = check_raw(Path(raw)) if raw else raw_folder()
     planes = read_raw(folder, 'planes')
     lookups = static(read_raw(folder, 'airports'), planes)
     known_planes = pl.Series('tailnum', list(lookups.planes))
@@ -115,6 +117,7 @@ def flights_task(
         slices=gate_slices,
         monitored=MONITORED,
         intended_use=INTENDED_USE,
+        source=lambda: read_year(check_raw(folder)),
         check_request=partial(check_flight, airports=frozenset(lookups.airports)),
         nullable=('tailnum',),
         address='mlref.flights.task:flights_task',

@@ -15,13 +15,14 @@ import polars as pl
 from mlref.catalog import feature_version
 from mlref.contracts import validate
 from mlref.core import DAY, HORIZON, known_by, parse_time
-from mlref.features import FeatureView, compute_vectors
+from mlref.features import FeatureView
 from mlref.flights.events import raw_folder, read_year
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.model import load_model
 from mlref.offline import OfflineReader
 from mlref.training_set import training_set as make_training_set
+from mlref.vectors import compute_vectors
 
 MODELS = Path(__file__).parent / 'models'
 # A word of today's decisions and metrics -> the golden one; grows when a gate is renamed
@@ -196,7 +197,7 @@ NETWORK_TABLES = {
     ),
     'metrics': ('select day, measured_at, name, value, low, high, n from metrics order by all'),
     'calibrations': (
-        'select day, fitted_at, a, b, since, until, known, n from calibrations order by day'
+        'select day, fitted_at, shift, slope, since, until, known, n from calibrations order by day'
     ),
 }
 

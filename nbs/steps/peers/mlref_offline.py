@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from mlref.features import Entity, FeatureView, from_table
-from mlref.flights.events import SCHEMA
+from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.offline import point_in_time_join
 
 
@@ -37,20 +37,20 @@ home = Path(sys.argv[1])
 spec = json.loads((home / 'spec.json').read_text())
 asked = {}
 sources = {
-    n: from_table(n, 'known', tuple(v['keys']), dict.fromkeys(v['values'], ''))
+    n: from_table(n, known='known', keys=tuple(v['keys']), values=dict.fromkeys(v['values'], ''))
     for n, v in spec.items()
 }
 views = tuple(
     FeatureView(
-        n,
-        Entity('|'.join(v['keys']), tuple(v['keys'])),
-        sources[n],
-        tuple(v['values']),
+        name=n,
+        entity=Entity(name='|'.join(v['keys']), keys=tuple(v['keys'])),
+        source=sources[n],
+        stats=tuple(v['values']),
         ttl=v['ttl'],
     )
     for n, v in spec.items()
 )
-none = pl.DataFrame(schema=SCHEMA)
+none = pl.DataFrame(schema=FLIGHT_SCHEMA.columns)
 print(json.dumps({'ready': True}), flush=True)
 for line in sys.stdin:
     q = json.loads(line)

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from mlref.features import to_minutes
-from mlref.online import LmdbStore, get_online_features, push
+from mlref.last_values import get_online_features, push
+from mlref.lmdb_store import LmdbStore
 from mlref.records import RecordLayout
 
 home = Path(sys.argv[1])

@@ -7,11 +7,12 @@ import numpy as np
 import polars as pl
 
 from mlref.events import decode_events
-from mlref.features import compute_vectors
 from mlref.flights.events import FLIGHT_SCHEMA, SCHEMA, raw_folder, read_raw
 from mlref.flights.features import FLIGHTS, static
+from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
-from mlref.online import LmdbStore, apply_events
+from mlref.materialize import apply_events
+from mlref.vectors import compute_vectors
 
 folder = Path(sys.argv[1])
 log, store, at, ids, X = (
