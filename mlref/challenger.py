@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from .catalog import feature_version, record_features
-from .compress import build_engine, model_size, recorded_engine
+from .compress import build_engine, recorded_engine
 from mlref.core import (
     DAY,
     MlrefError,
@@ -388,7 +388,7 @@ def serving_gates(
     return [
         parity(comparison.challenger, trained, largest),
         *timed,
-        size_within(model_size(model)),
+        size_within(model.size()),
         no_serving_skew(evidence.logged, evidence.rebuilt),
     ]
 

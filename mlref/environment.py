@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import distributions
@@ -23,40 +24,48 @@ from .core import MlrefError, Predictor, digest, file_digest
 
 # %% ../nbs/13a_environment.ipynb #29946d90
 def _plain(name: str) -> str:
+    "A package as the index spells it"
     return re.sub('[-_.]+', '-', name).lower()
+
+
+def _release(version: str) -> str:
+    "Without what it was built for: '2.13.0+cpu' is 2.13.0"
+    return version.split('+')[0]
 
 
 @cache
 def installed_packages() -> dict[str, str]:  # Package -> version, as it was when first asked
     "What is installed beside this process"
-    return {_plain(d.metadata['Name']): d.version for d in distributions() if d.metadata['Name']}
+    found = {}
+    for package in distributions():
+        name = package.metadata['Name']
+        if name:  # a folder that was half removed has none
+            found[_plain(name)] = package.version
+    return found
 
-
+# %% ../nbs/13a_environment.ipynb #29946d92
 def locked_packages(
     text: str,  # A lock: lines such as 'numpy==2.4.6'
 ) -> dict[str, str]:  # Package -> version
     "What a lock pins"
     pins = re.findall(r'(?m)^([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)', text)
-    return {_plain(n): v for n, v in pins}
+    return {_plain(name): version for name, version in pins}
 
 
 def mismatched_packages(
-    pins: dict[str, str],
-    have: dict[str, str],
+    pins: Mapping[str, str],  # Package -> version, from `locked_packages`
+    have: Mapping[str, str],  # Package -> version, from `installed_packages`
 ) -> dict[str, str]:  # Package -> the version it has instead
     "What is installed in another version than pinned"
-    return {
-        n: have[n]
-        for n, v in sorted(pins.items())
-        if n in have and have[n].split('+')[0] != v.split('+')[0]
-    }
+    both = sorted(set(pins) & set(have))
+    return {name: have[name] for name in both if _release(have[name]) != _release(pins[name])}
 
 # %% ../nbs/13a_environment.ipynb #1f7cc0ff
 def lock_file() -> Path:
     "Where the lock lies in a checkout"
-    return (
-        Path(__file__).parent.parent if '__file__' in globals() else Path('..')
-    ) / 'requirements.txt'
+    # a notebook has no file: it runs in nbs/
+    checkout = Path(__file__).parent.parent if '__file__' in globals() else Path('..')
+    return checkout / 'requirements.txt'
 
 
 def lock_hash(
@@ -64,13 +73,15 @@ def lock_hash(
     # 12 hexadecimal digits, '+' and 6 more when installed versions differ; 'unknown' without a lock
 ) -> str:
     "Name of the set of packages that this process runs on"
-    if not (file := Path(file or lock_file())).exists():
+    lock = Path(file or lock_file())
+    if not lock.exists():
         return 'unknown'
-    off = mismatched_packages(locked_packages(file.read_text()), installed_packages())
-    return file_digest(file)[:12] + ('+' + digest(off)[:6] if off else '')
+    differing = mismatched_packages(locked_packages(lock.read_text()), installed_packages())
+    extra = '+' + digest(differing)[:6] if differing else ''
+    return file_digest(lock)[:12] + extra
 
 # %% ../nbs/13a_environment.ipynb #f444eab4
-_ALL = ('numpy', 'polars', 'duckdb')  # features are computed with them
+_ALWAYS = ('numpy', 'polars', 'duckdb')  # features are computed with them
 _FLAGS = (
     'sse4_2',
     'fma',
@@ -104,40 +115,47 @@ class Environment:
     lock: str  # From `lock_hash`
 
 # %% ../nbs/13a_environment.ipynb #b4f6e083
-def _first_line(path: str, match: str) -> str:
-    if not Path(path).exists():
+def _first_match(
+    file: str,
+    pattern: str,  # With one group
+) -> str:  # What the group holds; '' = no file, or no line that matches
+    if not Path(file).exists():
         return ''
-    return next(
-        (m[1] for l in Path(path).read_text().splitlines() if (m := re.search(match, l))), ''
-    )
+    for line in Path(file).read_text().splitlines():
+        found = re.search(pattern, line)
+        if found:
+            return found[1]
+    return ''
 
 
 @cache
-def _hardware() -> tuple[tuple[str, ...], str]:
-    have = _first_line('/proc/cpuinfo', r'^(?:flags|Features)\s*:(.*)').split()
-    return tuple(f for f in _FLAGS if f in have), _first_line(
-        '/proc/driver/nvidia/version', r'Module\s+([\d.]+)'
-    )
+def _hardware() -> tuple[tuple[str, ...], str]:  # Instructions; driver, '' = none
+    offered = _first_match('/proc/cpuinfo', r'^(?:flags|Features)\s*:(.*)').split()
+    driver = _first_match('/proc/driver/nvidia/version', r'Module\s+([\d.]+)')
+    return tuple(flag for flag in _FLAGS if flag in offered), driver
 
-
+# %% ../nbs/13a_environment.ipynb #b4f6e085
 def capture_environment(
     requires: tuple[str, ...],  # Packages of the model, from `Predictor.requires`
     features: str,  # Version of the feature set it reads; '' = none
 ) -> Environment:
     "What this process runs on, as far as it can change the scores of such a model"
     have = installed_packages()
-    names = (*_ALL, *(_plain(name) for name in requires))
+    names = (*_ALWAYS, *(_plain(name) for name in requires))
     flags, driver = _hardware()
+    system = f'{platform.system()} {platform.machine()}'
+    packages = {name: _release(have[name]) for name in names if name in have}
     build = have.get('torch', '').partition('+')[2]
+    cuda = build if build.startswith('cu') else ''
     return Environment(
-        platform.python_version(),
-        f'{platform.system()} {platform.machine()}',
-        {n: have[n].split('+')[0] for n in names if n in have},
-        flags,
-        build if build.startswith('cu') else '',
-        driver,
-        features,
-        lock_hash(),
+        python=platform.python_version(),
+        system=system,
+        packages=packages,
+        flags=flags,
+        cuda=cuda,
+        driver=driver,
+        features=features,
+        lock=lock_hash(),
     )
 
 # %% ../nbs/13a_environment.ipynb #ca88a036
@@ -146,90 +164,73 @@ class Difference:
     "One thing that is not as it was"
 
     what: str
-    was: str
+    was: str  # When the model was registered
     now: str
     breaks: bool  # True: do not serve
     fix: str  # What to do about it
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f'{self.what} {self.was} when registered, {self.now} here'
 
 
-def _major(version: str) -> str:
-    return version.split('.')[0]
+def _same_major(was: str, now: str) -> bool:
+    return was.split('.')[0] == now.split('.')[0]
 
 
-def _packages(was: Environment, now: Environment) -> list[Difference]:
-    pairs = [(n, v, now.packages.get(n)) for n, v in was.packages.items()]
-    return [
-        Difference(
-            n, v, w or 'missing', w is None or _major(v) != _major(w), f"pip install '{n}=={v}'"
-        )
-        for n, v, w in pairs
-        if v != w
-    ]
+def _package_difference(
+    name: str,
+    was: str,
+    now: str,  # '' = not installed
+) -> Difference:
+    return Difference(
+        what=name,
+        was=was,
+        now=now or 'missing',
+        breaks=not now or not _same_major(was, now),
+        fix=f"pip install '{name}=={was}'",
+    )
 
 # %% ../nbs/13a_environment.ipynb #c3e2a85b
+_LAST_BITS = 'the last bits of a score may differ'
+_OTHER_LOCK = 'install the lock of one of them: ./run does'
+_OTHER_FEATURES = 'check out the commit the model was trained at, or train again'
+
+
+def _processor_difference(was: Environment, now: Environment) -> list[Difference]:  # At most one
+    lost = ' '.join(flag for flag in was.flags if flag not in now.flags)
+    won = ' '.join(flag for flag in now.flags if flag not in was.flags)
+    if lost:
+        return [Difference('processor', lost, f'without {lost}', False, _LAST_BITS)]
+    if won:
+        return [Difference('processor', f'without {won}', won, False, _LAST_BITS)]
+    return []
+
+# %% ../nbs/13a_environment.ipynb #c3e2a85f
+def _all_differences(was: Environment, now: Environment) -> Iterable[Difference]:
+    "Also of things that are as they were"
+    for name, version in was.packages.items():
+        yield _package_difference(name, version, now.packages.get(name, ''))
+    breaks = not _same_major(was.python, now.python)
+    yield Difference('Python', was.python, now.python, breaks, f'install Python {was.python}')
+    yield Difference('feature set', was.features, now.features, True, _OTHER_FEATURES)
+    yield from _processor_difference(was, now)
+    for what in ('system', 'cuda', 'driver', 'lock'):
+        fix = _OTHER_LOCK if what == 'lock' else _LAST_BITS
+        before = getattr(was, what) or 'none'
+        after = getattr(now, what) or 'none'
+        yield Difference(what, before, after, False, fix)
+
+# %% ../nbs/13a_environment.ipynb #c3e2a85d
 def compare_environments(
     was: Environment,  # Written down when the model was registered
     now: Environment,  # Of the process that wants to load it
 ) -> list[Difference]:  # What differs; empty = the same
     "What differs between two environments, and which of it breaks"
-    out = _packages(was, now)
-    if was.python != now.python:
-        out.append(
-            Difference(
-                'Python',
-                was.python,
-                now.python,
-                _major(was.python) != _major(now.python),
-                f'install Python {was.python}',
-            )
-        )
-    if was.features != now.features:
-        out.append(
-            Difference(
-                'feature set',
-                was.features,
-                now.features,
-                True,
-                'check out the commit the model was trained at, or train again',
-            )
-        )
-    lost, won = (
-        [f for f in was.flags if f not in now.flags],
-        [f for f in now.flags if f not in was.flags],
-    )
-    if lost or won:
-        out.append(
-            Difference(
-                'processor',
-                ' '.join(lost) or 'without ' + ' '.join(won),
-                'without ' + ' '.join(lost) if lost else ' '.join(won),
-                False,
-                'the last bits of a score may differ',
-            )
-        )
-    for what in ('system', 'cuda', 'driver', 'lock'):
-        a, b = getattr(was, what), getattr(now, what)
-        if a != b:
-            out.append(
-                Difference(
-                    what,
-                    a or 'none',
-                    b or 'none',
-                    False,
-                    (
-                        'the last bits of a score may differ'
-                        if what != 'lock'
-                        else 'install the lock of one of them: ./run does'
-                    ),
-                )
-            )
-    return out
+    return [found for found in _all_differences(was, now) if found.was != found.now]
 
 # %% ../nbs/13a_environment.ipynb #16193895
 SCORE_TOLERANCE = 1e-5  # a score may move by this much and still be called the same
+_ELSEWHERE = 'load it on a machine like the one that trained it, or train again here'
 
 
 def max_score_change(
@@ -243,22 +244,14 @@ def max_score_change(
 
 
 def scores_differ(
-    by: float,
+    by: float,  # From `max_score_change`
 ) -> list[Difference]:  # At most one
     "A change of scores as a difference; above `SCORE_TOLERANCE` it breaks"
-    return (
-        [
-            Difference(
-                'scores of the kept rows',
-                'as kept',
-                f'off by up to {by:.1g}',
-                by > SCORE_TOLERANCE,
-                'load it on a machine like the one that trained it, or train again here',
-            )
-        ]
-        if by
-        else []
-    )
+    if not by:
+        return []
+    breaks = by > SCORE_TOLERANCE
+    now = f'off by up to {by:.1g}'
+    return [Difference('scores of the kept rows', 'as kept', now, breaks, _ELSEWHERE)]
 
 # %% ../nbs/13a_environment.ipynb #e685146f
 class EnvironmentDiffers(UserWarning):
@@ -270,11 +263,13 @@ def check_environment(
     what: str,  # The model, for the message
 ) -> None:
     "Warn of what is harmless; raises `MlrefError` for what breaks, with what to do"
-    if bad := [d for d in found if d.breaks]:
+    breaking = [one for one in found if one.breaks]
+    if breaking:
+        fixes = dict.fromkeys(one.fix for one in breaking)
         raise MlrefError(
             f'expected for {what} the environment it was registered in, got'
-            f' {"; ".join(map(str, bad))}; to load it:'
-            f' {"; ".join(dict.fromkeys(d.fix for d in bad))}'
+            f' {"; ".join(str(one) for one in breaking)}; to load it: {"; ".join(fixes)}'
         )
     if found:
-        warnings.warn(f'{what}: {"; ".join(map(str, found))}', EnvironmentDiffers, stacklevel=3)
+        harmless = '; '.join(str(one) for one in found)
+        warnings.warn(f'{what}: {harmless}', EnvironmentDiffers, stacklevel=3)
