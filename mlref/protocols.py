@@ -107,10 +107,11 @@ def parse_oip(
 def _split_parts(request: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     "Columns and rows"
     split = request.get('dataframe_split')
-    parts = [split.get(part) for part in ('columns', 'data')] if isinstance(split, dict) else []
-    if len(parts) != 2 or not all(isinstance(part, list) for part in parts):
+    columns = split.get('columns') if isinstance(split, dict) else None
+    rows = split.get('data') if isinstance(split, dict) else None
+    if not isinstance(columns, list) or not isinstance(rows, list):
         raise RequestError(400, "expected 'dataframe_split' with 'columns' and 'data'")
-    return parts[0], parts[1]
+    return columns, rows
 
 
 def parse_mlflow(
