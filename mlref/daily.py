@@ -48,7 +48,7 @@ def day_requests(
     lake: Lake,
     task: Task,
     day: int,  # Scoring day
-) -> pl.DataFrame:  # Events of `task.request_kind`, by time
+) -> pl.DataFrame:  # Events of `task.request_kind`, by time, and the cut-off of each
     "Who is to be scored on a day; raises `MlrefError` when there is nobody"
     start = task.calendar.day_start(day) + task.calendar.horizon
     time = task.request_time
@@ -63,7 +63,7 @@ def day_requests(
             f'expected some {task.entity} to score on {format_time(start)[:10]}, found none;'
             ' deliver that day first'
         )
-    return requests
+    return requests.with_columns(cutoff=pl.col(time) - task.calendar.horizon)
 
 # %% ../nbs/22c_daily.ipynb #e19fdc4f
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def prediction_rows(
     task: Task,
 ) -> pl.DataFrame:
     "Scores as rows of the predictions table"
-    cutoff = requests[task.request_time].to_numpy() - task.calendar.horizon
+    cutoff = requests['cutoff'].to_numpy()
     return pl.DataFrame(
         {
             'entity_id': requests[task.schema.entity_id].cast(pl.String),
