@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from mlref.flights.sources import local_time
 
 from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
@@ -26,6 +25,7 @@ from mlref.features import (
     with_squares,
 )
 from mlref.flights.features import FLIGHTS
+from mlref.flights.sources import local_time
 from mlref.keys import key_text
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
