@@ -8,7 +8,7 @@ __all__ = ['ACTIONS', 'Rule', 'base_rules', 'RuleMetric', 'ValidationResult', 'c
            'split_repeats']
 
 # %% ../nbs/04_contracts.ipynb #c9817c9e
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -311,18 +311,18 @@ class Repeats:
 
 def split_repeats(
     events: pl.DataFrame,  # Accepted by the contract, in order, with `_i`
-    accepted: pl.DataFrame,  # Earlier events under the same ids; columns of the schema
-    schema: EventSchema,
+    accepted: pl.DataFrame,  # Earlier events under the same ids, with `columns`
+    columns: Sequence[str],  # What makes an event: first its id, then its content
 ) -> Repeats:
     "Deduplicate by the event id: the first event under an id stands"
-    first = events.unique('event_id', keep='first', maintain_order=True)
+    event_id = columns[0]
+    first = events.unique(event_id, keep='first', maintain_order=True)
     new = first
     if accepted.height:
-        new = first.join(accepted, on='event_id', how='anti', maintain_order='left')
+        new = first.join(accepted, on=event_id, how='anti', maintain_order='left')
     if new.height == events.height:
         return Repeats(new, events.head(0))
-    columns = list(schema.columns)
-    earlier = accepted.select(pl.col(name).cast(schema.columns[name]) for name in columns)
+    earlier = accepted.select(pl.col(name).cast(events.schema[name]) for name in columns)
     stands = pl.concat([earlier, new.select(columns)])
     rest = events.join(new, on='_i', how='anti', maintain_order='left')
     changed = rest.join(stands, on=columns, nulls_equal=True, how='anti', maintain_order='left')

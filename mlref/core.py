@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -57,14 +57,14 @@ def parse_time(
         t = datetime.fromisoformat(text.replace('Z', ''))
     except ValueError:
         raise MlrefError(f"expected a time such as '2013-04-01T12:00', got {text!r}") from None
-    return int(t.replace(tzinfo=timezone.utc).timestamp()) // 60
+    return int(t.replace(tzinfo=UTC).timestamp()) // 60
 
 # %% ../nbs/01_core.ipynb #b8bed427
 def format_time(
     t: int,  # Minutes since 1970-01-01 UTC
 ) -> str:  # e.g. '2013-04-01T12:00Z'
     "Show a minute as a UTC time"
-    return datetime.fromtimestamp(int(t) * 60, timezone.utc).strftime('%Y-%m-%dT%H:%MZ')
+    return datetime.fromtimestamp(int(t) * 60, UTC).strftime('%Y-%m-%dT%H:%MZ')
 
 # %% ../nbs/01_core.ipynb #a2e95fbc
 def service_day(
@@ -108,68 +108,81 @@ class Calendar:
         days: Any = day
         return days * DAY + self.day_begins
 
-# %% ../nbs/01_core.ipynb #4587d944
-def _parts(x) -> Iterable[bytes]:
-    if isinstance(x, bytes):
-        yield b'b%d:' % len(x)
-        yield x
-    elif isinstance(x, np.ndarray):
-        if x.dtype.kind in 'OU':
-            yield from _parts(json.dumps(x.tolist()))
-            return
-        yield f'a{x.dtype.str}{x.shape}:'.encode()
-        yield np.ascontiguousarray(x).tobytes()
-    elif hasattr(x, 'get_columns'):  # a polars DataFrame, without importing polars
-        for c in x.get_columns():
-            yield from _parts(c.name)
-            yield from _parts(c.to_arrow().to_numpy(zero_copy_only=False))
+# %% ../nbs/01_core.ipynb #4587d943
+def _array_bytes(values: np.ndarray) -> Iterable[bytes]:
+    if values.dtype.kind in 'OU':
+        yield from _value_bytes(json.dumps(values.tolist()))
+        return
+    yield f'a{values.dtype.str}{values.shape}:'.encode()
+    yield np.ascontiguousarray(values).tobytes()
+
+
+def _value_bytes(value: Any) -> Iterable[bytes]:
+    if isinstance(value, bytes):
+        yield b'b%d:' % len(value)
+        yield value
+    elif isinstance(value, np.ndarray):
+        yield from _array_bytes(value)
+    elif hasattr(value, 'get_columns'):  # a polars DataFrame, without importing polars
+        for column in value.get_columns():
+            yield from _value_bytes(column.name)
+            yield from _array_bytes(column.to_arrow().to_numpy(zero_copy_only=False))
     else:
-        s = (x if isinstance(x, str) else json.dumps(x, sort_keys=True)).encode()
-        yield b's%d:' % len(s)
-        yield s
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        yield b's%d:' % len(text.encode())
+        yield text.encode()
 
-
+# %% ../nbs/01_core.ipynb #4587d944
 def digest(
     # Values; also polars frames and anything JSON can hold
     *parts: Any,
 ) -> str:  # 64 hexadecimal digits
     "sha256 over the values, in order"
-    h = hashlib.sha256()
-    for p in parts:
-        for b in _parts(p):
-            h.update(b)
-    return h.hexdigest()
+    found = hashlib.sha256()
+    for part in parts:
+        for piece in _value_bytes(part):
+            found.update(piece)
+    return found.hexdigest()
 
 # %% ../nbs/01_core.ipynb #fb2193f9
 def file_digest(
     path: Path,  # An existing file
 ) -> str:  # 64 hexadecimal digits
     "sha256 of a file's bytes"
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 # %% ../nbs/01_core.ipynb #bfc38cf9
+def _write_durably(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix='.' + path.name)
+    try:
+        with os.fdopen(descriptor, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except OSError:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
 def write_bytes(
     path: Path,  # Where the file appears; its folder is made
     data: bytes,  # All of it
 ) -> Path:  # `path`
-    "Write a file atomically and durably; raises `MlrefError` and leaves what was there when it cannot"
-    path, tmp = Path(path), None
+    """Write a file atomically and durably
+
+    Raises `MlrefError` and leaves what was there when it cannot.
+    """
+    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix='.' + path.name)
-        with os.fdopen(fd, 'wb') as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, path)
-    except OSError as e:
-        if tmp:
-            Path(tmp).unlink(missing_ok=True)
+        _write_durably(path, data)
+    except OSError as error:
         raise MlrefError(
-            f'expected to write {path}, got: {e.strerror}; what was there is unchanged, make room'
-            ' or choose another folder'
+            f'expected to write {path}, got: {error.strerror}; what was there is unchanged, make'
+            ' room or choose another folder'
         ) from None
     return path
 
@@ -184,37 +197,38 @@ def write_json(
     )
 
 # %% ../nbs/01_core.ipynb #3e729c39
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True)
+
+
 def git_commit(
-    folder: Path = '.',  # Anywhere inside the checkout
+    folder: Path = Path(),  # Anywhere inside the checkout
 ) -> str:  # Short commit id, with '+' when files differ from it; 'unknown' outside git
     "The commit that is checked out"
-    run = lambda *a: subprocess.run(['git', *a], cwd=folder, capture_output=True, text=True)
     try:
-        r = run('rev-parse', '--short', 'HEAD')
+        found = _git(folder, 'rev-parse', '--short', 'HEAD')
     except FileNotFoundError:
         return 'unknown'
-    if r.returncode:
+    if found.returncode:
         return 'unknown'
-    return r.stdout.strip() + ('+' if run('status', '--porcelain', '-uno').stdout.strip() else '')
+    changed = _git(folder, 'status', '--porcelain', '-uno').stdout.strip()
+    return found.stdout.strip() + ('+' if changed else '')
 
 # %% ../nbs/01_core.ipynb #86c7d425
-def describe_machine() -> dict:  # cpu, cores, python
-    "The machine this runs on, as result files record it"
+def _processor() -> str:
     info = Path('/proc/cpuinfo')
-    cpu = (
-        next(
-            (
-                l.split(':')[1].strip()
-                for l in info.read_text().splitlines()
-                if l.startswith('model name')
-            ),
-            '',
-        )
-        if info.exists()
-        else ''
-    )
+    if info.exists():
+        for line in info.read_text().splitlines():
+            name, _, value = line.partition(':')
+            if name.strip() == 'model name':
+                return value.strip()
+    return platform.processor()
+
+
+def describe_machine() -> dict[str, str | int | None]:  # cpu, cores, python
+    "The machine this runs on, as result files record it"
     return {
-        'cpu': cpu or platform.processor(),
+        'cpu': _processor(),
         'cores': os.cpu_count(),
         'python': platform.python_version(),
     }
@@ -235,7 +249,7 @@ class TrainingSet:
 
     def __post_init__(self):
         columns = (self.ids, self.cutoff, self.label_time, self.y, self.X)
-        lengths = {len(a) for a in columns}
+        lengths = {len(column) for column in columns}
         if len(lengths) > 1 or self.X.shape[1] != len(self.names):
             raise MlrefError(
                 f'expected parallel columns and {len(self.names)} features, got lengths'

@@ -23,6 +23,7 @@ from mlref.calibration import (
     fit_calibration,
 )
 from .checks import CheckResult, check_leaking_nulls
+from .client import Client
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
 from .ingest import check_tables, next_offset
@@ -38,7 +39,6 @@ from mlref.monitor import (
     realized_day,
 )
 from .records import KEEP_MINUTES
-from .serve import Client
 from .task import Task
 from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
@@ -48,7 +48,7 @@ def day_requests(
     lake: Lake,
     task: Task,
     day: int,  # Scoring day
-) -> pl.DataFrame:  # Events of `task.request_kind`, by time
+) -> pl.DataFrame:  # Events of `task.request_kind`, by time, and the cut-off of each
     "Who is to be scored on a day; raises `MlrefError` when there is nobody"
     start = task.calendar.day_start(day) + task.calendar.horizon
     time = task.request_time
@@ -63,7 +63,7 @@ def day_requests(
             f'expected some {task.entity} to score on {format_time(start)[:10]}, found none;'
             ' deliver that day first'
         )
-    return requests
+    return requests.with_columns(cutoff=pl.col(time) - task.calendar.horizon)
 
 # %% ../nbs/22c_daily.ipynb #e19fdc4f
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def prediction_rows(
     task: Task,
 ) -> pl.DataFrame:
     "Scores as rows of the predictions table"
-    cutoff = requests[task.request_time].to_numpy() - task.calendar.horizon
+    cutoff = requests['cutoff'].to_numpy()
     return pl.DataFrame(
         {
             'entity_id': requests[task.schema.entity_id].cast(pl.String),
@@ -260,7 +260,7 @@ def score_over_http(
     workspace: Workspace,
 ) -> dict[str, pl.DataFrame]:  # Table -> rows: the predictions, and how far the log was read
     "Score a day by a server and take its rows; raises `MlrefError` as `check_answers` does"
-    client.ask(f'/v2/repository/models/{workspace.task.name}/load', {})
+    client.reload()
     answers = client.answers(requests)
     served, offset = read_served(workspace.served, workspace.lake)
     check_answers(answers, served, scored, fitted)

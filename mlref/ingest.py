@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from .checks import CheckResult, DayTables
-from .contracts import CheckedBatch, Repeats, Rule, check_messages, split_repeats
+from mlref.contracts import (
+    CheckedBatch,
+    Repeats,
+    Rule,
+    check_messages,
+    read_batch,
+    split_repeats,
+)
 from .core import DAY, MlrefError
 from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, insert_rows
 from .log import Consumer, Log, MessageBatch
@@ -80,7 +87,7 @@ def _find_repeats(lake: Lake, events: pl.DataFrame) -> Repeats:
     accepted = lake.sql(
         f'select {columns} from events where event_id in (select event_id from _ids)'
     )
-    return split_repeats(events, accepted, lake.schema)
+    return split_repeats(events, accepted, list(lake.schema.columns))
 
 # %% ../nbs/05a_ingest.ipynb #70b1f741
 def _newest(events: pl.DataFrame) -> int | None:
@@ -156,26 +163,24 @@ def _batch_tables(
 # %% ../nbs/05a_ingest.ipynb #86068f73
 def commit_batch(
     lake: Lake,  # An open lake
+    batch: CheckedBatch,  # At least one message
     topic: str,
-    part: int,  # Partition
-    start: int,  # Offset of the first message
-    messages: list[bytes],  # At least one
-    rules: tuple[Rule, ...],  # The contract
+    start: int,  # Offset of its first message
+    part: int = 0,  # Partition
 ) -> IngestCounts:
-    "Commit what follows from some messages; raises `MlrefError` when a rule refuses them"
+    "Commit what follows from a batch; raises `MlrefError` when it does not begin where the lake is"
     position = _position(lake, topic, part)
     if start != position.offset:
         raise MlrefError(
             f'expected the messages of {topic}/{part} from offset {position.offset:,}, got them'
             f' from {start:,}; read on from next_offset()'
         )
-    batch = check_messages(messages, lake.schema, rules)
     found = _find_repeats(lake, batch.events)
     tables = _batch_tables(batch, found, (topic, part, start), position)
     insert_rows(lake, tables)
     commit = tables['commits'].row(0, named=True)
     return IngestCounts(
-        messages=len(messages),
+        messages=len(batch.messages),
         good=commit['good'],
         repeated=commit['repeated'],
         dead=commit['dead'],
@@ -194,10 +199,12 @@ def ingest(
     "Take what waits in the log into the lake; safe to kill at any moment and to run again"
     counts = IngestCounts()
     start = next_offset(lake, topic, part)
-    while messages := log.read(topic, start, batch, part):
-        counts += commit_batch(lake, topic, part, start, messages, rules)
-        start += len(messages)
-    return counts
+    while True:
+        checked = read_batch(log, topic, start, batch, lake.schema, rules, part)
+        if not checked.messages:
+            return counts
+        counts += commit_batch(lake, checked, topic, start, part)
+        start += len(checked.messages)
 
 # %% ../nbs/05a_ingest.ipynb #29e7e2c7
 def follow_log(
@@ -216,7 +223,8 @@ def follow_log(
         if found is None:
             wait()
             continue
-        counts += commit_batch(lake, found.topic, found.part, found.start, found.messages, rules)
+        checked = check_messages(found.messages, lake.schema, rules)
+        counts += commit_batch(lake, checked, found.topic, found.start, found.part)
         consumer.done(found)
         say(found)
     return counts

@@ -351,12 +351,30 @@ class _Append:
         return b''.join([*header, *times, *rows])
 
 # %% ../nbs/08_online.ipynb #0de51011
+_FEW = 12  # keys; for so few, one by one is quicker
+
+
+def _extend_one(
+    layout: RecordLayout,
+    groups: _FactGroups,
+    record: Record | None,
+    place: int,  # Of its key among the groups
+    clock: int,
+) -> bytes:
+    "The careful way"
+    facts = slice(groups.edges[place], groups.edges[place + 1])
+    have = None if record is None else bytes(record)
+    return extend_record(layout, have, groups.t[facts], groups.values[facts], clock)
+
+# %% ../nbs/08_online.ipynb #0de51020
 def _extend_records(
     layout: RecordLayout,
     groups: _FactGroups,
     records: Sequence[Record | None],  # Of each key
     clock: int,
 ) -> list[bytes]:  # The new record of each key
+    if len(records) < _FEW:
+        return [_extend_one(layout, groups, record, i, clock) for i, record in enumerate(records)]
     empty = pack_record(layout, *empty_record(layout), clock)
     have = [empty if record is None else record for record in records]
     sound = [_is_sound(layout, record) for record in have]
@@ -372,13 +390,11 @@ def _extend_records(
     )
     newer = _is_newer(layout, groups, base, rows)
     out = []
-    spans = pairwise(groups.edges.tolist())
-    for record, *simple, (i, j) in zip(have, sound, newer, spans, strict=True):
-        if all(simple):
-            out.append(append.extend(record, i, j))
+    for i, (start, end) in enumerate(pairwise(groups.edges.tolist())):
+        if sound[i] and newer[i]:
+            out.append(append.extend(have[i], start, end))
         else:
-            facts = (groups.t[i:j], groups.values[i:j])
-            out.append(extend_record(layout, bytes(record), *facts, clock))
+            out.append(_extend_one(layout, groups, records[i], i, clock))
     return out
 
 # %% ../nbs/08_online.ipynb #0de51012

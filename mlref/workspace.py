@@ -15,14 +15,13 @@ import polars as pl
 from .calibration import CALIBRATIONS
 from .core import Calendar, MlrefError, write_bytes
 from .events import encode_events
-from .ingest import ingest
 from .lake import Lake
 from .lmdb_store import LmdbStore
 from .log import LocalLog
 from .monitor import METRICS, Monitor
 from .registry import Registry, local_uri
 from .schema import TableSchema
-from .stream import apply_log
+from .stream import StreamCounts, deliver_log
 from .task import Task
 
 # %% ../nbs/22_workspace.ipynb #4599bcf3
@@ -152,12 +151,11 @@ def deliver_events(
     workspace: Workspace,
     events: pl.DataFrame,  # In order of known_time, always the same ones
     until: int,  # Minutes UTC
-) -> dict[str, int]:  # What became of the messages in the online store
+) -> StreamCounts:  # What became of the messages in the online store
     "Everything known before `until` into the log, the lake and the online store; again is harmless"
     task = workspace.task
     have = workspace.log.end(TOPIC)
     want = events['known_time'].search_sorted(until, 'left')
     if want > have:
         workspace.log.append(TOPIC, encode_events(events[have:want], task.schema))
-    ingest(workspace.lake, workspace.log, TOPIC, task.contract)
-    return apply_log(workspace.store, workspace.log, TOPIC, task.schema, task.contract)
+    return deliver_log(workspace.lake, workspace.store, workspace.log, TOPIC, task.contract)

@@ -79,7 +79,7 @@ def test_killed_five_times_it_reads_like_never_killed(events, flights, tmp_path)
     )
     storm.insert(len(storm) // 2, b'\xff not an event')
     whole, n = applied(tmp_path / 'whole', encode_events(events, FLIGHT_SCHEMA))
-    assert n['applied'] == events.height
+    assert n.applied == events.height
     LocalLog(tmp_path / 'killed' / 'log').append('flights', storm)
     g, kills, done = random.Random(5), 0, False
     while not done:
@@ -136,8 +136,8 @@ def test_an_event_late_by_days_is_applied_or_counted_and_never_stops_the_stream(
     )[0].close()
     store, n = applied(tmp_path, encode_events(late, FLIGHT_SCHEMA))
     assert (
-        n['late'] == (late['known_time'] < newest - MAX_LATENESS).sum()
-        and n['applied'] + n['late'] == n['messages']
+        n.late == (late['known_time'] < newest - MAX_LATENESS).sum()
+        and n.applied + n.late == n.messages
     )
     assert store.position() == LocalLog(tmp_path / 'log', readonly=True).end('flights')
 
@@ -161,7 +161,7 @@ def test_an_event_that_breaks_the_contract_is_refused_and_the_rest_applied(
             tmp_path / kind,
             [*encode_events(odd, FLIGHT_SCHEMA), *encode_events(rest, FLIGHT_SCHEMA)],
         )
-        assert (n['refused'], n['applied']) == (3, 50) and store.position() == 53
+        assert (n.refused, n.applied) == (3, 50) and store.position() == 53
 
 
 class Follower(RuleBasedStateMachine):
