@@ -8,7 +8,8 @@ import pandas as pd
 from contract_rules import AMONG, BETWEEN, NOT_NULL, PATTERN, answer
 from great_expectations import expectations as ex
 
-flights = pd.read_csv(zipfile.ZipFile(sys.argv[1] + '/flights.csv.zip').open('flights.csv'))
+with zipfile.ZipFile(sys.argv[1] + '/flights.csv.zip') as packed, packed.open('flights.csv') as raw:
+    flights = pd.read_csv(raw)
 context = gx.get_context(mode='ephemeral')
 context.variables.progress_bars = {'globally': False}
 asset = context.data_sources.add_pandas('p').add_dataframe_asset('a')
