@@ -22,6 +22,7 @@ from mlref.core import MlrefError, digest, parse_time
 from mlref.events import corrupt_messages, disturb_delivery, encode_events, events_between
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
+from mlref.flights.task import flights_task
 from mlref.ingest import ingest, next_offset
 from mlref.lake import Lake, events_as_of
 from mlref.log import LocalLog, check_log, send_events
@@ -229,11 +230,12 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
 SERVER = """
 import sys
 from pathlib import Path
+from mlref.flights.task import flights_task
 from mlref.log import LocalLog
-from mlref.observe import ServerMetrics
-from mlref.serve import ModelServer, serve
+from mlref.model_server import ModelServer
+from mlref.serve import serve
 class No: version, trained_until, names = 'none', 0, ()
-serve(ModelServer(No(), Path('.'), None, LocalLog(Path(sys.argv[1])), None, ServerMetrics()), 0)
+serve(ModelServer(flights_task(), No(), None, None, LocalLog(Path(sys.argv[1]))), 0)
 """
 
 
@@ -578,10 +580,13 @@ def test_a_log_on_a_full_disk(small):
 
 
 def test_events_over_http_when_the_disk_is_full(small, part):
-    from mlref.observe import ServerMetrics
-    from mlref.serve import ModelServer, RequestError, post_events
+    from types import SimpleNamespace
 
-    s = ModelServer(None, small, None, LocalLog(small / 'log'), None, ServerMetrics())
+    from mlref.model_server import ModelServer, post_events
+    from mlref.protocols import RequestError
+
+    none = SimpleNamespace(version='none')
+    s = ModelServer(flights_task(), none, None, None, LocalLog(small / 'log'))
     msgs = encode_events(part.head(100), FLIGHT_SCHEMA)
     post_events(s, b'\n'.join(msgs))
     fill(small)
@@ -591,7 +596,7 @@ def test_events_over_http_when_the_disk_is_full(small, part):
     end = s.log.end('events')
     assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
     (small / 'filler').unlink()
-    assert post_events(s, msgs[0])[0]['offset'] == end
+    assert post_events(s, msgs[0]).content['offset'] == end
 
 
 def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):
