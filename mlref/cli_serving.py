@@ -195,17 +195,27 @@ class ServeSettings:
             show_default='the file in the run',
         ),
     ] = None
+    task: TaskAddress = DEFAULT_TASK
     data: DataFolder = None
 
 
-@command(serving_app, 'serve', 'mlref serve', 'mlref serve --port 0 --json')
+@command(
+    serving_app,
+    'serve',
+    'mlref serve',
+    'mlref serve --port 0 --json',
+    'mlref serve --task shop:SHOP',
+)
 def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
     "Answer requests with the champion of a run."
-    from mlref.serve import open_server, serve
+    from mlref.model_server import open_run_server
+    from mlref.serve import serve
+    from mlref.task import load_task
 
     hint = 'call ./run first or name its folder with --home'
     home = run_folder(settings.home, settings.data, hint)
-    server = open_server(home, settings.log or home / 'served', uri=settings.uri)
+    task = load_task(settings.task)
+    server = open_run_server(task, home, settings.log or home / 'served', settings.uri)
     out = sys.stdout
 
     def tell(_: object, port: int) -> None:
@@ -236,15 +246,13 @@ def last_day_requests(
         lake.close()
 
 
-def _open_page(url: str, requests: 'pl.DataFrame') -> None:
-    from mlref.capacity import locust_files
+def _open_page(url: str, bodies: list[str]) -> None:
+    from mlref.capacity import locust_command, write_locust_files
 
     with tempfile.TemporaryDirectory() as folder:
-        environment = locust_files(Path(folder), requests)
-        users = ['-m', 'locust', '-f', f'{folder}/users.py']
-        subprocess.run(
-            [sys.executable, *users, '--host', url, '--web-host', '127.0.0.1'], env=environment
-        )
+        environment = write_locust_files(Path(folder), bodies)
+        command = locust_command(url, Path(folder), '--web-host', '127.0.0.1')
+        subprocess.run(command, env=environment)
 
 # %% ../nbs/49_cli_serving.ipynb #e4900027
 @command(serving_app, 'load', 'mlref load --users 64 --seconds 20', 'mlref load --web')
@@ -257,14 +265,15 @@ def _load(
     data: DataFolder = None,
 ) -> Answer:
     "Let users ask a running server."
-    from mlref.capacity import run_load_step
+    from mlref.capacity import request_bodies, run_load_step
     from mlref.task import load_task
 
-    requests = last_day_requests(run_folder(None, data), load_task(task))
+    scored = load_task(task)
+    bodies = request_bodies(scored, last_day_requests(run_folder(None, data), scored))
     if web:
-        _open_page(url, requests)
+        _open_page(url, bodies)
         return Answer({'stopped': True}, 'stopped')
-    step = run_load_step(url, requests, users, seconds, 0)
+    step = run_load_step(url, bodies, users, seconds, 0)
     found = asdict(step)
     text = f'{users} users: {step.rate:.1f} answers/s, p50 {step.p50:g} ms, p99 {step.p99:g} ms'
     failed = step.errors > 0

@@ -23,6 +23,7 @@ from mlref.calibration import (
     fit_calibration,
 )
 from .checks import CheckResult, check_leaking_nulls
+from .client import Client
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
 from .ingest import check_tables, next_offset
@@ -38,7 +39,6 @@ from mlref.monitor import (
     realized_day,
 )
 from .records import KEEP_MINUTES
-from .serve import Client
 from .task import Task
 from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
@@ -260,7 +260,7 @@ def score_over_http(
     workspace: Workspace,
 ) -> dict[str, pl.DataFrame]:  # Table -> rows: the predictions, and how far the log was read
     "Score a day by a server and take its rows; raises `MlrefError` as `check_answers` does"
-    client.ask(f'/v2/repository/models/{workspace.task.name}/load', {})
+    client.reload()
     answers = client.answers(requests)
     served, offset = read_served(workspace.served, workspace.lake)
     check_answers(answers, served, scored, fitted)

@@ -14,6 +14,7 @@ import polars as pl
 from tqdm import tqdm
 
 from .challenger import first_cutoff, register_challenger, run_challenge, sync_registry
+from .client import Client, start_server
 from .core import Calendar, Predictor, format_time
 from mlref.daily import (
     ScoredDay,
@@ -39,7 +40,6 @@ from mlref.policy import (
     retrain_reason,
     verdict,
 )
-from .serve import Client, start_server
 from .workspace import Workspace, deliver_events
 
 # %% ../nbs/22d_lifecycle.ipynb #559882c9
@@ -208,7 +208,7 @@ def run_days(
     over_http = [day for day in days if calendar.day_start(day) < stretch.served]
     process = client = None
     if over_http:
-        process, client = start_server(workspace.folder, workspace.served)
+        process, client = start_server(workspace.task, workspace.folder, workspace.served)
     bar = tqdm(days, disable=not progress, desc='days', mininterval=1)
     try:
         for day in bar:

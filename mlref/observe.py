@@ -5,66 +5,66 @@
 # %% auto #0
 __all__ = ['BUCKETS', 'ServerMetrics']
 
-# %% ../nbs/15_observe.ipynb #47772dd7
-from fastcore.basics import patch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+# %% ../nbs/15_observe.ipynb #15b00004
+from .core import need_extra
 
-# %% ../nbs/15_observe.ipynb #2121a642
+# %% ../nbs/15_observe.ipynb #15b00009
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
 
 
 class ServerMetrics:
     "What one server counts"
 
-    def __init__(self):
-        self.registry = r = CollectorRegistry()
-        self.requests = Counter(
-            'mlref_requests', 'Requests answered', ('route', 'status'), registry=r
-        )
-        self.seconds = Histogram(
-            'mlref_request_seconds',
-            'Time from request to answer',
-            ('route',),
-            buckets=BUCKETS,
-            registry=r,
-        )
-        self.flights = Counter('mlref_flights', 'Flights scored', ('route',), registry=r)
-        self.values = Counter(
-            'mlref_values',
-            'Last values read for the first flight of a request',
-            ('history', 'status'),
-            registry=r,
-        )
-        self.model = Gauge('mlref_model_info', 'The model that answers', ('version',), registry=r)
-
-    def answered(
+    def __init__(
         self,
-        route: str,  # Path of the request
+        model: str,  # Name of the task: the label `model` of every metric
+    ):
+        need_extra('prometheus_client', extra='serve')
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.model = model
+        self.collected = own = CollectorRegistry()
+        answer = ('model', 'route', 'status')
+        route = ('model', 'route')
+        value = ('model', 'view', 'status')
+        self.requests = Counter('mlref_requests', 'Requests answered', answer, registry=own)
+        self.seconds = Histogram(
+            'mlref_request_seconds', 'Time to the answer', route, buckets=BUCKETS, registry=own
+        )
+        self.entities = Counter('mlref_entities', 'Entities scored', route, registry=own)
+        self.values = Counter('mlref_values', 'Last values read', value, registry=own)
+        self.version = Gauge(
+            'mlref_model_info', 'The version that answers', ('model', 'version'), registry=own
+        )
+
+    def count_answer(
+        self,
+        route: str,  # One of the server's own routes: a label must not grow with what clients send
         status: int,  # HTTP status of the answer
         seconds: float,  # From request to answer
-        flights: int = 0,  # How many were scored
+        scored: int = 0,  # How many entities or vectors were scored
     ) -> None:
         "Count one answer"
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
-        self.flights.labels(route).inc(flights)
+        self.requests.labels(self.model, route, str(status)).inc()
+        self.seconds.labels(self.model, route).observe(seconds)
+        self.entities.labels(self.model, route).inc(scored)
 
-    def serves(self, version: str) -> None:
-        "Only this model answers from now on"
-        self.model.clear()
-        self.model.labels(version).set(1)
+    def count_values(
+        self,
+        view: str,  # Feature view of last values, e.g. 'weather'
+        status: str,  # 'present', 'missing' or 'expired'
+        n: int,  # Values
+    ) -> None:
+        "Count what a store had"
+        self.values.labels(self.model, view, status).inc(n)
+
+    def show_version(self, version: str) -> None:
+        "Only this version of the model answers from now on"
+        self.version.clear()
+        self.version.labels(self.model, version).set(1)
 
     def text(self) -> bytes:
         "The page a scraper reads"
-        return generate_latest(self.registry)
+        from prometheus_client import generate_latest
 
-# %% ../nbs/15_observe.ipynb #cd56a4d6
-@patch
-def read(
-    self: ServerMetrics,
-    history: str,  # e.g. 'weather/origin'
-    status: str,  # 'present', 'missing' or 'expired'
-    n: int,  # Values
-) -> None:
-    "Count what a store had"
-    self.values.labels(history, status).inc(n)
+        return generate_latest(self.collected)

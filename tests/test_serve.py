@@ -1,7 +1,14 @@
-"""A real server process over a run: answers equal the offline scores, the map of the morning moves them, bad input costs its sender one sentence, predictions survive a kill -9, a tracking server that dies takes nobody with it"""
+"""A real server process over a run
 
+Answers equal the offline scores, the calibration of the day moves them, bad input costs its sender
+one sentence, predictions survive a kill -9, a tracking server that dies takes nobody with it, and a
+task that nobody here has heard of is served like any other.
+"""
+
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +16,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -19,18 +25,25 @@ import pytest
 
 from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.challenger import bootstrap
-from mlref.core import DAY, HORIZON, digest, known_by, parse_time
-from mlref.flights.events import FLIGHT_COLUMNS, flight_stream, raw_folder
+from mlref.client import start_server
+from mlref.core import DAY, HORIZON, digest, format_time, parse_time
+from mlref.flights.events import flight_stream, raw_folder
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
+from mlref.materialize import apply_events
 from mlref.model_versions import load_champion
+from mlref.offline import OfflineReader
 from mlref.policy import RetrainPolicy
 from mlref.promotion import promote
-from mlref.registry import Registry, TrainingRun, register_model
+from mlref.protocols import RequestError
+from mlref.registry import Registry, TrainingRun, local_uri, register_model
+from mlref.request_fields import entity_rows, request_fields
+from mlref.task import load_task, select_requests
 from mlref.training_set import training_set
+from mlref.vectors import compute_vectors
 from mlref.workspace import Workspace, deliver_events
 from test_registry import GOOD, env, free
 from test_registry import model as another
@@ -57,15 +70,10 @@ def home(tmp_path_factory):
     bootstrap(h, RetrainPolicy('torch', stop=4), NOW - DAY)
     t = training_set(events_as_of(h.lake), h.task, NOW - 600, NOW)
     model = load_champion(h.registry)
-    req = h.lake.sql(
-        f"select {', '.join(FLIGHT_COLUMNS)} from events where kind = 'schedule' and sched - {HORIZON} >= ?"
-        f' and sched - {HORIZON} < ? order by sched, event_id',
-        NOW - 600,
-        NOW,
-    )
+    requests = select_requests(h.task, events_as_of(h.lake), NOW - 600, NOW)
     h.close()
-    assert req['flight_id'].to_list() == t.ids.tolist()
-    return at, t, model, req.to_dicts()
+    assert requests['flight_id'].to_list() == t.ids.tolist()
+    return at, t, model, entity_rows(requests, request_fields(h.task))
 
 
 @pytest.fixture(scope='module')
@@ -116,7 +124,7 @@ def test_scores_over_http_are_the_offline_scores_in_any_batch(home, url, b):
     for i in range(0, n, b):
         keys += [
             x['p']
-            for x in call(url[0], '/predict', {'flights': flights[i : i + b]})[1]['predictions']
+            for x in call(url[0], '/predict', {'entities': flights[i : i + b]})[1]['predictions']
         ]
         vecs += call(url[0], '/v2/models/late/infer', vectors(t.X[i : i + b]))[1]['outputs'][0][
             'data'
@@ -124,11 +132,10 @@ def test_scores_over_http_are_the_offline_scores_in_any_batch(home, url, b):
     assert keys[:n] == vecs[:n] == want[: len(keys)].tolist()[:n]
 
 
-ONE = 'flights'
 BAD = [
-    ('/predict', b'{"flights": [', 400, 'expected a JSON object'),
-    ('/predict', {}, 400, "expected 'flights'"),
-    ('/predict', {'flights': [{'origin': 'EWR'}]}, 400, 'expected the field flight_id'),
+    ('/predict', b'{"entities": [', 400, 'expected a JSON object'),
+    ('/predict', {}, 400, "expected 'entities'"),
+    ('/predict', {'entities': [{'origin': 'EWR'}]}, 400, 'expected the field flight_id'),
     (
         '/v2/models/late/infer',
         {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': [1, 3], 'data': [1, 2, 3]}]},
@@ -166,7 +173,7 @@ def test_bad_input_gets_its_status_and_one_sentence_and_the_server_is_unharmed(
     got, said = call(url[0], path, body)
     assert got == status and says in said['error'] and said['error'].count('\n') == 0
     assert (
-        call(url[0], '/predict', {'flights': home[3][:1]})[1]['predictions'][0]['p']
+        call(url[0], '/predict', {'entities': home[3][:1]})[1]['predictions'][0]['p']
         == home[2].predict(home[1].X[:1])[0]
     )
 
@@ -176,13 +183,15 @@ def test_bad_input_gets_its_status_and_one_sentence_and_the_server_is_unharmed(
     [
         ({'dest': 'XXX'}, 422, 'airports known'),
         ({'origin': 'LAX'}, 422, 'EWR, JFK, LGA'),
-        ({'sched': 'noon'}, 400, 'sched as int'),
-        ({'sched': 10**30}, 400, 'in minutes'),
+        ({'sched': 'noon'}, 400, 'sched in minutes UTC or as a time with a zone'),
+        ({'sched': 10**30}, 400, 'in minutes UTC'),
+        ({'distance': 2**50}, 422, 'in minutes or miles'),
+        ({'tailnum': 7}, 400, 'tailnum as str or null'),
         ({'sched': 5}, 422, 'older than what is kept'),
     ],
 )
 def test_a_flight_that_cannot_be_scored(home, url, change, status, says):
-    got, said = call(url[0], '/predict', {'flights': [{**home[3][0], **change}]})
+    got, said = call(url[0], '/predict', {'entities': [{**home[3][0], **change}]})
     assert (got, says in said['error']) == (status, True), said
 
 
@@ -207,7 +216,7 @@ def keep(at, note):
     store.close()
 
 
-def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_clients_see_no_difference(
+def test_a_calibration_moves_the_next_answers_is_logged_and_old_clients_see_no_difference(
     home, url
 ):
     at, t, model, flights = home
@@ -223,7 +232,7 @@ def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_c
         return [
             call(url[0], path, body)
             for path, body in (
-                ('/predict', {'flights': flights}),
+                ('/predict', {'entities': flights}),
                 ('/v2/models/late/infer', vectors(t.X)),
                 ('/invocations', split),
             )
@@ -253,7 +262,7 @@ def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_c
             (a['p'], a.get('calibrated'), a.get('calibration')) for a in keys['predictions']
         ] == [
             (x, m and m.apply(p[i : i + 1])[0], m and m.digest)
-            for i, (x, m) in enumerate(zip(p, by))
+            for i, (x, m) in enumerate(zip(p, by, strict=True))
         ]
         assert keys == {
             **bare[0][1],
@@ -266,7 +275,7 @@ def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_c
                         else {}
                     ),
                 }
-                for a, b, m in zip(keys['predictions'], bare[0][1]['predictions'], by)
+                for a, b, m in zip(keys['predictions'], bare[0][1]['predictions'], by, strict=True)
             ],
         }
         assert oip['outputs'][0] == bare[1][1]['outputs'][0] and oip['outputs'][1] == {
@@ -289,7 +298,7 @@ def test_a_map_in_the_store_moves_the_next_answers_is_named_in_the_log_and_old_c
         wrote = [json.loads(m) for m in log.read('predictions', end - len(p), len(p))]
         log.close()
         assert [(m['p'], m.get('calibration')) for m in wrote] == [
-            (x, m and m.digest) for x, m in zip(p, by)
+            (x, m and m.digest) for x, m in zip(p, by, strict=True)
         ]
         # had seen a label of a minute later
         keep(
@@ -313,7 +322,7 @@ def test_a_registry_that_is_gone_is_said_and_serving_goes_on(home, url):
     try:
         got, said = call(url[0], '/v2/repository/models/late/load', {})
         assert got == 503 and 'still serving' in said['error']
-        assert call(url[0], '/predict', {'flights': home[3][:2]})[0] == 200
+        assert call(url[0], '/predict', {'entities': home[3][:2]})[0] == 200
     finally:
         (home[0] / 'away.db').rename(db)
     assert call(url[0], '/v2/repository/models/late/load', {}) == (
@@ -324,14 +333,14 @@ def test_a_registry_that_is_gone_is_said_and_serving_goes_on(home, url):
 
 def test_what_was_answered_is_on_disk_after_kill_9(home, url):
     before = json.load(urlopen(url[0] + '/health/ready'))['model_version']
-    answered = call(url[0], '/predict', {'flights': home[3][:50]})[1]['predictions']
+    answered = call(url[0], '/predict', {'entities': home[3][:50]})[1]['predictions']
     url[1].send_signal(signal.SIGKILL)
     url[1].wait()
     log = LocalLog(home[0] / 'served', readonly=True)
     end = log.end('predictions')
     last = [json.loads(m) for m in log.read('predictions', end - len(answered), len(answered))]
     assert [(m['entity_id'], m['p'], m['version']) for m in last] == [
-        (a['flight_id'], a['p'], before) for a in answered
+        (a['entity_id'], a['p'], before) for a in answered
     ] and all(m['trained_until'] <= m['scored_at'] for m in last)
 
 
@@ -347,7 +356,10 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
     shutil.copy(home[0] / 'bare.db', tmp_path / 'server.db')
     tracked, p = tracking(tmp_path, port), None
     told = env(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT='5')
-    command = lambda log: [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
+
+    def command(log):
+        return [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
+
     try:
         there = Registry(tmp_path / 'there', uri, name='late')
         first = register_model(there, old, TrainingRun(digest([0])), FLIGHTS, sample=t.X)
@@ -357,7 +369,7 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
 
         def scores():
             return [
-                a['p'] for a in call(url, '/predict', {'flights': flights[:9]})[1]['predictions']
+                a['p'] for a in call(url, '/predict', {'entities': flights[:9]})[1]['predictions']
             ]
 
         assert (
@@ -401,3 +413,189 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
         if p:
             p.kill()
             p.wait()
+
+
+SHOP = '''
+"""A shop's customers, as their owner writes them down"""
+
+import json
+
+import numpy as np
+import polars as pl
+
+from mlref.core import DAY, Calendar
+from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.model import register_loader
+from mlref.own_model import OwnModel
+from mlref.schema import EventSchema
+from mlref.task import Task
+
+CUSTOMER = Entity(name='customer', keys=('customer',))
+COLUMNS = {'known': 'known_time', 'keys': ('customer',), 'values': {'price': 'cent'}}
+LAST = from_table('last', **COLUMNS)
+SUMS = from_table('sums', **COLUMNS, kind='aggregate')
+FEATURES = FeatureSet(
+    name='shop',
+    views=(
+        FeatureView(name='last', entity=CUSTOMER, source=LAST, stats=('price',), ttl=30 * DAY),
+        FeatureView(
+            name='month', entity=CUSTOMER, source=SUMS, stats=('count',), windows=(30 * DAY,)
+        ),
+    ),
+)
+
+
+def labels(events, now):
+    return events.select('order_id', y=pl.lit(0.0), label_time='known_time').head(0)
+
+
+SHOP = Task(
+    name='rebuy',
+    entity='order',
+    outcome='is followed by another within sixty days',
+    schema=EventSchema(
+        payload={'order_id': pl.Int64, 'customer': pl.Int64, 'price': pl.Int64},
+        kinds=('order',),
+        entity_id='order_id',
+    ),
+    contract=(),
+    features=FEATURES,
+    calendar=Calendar(),
+    request_kind='order',
+    request_time='event_time',
+    labels=labels,
+    label_kinds=('order',),
+)
+
+
+def weights_model(data, names, trained_until):
+    weights = np.array(json.loads(data))
+
+    def score(X):
+        return 1 / (1 + np.exp(-np.nan_to_num(X.astype(float)) @ weights))
+
+    return OwnModel('weights', score, {'weights.json': data}, names, trained_until)
+
+
+@register_loader('weights')
+def load_weights(saved, device):
+    data = (saved.folder / 'weights.json').read_bytes()
+    return weights_model(data, saved.names, saved.trained_until)
+'''
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    "A run of the shop: its task, the orders that are known, those to be scored, the model"
+    (tmp_path / 'shop_of_a_test.py').write_text(SHOP)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module('shop_of_a_test')
+    task = load_task('shop_of_a_test:SHOP')
+    # customer 2 has not been heard of for fifty days; three more orders are asked about
+    customers = [2, 0, 1, 0, 0, 1, 0, 0, 1, 2]
+    times = [NOW + day * DAY for day in (20, 33, 45, 50, 55, 60, 70, 71, 72, 73)]
+    orders = pl.DataFrame(
+        {
+            'event_id': [f'order {i}' for i in range(10)],
+            'kind': 'order',
+            'event_time': times,
+            'known_time': times,
+            'order_id': range(900, 910),
+            'customer': [2**60 + place for place in customers],
+            'price': range(1000, 2000, 100),
+        },
+        schema=dict(task.schema.columns),
+    )
+    known = orders.head(7)
+    store = LmdbStore(tmp_path / 'online', task.features)
+    apply_events(store, known)
+    store.close()
+    model = module.weights_model(b'[0.001, -0.5]', task.features.names, NOW)
+    registry = Registry(tmp_path / 'registry', local_uri(tmp_path / 'registry'), name=task.name)
+    version = register_model(registry, model, TrainingRun(digest([0])), task.features)
+    promote(registry, version, NOW, 'bootstrap')
+    yield task, known, orders.tail(3), model
+    sys.modules.pop('shop_of_a_test')
+
+
+WRONG_ORDERS = [
+    ({'entities': []}, 'at least one order'),
+    ({'entities': [{'order_id': 1, 'event_time': NOW}]}, 'the field customer of each order'),
+    ({'entities': [{'order_id': 1, 'customer': 'x', 'event_time': NOW}]}, 'customer as int'),
+    ({'entities': [{'order_id': 1, 'customer': 2**64, 'event_time': NOW}]}, 'of 64 bits'),
+    ({'entities': [{'order_id': 1, 'customer': 7, 'event_time': '2013-04-01'}]}, 'with a zone'),
+]
+
+
+def test_a_task_of_ones_own(shop, tmp_path):
+    task, known, asked, model = shop
+    process, client = start_server('shop_of_a_test:SHOP', tmp_path, tmp_path / 'served')
+    try:
+        answers = client.answers(asked, batch=2)
+        X = compute_vectors(
+            OfflineReader(known),
+            asked.with_columns(cutoff=pl.col('event_time')),
+            task.features,
+        )
+        assert X.tolist()[:2] == [[1600, 3], [1500, 2]] and np.isnan(X[2, 0])
+        assert [answer['entity_id'] for answer in answers] == [907, 908, 909]
+        assert [answer['p'] for answer in answers] == model.predict(X).tolist()
+        for body, said in WRONG_ORDERS:
+            with pytest.raises(RequestError, match=said) as refused:
+                client.ask('/predict', body)
+            words = re.findall(r'flight|airport|sched', str(refused.value))
+            assert refused.value.status == 400 and not words
+        text = {
+            'order_id': 909,
+            'customer': 2**60 + 2,
+            'event_time': format_time(asked['event_time'][2]),
+        }
+        by_text = client.ask('/predict', {'entities': [text]})['predictions']
+        assert by_text == answers[-1:]
+        metadata = json.load(urlopen(f'{client.url}/v2/models/rebuy'))
+        assert (metadata['name'], metadata['inputs'][0]['shape']) == ('rebuy', [-1, 2])
+        page = urlopen(f'{client.url}/metrics').read().decode()
+        assert 'mlref_entities_total{model="rebuy",route="/predict"} 4.0' in page
+        assert 'mlref_values_total{model="rebuy",status="expired",view="last"}' in page
+    finally:
+        process.kill()
+        process.wait()
+    log = LocalLog(tmp_path / 'served', readonly=True)
+    assert json.loads(log.read('predictions', 0, 1)[0])['entity_id'] == '907'
+    log.close()
+
+
+LIGHT = """
+import sys
+import mlref.client, mlref.serve
+heavy = {'torch', 'mlflow', 'onnxruntime', 'lightgbm', 'sklearn', 'starlette', 'uvicorn', 'duckdb'}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_importing_the_server_imports_nothing_heavy():
+    done = subprocess.run([sys.executable, '-c', LIGHT], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stdout + done.stderr
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv[1]] = None  # as if it were not installed
+from types import SimpleNamespace
+from mlref.core import MlrefError
+from mlref.flights.task import flights_task
+from mlref.model_server import ModelServer
+from mlref.serve import serve
+try:
+    serve(ModelServer(flights_task(), SimpleNamespace(version='none'), None, None, None), 0)
+except MlrefError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize('package', ['prometheus_client', 'uvicorn', 'starlette'])
+def test_a_package_that_is_missing_is_one_sentence_with_its_extra(package):
+    command = [sys.executable, '-c', WITHOUT, package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = f"expected the package {package}, it is not installed; run: pip install 'mlref[serve]'\n"
+    assert done.stdout == said, done.stderr
