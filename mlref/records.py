@@ -17,13 +17,15 @@ from functools import cached_property
 import numpy as np
 
 from .core import DAY, MlrefError, digest
-from .features import FeatureSet
+from .features import FeatureSet, FeatureView
 
 # %% ../nbs/07a_records.ipynb #4a02aea0
 FORMAT = 1  # of folders and records; a store of another format is refused
 KEEP_MINUTES = 2 * DAY  # minutes behind the store's clock that a read may still lie
-# 'mlo', format, columns, newest?, definition; newest event, known
-_STAMP, _TIMES = struct.Struct('<3sBHHQ'), struct.Struct('<qq')
+NEVER = np.iinfo(np.int64).min  # the time of the row of nobody
+_STAMP = struct.Struct('<3sBHHQ')  # 'mlo', format, columns, newest?, definition
+_TIMES = struct.Struct('<qq')  # newest event, known
+_HEADER = _STAMP.size + _TIMES.size  # bytes before the times
 
 # %% ../nbs/07a_records.ipynb #4a02aeaa
 @dataclass(frozen=True)
@@ -38,40 +40,46 @@ class RecordLayout:
     ttl: int | None = None  # Minutes after which a newest row no longer counts
 
     def __post_init__(self):
-        if self.keep < 0 or (self.ttl is not None and self.ttl <= 0):
-            raise MlrefError(
-                f'expected keep >= 0 and ttl > 0 minutes for {self.name}, got {self.keep} and'
-                f' {self.ttl}'
-            )
-        if not re.fullmatch('[0-9a-f]{16}', self.version):
-            raise MlrefError(
-                f'expected a version of 16 hexadecimal digits for {self.name}, got {self.version!r}'
-            )
-        if self.name[:1] in ('', '!'):
-            raise MlrefError(f'expected a name that does not begin with "!", got {self.name!r}')
+        _check_layout(self)
 
     @cached_property
     def dtype(self) -> type:
+        "Of a row"
         return np.float64 if self.newest else np.int64
 
     @cached_property
     def width(self) -> int:
+        "Numbers of a row: the count or the time, and the values"
         return 1 + len(self.values)
 
     @cached_property
     def prefix(self) -> bytes:
+        "How the names of its records begin"
         return f'{self.name}/'.encode()
 
     @cached_property
-    def blank(
-        self,
-        # the row of nobody
-    ) -> bytes:
+    def blank(self) -> bytes:
+        "The row of nobody"
         return np.full(self.width, np.nan if self.newest else 0, self.dtype).tobytes()
 
     @cached_property
     def stamp(self) -> bytes:
+        "What a record begins with"
         return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
+
+# %% ../nbs/07a_records.ipynb #07a00001
+def _check_layout(layout: RecordLayout) -> None:
+    if layout.keep < 0 or (layout.ttl is not None and layout.ttl <= 0):
+        raise MlrefError(
+            f'expected keep >= 0 and ttl > 0 minutes for {layout.name}, got {layout.keep} and'
+            f' {layout.ttl}'
+        )
+    if not re.fullmatch('[0-9a-f]{16}', layout.version):
+        raise MlrefError(
+            f'expected a version of 16 hexadecimal digits for {layout.name}, got {layout.version!r}'
+        )
+    if layout.name[:1] in ('', '!'):
+        raise MlrefError(f'expected a name that does not begin with "!", got {layout.name!r}')
 
 # %% ../nbs/07a_records.ipynb #e9c564de
 def pack_record(
@@ -84,11 +92,14 @@ def pack_record(
     return b''.join([layout.stamp, _TIMES.pack(t[-1], known), t.tobytes(), table.tobytes()])
 
 
-def why_foreign(layout: RecordLayout, record: bytes) -> MlrefError:
+def why_foreign(
+    layout: RecordLayout,
+    record: bytes | memoryview,
+) -> MlrefError:
     "What to say of bytes that this layout did not write"
-    tag, form, width, newest, version = (
-        _STAMP.unpack_from(record) if len(record) >= 32 else (b'', 0, 0, 0, 0)
-    )
+    tag, form, width, _, version = (b'', 0, 0, 0, 0)
+    if len(record) >= _HEADER:
+        tag, form, width, _, version = _STAMP.unpack_from(record)
     if tag != b'mlo' or form != FORMAT:
         return MlrefError(
             f'expected a record of {layout.name} in format {FORMAT}, got format {form}'
@@ -100,88 +111,87 @@ def why_foreign(layout: RecordLayout, record: bytes) -> MlrefError:
         ' read it with the code that wrote it'
     )
 
-
+# %% ../nbs/07a_records.ipynb #07a00006
 def unpack_record(
     layout: RecordLayout,
     record: bytes | memoryview,  # As stored; not copied
 ) -> tuple[np.ndarray, np.ndarray]:  # t and table, as in `pack_record`
-    "A record's rows; raises `MlrefError` naming both versions when it was written by another definition"
-    w, size = layout.width, len(record)
+    "A record's rows; raises `MlrefError` naming both versions when another definition wrote it"
     if record[:16] != layout.stamp:
         raise why_foreign(layout, record)
-    n = (size - 32) // (8 * w + 8)
-    if n < 1 or n * (8 * w + 8) + 32 != size:
+    size = 8 * layout.width + 8  # bytes of a row and its time
+    rows, rest = divmod(len(record) - _HEADER, size)
+    if rows < 1 or rest:
         raise MlrefError(
-            f'expected whole rows in a record of {layout.name}, got {size} bytes; the store is'
-            ' damaged, rebuild it from the log'
+            f'expected whole rows in a record of {layout.name}, got {len(record)} bytes; the store'
+            ' is damaged, rebuild it from the log'
         )
-    return np.ndarray((n,), np.int64, record, 32), np.ndarray(
-        (n, w), layout.dtype, record, 32 + 8 * n
-    )
+    t = np.ndarray((rows,), np.int64, record, _HEADER)
+    return t, np.ndarray((rows, layout.width), layout.dtype, record, _HEADER + 8 * rows)
 
 # %% ../nbs/07a_records.ipynb #24303c68
-NEVER, _MOST = np.iinfo(np.int64).min, 2**62
+_LARGEST = 2**62  # no sum may be larger
 
 
 def empty_record(layout: RecordLayout) -> tuple[np.ndarray, np.ndarray]:
     "The history of a key about which nothing is known: one row, before every time"
-    return np.array([NEVER]), (
-        np.full((1, layout.width), np.nan)
-        if layout.newest
-        else np.zeros((1, layout.width), np.int64)
-    )
+    blank = np.nan if layout.newest else 0
+    return np.array([NEVER]), np.full((1, layout.width), blank, layout.dtype)
 
 
-def _sums(
-    T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray
+def _merge_sums(
+    known: np.ndarray,  # Times of the rows there are
+    table: np.ndarray,  # Their running count and sums
+    t: np.ndarray,  # Times of new facts, sorted
+    values: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    # no read can tell these from the first row
-    early = int(t.searchsorted(T[0], 'right'))
+    "Running sums with new facts in their places"
+    added = np.column_stack([np.ones(len(t), np.int64), values])
+    # no read can tell facts this early from the first row
+    early = int(t.searchsorted(known[0], 'right'))
     # rows before the earliest new fact stay
-    j = max(int(T.searchsorted(t[early])), 1) if early < len(t) else len(T)
-    when, facts = (
-        np.concatenate([T[j:], t[early:]]),
-        np.concatenate(
-            [
-                np.diff(table[j - 1 :], axis=0),
-                np.column_stack([np.ones(len(t), np.int64), v])[early:],
-            ]
-        ),
-    )
-    o = np.lexsort((*facts.T[:0:-1], when))
-    new = np.concatenate([table[:j], table[j - 1] + np.cumsum(facts[o], axis=0)])
-    return np.concatenate([T[:j], when[o]]), new + [early, *v[:early].sum(0)] if early else new
+    kept = max(int(known.searchsorted(t[early])), 1) if early < len(t) else len(known)
+    facts = np.concatenate([np.diff(table[kept - 1 :], axis=0), added[early:]])
+    when = np.concatenate([known[kept:], t[early:]])
+    order = np.lexsort((*facts.T[:0:-1], when))
+    later = table[kept - 1] + np.cumsum(facts[order], axis=0)
+    sums = np.concatenate([table[:kept], later])
+    if early:
+        sums += added[:early].sum(0)
+    return np.concatenate([known[:kept], when[order]]), sums
 
-
-def _rows(
-    T: np.ndarray, table: np.ndarray, t: np.ndarray, v: np.ndarray
+# %% ../nbs/07a_records.ipynb #07a00003
+def _merge_rows(
+    known: np.ndarray,  # Times of the rows there are
+    table: np.ndarray,  # These rows: time and values
+    t: np.ndarray,  # Times of new rows, sorted
+    values: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    # older than the first row: no read can see these
-    early = int(t.searchsorted(T[0]))
+    "Newest rows with new ones in their places"
+    early = int(t.searchsorted(known[0]))
     if early == len(t):
-        return T, table
-    j = int(T.searchsorted(t[early]))
-    when, rows = (
-        np.concatenate([T[j:], t[early:]]),
-        np.concatenate([table[j:], np.column_stack([t, v])[early:]]),
-    )
-    o = np.lexsort((*rows.T[:0:-1], when))
-    return np.concatenate([T[:j], when[o]]), np.concatenate([table[:j], rows[o]])
+        return known, table
+    kept = int(known.searchsorted(t[early]))
+    added = np.column_stack([t, values])
+    rows = np.concatenate([table[kept:], added[early:]])
+    when = np.concatenate([known[kept:], t[early:]])
+    order = np.lexsort((*rows.T[:0:-1], when))
+    times = np.concatenate([known[:kept], when[order]])
+    return times, np.concatenate([table[:kept], rows[order]])
 
 # %% ../nbs/07a_records.ipynb #d867e0af
 def trim_record(
     layout: RecordLayout,
-    T: np.ndarray,
-    table: np.ndarray,
+    t: np.ndarray,  # int64 (rows,), sorted
+    table: np.ndarray,  # (rows, 1 + values)
     clock: int,  # The newest known time of the store, minutes UTC
 ) -> tuple[np.ndarray, np.ndarray]:  # The rows a read can still need
     "Forget what no read can reach; the first row left stands for all before it"
-    i = (
-        len(T) - 1
-        if layout.newest and not layout.keep
-        else max(int(T.searchsorted(clock - layout.keep - KEEP_MINUTES, 'right')) - 1, 0)
-    )
-    return T[i:], table[i:]
+    if layout.newest and not layout.keep:
+        return t[-1:], table[-1:]
+    reach = clock - layout.keep - KEEP_MINUTES
+    first = max(int(t.searchsorted(reach, 'right')) - 1, 0)
+    return t[first:], table[first:]
 
 
 def extend_record(
@@ -191,45 +201,30 @@ def extend_record(
     values: np.ndarray,  # Their values, (facts, values)
     clock: int,  # The newest known time of the store, minutes UTC
 ) -> bytes:  # The new record
-    "Put facts in their place in time, whatever their order of arrival; sums after the earliest are taken again"
-    T, table = empty_record(layout) if record is None else unpack_record(layout, record)
-    T, table = trim_record(layout, *(_rows if layout.newest else _sums)(T, table, t, values), clock)
-    if not layout.newest and max(map(abs, table[-1].tolist())) > _MOST:
+    "Put facts in their place in time, in whatever order they come; raises `MlrefError` on overflow"
+    rows = empty_record(layout) if record is None else unpack_record(layout, record)
+    merge = _merge_rows if layout.newest else _merge_sums
+    times, table = trim_record(layout, *merge(*rows, t, values), clock)
+    if not layout.newest and max(map(abs, table[-1].tolist())) > _LARGEST:
         raise MlrefError(
             f'expected sums of {layout.name} below 2^62, got {table[-1].tolist()}; give the source'
             ' a coarser unit'
         )
-    return pack_record(layout, T, table, clock)
+    return pack_record(layout, times, table, clock)
 
 # %% ../nbs/07a_records.ipynb #fc2e31cc
 _FEW = 8  # minutes
+_FIRST = _HEADER // 8  # place of the first time, in numbers of eight bytes
 
 
-def read_record(
-    layout: RecordLayout,
-    key: str,
-    record: bytes | memoryview | None,
-    minutes: list[int] | np.ndarray,  # Minutes UTC, any order; an array is int64 (minutes,)
-) -> list[bytes | memoryview]:  # The table's row at each minute, one after the other
-    "What is known at some minutes; raises `MlrefError` for one before all that is kept"
-    if record is None:
-        return [layout.blank] * len(minutes)
-    size = 8 * layout.width
-    n, rest = divmod(len(record) - 32, size + 8)
-    if rest or n < 1 or record[:16] != layout.stamp:
-        unpack_record(layout, record)  # says what is wrong
-    if len(minutes) > _FEW:
-        T, table = unpack_record(layout, record)
-        if (m := np.min(minutes)) < T[0]:
-            raise _forgotten(layout, key, T[0], m)
-        return [table.take(T[1:].searchsorted(minutes, 'right'), 0).tobytes()]
-    # the times lie from place 4 on
-    times, out, edge = memoryview(record).cast('q'), [], 32 + 8 * n - 5 * size
-    for m in minutes if type(minutes) is list else minutes.tolist():
-        if (at := bisect_right(times, m, 4, 4 + n)) == 4:
-            raise _forgotten(layout, key, times[4], m)
-        out.append(record[edge + size * at : edge + size * (at + 1)])
-    return out
+def _read_many(
+    layout: RecordLayout, key: str, record: bytes | memoryview, minutes: np.ndarray
+) -> bytes:
+    t, table = unpack_record(layout, record)
+    first = np.min(minutes)
+    if first < t[0]:
+        raise _forgotten(layout, key, t[0], first)
+    return table.take(t[1:].searchsorted(minutes, 'right'), 0).tobytes()
 
 
 def _forgotten(layout: RecordLayout, key: str, first: int, asked: int) -> MlrefError:
@@ -238,24 +233,60 @@ def _forgotten(layout: RecordLayout, key: str, first: int, asked: int) -> MlrefE
         ' what is kept; use the offline reader'
     )
 
+# %% ../nbs/07a_records.ipynb #07a00004
+def read_record(
+    layout: RecordLayout,
+    key: str,  # Named in a message
+    record: bytes | memoryview | None,
+    minutes: list[int] | np.ndarray,  # Minutes UTC, any order; an array is int64 (minutes,)
+) -> list[bytes | memoryview]:  # The table's row at each minute, one after the other
+    "What is known at some minutes; raises `MlrefError` for one before all that is kept"
+    if record is None:
+        return [layout.blank] * len(minutes)
+    size = 8 * layout.width
+    rows, rest = divmod(len(record) - _HEADER, size + 8)
+    if rest or rows < 1 or record[:16] != layout.stamp:
+        unpack_record(layout, record)  # says what is wrong
+    if len(minutes) > _FEW:
+        return [_read_many(layout, key, record, np.asarray(minutes))]
+    times = memoryview(record).cast('q')
+    end = _FIRST + rows
+    # bisection counts the rows up to a minute from place _FIRST on; the row wanted is the last
+    edge = _HEADER + 8 * rows - (_FIRST + 1) * size
+    found = []
+    for minute in minutes if isinstance(minutes, list) else minutes.tolist():
+        at = bisect_right(times, minute, _FIRST, end)
+        if at == _FIRST:
+            raise _forgotten(layout, key, times[_FIRST], minute)
+        found.append(record[edge + size * at : edge + size * (at + 1)])
+    return found
+
 # %% ../nbs/07a_records.ipynb #212ef97a
+def _layout_of(
+    views: list[FeatureView],  # All that read one history
+    keep: int,  # Minutes that they reach back
+) -> RecordLayout:
+    source = views[0].source
+    entity = views[0].entity
+    lives = [view.ttl for view in views if view.ttl]
+    is_last = source.kind == 'last'
+    expires = is_last and len(lives) == len(views)  # one view without a ttl keeps the row
+    name = f'{source.name}/{entity.name}'
+    version = digest([source.version, list(entity.keys)])[:16]
+    return RecordLayout(
+        name=name,
+        values=tuple(source.values),
+        newest=is_last,
+        keep=max(keep, 1),
+        version=version,
+        ttl=max(lives) if expires else None,
+    )
+
+
 def record_layouts(features: FeatureSet) -> Iterable[RecordLayout]:
     "What a feature set needs to have in the store: one layout for every history that it reads"
-    by = {
-        (v.source.name, v.entity.name): [
-            w for w in features.views if (w.source, w.entity) == (v.source, v.entity)
-        ]
-        for v in features.views
-    }
-    for (s, e), keep in features.histories.items():
-        views = by[s, e]
-        source, entity = views[0].source, views[0].entity
-        ttls = [v.ttl for v in views]
-        yield RecordLayout(
-            f'{s}/{e}',
-            tuple(source.values),
-            source.kind == 'last',
-            max(keep, 1),
-            digest([source.version, list(entity.keys)])[:16],
-            max(ttls) if source.kind == 'last' and all(ttls) else None,
-        )
+    readers: dict[tuple[str, str], list[FeatureView]] = {}
+    for view in features.views:
+        readers.setdefault((view.source.name, view.entity.name), []).append(view)
+    for history, keep in features.histories.items():
+        yield _layout_of(readers[history], keep)

@@ -24,7 +24,8 @@ from mlref.features import (
     to_minutes,
     with_squares,
 )
-from mlref.flights.features import FLIGHTS, local_time
+from mlref.flights.features import FLIGHTS
+from mlref.flights.sources import local_time
 from mlref.keys import key_text
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
