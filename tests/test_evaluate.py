@@ -109,7 +109,7 @@ def challenger(spring, judged):
 
 
 def test_the_same_evidence_gives_the_same_answers_and_json_can_hold_them(
-    champion, challenger, test
+    champion, challenger, judged
 ):
     def written():
         gates = [asdict(gate) for gate in ask_gates(judged, challenger, champion)]
