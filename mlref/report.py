@@ -423,7 +423,8 @@ def describe_task(run: PipelineRun) -> str:  # '' when the run has no task, or i
     except MlrefError:  # a report is also wanted where the code of the task is not
         return ''
     horizon = task.calendar.horizon
-    return f'The probability that a {task.entity} {task.outcome}, said {horizon} minutes ahead.'
+    ahead = f', said {horizon} minutes ahead' if horizon else ''
+    return f'The probability that a {task.entity} {task.outcome}{ahead}.'
 
 
 def _describe_profile(run: PipelineRun) -> str:

@@ -7,12 +7,18 @@ import pytest
 
 
 def need(program: str) -> str:
-    "Where `program` is; without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there"
-    if at := shutil.which(program):
-        return at
-    (pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip)(
-        f'expected the program {program}, found none; on Debian and Ubuntu: apt install {program}'
-    )
+    """Where a program is
+
+    Without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there.
+    """
+    found = shutil.which(program)
+    if found is None:
+        give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
+        give_up(
+            f'expected the program {program}, found none; on Debian and Ubuntu: apt install'
+            f' {program}'
+        )
+    return str(found)
 
 
 def browser(pw):

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from mlref.challenger import bootstrap
-from mlref.contracts import Rule, from_pandera, raise_for_failed, to_pandera, validate
+from mlref.contracts import Rule, from_pandera, to_pandera, validate
 from mlref.core import MlrefError, digest, format_time, parse_time, service_day
 from mlref.events import decode_events, encode_events
 from mlref.flights.contract import flight_rules
@@ -202,7 +202,10 @@ def worst():  # a day of real flights and weather, with one break of every rule 
         .filter(pl.col('known_time').is_between(parse_time('2013-02-11'), parse_time('2013-02-13')))
         .with_row_index('i')
     )
-    at = lambda k: pl.col('i') % 97 == k
+
+    def at(k):
+        return pl.col('i') % 97 == k
+
     odd = {
         'kind': (1, 'rumour'),
         'event_id': (2, None),
@@ -264,7 +267,11 @@ def test_a_pandera_schema_becomes_rules_that_find_the_same_rows(closed, worst):
         and column['not_nullable'] == {i for i, r in got if r == 'event_id: there'}
     )
     wind = {i for i, r in got if r == 'wind_speed: in_range'}
-    equal = lambda v: set(worst.with_row_index('_row').filter(pl.col('wind_speed') == v)['_row'])
+
+    def equal(speed):
+        rows = worst.with_row_index('_row')
+        return set(rows.filter(pl.col('wind_speed') == speed)['_row'])
+
     assert (
         equal(0)
         and equal(150)
@@ -320,7 +327,10 @@ def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenge
         pl.coalesce('sched', 'known_time') >= parse_time('2013-03-01T07:00')
     )
     plans = stream.filter(pl.col('kind') == 'schedule')
-    at = lambda d: pl.col('known_time').is_between(NOW + d * 1440, NOW + d * 1440 + 1439)
+
+    def at(day):
+        return pl.col('known_time').is_between(NOW + day * 1440, NOW + day * 1440 + 1439)
+
     # a producer that gives a flight a second schedule, under an id of its own, on two days
     again = pl.concat([plans.filter(at(d)).head(2) for d in (1, 2)]).with_columns(
         event_id=pl.col('event_id') + '-again'

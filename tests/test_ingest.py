@@ -1,10 +1,10 @@
-"""Events in once: a real writer process killed at every point of a commit, a real server killed after it answered, full disks, locked and cut files, readers beside the writer, snapshots that are cleared while they are read"""
+"""Events in once: writers and servers killed, disks full, files cut, readers beside the writer"""
 
+import contextlib
 import json
 import os
 import pickle
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +13,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import polars as pl
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -47,7 +46,9 @@ from mlref.ingest import ingest
 from mlref.lake import Lake
 from mlref.log import LocalLog
 folder, when, at, delay = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+def die(after=0):
+    time.sleep(after)
+    os.kill(os.getpid(), signal.SIGKILL)
 class Dies:
     "A connection that kills its process at the n-th commit"
     def __init__(self, con): self.con, self.n = con, 0
@@ -55,12 +56,16 @@ class Dies:
     def commit(self):
         self.n += 1
         if self.n == at and when == 'before': die()
-        if self.n == at and when == 'during': threading.Thread(target=lambda: (time.sleep(delay), die()), daemon=True).start()
+        if self.n == at and when == 'during':
+            threading.Thread(target=die, args=(delay,), daemon=True).start()
         self.con.commit()
         if self.n == at and when == 'after': die()
         if self.n == at and when == 'during': time.sleep(1)
-lake = Lake(folder/'lake.duckdb', FLIGHT_SCHEMA); lake.con = Dies(lake.con); log = LocalLog(folder/'log', readonly=True)
-for p in (0, 1): ingest(lake, log, 'events', flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES)), 40, p)
+lake = Lake(folder / 'lake.duckdb', FLIGHT_SCHEMA)
+lake.con = Dies(lake.con)
+log = LocalLog(folder / 'log', readonly=True)
+rules = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
+for p in (0, 1): ingest(lake, log, 'events', rules, 40, p)
 """
 
 
@@ -92,8 +97,19 @@ def books(path):
     "messages read, events, repeated, dead, doubled ids, doubled positions"
     lake = Lake(path, FLIGHT_SCHEMA)
     r = lake.sql(
-        """select (select coalesce(sum(next), 0) from offsets)::bigint as read, (select count(*) from events) as rows, (select coalesce(sum(repeated), 0) from commits)::bigint as again, (select count(*) from dead_letters) as dead,
-        (select count(*) - count(distinct event_id) from events) as twice, (select count(*) - count(distinct (topic, part, off)) from (select topic, part, off from events union all select topic, part, off from dead_letters)) as places"""
+        """
+        with placed as (
+            select topic, part, off from events
+            union all select topic, part, off from dead_letters
+        )
+        select
+            (select coalesce(sum(next), 0) from offsets)::bigint as read,
+            (select count(*) from events) as rows,
+            (select coalesce(sum(repeated), 0) from commits)::bigint as again,
+            (select count(*) from dead_letters) as dead,
+            (select count(*) - count(distinct event_id) from events) as twice,
+            (select count(*) - count(distinct (topic, part, off)) from placed) as places
+        """
     ).row(0)
     lake.close()
     return r
@@ -184,7 +200,7 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
     send_events(
         log, 'events', part[3000:], FLIGHT_SCHEMA, 3
     )  # while it runs, with a partition that is new
-    while 'snapshot' not in (line := p.stdout.readline()):
+    while 'snapshot' not in p.stdout.readline():
         assert p.poll() is None
     p.send_signal(signal.SIGTERM)
     rest = p.stdout.read()
@@ -294,7 +310,13 @@ from mlref.snapshots import open_snapshot
 seen, end = [], time.time() + float(sys.argv[2])
 while time.time() < end:
     s = open_snapshot(Path(sys.argv[1]))
-    r = s.sql('select (select count(*) from events) + (select count(*) from dead_letters) + (select sum(repeated) from commits) as a, (select sum(messages) from commits) as b, (select max(commit_id) from commits) as c').row(0)
+    r = s.sql('''
+        select
+            (select count(*) from events) + (select count(*) from dead_letters)
+                + (select sum(repeated) from commits) as a,
+            (select sum(messages) from commits) as b,
+            (select max(commit_id) from commits) as c
+    ''').row(0)
     assert r[0] == r[1] and r[2] == s.commit, r
     seen.append(s.commit)
 assert seen == sorted(seen); print(len(set(seen)))
@@ -337,7 +359,9 @@ from mlref.core import digest
 from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.snapshots import open_snapshot
 s = open_snapshot(Path(sys.argv[1])); print(s.name, flush=True)
-for line in sys.stdin: print(digest(s.events(FLIGHT_SCHEMA)), s.sql('select count(*) as n from offsets')['n'][0], flush=True)
+for line in sys.stdin:
+    offsets = s.sql('select count(*) as n from offsets')['n'][0]
+    print(digest(s.events(FLIGHT_SCHEMA)), offsets, flush=True)
 """
 
 
@@ -360,7 +384,12 @@ def test_old_snapshots_go_but_not_one_that_a_process_has_open_or_that_is_pinned(
         [sys.executable, '-c', HOLD, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert p.stdout.readline().strip() == first.name
-    ask = lambda: (p.stdin.write('?\n'), p.stdin.flush(), p.stdout.readline().split())[2]
+
+    def ask():
+        p.stdin.write('?\n')
+        p.stdin.flush()
+        return p.stdout.readline().split()
+
     shots = [publish(lake, log, part[i : i + 200]) for i in range(200, 1400, 200)]
     pinned = shots[1].name
     pin_snapshot(open_snapshot(at, pinned), 'model-1')
@@ -436,9 +465,14 @@ import sys
 from pathlib import Path
 from mlref.log import Consumer, LocalLog, assigned_partitions
 log, want = LocalLog(Path(sys.argv[1]), readonly=True), int(sys.argv[3])
-c, n = Consumer(log, 'many', dict.fromkeys(assigned_partitions(range(4), int(sys.argv[2]), 2), 0)), 0
+mine = assigned_partitions(range(4), int(sys.argv[2]), 2)
+c = Consumer(log, 'many', dict.fromkeys(mine, 0))
+n = 0
 while n < want:
-    if b := c.poll(37): print(*(m.decode() for m in b.messages), sep='\\n', flush=True); n += len(b.messages); c.done(b)
+    if b := c.poll(37):
+        print(*(m.decode() for m in b.messages), sep='\\n', flush=True)
+        n += len(b.messages)
+        c.done(b)
 """
 
 
@@ -467,7 +501,9 @@ from mlref.core import MlrefError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN); f = Path(sys.argv[1]); limit = int(sys.argv[3])
 if sys.argv[2] == 'log':
     from mlref.log import LocalLog
-    log = LocalLog(f); log.append('t', [b'x' * 1000] * 10); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    log = LocalLog(f)
+    log.append('t', [b'x' * 1000] * 10)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try: log.append('t', [b'y' * 1000] * 5000); print('kept')
     except MlrefError as e: print(e)
 else:
@@ -480,7 +516,8 @@ else:
     lake = Lake(f, FLIGHT_SCHEMA, tables)
     insert_rows(lake, {'days': pl.DataFrame({'day': [1]})})
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try: insert_rows(lake, {'decisions': pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})}); print('kept')
+    many = pl.DataFrame({'id': [str(i) * 100 for i in range(200_000)]})
+    try: insert_rows(lake, {'decisions': many}); print('kept')
     except MlrefError as e: print(e)
 """
 
@@ -574,10 +611,8 @@ def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(smal
         MlrefError, match='expected room for .* nothing of this transaction was kept'
     ):
         ingest(lake, log, 'events', CONTRACT)
-    try:
+    with contextlib.suppress(Exception):  # the connection may be lost with the disk
         lake.close()
-    except Exception:
-        pass  # the connection may be lost with the disk
     (small / 'filler').unlink()
     lake = Lake(small / 'l.duckdb', FLIGHT_SCHEMA)
     assert (next_offset(lake, 'events'), digest(events_as_of(lake))) == (1000, before)
@@ -676,7 +711,10 @@ import sys, time
 from pathlib import Path
 from mlref.log import LocalLog
 log = LocalLog(Path(sys.argv[1])); db = log._db('t', 0)
-with log.env.begin(write=True) as txn: txn.put(b'\\0' * 8, b'half', db=db); print('holds', flush=True); time.sleep(60)
+with log.env.begin(write=True) as txn:
+    txn.put(b'\\0' * 8, b'half', db=db)
+    print('holds', flush=True)
+    time.sleep(60)
 """
 MANY = """
 import sys

@@ -1,4 +1,4 @@
-"""The online store against a plain dict, real readers, a killed writer, a full disk and files that are not what they should be"""
+"""The online store against a plain dict, real readers, a killed writer, a full disk, odd files"""
 
 import json
 import os
@@ -43,7 +43,10 @@ EMPTY = settings(
     derandomize=not DEEP,
     suppress_health_check=list(HealthCheck),
 )
-number = lambda top=1000: st.integers(0, top)
+
+
+def number(top=1000):
+    return st.integers(0, top)
 
 
 def store(at, **kw):
@@ -52,7 +55,7 @@ def store(at, **kw):
 
 @pytest.mark.parametrize('shards', [1, 3])
 def test_the_conformance_function_passes(shards, tmp_path):
-    check_store(lambda l: LmdbStore(tmp_path / 's', more=(l,), shards=shards))
+    check_store(lambda layout: LmdbStore(tmp_path / 's', more=(layout,), shards=shards))
 
 
 def never(layout, records):
@@ -74,10 +77,10 @@ def test_the_conformance_function_can_fail(broken, tmp_path, monkeypatch):
     if broken == 'older wins':  # the guard sees nothing
         monkeypatch.setattr(last_values, '_newest_times', never)
 
-    def make(l):
-        s = Broken(tmp_path / 's', more=(l,))
+    def make(layout):
+        s = Broken(tmp_path / 's', more=(layout,))
         if broken == 'no ttl':
-            object.__setattr__(s.layouts[l.name], 'ttl', None)
+            object.__setattr__(s.layouts[layout.name], 'ttl', None)
         return s
 
     with pytest.raises(MlrefError, match='expected a store in which'):
@@ -137,7 +140,7 @@ def test_a_record_is_a_function_of_its_facts_and_not_of_their_order(layout, fs, 
 
 
 class Machine(RuleBasedStateMachine):
-    "A store against a dict of the newest (t, known, values) per key; it is closed, opened, resharded and read by a second process's eyes"
+    "A store against a dict of the newest (t, known, values) per key; closed, opened, resharded"
 
     def __init__(self):
         super().__init__()
@@ -217,12 +220,21 @@ from mlref.last_values import get_online_features
 from mlref.lmdb_store import LmdbStore
 from mlref.records import RecordLayout
 l = RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
-s, keys, n, wrong, gen, low = LmdbStore(Path(sys.argv[1]), readonly=True, more=(l,)), [f'k{i}' for i in range(200)], 0, 0, set(), -1
+s = LmdbStore(Path(sys.argv[1]), readonly=True, more=(l,))
+keys = [f'k{i}' for i in range(200)]
+i = np.arange(200)
+n = wrong = 0
+low = -1
+generations = set()
 print('ready', flush=True)
 while not (Path(sys.argv[1])/'stop').exists():
-    X, state = get_online_features(s, ['last/k'], [keys], 0, np.empty((200, 2))); n += 1; gen.add(s.manifest.generation)
-    i = np.arange(200); wrong += not (state.any() == False and (X[:, 1] - X[:, 0] == i).all() and (X[:, 0] >= low).all()); low = X[:, 0].min()  # a batch that was seen stays seen
-print(n, wrong, len(gen))
+    X, state = get_online_features(s, ['last/k'], [keys], 0, np.empty((200, 2)))
+    n += 1
+    generations.add(s.manifest.generation)
+    whole = not state.any() and (X[:, 1] - X[:, 0] == i).all()
+    wrong += not (whole and (X[:, 0] >= low).all())  # a batch that was seen stays seen
+    low = X[:, 0].min()
+print(n, wrong, len(generations))
 """
 
 
@@ -313,7 +325,7 @@ while True:
 
 def test_a_killed_writer_leaves_whole_batches(tmp_path):
     g = random.Random(1)
-    for kill in range(40 if DEEP else 6):
+    for _ in range(40 if DEEP else 6):
         p = subprocess.Popen(
             [sys.executable, '-c', WRITER, tmp_path], stdout=subprocess.PIPE, text=True
         )

@@ -60,6 +60,37 @@ def test_light_modules_import_nothing_heavy(module):
     assert run.stdout.strip() == '[]', run.stdout + run.stderr
 
 
+# A model in a format of one's own, in a registry
+REGISTERED = """
+import tempfile
+from pathlib import Path
+import numpy as np
+from mlref.core import Calendar
+from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.model import register_loader
+from mlref.model_versions import load_champion
+from mlref.own_model import OwnModel
+from mlref.promotion import promote
+from mlref.registry import Registry, TrainingRun, register_model
+
+def make(names, until):
+    return OwnModel('half', lambda X: np.full(len(X), 0.5), {'half': b'1/2'}, names, until)
+
+@register_loader('half')
+def load(saved, device):
+    return make(saved.names, saved.trained_until)
+
+sales = from_table('sales', known='known_time', keys=('shop',), values={'price': 'cent'})
+shop = Entity(name='shop', keys=('shop',))
+last = FeatureView(name='last', entity=shop, source=sales, stats=('price',))
+features = FeatureSet(name='sales', views=(last,))
+folder = Path(tempfile.mkdtemp())
+registry = Registry(folder, name='half')
+version = register_model(registry, make(features.names, 0), TrainingRun('none'), features)
+promote(registry, version, 1, 'the first')
+assert load_champion(registry, features=features).predict(np.zeros((1, 1), 'f4')) == 0.5
+"""
+
 # What each extra is there for: code that runs when mlref, the extra and nothing else is installed
 USES = {
     '': """
@@ -104,7 +135,28 @@ for kind in ('logistic', 'gbm'):
 """,
     'monitor': 'import mlref.monitor, nannyml, statsmodels',
     'train,monitor,serve': 'import mlref.lifecycle, mlref.run_report',  # the whole loop
-    'serve': 'import mlref.observe, mlref.serve, onnxruntime, starlette, uvicorn',
+    'registry': REGISTERED,
+    'serve': REGISTERED
+    + """
+import onnxruntime, polars as pl, uvicorn
+from mlref.lmdb_store import LmdbStore
+from mlref.log import LocalLog
+from mlref.model_server import open_server, predict_entities
+from mlref.schema import EventSchema
+from mlref.serve import make_app
+from mlref.task import Task
+columns = {'sale': pl.Int64, 'shop': pl.Int64, 'price': pl.Int64}
+schema = EventSchema(columns, kinds=('sale',), entity_id='sale')
+task = Task(name='half', entity='sale', outcome='is returned', schema=schema, contract=(),
+    features=features, calendar=Calendar(), request_kind='sale', request_time='event_time',
+    labels=lambda events, now: events, label_kinds=('sale',))
+store = LmdbStore(folder / 'online', features)
+server = open_server(task, registry, store, LocalLog(folder / 'log'))
+body = b'{"entities": [{"sale": 7, "shop": 1, "event_time": "2024-05-02T08:30Z"}]}'
+answer = predict_entities(server, body).content['predictions']
+assert answer == [{'entity_id': 7, 'p': 0.5}], answer
+assert len(make_app(server).routes) == 12
+""",
     'load': 'import locust, mlref.capacity',
     'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
     'docs': 'import material, mkdocs',

@@ -1,4 +1,8 @@
-"""The registry between processes: a real tracking server, kills, two promotions at once, a pickle with a trap, another lock, the command line"""
+"""The registry between processes
+
+A real tracking server, kills, two promotions at once, a pickle with a trap, another lock, the
+command line.
+"""
 
 import hashlib
 import json
@@ -93,16 +97,32 @@ def python(code, *args, **k):
     )
 
 
-def cli(*lines, **k):
-    "Commands, one after another, in one process of their own: status, what was said, what went wrong, of each"
-    code = """
-import contextlib, io, json, shlex, sys; from mlref.cli import main
+CLI = """
+import contextlib
+import io
+import json
+import shlex
+import sys
+
+from mlref.cli import main
+
+
 def one(line):
-    with contextlib.redirect_stdout(o := io.StringIO()), contextlib.redirect_stderr(e := io.StringIO()): rc = main(shlex.split(line))
-    return rc, o.getvalue(), e.getvalue()
-print(json.dumps([one(l) for l in sys.argv[1:]]))"""
-    out, err = (p := python(code, *lines, **k)).communicate(timeout=300)
-    assert p.returncode == 0, err
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(shlex.split(line))
+    return status, out.getvalue(), err.getvalue()
+
+
+print(json.dumps([one(line) for line in sys.argv[1:]]))
+"""
+
+
+def cli(*lines, **k):
+    "Commands, one after another, in one process: status, stdout and stderr of each"
+    process = python(CLI, *lines, **k)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
 
@@ -124,17 +144,15 @@ def folder(whole, tmp_path):
 
 
 def test_this_process_runs_on_the_lock_that_serving_and_promotion_compare():
-    assert (
-        lock_hash() == hashlib.sha256((ROOT / 'requirements.txt').read_bytes()).hexdigest()[:12]
-    ), (
-        f'installed otherwise than locked: {mismatched_packages(locked_packages(lock_file().read_text()), installed_packages())};'
-        ' ./run test installs the lock'
+    locked = locked_packages(lock_file().read_text())
+    others = mismatched_packages(locked, installed_packages())
+    expected = hashlib.sha256((ROOT / 'requirements.txt').read_bytes()).hexdigest()[:12]
+    assert lock_hash() == expected, (
+        f'installed otherwise than locked: {others}; ./run test installs the lock'
     )
     # one lock, installed in one place
-    assert (
-        not [l for l in (ROOT / '.ci' / 'run').read_text().splitlines() if 'pip install' in l]
-        and 'requirements.txt' in (ROOT / 'run').read_text()
-    )
+    assert 'pip install' not in (ROOT / '.ci' / 'run').read_text()
+    assert 'requirements.txt' in (ROOT / 'run').read_text()
 
 
 def test_the_command_line(folder):
@@ -175,7 +193,8 @@ def test_the_command_line(folder):
             'after': 'list',
         },
     )
-    got = dict(zip(names, cli(*(f'models {l}{f}' for l in names.values()))))
+    lines = [f'models {line}{f}' for line in names.values()]
+    got = dict(zip(names, cli(*lines), strict=True))
     assert [k for k, (rc, *_) in got.items() if rc] == ['none', 'bad', 'missing']
     assert all(
         err.startswith('mlref: ') and err.count('\n') == 1 for rc, _, err in got.values() if rc
@@ -185,7 +204,7 @@ def test_the_command_line(folder):
         and 'better_than_champion' in got['bad'][2]
         and 'among 1, 2, 3' in got['missing'][2]
     )
-    assert [l.split()[:2] for l in got['after'][1].splitlines()[1:]] == [
+    assert [line.split()[:2] for line in got['after'][1].splitlines()[1:]] == [
         ['1', 'torch'],
         ['2', 'champion'],
         ['3', 'previous'],
@@ -195,9 +214,9 @@ def test_the_command_line(folder):
         and 'version 2' in got['back'][1]
         and got['same'][1] == 'nothing differs\n'
     )
-    differ = {tuple(l.split()[:2]) for l in got['diff'][1].splitlines()}
+    differ = {tuple(line.split()[:2]) for line in got['diff'][1].splitlines()}
     assert {('tag', 'data'), ('param', 'seed'), ('metric', 'auc')} <= differ
-    steps = [l.split()[0] for l in got['lineage'][1].splitlines()]
+    steps = [line.split()[0] for line in got['lineage'][1].splitlines()]
     assert list(dict.fromkeys(steps)) == [
         'data',
         'lake',
@@ -341,7 +360,7 @@ def _killed_at(folder, k, do, *more):
 
 
 def test_killed_at_any_call_to_mlflow(whole, tmp_path):
-    "Two rows at the end, whatever call a promotion and a rollback died at; a sample of the calls in the first tier"
+    "Two rows at the end, whatever call it died at; a sample of the calls in the first tier"
     for do, more in (('promote', ('2', 40, 'better')), ('rollback', (50, 'worse'))):
         for k in range(0, 100, 1 if DEEP else 13):
             folder = Path(shutil.copytree(whole, tmp_path / f'{do}{k}'))
@@ -407,29 +426,18 @@ def free():
 
 def serve(at, port):
     "A real `mlflow server`; its process group"
-    p = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'mlflow',
-            'server',
-            '--backend-store-uri',
-            f'sqlite:///{at}/server.db',
-            '--artifacts-destination',
-            str(at / 'artifacts'),
-            '--host',
-            '127.0.0.1',
-            '--port',
-            str(port),
-            '--workers',
-            '1',
-        ],
-        cwd=at,
-        start_new_session=True,
-        stdout=open(at / 'server.log', 'w'),
-        stderr=subprocess.STDOUT,
-        env=env(MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_DISABLE_TELEMETRY='true'),
-    )
+    store = ['--backend-store-uri', f'sqlite:///{at}/server.db']
+    files = ['--artifacts-destination', str(at / 'artifacts')]
+    where = ['--host', '127.0.0.1', '--port', str(port), '--workers', '1']
+    with open(at / 'server.log', 'w') as said:
+        p = subprocess.Popen(
+            [sys.executable, '-m', 'mlflow', 'server', *store, *files, *where],
+            cwd=at,
+            start_new_session=True,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=env(MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_DISABLE_TELEMETRY='true'),
+        )
     for _ in range(600):
         try:
             urlopen(f'http://127.0.0.1:{port}/health', timeout=2)
@@ -460,7 +468,7 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
         first, again = cli(up, up, MLFLOW_TRACKING_URI=uri)
         assert (
             first[0] == 0
-            and sorted(l.split()[-1] for l in first[1].splitlines()) == ['1', '2']
+            and sorted(line.split()[-1] for line in first[1].splitlines()) == ['1', '2']
             and again[1] == 'nothing waits\n'
         )
         # another machine: the address and nothing else
@@ -525,37 +533,84 @@ def test_a_server_that_is_away_keeps_nobody_from_training_and_gets_everything_la
 
 
 TRAP = """
-import os, sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path; at, mark = Path(sys.argv[1]), sys.argv[2]
+import pickle
+import sys
+import warnings
+from pathlib import Path
+
+warnings.simplefilter('ignore')
+at, mark = Path(sys.argv[1]), sys.argv[2]
+
 import mlflow
+import mlflow.sklearn
+
+
 class Trap(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None): return model_input
-    def __reduce__(self): return (open, (mark, 'w'))
-mlflow.pyfunc.save_model(at/'trap', python_model=Trap(), pip_requirements=['numpy'])
-import pickle, mlflow.sklearn
+    def predict(self, context, model_input, params=None):
+        return model_input
+
+    def __reduce__(self):
+        return (open, (mark, 'w'))
+
+
 class Tree:
-    def __reduce__(self): return (open, (mark, 'w'))
-(at/'tree').mkdir(); (at/'tree'/'model.pkl').write_bytes(pickle.dumps(Tree()))
-(at/'tree'/'MLmodel').write_text("flavors:\\n  python_function:\\n    loader_module: mlflow.sklearn\\n    model_path: model.pkl\\n    predict_fn: predict\\n    python_version: 3.11.7\\n  sklearn:\\n    pickled_model: model.pkl\\n    serialization_format: pickle\\n    sklearn_version: 1.9.1\\n")
+    def __reduce__(self):
+        return (open, (mark, 'w'))
+
+
+mlflow.pyfunc.save_model(at / 'trap', python_model=Trap(), pip_requirements=['numpy'])
+(at / 'tree').mkdir()
+(at / 'tree' / 'model.pkl').write_bytes(pickle.dumps(Tree()))
+(at / 'tree' / 'MLmodel').write_text(sys.argv[3])
+"""
+TREE = """flavors:
+  python_function:
+    loader_module: mlflow.sklearn
+    model_path: model.pkl
+    predict_fn: predict
+    python_version: 3.11.7
+  sklearn:
+    pickled_model: model.pkl
+    serialization_format: pickle
+    sklearn_version: 1.9.1
 """
 SPRUNG = """
-import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path
-if sys.argv[3] == 'mlref': from mlref.registry import Registry; from mlref.model_versions import load_version
+import sys
+import warnings
+from pathlib import Path
+
+warnings.simplefilter('ignore')
+with_mlref = sys.argv[3] == 'mlref'
+if with_mlref:
+    from mlref.model_versions import load_version
+    from mlref.registry import Registry
+
 import mlflow
+
+
+def attempt(load, *arguments):
+    try:
+        load(*arguments)
+        print('loaded')
+    except Exception as error:
+        print(type(error).__name__, str(error)[:300].replace(chr(10), ' '))
+
+
 for name in ('trap', 'tree'):
-    try: mlflow.pyfunc.load_model(f'{sys.argv[1]}/{name}'); print('loaded')
-    except Exception as e: print(type(e).__name__, str(e)[:300].replace(chr(10), ' '))
-if sys.argv[3] == 'mlref':
-    r = Registry(Path(sys.argv[2]), name='late')
+    attempt(mlflow.pyfunc.load_model, f'{sys.argv[1]}/{name}')
+if with_mlref:
+    registry = Registry(Path(sys.argv[2]), name='late')
     for name in ('trap', 'tree'):
-        v = r.client.create_model_version('late', f'{sys.argv[1]}/{name}', tags={'kind': 'torch', 'model': name}); r.client.set_registered_model_alias('late', 'champion', v.version)
-        try: load_version(r, str(v.version)); print('loaded')
-        except Exception as e: print(type(e).__name__, e)
+        tags = {'kind': 'torch', 'model': name}
+        made = registry.client.create_model_version('late', f'{sys.argv[1]}/{name}', tags=tags)
+        registry.client.set_registered_model_alias('late', 'champion', made.version)
+        attempt(load_version, registry, str(made.version))
 """
 
 
 def test_a_pickle_with_a_trap_is_refused_and_does_not_go_off(folder, tmp_path):
     mark = tmp_path / 'sprung'
-    p = python(TRAP, tmp_path, mark)
+    p = python(TRAP, tmp_path, mark, TREE)
     _, err = p.communicate()
     assert p.returncode == 0, err
     mark.unlink(missing_ok=True)
@@ -564,7 +619,8 @@ def test_a_pickle_with_a_trap_is_refused_and_does_not_go_off(folder, tmp_path):
         out + err
     )
     assert (
-        [l.split()[0] for l in out.splitlines()] == ['MlflowException'] * 2 + ['MlrefError'] * 2
+        [line.split()[0] for line in out.splitlines()]
+        == ['MlflowException'] * 2 + ['MlrefError'] * 2
         and out.count('disallowed') == 2
         and not mark.exists()
     ), out
@@ -572,6 +628,23 @@ def test_a_pickle_with_a_trap_is_refused_and_does_not_go_off(folder, tmp_path):
         SPRUNG, tmp_path, folder, 'plain', MLFLOW_ALLOW_PICKLE_DESERIALIZATION='true'
     ).communicate()
     assert mark.exists()  # without mlref it does: the trap is one
+
+
+OTHER_LOCK = """
+import sys
+from pathlib import Path
+
+from mlref.cli import main
+from mlref.model_versions import load_version
+from mlref.registry import Registry
+
+folder = ['--folder', sys.argv[1]]
+first = main(['models', 'promote', '1', '--why', 'bootstrap', *folder])
+forced = main(['models', 'promote', '1', '--why', 'hope', '--force', *folder])
+print(first, forced)
+load_version(Registry(Path(sys.argv[1]), name='late'), '1')
+print('loaded')
+"""
 
 
 def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folder, tmp_path):
@@ -582,17 +655,13 @@ def test_a_model_of_another_lock_is_loaded_with_a_warning_and_not_promoted(folde
     (tmp_path / 'requirements.txt').write_text(
         (ROOT / 'requirements.txt').read_text().replace('tqdm==', 'tqdm==0.')
     )
-    code = """
-import sys; from pathlib import Path; from mlref.cli import main
-from mlref.registry import Registry; from mlref.model_versions import load_version
-f = ['--folder', sys.argv[1]]; print(*(main(['models', *w, *f]) for w in (['promote', '1', '--why', 'bootstrap'], ['promote', '1', '--why', 'hope', '--force'])))
-load_version(Registry(Path(sys.argv[1]), name='late'), '1'); print('loaded')"""
-    out, err = python(code, folder, PYTHONPATH=str(tmp_path)).communicate()
-    refused = [l for l in err.splitlines() if l.startswith('mlref: ')]
+    out, err = python(OTHER_LOCK, folder, PYTHONPATH=str(tmp_path)).communicate()
+    refused = [line for line in err.splitlines() if line.startswith('mlref: ')]
     assert (
         out == '1 1\nloaded\n'
         and len(refused) == 2
-        and all('under the lock' in l and '+' in l and 'train it again here' in l for l in refused)
+        and all('under the lock' in line and '+' in line for line in refused)
+        and all('train it again here' in line for line in refused)
         and promotions(late(folder)) == []
     )
     assert 'Differs: late 1' in err and f'lock {lock_hash()} when registered' in err

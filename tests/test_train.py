@@ -194,6 +194,7 @@ def rank_pid(torchrun, rank):
     for p in Path(f'/proc/{torchrun}/task/{torchrun}/children').read_text().split():
         if f'RANK={rank}'.encode() in Path(f'/proc/{p}/environ').read_bytes().split(b'\0'):
             return int(p)
+    raise ProcessLookupError(f'expected a process of rank {rank} below {torchrun}, found none')
 
 
 def test_two_processes_learn_what_one_does_and_hold_the_same_weights(tmp_path):

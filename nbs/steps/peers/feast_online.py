@@ -1,5 +1,6 @@
-"Feast's side of the online store: answers one JSON line on stdin with one on stdout; runs in Feast's own environment"
+"Feast's side of the online store: one JSON line answers one; runs in Feast's own environment"
 
+import contextlib
 import json
 import os
 import subprocess
@@ -109,7 +110,10 @@ def ways(keys):
 
 
 def precompute():
-    "What Feast's own precompute writes, which it does for Redis only: the same message, through the same call of its store, in the order its reader expects"
+    """What Feast's own precompute writes, which it does for Redis only
+
+    The same message, through the same call of its store, in the order its reader expects.
+    """
     from feast.protos.feast.core.PrecomputedFeatureVector_pb2 import (
         FeatureViewTimestamp,
         PrecomputedFeatureVector,
@@ -125,10 +129,8 @@ def precompute():
         return expected
 
     online._compute_expected_feature_names = note
-    try:
+    with contextlib.suppress(RuntimeError):
         store.get_online_features(made, [{key: spec['keys'][0]}])
-    except RuntimeError:
-        pass
     del online._compute_expected_feature_names
     last, now = {n: f.set_index(key) for n, f in frames.items()}, Timestamp()
     now.GetCurrentTime()
@@ -197,7 +199,7 @@ for line in sys.stdin:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            for i in range(60):
+            for _ in range(60):
                 try:
                     urllib.request.urlopen(f'http://127.0.0.1:{PORT}/health', timeout=1)
                     break

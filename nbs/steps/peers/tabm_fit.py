@@ -1,4 +1,7 @@
-"The authors' TabM, from tabm and rtdl_num_embeddings: answers one JSON line on stdin with one on stdout; runs in an environment of its own"
+"""The authors' TabM, from tabm and rtdl_num_embeddings, in an environment of its own
+
+Answers one line of JSON on stdin with one on stdout.
+"""
 
 import copy
 import json
@@ -12,155 +15,198 @@ import tabm
 import torch
 from rtdl_num_embeddings import PiecewiseLinearEmbeddings, PiecewiseLinearEncoding, compute_bins
 from sklearn.preprocessing import QuantileTransformer
-from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+from torch.nn.functional import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+)
+from torch.nn.utils import clip_grad_norm_
 
 warnings.simplefilter('ignore')  # a column with two edges is told about once for each
 
 home = Path(sys.argv[1])
 spec = json.loads((home / 'spec.json').read_text())
 torch.set_num_threads(spec['threads'])
-cats = [i for i, n in enumerate(spec['names']) if n in spec['cats']]
+PARTS = ('past', 'stop', 'later')
+CATEGORIES = [i for i, name in enumerate(spec['names']) if name in spec['cats']]
 
 
-def prepared(data, seed):
-    "As the authors' experiments prepare rows: numbers to a normal distribution by quantiles of rows with a little noise, what is missing 0 after that, a column of two values a category, one of a single value left out"
-    X = {p: data[f'X_{p}'] for p in ('past', 'stop', 'later')}
+def sort_columns(past: np.ndarray) -> tuple[list[int], list[int]]:
+    "Numbers, and categories: those that are said to be, and columns of two values"
+    numbers = []
+    two = []
+    for i in range(past.shape[1]):
+        column = past[:, i]
+        if i in CATEGORIES:
+            continue
+        whole = not np.isnan(column).any()
+        (two if whole and len(np.unique(column)) == 2 else numbers).append(i)
+    return numbers, [*CATEGORIES, *two]
+
+
+def to_normal(X: dict[str, np.ndarray], seed: int) -> dict[str, torch.Tensor]:
+    "Numbers to a normal distribution by quantiles of noisy training rows; missing is 0 after that"
     past = X['past']
-    some = [i for i in range(past.shape[1]) if i not in cats]
-    two = [i for i in some if not np.isnan(past[:, i]).any() and len(np.unique(past[:, i])) == 2]
-    some = [i for i in some if i not in two]
-    noise = np.random.RandomState(seed).normal(0, 1e-5, (len(past), len(some))).astype(np.float32)
+    noise = np.random.RandomState(seed).normal(0, 1e-5, past.shape).astype(np.float32)
     even = QuantileTransformer(
         n_quantiles=max(min(len(past) // 30, 1000), 10),
         output_distribution='normal',
         subsample=10**9,
         random_state=seed,
-    ).fit(past[:, some] + noise)
-    num = {p: np.nan_to_num(even.transform(x[:, some])).astype(np.float32) for p, x in X.items()}
-    keep = [len(np.unique(c)) > 1 for c in num['past'].T]
-    # what the training rows lack comes last
-    seen = {i: np.unique(past[:, i]) for i in [*cats, *two]}
-    code = lambda v, c: np.where(np.isin(c, v), np.searchsorted(v, c), len(v))
-    return {
-        p: (
-            torch.from_numpy(num[p][:, keep].copy()),
-            torch.from_numpy(np.column_stack([code(v, x[:, i]) for i, v in seen.items()])),
-        )
-        for p, x in X.items()
-    }, [len(v) + 1 for v in seen.values()]
+    ).fit(past + noise)
+    normal = {part: np.nan_to_num(even.transform(x)).astype(np.float32) for part, x in X.items()}
+    several = [len(np.unique(column)) > 1 for column in normal['past'].T]
+    return {part: torch.from_numpy(x[:, several].copy()) for part, x in normal.items()}
 
 
-def scores(net, rows):
+def codes_of(values: np.ndarray, column: np.ndarray) -> np.ndarray:
+    "The place of each value among those of the training rows; what they lack comes last"
+    known = np.isin(column, values)
+    return np.where(known, np.searchsorted(values, column), len(values))
+
+
+def prepare(data, seed: int) -> tuple[dict, list[int]]:
+    "Rows as the authors' experiments prepare them, and how many values each category has"
+    X = {part: data[f'X_{part}'] for part in PARTS}
+    numbers, categories = sort_columns(X['past'])
+    normal = to_normal({part: x[:, numbers] for part, x in X.items()}, seed)
+    seen = {i: np.unique(X['past'][:, i]) for i in categories}
+    rows = {}
+    for part, x in X.items():
+        codes = [codes_of(values, x[:, i]) for i, values in seen.items()]
+        rows[part] = (normal[part], torch.from_numpy(np.column_stack(codes)))
+    return rows, [len(values) + 1 for values in seen.values()]
+
+
+def predict(net, rows) -> torch.Tensor:
     "The mean of the members' probabilities"
     net.eval()
+    numbers, codes = rows
+    scores = []
     with torch.inference_mode():
-        return torch.cat(
-            [
-                net(a, b).squeeze(-1).double().sigmoid().mean(1)
-                for a, b in zip(*(t.split(4096) for t in rows))
-            ]
-        )
+        for some, their_codes in zip(numbers.split(4096), codes.split(4096), strict=True):
+            logits = net(some, their_codes).squeeze(-1)
+            scores.append(logits.double().sigmoid().mean(1))
+    return torch.cat(scores)
 
 
-def fit(q):
-    "As the authors' example trains: AdamW 2e-3 and 3e-4, gradients cut at 1, a loss for each member, the best epoch kept"
-    t, c = time.perf_counter(), time.process_time()
-    torch.manual_seed(q['seed'])
-    data = np.load(home / q['rows'])
-    rows, sizes = prepared(data, q['seed'])
-    y, ys = torch.from_numpy(data['y_past']), torch.from_numpy(data['y_stop']).double()
-    bins = compute_bins(rows['past'][0], n_bins=q['bins'])
-    numbers, codes = rows['past']
-    net = tabm.TabM.make(
+def make_net(question: dict, numbers: torch.Tensor, sizes: list[int]):
+    "Their network with their embeddings"
+    bins = compute_bins(numbers, n_bins=question['bins'])
+    embeddings = PiecewiseLinearEmbeddings(bins, question['size'], activation=False, version='B')
+    return tabm.TabM.make(
         n_num_features=len(bins),
         cat_cardinalities=sizes,
         d_out=1,
-        k=q['k'],
-        d_block=q['width'],
-        num_embeddings=PiecewiseLinearEmbeddings(bins, q['size'], activation=False, version='B'),
+        k=question['k'],
+        d_block=question['width'],
+        num_embeddings=embeddings,
     )
-    opt = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=3e-4)
+
+
+def run_epoch(net, optimizer, rows, y: torch.Tensor, question: dict) -> None:
+    "Every row once: a loss for each member, gradients cut at a norm of 1"
+    numbers, codes = rows
+    net.train()
+    for batch in torch.randperm(len(y)).split(question['batch']):
+        logits = net(numbers[batch], codes[batch]).squeeze(-1)
+        labels = y[batch][:, None].expand(-1, question['k'])
+        loss = binary_cross_entropy_with_logits(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+
+
+def fit(question: dict) -> dict:
+    "As the authors' example trains: AdamW with 2e-3 and 3e-4, the best epoch kept"
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    torch.manual_seed(question['seed'])
+    data = np.load(home / question['rows'])
+    rows, sizes = prepare(data, question['seed'])
+    y = torch.from_numpy(data['y_past'])
+    y_stop = torch.from_numpy(data['y_stop']).double()
+    net = make_net(question, rows['past'][0], sizes)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=3e-4)
     losses = []
-    for epoch in range(q['epochs']):
-        net.train()
-        for at in torch.randperm(len(y)).split(q['batch']):
-            loss = binary_cross_entropy_with_logits(
-                net(numbers[at], codes[at]).squeeze(-1), y[at][:, None].expand(-1, q['k'])
-            )
-            opt.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            opt.step()
-        losses.append(float(binary_cross_entropy(scores(net, rows['stop']), ys)))
+    best = {}
+    for _ in range(question['epochs']):
+        run_epoch(net, optimizer, rows['past'], y, question)
+        losses.append(float(binary_cross_entropy(predict(net, rows['stop']), y_stop)))
         if losses[-1] == min(losses):
             best = copy.deepcopy(net.state_dict())
-    a = {
-        'wall': time.perf_counter() - t,
-        'cpu': time.process_time() - c,
+    answer = {
+        'wall': time.perf_counter() - wall,
+        'cpu': time.process_time() - cpu,
         'losses': losses,
-        'weights': sum(p.numel() for p in net.parameters()),
+        'weights': sum(tensor.numel() for tensor in net.parameters()),
     }
     net.load_state_dict(best)
-    np.save(home / q['out'], scores(net, rows['later']).numpy())
-    return a
+    np.save(home / question['out'], predict(net, rows['later']).numpy())
+    return answer
 
 
-def encode(q):
+def encode(question: dict) -> dict:
     "Numbers between the edges of pieces, in float64 and float32"
-    a = np.load(home / q['file'])
-    x, edges = a['x'], [a['edges'][i][a['there'][i]] for i in range(a['x'].shape[1])]
+    data = np.load(home / question['file'])
+    x = torch.from_numpy(data['x'])
+    edges = [
+        torch.from_numpy(of_column[there])
+        for of_column, there in zip(data['edges'], data['there'], strict=True)
+    ]
     for name, kind in (('wide', torch.float64), ('narrow', torch.float32)):
         torch.set_default_dtype(kind)
-        np.save(
-            home / f'{name}.npy',
-            PiecewiseLinearEncoding([torch.from_numpy(e).to(kind) for e in edges])(
-                torch.from_numpy(x).to(kind)
-            ).numpy(),
-        )
+        encoding = PiecewiseLinearEncoding([one.to(kind) for one in edges])
+        np.save(home / f'{name}.npy', encoding(x.to(kind)).numpy())
     torch.set_default_dtype(torch.float32)
-    return {'pieces': sum(len(e) - 1 for e in edges)}
+    return {'pieces': sum(len(one) - 1 for one in edges)}
 
 
-def layers(q):
-    "Hidden layers and heads with given weights, in float64"
-    a = {k: torch.from_numpy(v) for k, v in np.load(home / q['file']).items()}
-    k, ins = a['0.before'].shape
-    width = len(a['0.weight'])
+def make_body(inputs: int, width: int, members: int, weights: dict):
+    "Their hidden layers with given weights"
     body = tabm.make_tabm_backbone(
-        d_in=ins,
+        d_in=inputs,
         n_blocks=2,
         d_block=width,
         dropout=0.0,
         activation='SiLU',
-        k=k,
+        k=members,
         start_scaling_init='random-signs',
         start_scaling_init_chunks=None,
     )
-    named = {'weight': 'weight', 'r': 'before', 's': 'after', 'bias': 'bias'}
-    body.load_state_dict(
-        {
-            f'blocks.{i}.0.{theirs}': a[f'{3 * i}.{ours}']
-            for i in range(2)
-            for theirs, ours in named.items()
-        }
-    )
-    head = tabm.LinearEnsemble(width, 1, k=k)
-    head.load_state_dict({'weight': a['6.weight'][:, :, None], 'bias': a['6.bias'][:, None]})
+    ours = {'weight': 'weight', 'r': 'before', 's': 'after', 'bias': 'bias'}
+    named = {}
+    for i in range(2):
+        for theirs, name in ours.items():
+            named[f'blocks.{i}.0.{theirs}'] = weights[f'{3 * i}.{name}']
+    body.load_state_dict(named)
+    return body.double().eval()
+
+
+def layers(question: dict) -> dict:
+    "Hidden layers and heads with given weights, in float64"
+    data = np.load(home / question['file']).items()
+    weights = {name: torch.from_numpy(array) for name, array in data}
+    members, inputs = weights['0.before'].shape
+    width = len(weights['0.weight'])
+    body = make_body(inputs, width, members, weights)
+    head = tabm.LinearEnsemble(width, 1, k=members)
+    of_head = {'weight': weights['6.weight'][:, :, None], 'bias': weights['6.bias'][:, None]}
+    head.load_state_dict(of_head)
     with torch.inference_mode():
-        np.save(
-            home / 'logits.npy',
-            head.double()(body.double().eval()(tabm.ensemble_view(a['h'].double(), k, False)))
-            .squeeze(-1)
-            .numpy(),
-        )
+        seen = tabm.ensemble_view(weights['h'].double(), members, False)
+        logits = head.double()(body(seen)).squeeze(-1)
+    np.save(home / 'logits.npy', logits.numpy())
     return {}
 
 
+OPERATIONS = {'fit': fit, 'encode': encode, 'layers': layers}
+
 print(json.dumps({'ready': True}), flush=True)
 for line in sys.stdin:
-    q = json.loads(line)
+    question = json.loads(line)
     try:
-        a = {'fit': fit, 'encode': encode, 'layers': layers}[q['op']](q)
-    except Exception as e:
-        a = {'error': f'{type(e).__name__}: {e}'[:300]}
-    print(json.dumps(a), flush=True)
+        answer = OPERATIONS[question['op']](question)
+    except Exception as error:  # the other side says it
+        answer = {'error': f'{type(error).__name__}: {error}'[:300]}
+    print(json.dumps(answer), flush=True)

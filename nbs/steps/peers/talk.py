@@ -61,22 +61,22 @@ class Peer:
         self.answer(300)
 
     def _listen(self):
-        for l in self.p.stdout:
-            self.lines.put(l)
+        for line in self.p.stdout:
+            self.lines.put(line)
         self.lines.put('')
 
     def answer(self, seconds: float) -> dict:
         "The next line that is JSON; what went wrong under 'error'"
         while True:
             try:
-                l = self.lines.get(timeout=seconds)
+                line = self.lines.get(timeout=seconds)
             except queue.Empty:
                 self.p.kill()
                 return {'error': f'no answer in {seconds:.0f} s'}
-            if not l:
+            if not line:
                 return {'error': f'it ended with status {self.p.wait()}'}
-            if l.startswith('{'):
-                return json.loads(l)
+            if line.startswith('{'):
+                return json.loads(line)
 
     def ask(self, seconds: float = 300, **question) -> dict:
         try:
