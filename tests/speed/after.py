@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from mlref.model_server import ModelServer, answer_oip, predict_entities
 
 from mlref.contracts import validate
 from mlref.core import DAY, parse_time
@@ -24,6 +23,7 @@ from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.materialize import apply_events
 from mlref.model import load_model
+from mlref.model_server import ModelServer, answer_oip, predict_entities
 from mlref.offline import point_in_time_join
 from mlref.registry import Registry
 from mlref.stream import apply_log
