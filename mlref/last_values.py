@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import MlrefError
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
-from .records import NEVER, RecordLayout, unpack_record, why_foreign
+from .records import NEVER, RecordLayout, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -31,15 +31,16 @@ def _find_layouts(
     keys: Sequence[Sequence[str]],  # For each of them one key per request
 ) -> list[RecordLayout]:
     "The layouts, all of newest rows; raises `MlrefError` when names and keys do not fit"
-    layouts = [find_layout(store.layouts, name) for name in names]
+    held = store.layouts
+    layouts = [held.get(name) or find_layout(held, name) for name in names]
     for layout in layouts:
         if not layout.newest:
             raise MlrefError(
                 f'expected histories of newest rows, {layout.name} keeps sums; read it with a'
                 ' window'
             )
-    lengths = [len(each) for each in keys]
-    if len(keys) != len(names) or lengths != lengths[:1] * len(names):
+    if len(keys) != len(names) or len({*map(len, keys)}) > 1:
+        lengths = [len(each) for each in keys]
         raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {lengths}')
     return layouts
 
@@ -76,12 +77,11 @@ def _same_length_rows(
     return numbers[:, _HEADER:]
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0020
-def _newest_row(layout: RecordLayout, record: Record | None) -> Record:
-    if record is None:
-        return layout.blank
-    if record[:16] != layout.stamp:
-        unpack_record(layout, record)  # says what is wrong
-    return record[-8 * layout.width :]
+def _odd_row(layout: RecordLayout, record: Record | None) -> Record:
+    "The row of nobody; raises `MlrefError` for bytes of another definition"
+    if record is not None:
+        raise why_foreign(layout, bytes(record))
+    return layout.blank
 
 
 def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.ndarray:
@@ -90,7 +90,16 @@ def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.n
         rows = _same_length_rows(layout, records)
         if rows is not None:
             return rows
-    joined = b''.join([_newest_row(layout, record) for record in records])
+    size = 8 * layout.width
+    stamp = layout.stamp
+    joined = b''.join(
+        [
+            record[-size:]
+            if record is not None and record[:16] == stamp
+            else _odd_row(layout, record)
+            for record in records
+        ]
+    )
     return np.frombuffer(joined).reshape(-1, layout.width)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0021
@@ -169,10 +178,10 @@ def _check_rows(layout: RecordLayout, keys: Sequence[str], values: np.ndarray) -
             f'expected numbers of shape {shape} for {", ".join(layout.values)}, got'
             f' {values.dtype} of shape {values.shape}'
         )
-    odd = next((key for key in keys if not isinstance(key, str)), None)
-    if odd is not None:
+    odd = [kind for kind in {*map(type, keys)} if not issubclass(kind, str)]
+    if odd:
         raise MlrefError(
-            f'expected keys as text, got {type(odd).__name__}; make them with keys.key_text'
+            f'expected keys as text, got {odd[0].__name__}; make them with keys.key_text'
         )
 
 # %% ../nbs/08a_last_values.ipynb #0a8a000e
@@ -216,9 +225,10 @@ def _newer_rows(
     "The newest row of each key, where it is newer than the store's"
     # of equal rows of a batch the first stays
     order = np.lexsort((-np.arange(len(keys)), records['known'], records['t']))
-    names = [layout.prefix + keys[i].encode() for i in order.tolist()]
+    prefix = layout.prefix
+    names = [prefix + keys[i].encode() for i in order.tolist()]
     places = dict(zip(names, order.tolist(), strict=True))
-    places.pop(layout.prefix, None)  # rows about nobody
+    places.pop(prefix, None)  # rows about nobody
     best = records[list(places.values())]
     with store.snapshot() as lookup:
         have = _newest_times(layout, lookup(list(places)))

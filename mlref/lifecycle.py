@@ -29,7 +29,6 @@ from mlref.daily import (
 )
 from .ingest import quality_rows
 from .lake import Lake, insert_rows
-from .model_versions import load_champion
 from .monitor import METRICS, AlarmPolicy, find_alarms
 from mlref.policy import (
     Decision,
@@ -163,8 +162,8 @@ def run_day(
     "One scoring day from delivery to decision; commits it"
     task, lake = workspace.task, workspace.lake
     end = task.calendar.day_start(day + 1)
-    sync_registry(workspace.registry, lake, workspace.task)
-    model = load_champion(workspace.registry, features=workspace.task.features)
+    number = sync_registry(workspace.registry, lake, task)
+    model = workspace.load_champion(number)
     deliver_events(workspace, events, end)
     scored, tables = serve_day(workspace, model, day, client)
     metrics = measure_day(scored, lake, workspace.monitors, task)
@@ -175,7 +174,8 @@ def run_day(
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
     tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}
     insert_rows(lake, tables)
-    sync_registry(workspace.registry, lake, workspace.task)
+    if any(decision.action == 'promote' for decision in decisions):
+        sync_registry(workspace.registry, lake, task)
     return decisions
 
 # %% ../nbs/22d_lifecycle.ipynb #39dd2c77

@@ -166,9 +166,10 @@ _MOVED = b'!moved'  # in a part that a reshard has replaced
 class _LmdbSnapshot:
     "Records as they lie at one moment, one read transaction per part"
 
+    txns: list[lmdb.Transaction]
+
     def __init__(self, store: 'LmdbStore'):
         self.store = store
-        self.txns: list[lmdb.Transaction] = []
 
     def __enter__(self) -> Lookup:
         while True:

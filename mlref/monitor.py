@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_STD', 'KEYS', 'METRICS', 'monitored_columns', 'control_limits', 'realized_per_day', 'Estimators', 'fit_estimators',
-           'Monitor', 'Measurement', 'metric_rows', 'estimate_day', 'label_days', 'realized_day', 'AlarmPolicy',
-           'find_alarms']
+           'missing_shares', 'missing_limits', 'Monitor', 'Measurement', 'metric_rows', 'estimate_day', 'label_days',
+           'realized_day', 'AlarmPolicy', 'find_alarms']
 
 # %% ../nbs/19_monitor.ipynb #f3b18b49
 import os
@@ -84,7 +84,6 @@ class Estimators:
 
     performance: Any  # nannyml.CBPE
     drift: Any  # nannyml.UnivariateDriftCalculator; None without features
-    missing: Any  # nannyml.MissingValuesCalculator; None without features
 
 
 def fit_estimators(
@@ -92,7 +91,7 @@ def fit_estimators(
     calendar: Calendar,
     n_std: float = N_STD,  # Standard deviations from the mean to a limit
 ) -> Estimators:
-    "Fit the three estimators of NannyML, one chunk a scoring day"
+    "Fit the two estimators of NannyML, one chunk a scoring day"
     os.environ['NML_DISABLE_USAGE_LOGGING'] = '1'  # read when it is imported
     import nannyml
 
@@ -111,17 +110,43 @@ def fit_estimators(
     ).fit(frame)
     features = [name for name in reference.columns if name not in KEYS]
     if not features:
-        return Estimators(performance, None, None)
+        return Estimators(performance, None)
     drift = nannyml.UnivariateDriftCalculator(
         column_names=features,
         treat_as_categorical=[name for name in features if not reference[name].dtype.is_float()],
         thresholds={'jensen_shannon': limits},
         **chunks,
     ).fit(frame)
-    missing = nannyml.MissingValuesCalculator(features, threshold=limits, **chunks).fit(frame)
-    return Estimators(performance, drift, missing)
+    return Estimators(performance, drift)
 
 # %% ../nbs/19_monitor.ipynb #45eaf0fa
+def missing_shares(
+    rows: pl.DataFrame,  # Monitored features
+    features: tuple[str, ...],  # Those that are looked at
+) -> dict[str, float]:  # Feature -> share of rows without a value, 0 to 1
+    "How much of each feature is null or NaN"
+    floats = [name for name in features if rows[name].dtype.is_float()]
+    known = rows.with_columns(pl.col(floats).fill_nan(None))
+    return {name: known[name].null_count() / rows.height for name in features}
+
+
+def missing_limits(
+    reference: pl.DataFrame,  # cutoff and the monitored features
+    features: tuple[str, ...],
+    calendar: Calendar,
+) -> dict[str, float]:  # Feature -> the largest share that is within its limits
+    "Limits of the shares of nulls, learnt from the days of a reference"
+    by_day = reference.with_columns(calendar.day_of(pl.col('cutoff')).alias('day'))
+    parts = by_day.partition_by('day', maintain_order=True)
+    shares = [missing_shares(rows, features) for rows in parts]
+    found = {}
+    for name in features:
+        high = control_limits(np.array([share[name] for share in shares]))[1]
+        # a share above 1 limits nothing; one row in a hundred may be null of what never was
+        found[name] = max(high if high <= 1 else 0.0, 0.01)
+    return found
+
+
 class Monitor:
     "A reference, and what was learnt from it"
 
@@ -145,6 +170,7 @@ class Monitor:
         self.features = tuple(name for name in reference.columns if name not in KEYS)
         lowest_auc = control_limits(realized['auc'])[0]
         self.limits = {'auc': (lowest_auc, None), 'gap': control_limits(realized['gap'])}
+        self.missing_limits = missing_limits(reference, self.features, calendar)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # days of one class and columns that are rarely null
             self.estimators = fit_estimators(reference, calendar)
@@ -212,17 +238,15 @@ def _is_empty(column: pl.Series) -> bool:
 # %% ../nbs/19_monitor.ipynb #a05f7439
 def _measure_features(monitor: Monitor, rows: pl.DataFrame, frame: Any) -> list[Measurement]:
     drift = _last_day(monitor.estimators.drift.calculate(frame))
-    missing = _last_day(monitor.estimators.missing.calculate(frame))
+    missing = missing_shares(rows, monitor.features)
     measured = []
     for name in monitor.features:
         far = Measurement(name, value=1.0, high=0.0)
         if not _is_empty(rows[name]):
             far = _read(drift, name, name, 'jensen_shannon')
-        gone = _read(missing, name, name)
-        # a feature that was never null may be null for one row in a hundred
-        most = max(gone.high or 0.0, 0.01)
+        limit = monitor.missing_limits[name]
         measured.append(Measurement(f'drift:{name}', far.value, high=far.high))
-        measured.append(Measurement(f'missing:{name}', gone.value, high=most))
+        measured.append(Measurement(f'missing:{name}', missing[name], high=limit))
     return measured
 
 # %% ../nbs/19_monitor.ipynb #a05f743a

@@ -161,10 +161,13 @@ def summarize_run(lake: Lake, task: Task) -> list[RunNumber]:
         for count, value in zip(counts, values, strict=True)
     ]
     now = lake.sql('select max(known_time) as t from events')['t'][0]
-    known = labelled_predictions(lake, task, first, last + 1, now)
+    mature = int(now) - task.calendar.label_delay  # before it, either outcome is known
+    known = labelled_predictions(lake, task, first, min(last, mature) + 1, now)
     y = known['y'].to_numpy()
     p = known['p'].to_numpy()
     day = task.calendar.day_of(known['cutoff'].to_numpy())
+    if len(np.unique(day)) < 2:  # an interval by whole days needs two
+        return counted
     calibrated = calibrate_by_day(p, day, lake)
     return [*counted, *score_numbers(y, p, day), *score_numbers(y, calibrated, day, 'calibrated: ')]
 

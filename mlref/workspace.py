@@ -13,11 +13,12 @@ from pathlib import Path
 import polars as pl
 
 from .calibration import CALIBRATIONS
-from .core import Calendar, MlrefError, write_bytes
+from .core import Calendar, MlrefError, Predictor, write_bytes
 from .events import encode_events
 from .lake import Lake
 from .lmdb_store import LmdbStore
 from .log import LocalLog
+from .model_versions import load_champion
 from .monitor import METRICS, Monitor
 from .registry import Registry, local_uri
 from .schema import TableSchema
@@ -80,6 +81,17 @@ class Workspace:
         at = self.folder / 'registry'
         self.registry = Registry(at, local_uri(at), name=task.name)
         self.monitors = Monitors(self.registry, task.calendar)
+        self.champion: tuple[str, Predictor] | None = None  # Its number, and the model
+
+    def load_champion(
+        self,
+        number: str | None,  # In the registry; None raises, there is no champion
+    ) -> Predictor:
+        "The model that serves; read from the registry when another has become champion"
+        if self.champion is None or self.champion[0] != number:
+            model = load_champion(self.registry, features=self.task.features)
+            self.champion = (number or '', model)
+        return self.champion[1]
 
     @property
     def cache(self) -> Path:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -119,6 +118,19 @@ def test_what_a_run_leaves(quick):
     )
 
 
+def test_the_report_is_understood_by_a_stranger(quick):
+    at, _ = quick
+    text = (only(at / 'reports') / 'report.html').read_text()
+    order = ('The probability that a flight', 'goals held', 'AUC, all days', 'Two AUCs')
+    order += ('Decisions', 'Which model served', 'Data quality', 'Cost of the run', 'Not run')
+    places = [text.index(each) for each in (*order, 'as they were executed')]
+    assert places == sorted(places)
+    assert 'not credibly better' in text and '(gate better_than_champion failed)' in text
+    assert str(at) not in text and str(ROOT) not in text  # no path of this machine
+    assert not re.search(r'\d+%\|', text)  # no progress bar
+    assert 'src="http' not in text and len(text) < 2**20
+
+
 def test_the_run_is_the_golden_one(quick):
     "tests/golden/README.md says what is compared where, and why"
     folder = only(quick[0] / 'data')
@@ -130,33 +142,41 @@ def test_the_run_is_the_golden_one(quick):
         assert measure.differences(here, found) == {}
 
 
-def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):
-    "Another folder, the same seed, kill -9 in the middle of April: equal events, predictions, decisions and metrics"
-    p = subprocess.Popen(
-        [*RUN, '--quick', '--data', tmp_path / 'data', '--reports', tmp_path / 'reports'],
+def kill_in_april(at):
+    "Start a quick run and kill it between its tenth and its twentieth day"
+    process = subprocess.Popen(
+        [*RUN, '--quick', '--data', at / 'data', '--reports', at / 'reports'],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     seen = b''
     while not re.search(rb'\b1\d/30', seen):
-        seen = seen[-200:] + (got := os.read(p.stdout.fileno(), 4096))
+        got = os.read(process.stdout.fileno(), 4096)
         assert got, seen[-500:]
-    p.kill()
-    p.wait()
-    p.stdout.close()
-    id = only(tmp_path / 'data').name
+        seen = seen[-200:] + got
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def read_digests(at):
+    return json.loads((only(at / 'data') / 'digests.json').read_text())
+
+
+def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):
+    "Another folder, the same seed, kill -9 in the middle of April: the tables have equal digests"
+    kill_in_april(tmp_path)
+    run_id = only(tmp_path / 'data').name
     for _ in range(60):  # its kernel notices that nobody is left and lets go of the lake
-        r = mlref(tmp_path, '--resume', id)
+        r = mlref(tmp_path, '--resume', run_id)
         if 'only writer' not in r.stdout + r.stderr:
             break
         time.sleep(1)
     assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
     lived = int(re.search(r'(\d+) days lived', r.stderr)[1])
     assert 5 < lived < 25
-    assert json.loads((only(tmp_path / 'data') / 'digests.json').read_text()) == json.loads(
-        (only(quick[0] / 'data') / 'digests.json').read_text()
-    )
+    assert read_digests(tmp_path) == read_digests(quick[0])
 
 
 @pytest.mark.parametrize(

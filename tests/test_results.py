@@ -1,4 +1,4 @@
-"""Committed results: what is required is there, with the goal that was set; held is computed; the card shows what the files say"""
+"""Committed results: required rows with their goals, held as computed, the card as the files say"""
 
 import json
 from pathlib import Path
@@ -31,13 +31,11 @@ def test_the_card_is_what_the_files_say():
 
 
 def test_every_look_at_the_test_months_is_in_the_ledger():
-    looks = [
-        json.loads(l)
-        for l in (ROOT / 'reports' / 'results' / 'ledger.jsonl').read_text().splitlines()
-    ]
+    file = ROOT / 'reports' / 'results' / 'ledger.jsonl'
+    looks = [json.loads(line) for line in file.read_text().splitlines()]
     shown = {
-        r['name'].split(':')[0]: round(r['ours'], 4)
-        for r in FILES['train']['rows']
-        if r['name'].endswith(': AUC') and ' - ' not in r['name']
+        row['name'].split(':')[0]: round(row['ours'], 4)
+        for row in FILES['train']['rows']
+        if row['name'].endswith(': AUC') and ' - ' not in row['name']
     }
-    assert shown.items() <= {l['model']: l['auc'] for l in looks}.items()
+    assert shown.items() <= {look['model']: look['auc'] for look in looks}.items()

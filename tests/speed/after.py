@@ -1,0 +1,154 @@
+"""The kernels of `before.py` by today's names: PYTHONPATH=CHECKOUT python after.py WORK MODELS"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mlref.contracts import validate
+from mlref.core import DAY, parse_time
+from mlref.events import decode_events, encode_events, events_between
+from mlref.flights.contract import flight_rules
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_year
+from mlref.flights.features import VIEWS
+from mlref.flights.task import flights_task
+from mlref.ingest import ingest
+from mlref.lake import Lake
+from mlref.lmdb_store import LmdbStore
+from mlref.log import LocalLog
+from mlref.materialize import apply_events
+from mlref.model import load_model
+from mlref.model_server import ModelServer, answer_oip, predict_entities
+from mlref.offline import point_in_time_join
+from mlref.registry import Registry
+from mlref.stream import apply_log
+from mlref.training_set import training_set
+from mlref.vectors import compute_vectors
+
+WORK = Path(sys.argv[1])
+MODELS = Path(sys.argv[2])
+task = flights_task()
+features = task.features
+contract = flight_rules(list(task.lookups.airports))
+whole = read_year(raw_folder())
+events = validate(whole, contract).good
+april = parse_time('2013-04-01T12:00')
+last = tuple(
+    view for view in VIEWS if not view.windows and view.name in ('left', 'landed', 'weather')
+)
+schedules = events.filter(kind='schedule')
+asked = schedules.with_columns(cutoff=pl.col('sched') - 120)
+month = events_between(events, parse_time('2013-04-01'), parse_time('2013-04-12'))
+messages = encode_events(month)
+store = LmdbStore(WORK / 'after-store', features)
+apply_events(store, events_between(events, april - 61 * DAY, april))
+due = asked.filter(pl.col('cutoff') >= april).sort('sched', 'event_id')
+due = due.with_columns(sched=pl.lit(april + 120, pl.Int64), cutoff=pl.lit(april, pl.Int64))
+FIELDS = [
+    'flight_id',
+    'carrier',
+    'number',
+    'origin',
+    'dest',
+    'tailnum',
+    'sched',
+    'duration',
+    'distance',
+]
+
+
+def arrays(n: int) -> dict[str, np.ndarray]:
+    rows = due[:n].select(*FIELDS, 'cutoff')
+    return {
+        column.name: np.array(column.to_list(), np.int64 if column.dtype.is_integer() else object)
+        for column in rows
+    }
+
+
+one = arrays(1)
+hundred = arrays(100)
+log = LocalLog(WORK / 'after-log')
+log.append('events', messages)
+network = load_model(MODELS / 'network')
+registry = Registry(WORK / 'after-registry', name=task.name)
+server = ModelServer(task, network, registry, store, LocalLog(WORK / 'after-served'))
+bodies = {n: json.dumps({'entities': due[:n].select(FIELDS).to_dicts()}).encode() for n in (1, 100)}
+rows = np.nan_to_num(compute_vectors(store, due[:1024], features, task.lookups))
+
+
+def tensor(n: int) -> bytes:
+    data = rows[:n].ravel().tolist()
+    inputs = {'name': 'X', 'datatype': 'FP32', 'shape': [n, 132], 'data': data}
+    return json.dumps({'inputs': [inputs]}).encode()
+
+
+tensors = {n: tensor(n) for n in (1, 1024)}
+made = [0]
+
+
+def fresh(name: str) -> Path:
+    made[0] += 1
+    folder = WORK / f'after-{name}-{made[0]}'
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def ingest_log() -> None:
+    folder = fresh('lake')
+    folder.mkdir()
+    lake = Lake(folder / 'l.duckdb', FLIGHT_SCHEMA)
+    ingest(lake, log, 'events', contract)
+    lake.close()
+
+
+def feed_log() -> None:
+    fed = LmdbStore(fresh('fed'), features)
+    apply_log(fed, log, 'events', FLIGHT_SCHEMA, contract)
+    fed.close()
+
+
+def month_of_vectors() -> None:
+    begin = parse_time('2013-06-01T07:00')
+    training_set(events, task, begin, parse_time('2013-07-01T07:00'))
+
+
+def times(n: int, run: Callable[[], object]) -> Callable[[], object]:
+    return lambda: [run() for _ in range(n)]
+
+
+KERNELS: dict[str, Callable[[], object]] = {
+    'features: point-in-time join of last values, the year': lambda: point_in_time_join(
+        asked, last, events
+    ),
+    'features: full build, one month': month_of_vectors,
+    'online: 132 numbers of one row': times(
+        200, lambda: compute_vectors(store, one, features, task.lookups)
+    ),
+    'online: 132 numbers of 100 rows': times(
+        20, lambda: compute_vectors(store, hundred, features, task.lookups)
+    ),
+    'online: eleven days of events into a new store': feed_log,
+    'ingest: eleven days from log to lake': ingest_log,
+    'contracts: the year through every rule': lambda: validate(whole, contract),
+    'ingest: eleven days encoded': lambda: encode_events(month),
+    'ingest: eleven days decoded': lambda: decode_events(messages, FLIGHT_SCHEMA),
+    'serve: one row by its keys': times(100, lambda: predict_entities(server, bodies[1])),
+    'serve: 100 rows by their keys': times(10, lambda: predict_entities(server, bodies[100])),
+    'serve: one vector': times(200, lambda: answer_oip(server, tensors[1])),
+    'serve: 1,024 vectors': times(5, lambda: answer_oip(server, tensors[1024])),
+}
+
+if __name__ == '__main__':
+    print(json.dumps(list(KERNELS)), flush=True)
+    for line in sys.stdin:
+        run = KERNELS[json.loads(line)]
+        wall = time.perf_counter()
+        cpu = time.process_time()
+        run()
+        taken = {'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu}
+        print(json.dumps(taken), flush=True)

@@ -1,0 +1,96 @@
+"""Is the rewritten library as fast? Kernels of an old commit and of today's, one after the other
+
+    git worktree add --detach OLD da38fe3
+    python tests/speed/compare.py OLD
+
+Each kernel is run alternately by a process of the old commit and one of this checkout. A row of
+`reports/results/rewrite.json` is the median of the ratios old/new of CPU time (above 1: today's is
+faster), with the interval in which the median lies with about 95 % confidence (order statistics).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from mlref.results import result_row, write_results
+
+ROOT = Path(__file__).parent.parent.parent
+MODELS = ROOT / 'tests' / 'golden' / 'models'
+HERE = Path(__file__).parent
+
+
+class Kernels:
+    "A process that runs the kernels of one commit"
+
+    def __init__(self, checkout: Path, script: Path, work: Path):
+        env = {**os.environ, 'PYTHONPATH': str(checkout), 'OMP_NUM_THREADS': '1'}
+        command = [sys.executable, str(script), str(work), str(MODELS)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=work
+        )
+        self.names = self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit('expected a kernel to answer, its process has ended')
+        return json.loads(line)
+
+    def run(self, name: str) -> dict[str, float]:
+        "Seconds of CPU and of the clock"
+        print(json.dumps(name), file=self.process.stdin, flush=True)
+        return self._answer()
+
+
+def median_interval(ratios: list[float]) -> tuple[float, float]:
+    "Order statistics around the median: of 7 the first and last cover it with 98 %, of 9 the 2nd"
+    ordered = sorted(ratios)
+    skip = max(0, int((len(ordered) - 1.96 * np.sqrt(len(ordered))) / 2))
+    return ordered[skip], ordered[-1 - skip]
+
+
+def compare(old: Kernels, new: Kernels, name: str, repeats: int) -> dict[str, object]:
+    "A row of the result file"
+    old.run(name)
+    new.run(name)  # both warm
+    pairs = [(old.run(name), new.run(name)) for _ in range(repeats)]
+    ratios = [before['cpu'] / after['cpu'] for before, after in pairs]
+    walls = [before['wall'] / after['wall'] for before, after in pairs]
+    low, high = median_interval(ratios)
+    # a goal is missed when the whole interval lies below it
+    row = result_row(name, round(float(np.median(ratios)), 3), 'old / new CPU time', n=repeats)
+    about = {'goal': 'interval not wholly < 0.95', 'held': bool(high >= 0.95)}
+    more = {'low': round(low, 3), 'high': round(high, 3), 'wall': round(float(np.median(walls)), 3)}
+    return {**row, **about, **more}
+
+
+def main() -> None:
+    "Compare, print, and write the result file"
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument('old', type=Path, help='checkout of the old commit')
+    ask.add_argument('--repeats', type=int, default=9)
+    ask.add_argument('--results', type=Path, default=ROOT / 'reports' / 'results')
+    args = ask.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        old = Kernels(args.old, HERE / 'before.py', Path(work))
+        new = Kernels(ROOT, HERE / 'after.py', Path(work))
+        if old.names != new.names:
+            raise SystemExit('expected both to have the same kernels; mend after.py')
+        rows = []
+        for name in new.names:
+            row = compare(old, new, name, args.repeats)
+            print(f'{name:56} {row["ours"]:6.3f} [{row["low"]:.3f}, {row["high"]:.3f}]', flush=True)
+            rows.append(row)
+        old.process.kill()
+        new.process.kill()
+    print(write_results(args.results, 'rewrite', 'python tests/speed/compare.py OLD', rows))
+
+
+if __name__ == '__main__':
+    main()
