@@ -117,9 +117,11 @@ def test_events_in_any_order_give_the_same_bits(events):
             parse_time('2013-04-01T07:00'), parse_time('2013-04-30T07:00')
         )
     )
-    make = lambda e: training_set(
-        e, TASK, parse_time('2013-04-01T07:00'), parse_time('2013-04-30T05:00')
-    ).X.tobytes()
+
+    def make(events):
+        start, end = parse_time('2013-04-01T07:00'), parse_time('2013-04-30T05:00')
+        return training_set(events, TASK, start, end).X.tobytes()
+
     want = make(april)
     assert all(make(april.sample(fraction=1.0, shuffle=True, seed=s)) == want for s in (1, 2))
 
@@ -174,6 +176,8 @@ def test_online_equals_offline_bit_for_bit_over_a_live_month(events, tmp_path):
     want = off.X[np.argsort(off.ids)]
     assert off.names and X.dtype == want.dtype == np.float32
     differ = {
-        n: int(k) for n, k in zip(off.names, (X.view(np.int32) != want.view(np.int32)).sum(0)) if k
+        n: int(k)
+        for n, k in zip(off.names, (X.view(np.int32) != want.view(np.int32)).sum(0), strict=True)
+        if k
     }
     assert differ == {}

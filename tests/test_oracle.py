@@ -1,8 +1,11 @@
-"""Every number of a flight once more, from the raw files by plain arithmetic and with no line of mlref's features"""
+"""Every number of a flight once more, from the raw files by plain arithmetic
+
+No line of mlref's features is used.
+"""
 
 import os
 import zipfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from zoneinfo import ZoneInfo
 
@@ -105,9 +108,12 @@ class Raw:
 
     def __init__(self):
         f, air = rows('flights'), rows('airports')
-        zones = {**dict(zip(air['faa'], air['tzone'])), **ELSEWHERE}
+        zones = {**dict(zip(air['faa'], air['tzone'], strict=True)), **ELSEWHERE}
         there = [zones[d] for d in f['dest']]
-        ints = lambda c: np.array(f[c], dtype='U4').astype(np.int64)
+
+        def ints(name):
+            return np.array(f[name], dtype='U4').astype(np.int64)
+
         self.date = list(map(date, f['year'], f['month'], f['day']))
         self.hour = ints('hour')
         self.start = self.hour * 60 + ints('minute')
@@ -118,19 +124,24 @@ class Raw:
             np.array([number(x) for x in f[c]]) for c in ('dep_delay', 'arr_delay', 'air_time')
         )
         self.left = np.array(
-            [NEVER if np.isnan(d) else s + int(d) for s, d in zip(self.sched.tolist(), self.dep)]
+            [
+                NEVER if np.isnan(d) else s + int(d)
+                for s, d in zip(self.sched.tolist(), self.dep, strict=True)
+            ]
         )
         # the arrival delay has no part in it
         self.landed = np.array(
             [
-                NEVER if np.isnan(a) else next_time(l + int(a), clock(c), z)
-                for l, a, c, z in zip(self.left.tolist(), self.air, f['arr_time'], there)
+                NEVER if np.isnan(a) else next_time(left + int(a), clock(c), z)
+                for left, a, c, z in zip(
+                    self.left.tolist(), self.air, f['arr_time'], there, strict=True
+                )
             ]
         )
         self.dur = np.array(
             [
                 next_time(s, clock(c), z) - s
-                for s, c, z in zip(self.sched.tolist(), f['sched_arr_time'], there)
+                for s, c, z in zip(self.sched.tolist(), f['sched_arr_time'], there, strict=True)
             ]
         )
         self.over, self.late = (
@@ -143,13 +154,16 @@ class Raw:
         self.id = np.array(
             [
                 f'{c}{n}-{o}-{s}'
-                for c, n, o, s in zip(f['carrier'], f['flight'], f['origin'], self.sched)
+                for c, n, o, s in zip(
+                    f['carrier'], f['flight'], f['origin'], self.sched, strict=True
+                )
             ]
         )
         self.dests = {d: i for i, d in enumerate(sorted({*air['faa'], *ELSEWHERE}), 1)}
         p = rows('planes')
         self.plane = {
-            t: (number(y), number(s)) for t, y, s in zip(p['tailnum'], p['year'], p['seats'])
+            t: (number(y), number(s))
+            for t, y, s in zip(p['tailnum'], p['year'], p['seats'], strict=True)
         }
         w = rows('weather')
         self.gauges = (
@@ -166,11 +180,14 @@ class Raw:
         self.weather = {
             (
                 o,
-                int(datetime.fromisoformat(t).replace(tzinfo=timezone.utc).timestamp()) // 60,
-            ): dict(zip(self.gauges, map(number, v)))
+                int(datetime.fromisoformat(t).replace(tzinfo=UTC).timestamp()) // 60,
+            ): dict(zip(self.gauges, map(number, v), strict=True))
             # one row says 1,048 mph
             for o, t, *v in zip(
-                w['origin'], (t.rstrip('Z') for t in w['time_hour']), *(w[g] for g in self.gauges)
+                w['origin'],
+                (t.rstrip('Z') for t in w['time_hour']),
+                *(w[g] for g in self.gauges),
+                strict=True,
             )
             if not number(v[4]) > 150
         }
@@ -188,67 +205,96 @@ def sky(r, origin, t):
     )
 
 
+def alike(r, at, own, *columns):
+    "Those of the flights that are of the same place, carrier, ..."
+    if not columns:
+        return at
+    return at[np.logical_and.reduce([r.is_[c][at] == own[c] for c in columns])]
+
+
+def been(at, when, T, w):
+    "Those of the flights that did it in the last w minutes"
+    return at[(when[at] > T - w) & (when[at] <= T)]
+
+
+def lately(r, i, here, name, T):
+    "Who left and who landed in the last hours at a place"
+    out = {}
+    for w in (60, 180, 360, 1440):
+        left, landed = been(here, r.left, T, w), been(here, r.landed, T, w)
+        out |= {
+            f'{name}_dep_delay_{w}m': mean(np.clip(r.dep[left], -30, 180)),
+            f'{name}_dep_n_{w}m': len(left),
+            f'{name}_arr_delay_{w}m': mean(np.clip(r.arr[landed], -30, 180)),
+            f'{name}_arr_late_{w}m': mean(r.late[landed]),
+            f'{name}_arr_over_{w}m': mean(r.over[landed]),
+        }
+        if name == 'dest':
+            out[f'dest_spare_{w}m'] = r.dur[i] - mean(r.air[landed])
+    return out
+
+
+def due_and_planned(r, here, name, T):
+    "Who should have left, and who is to leave"
+    due = here[(r.sched[here] <= T) & (T < r.sched[here] + 360) & (r.left[here] > T)]
+    out = {
+        f'{name}_overdue_sum_flights_0m': len(due),
+        f'{name}_overdue_sum_sched_0m': (T - r.sched[due]).sum(),
+    }
+    sched = r.sched[here]
+    for n, lo, hi in (
+        ('plan_n_60m', T + 90, T + 150),
+        ('plan_past_n_180m', T - 180, T),
+        ('plan_next_n_120m', T, T + 120),
+        ('plan_later_n_120m', T + 120, T + 240),
+        ('plan_day_n_1440m', T - 720, T + 720),
+    ):
+        out[f'{name}_{n}'] = int(((sched > lo) & (sched <= hi)).sum())
+    return out
+
+
+def used_to(r, i, at, name, T):
+    "How late the same flight, route or hour of the day used to land"
+    out = {}
+    for w in (1440, 20160, 86400):
+        landed = been(at, r.landed, T, w)
+        out |= {
+            f'{name}_arr_delay_{w}m': mean(np.clip(r.arr[landed], -30, 180)),
+            f'{name}_arr_late_{w}m': mean(r.late[landed]),
+        }
+        if name == 'route':
+            out[f'route_spare_{w}m'] = r.dur[i] - mean(r.air[landed])
+    return out
+
+
+PLACES = {
+    'all': (),
+    'origin': ('origin',),
+    'carrier': ('carrier',),
+    'dest': ('dest',),
+    'oc': ('origin', 'carrier'),
+}
+
+
 def vector(r, i, ahead=120):
     "What the pages say is known of flight i two hours before it is to leave"
     T, out, own = r.sched[i] - ahead, {}, {c: v[i] for c, v in r.is_.items()}
     near = np.flatnonzero((r.sched > T - 5 * 1440) & (r.sched <= T + 720))
     far = np.flatnonzero((r.sched > T - 63 * 1440) & (r.sched <= T))
-    of = lambda at, *cs: (
-        at[np.logical_and.reduce([r.is_[c][at] == own[c] for c in cs])] if cs else at
-    )
-    been = lambda at, when, w: at[(when[at] > T - w) & (when[at] <= T)]
-    for name, cs in (
-        ('all', ()),
-        ('origin', ('origin',)),
-        ('carrier', ('carrier',)),
-        ('dest', ('dest',)),
-        ('oc', ('origin', 'carrier')),
-    ):
-        here = of(near, *cs)
-        for w in (60, 180, 360, 1440):
-            left, landed = been(here, r.left, w), been(here, r.landed, w)
-            out[f'{name}_dep_delay_{w}m'], out[f'{name}_dep_n_{w}m'] = (
-                mean(np.clip(r.dep[left], -30, 180)),
-                len(left),
-            )
-            out |= {
-                f'{name}_arr_delay_{w}m': mean(np.clip(r.arr[landed], -30, 180)),
-                f'{name}_arr_late_{w}m': mean(r.late[landed]),
-                f'{name}_arr_over_{w}m': mean(r.over[landed]),
-            }
-            if name == 'dest':
-                out[f'dest_spare_{w}m'] = r.dur[i] - mean(r.air[landed])
-        due = here[(r.sched[here] <= T) & (T < r.sched[here] + 360) & (r.left[here] > T)]
-        out[f'{name}_overdue_sum_flights_0m'], out[f'{name}_overdue_sum_sched_0m'] = (
-            len(due),
-            (T - r.sched[due]).sum(),
-        )
-        planned = lambda lo, hi: int(((r.sched[here] > lo) & (r.sched[here] <= hi)).sum())
-        for n, lo, hi in (
-            ('plan_n_60m', T + 90, T + 150),
-            ('plan_past_n_180m', T - 180, T),
-            ('plan_next_n_120m', T, T + 120),
-            ('plan_later_n_120m', T + 120, T + 240),
-            ('plan_day_n_1440m', T - 720, T + 720),
-        ):
-            out[f'{name}_{n}'] = planned(lo, hi)
-    for name, at in (
-        ('flight', of(far, 'carrier', 'flight')),
-        ('route', of(far, 'carrier', 'origin', 'dest')),
-        ('slot', (s := of(far, 'origin', 'dest'))[r.hour[s] == r.hour[i]]),
-    ):
-        for w in (1440, 20160, 86400):
-            landed = been(at, r.landed, w)
-            out |= {
-                f'{name}_arr_delay_{w}m': mean(np.clip(r.arr[landed], -30, 180)),
-                f'{name}_arr_late_{w}m': mean(r.late[landed]),
-            }
-            if name == 'route':
-                out[f'route_spare_{w}m'] = r.dur[i] - mean(r.air[landed])
-    now, before = sky(r, own['origin'], T), sky(r, own['origin'], T - 180)
-    out |= {f'weather_{g}': now[g] for g in r.gauges} | {
-        f'weather3_{g}': now[g] - before[g] for g in ('wind_speed', 'pressure', 'visib')
+    for name, columns in PLACES.items():
+        here = alike(r, near, own, *columns)
+        out |= lately(r, i, here, name, T) | due_and_planned(r, here, name, T)
+    pair = alike(r, far, own, 'origin', 'dest')
+    past = {
+        'flight': alike(r, far, own, 'carrier', 'flight'),
+        'route': alike(r, far, own, 'carrier', 'origin', 'dest'),
+        'slot': pair[r.hour[pair] == r.hour[i]],
     }
+    for name, at in past.items():
+        out |= used_to(r, i, at, name, T)
+    now, before = sky(r, own['origin'], T), sky(r, own['origin'], T - 180)
+    out |= {f'weather_{g}': now[g] for g in r.gauges}
+    out |= {f'weather3_{g}': now[g] - before[g] for g in ('wind_speed', 'pressure', 'visib')}
     return out | schedule(r, i, own) | aircraft(r, i, T, near, own)
 
 
@@ -335,14 +381,14 @@ def drawn(raw, n, seed=0):
 
 
 def test_clocks_and_delays_tell_the_same_minutes(raw):
-    "Landing by the clock at the destination, after so long in the air, is landing by the timetable and the delay"
+    "Landing by the destination's clock, after so long in the air, is landing by plan and delay"
     came = raw.landed < NEVER
     assert (
         came.sum() == 327_346 and (raw.landed[came] == (raw.sched + raw.dur + raw.arr)[came]).all()
     )
     assert all(
-        s[:13] == f'{datetime.fromtimestamp(t * 60, timezone.utc):%FT%H}'
-        for s, t in zip(raw.stamp, raw.sched.tolist())
+        s[:13] == f'{datetime.fromtimestamp(t * 60, UTC):%FT%H}'
+        for s, t in zip(raw.stamp, raw.sched.tolist(), strict=True)
     )
 
 
@@ -351,21 +397,21 @@ def same(a, b):
 
 
 def test_every_number_of_drawn_flights_is_what_plain_arithmetic_gives(raw, made):
-    at, differ = {id: k for k, id in enumerate(made.ids)}, {}
+    at, differ = {each: k for k, each in enumerate(made.ids)}, {}
     for i in drawn(raw, 3000 if DEEP else 60):
         want, k = vector(raw, i), at[raw.id[i]]
         assert (made.cutoff[k], made.label_time[k]) == (
             raw.sched[i] - 120,
             raw.landed[i] if raw.landed[i] < NEVER else -1,
         )
-        for n, x in zip(made.names, made.X[k]):
+        for n, x in zip(made.names, made.X[k], strict=True):
             if not same(x, np.float32(want[n])):
                 differ.setdefault(n, []).append((raw.id[i], float(x), float(want[n])))
     assert differ == {}
 
 
 def test_a_minute_more_is_seen(raw, made):
-    "What is known a minute later is something else, in every family of columns that looks at the clock"
+    "A minute later something else is known, in every family of columns that looks at the clock"
     late = {
         n
         for i in drawn(raw, 60)

@@ -20,7 +20,6 @@ from mlref.features import (
     Source,
     from_table,
     lookup_feature,
-    read_source,
     to_minutes,
     with_squares,
 )
@@ -31,7 +30,7 @@ from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
 from mlref.records import record_layouts
-from mlref.vectors import Reader, compute_vectors
+from mlref.vectors import STATUS_NAMES, compute_vectors, read_vectors
 from mlref.versions import canonical_code
 
 MANY = settings(
@@ -56,7 +55,10 @@ sales = st.lists(
     st.tuples(st.integers(90, 140), cities, numbers, st.integers(-50, 50)), max_size=30
 )
 asks = st.lists(st.tuples(st.integers(80, 160), cities, numbers), max_size=12)
-frame = lambda rows, schema: pl.DataFrame(rows, schema=schema, orient='row')
+
+
+def frame(rows, schema):
+    return pl.DataFrame(rows, schema=schema, orient='row')
 
 
 def both(rows, q):
@@ -148,7 +150,7 @@ def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ah
     got = point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table})
     assert got.select('cutoff', 'city', 'no').equals(req)  # every request once, in order
     for (T, city, no), (x, age, status) in zip(
-        q, got.select('last_x', 'last_age', 'last_status').iter_rows()
+        q, got.select('last_x', 'last_age', 'last_status').iter_rows(), strict=True
     ):
         mine = [
             (t, x_)
@@ -164,12 +166,31 @@ def test_a_point_in_time_join_equals_the_oracle_in_both_engines(rows, q, ttl, ah
             (None, None, 'expired') if expired else (want, T + ahead - t, 'present')
         )
     assert point_in_time_join(req, (v,), pl.DataFrame(), {'sale': table}, 'duckdb').equals(got)
-    np.testing.assert_array_equal(
-        compute_vectors(
-            OfflineReader(pl.DataFrame(), {'sale': table}), req, FeatureSet(name='l', views=(v,))
-        ),
-        got.select(pl.col('last_x', 'last_age').cast(pl.Float32)).to_numpy().reshape(-1, 2),
+    reader = OfflineReader(pl.DataFrame(), {'sale': table})
+    read = read_vectors(reader, req, FeatureSet(name='l', views=(v,)))
+    values = got.select(pl.col('last_x', 'last_age').cast(pl.Float32)).to_numpy().reshape(-1, 2)
+    np.testing.assert_array_equal(read.X, values)
+    for column in read.status['last'].T:
+        assert [STATUS_NAMES[code] for code in column] == got['last_status'].to_list()
+
+
+def test_a_store_and_the_past_say_the_same_of_every_last_value(tmp_path):
+    "Values and statuses from one read: present, a value that is missing, expired, nobody"
+    table = pl.DataFrame(
+        {'at': [100, 100, 10], 'city': ['a', 'b', 'c'], 'no': [1, 1, 1], 'x': [5.0, None, 7.0]}
     )
+    features = FeatureSet(name='f', views=(VIEW(ttl=60),))
+    store = LmdbStore(tmp_path / 's', features)
+    none = pl.DataFrame(schema={'known_time': pl.Int64})
+    apply_events(store, none, tables={'sale': table})
+    asked = frame([('a', 1, 110), ('b', 1, 110), ('c', 1, 110), ('d', 1, 110)], None)
+    asked = asked.rename(dict(zip(asked.columns, ('city', 'no', 'cutoff'), strict=True)))
+    online = read_vectors(store, asked, features)
+    past = read_vectors(OfflineReader(none, {'sale': table}), asked, features)
+    np.testing.assert_array_equal(online.X, past.X)
+    said = ['present', 'missing', 'expired', 'missing']
+    for read in (online, past):
+        assert [STATUS_NAMES[code] for code in read.status['v'][:, 0]] == said
 
 
 @MANY
@@ -210,9 +231,9 @@ def test_keys_of_any_type():
         key_text(pl.DataFrame({'k': [[1]]}), Entity(name='e', keys=('k',)))
 
 
-VIEW = lambda **k: FeatureView(
-    **{'name': 'v', 'entity': SHOP, 'source': source('last'), 'stats': ('x',), **k}
-)
+def VIEW(**fields):
+    default = {'name': 'v', 'entity': SHOP, 'source': source('last'), 'stats': ('x',)}
+    return FeatureView(**{**default, **fields})
 
 
 def one(**cols):
@@ -268,7 +289,8 @@ def test_a_definition_that_cannot_work_says_so(make, words):
 def test_a_table_that_cannot_be_trusted_says_so():
     ok = frame([(100, 'a', 1, 5)], TABLE)
 
-    def bad(table, words, kind='aggregate', req=one()):
+    def bad(table, words, kind='aggregate', req=None):
+        req = one() if req is None else req
         with pytest.raises(MlrefError, match=words):
             compute_vectors(
                 OfflineReader(table),
@@ -321,7 +343,10 @@ def test_a_table_that_cannot_be_trusted_says_so():
 
 def test_requests_that_cannot_be_placed_in_time_say_so():
     ok = frame([(100, 'a', 1, 5)], TABLE)
-    ask = lambda r, *v, **k: point_in_time_join(r, v or (VIEW(),), ok, **k)
+
+    def ask(requests, *views, **more):
+        return point_in_time_join(requests, views or (VIEW(),), ok, **more)
+
     for r, words in (
         (one().drop('cutoff'), 'column cutoff'),
         (one(cutoff=pl.Series([0]).cast(pl.Datetime)), 'time zone'),
@@ -384,9 +409,11 @@ def test_times_before_the_minute_and_zones():
     assert (b - a, c - a) == (60, 1)
     assert to_minutes(zoned.dt.convert_time_zone('America/New_York')).to_list() == [a, b, c]
     ok = frame([(a, 'a', 1, 5)], TABLE)
-    ask = lambda t: point_in_time_join(
-        one(cutoff=pl.Series([t]).cast(pl.Datetime('us', 'UTC'))), (VIEW(),), ok
-    )['v_status'][0]
+
+    def ask(t):
+        cutoff = pl.Series([t]).cast(pl.Datetime('us', 'UTC'))
+        return point_in_time_join(one(cutoff=cutoff), (VIEW(),), ok)['v_status'][0]
+
     assert (ask(a * 60_000_000 - 1), ask(a * 60_000_000)) == ('missing', 'present')
 
 
@@ -596,7 +623,7 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     made = pl.read_parquet(next((home / 'features').glob('*.parquet')))
     capsys.readouterr()
     assert main(['features', 'get', made['flight_id'][100], '--data', str(tmp_path)]) == 0
-    shown = dict(l.split() for l in capsys.readouterr().out.splitlines()[:132])
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines()[:132])
     assert tuple(shown) == FLIGHTS.names and all(f'{made[n][100]:g}' == v for n, v in shown.items())
 
 

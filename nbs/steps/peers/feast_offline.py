@@ -1,4 +1,7 @@
-"Feast's side of the point-in-time join: answers one JSON line on stdin with one on stdout; runs in Feast's own environment"
+"""Feast's side of the point-in-time join, in Feast's own environment
+
+It answers one JSON line on stdin with one on stdout.
+"""
 
 import json
 import os
@@ -17,23 +20,17 @@ from feast.types import Float64
 
 
 def cpu():
-    return sum(
-        r.ru_utime + r.ru_stime
-        for r in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    "CPU seconds of this process and of those that it has started and waited for"
+    spent = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in spent)
 
 
-def now():
-    return (
-        int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS'))) // 1024
-    )
-
-
-# ru_maxrss would begin at the parent's
-def most():
-    return (
-        int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))) // 1024
-    )
+def memory(name):
+    "A line of /proc/self/status in MB; ru_maxrss would begin at the parent's"
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) // 1024
+    raise KeyError(name)
 
 
 def store(home, spec, kind):
@@ -78,7 +75,7 @@ for line in sys.stdin:
     if q['requests'] not in asked:
         asked[q['requests']] = pd.read_parquet(home / q['requests'])
     (s, refs), df = stores[q['kind']], asked[q['requests']].copy()
-    before, c, t = now(), cpu(), time.perf_counter()
+    before, c, t = memory('VmRSS'), cpu(), time.perf_counter()
     try:
         job = s.get_historical_features(entity_df=df, features=refs)
         got = job.to_arrow()
@@ -86,7 +83,7 @@ for line in sys.stdin:
             'wall': time.perf_counter() - t,
             'cpu': cpu() - c,
             'rows': got.num_rows,
-            'mb': most() - before,
+            'mb': memory('VmHWM') - before,
         }
         if q.get('out'):
             pq.write_table(got, home / q['out'])

@@ -14,23 +14,17 @@ from mlref.offline import point_in_time_join
 
 
 def cpu():
-    return sum(
-        r.ru_utime + r.ru_stime
-        for r in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    "CPU seconds of this process and of those that it has started and waited for"
+    spent = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in spent)
 
 
-def now():
-    return (
-        int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS'))) // 1024
-    )
-
-
-# ru_maxrss would begin at the parent's
-def most():
-    return (
-        int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))) // 1024
-    )
+def memory(name):
+    "A line of /proc/self/status in MB; ru_maxrss would begin at the parent's"
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) // 1024
+    raise KeyError(name)
 
 
 home = Path(sys.argv[1])
@@ -58,7 +52,7 @@ for line in sys.stdin:
         asked[q['requests']] = pl.read_parquet(home / q['requests']).rename(
             {'event_timestamp': 'cutoff'}
         )
-    before, c, t = now(), cpu(), time.perf_counter()
+    before, c, t = memory('VmRSS'), cpu(), time.perf_counter()
     got = point_in_time_join(
         asked[q['requests']], views, none, {n: pl.read_parquet(home / f'{n}.parquet') for n in spec}
     )
@@ -68,7 +62,7 @@ for line in sys.stdin:
                 'wall': time.perf_counter() - t,
                 'cpu': cpu() - c,
                 'rows': got.height,
-                'mb': most() - before,
+                'mb': memory('VmHWM') - before,
             }
         ),
         flush=True,
