@@ -181,7 +181,7 @@ def _find_request(
             f'expected the id of a {task.entity} of this run, got {entity!r}; one is'
             f' {last[key][0] if last.height else "not there yet"}'
         )
-    return found.cast(dict(task.schema.columns))
+    return found.cast(pl.Schema(task.schema.columns))
 
 # %% ../nbs/47_cli_features.ipynb #e4700021
 @dataclass(frozen=True)

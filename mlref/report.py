@@ -6,7 +6,8 @@
 __all__ = ['HEADLINES', 'QUERIES', 'ACTIONS', 'EXPLANATIONS', 'STYLE', 'html_table', 'html_section', 'pick_headlines',
            'html_tiles', 'read_facts', 'explain_decision', 'decisions_section', 'models_section', 'quality_section',
            'measure_disk', 'cost_section', 'goals_section', 'not_run_section', 'state_goals', 'clean_text',
-           'clean_notebook', 'steps_section', 'plot_section', 'render_report', 'describe_task', 'write_report']
+           'clean_notebook', 'sanitize_html', 'steps_section', 'plot_section', 'render_report', 'describe_task',
+           'write_report']
 
 # %% ../nbs/24a_report.ipynb #d1000005
 import base64
@@ -306,6 +307,19 @@ def clean_notebook(
     return notebook
 
 # %% ../nbs/24a_report.ipynb #d1000033
+_TEXT_TAGS = ('p', 'br', 'hr', 'h1', 'h2', 'h3', 'h4', 'pre', 'div', 'span', 'del')
+_TABLE_TAGS = ('table', 'thead', 'tbody', 'tr', 'th', 'td')
+
+
+def sanitize_html(
+    text: object,  # HTML that a step displayed, or its Markdown became
+) -> str:
+    "Headings, paragraphs, lists and tables stay; scripts and whatever else is escaped"
+    import bleach
+
+    return bleach.clean(str(text), tags={*bleach.ALLOWED_TAGS, *_TEXT_TAGS, *_TABLE_TAGS})
+
+
 def steps_section(
     notebooks: Sequence[Path],  # Executed copies
     roots: Sequence[Path],  # Folders of this machine
@@ -323,6 +337,7 @@ def steps_section(
         embed_images=True,
         sanitize_html=True,
     )
+    exporter.register_filter('clean_html', sanitize_html)  # its own knows no paragraphs
     parts = []
     for path in notebooks:
         body, _ = exporter.from_notebook_node(clean_notebook(nbformat.read(path, 4), roots))
@@ -397,6 +412,8 @@ dt { font-weight: 600 }
 dd { margin: 0 }
 .held { color: #00674f; font-weight: 600 }
 .missed { color: #b34700; font-weight: 600 }
+.step h1, .step h2 { font-size: 1rem; margin: .6rem 0 .2rem }
+.step blockquote { color: #666; margin: 0 0 .6rem }
 summary { cursor: pointer; padding: .3rem 0; font-weight: 600 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere }
 """

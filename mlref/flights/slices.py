@@ -14,25 +14,28 @@ from .contract import ORIGINS
 from .features import CARRIERS
 
 # %% ../../nbs/43_flights_slices.ipynb #e7bbafc4
-VISIBILITY, RAIN, WIND = 3.0, 0.1, 23.0  # miles, inches an hour, miles an hour
+VISIBILITY = 3.0  # miles
+RAIN = 0.1  # inches an hour
+WIND = 23.0  # miles an hour
 
 
 def weather_groups(
-    X: np.ndarray,
-    names: tuple[str, ...],
+    X: np.ndarray,  # Features, float32 (rows, names)
+    names: tuple[str, ...],  # Columns of X
 ) -> np.ndarray:  # 'bad', 'fair' or 'unknown' per row
-    "What the newest weather report known at T says of the origin"
-    see, rain, wind = (X[:, names.index(f'weather_{n}')] for n in ('visib', 'precip', 'wind_speed'))
-    bad = (see < VISIBILITY) | (rain > RAIN) | (wind >= WIND)
-    return np.where(
-        bad, 'bad', np.where(np.isnan(see) & np.isnan(rain) & np.isnan(wind), 'unknown', 'fair')
-    )
+    "What the newest weather report known at the cut-off says of the origin"
+    visibility = X[:, names.index('weather_visib')]
+    rain = X[:, names.index('weather_precip')]
+    wind = X[:, names.index('weather_wind_speed')]
+    bad = (visibility < VISIBILITY) | (rain > RAIN) | (wind >= WIND)
+    unknown = np.isnan(visibility) & np.isnan(rain) & np.isnan(wind)
+    return np.select([bad, unknown], ['bad', 'unknown'], 'fair')
 
 
 def slice_labels(
     table: TrainingSet,
 ) -> dict[str, np.ndarray]:  # Cut -> the slice of each row, str
-    "Month, origin, carrier, hour and weather of each flight, all known at T"
+    "Month, origin, carrier, hour and weather of each flight, all known at the cut-off"
 
     def code(name: str) -> np.ndarray:
         return table.X[:, table.names.index(name)].astype(int)
