@@ -108,9 +108,9 @@ def _dead_letters(
     )
 
 
-def _unknown_rows(batch: CheckedBatch, commit: int, at: int | None) -> list[tuple]:
+def _unknown_rows(batch: CheckedBatch, commit: int, at: int | None) -> list[tuple[object, ...]]:
     of = len(batch.messages)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for name, count in sorted(batch.unknown.items()):
         says = f'{count:,} of {of:,} messages have the field {name}, which no column keeps'
         rows.append((commit, at, f'unknown field: {name}', 'warn', of, count, True, None, says))

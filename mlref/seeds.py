@@ -7,7 +7,7 @@ __all__ = ['StackedNets', 'stacked_step', 'train_stacked', 'stop_losses', 'BestW
 
 # %% ../nbs/11c_seeds.ipynb #11cc0005
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +19,14 @@ from tqdm import tqdm
 from .core import MlrefError, TrainingSet
 from .model import TorchPredictor
 from .networks import TabularNet
-from .train import Runtime, latest_label, suspect_features, validate_tables
+from mlref.train import (
+    MakeNet,
+    Runtime,
+    latest_label,
+    seeded_net,
+    suspect_features,
+    validate_tables,
+)
 from .training_state import TrainConfig
 from mlref.training_step import (
     CudaGraphStep,
@@ -140,15 +147,12 @@ def stop_losses(
 
 # %% ../nbs/11c_seeds.ipynb #11cc0022
 def _fresh_nets(
-    make: Callable[[tuple[str, ...], Mapping[str, int]], TabularNet],
+    make: MakeNet,
     fit: TrainingSet,
     seeds: Sequence[int],
 ) -> StackedNets:
     "A network for each seed, all with the scaling of these rows"
-    nets = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        nets.append(make(fit.names, fit.categories))
+    nets = [seeded_net(make, fit, seed) for seed in seeds]
     nets[0].scale(torch.from_numpy(fit.X))
     return StackedNets([net.to(default_device()) for net in nets])
 
@@ -194,7 +198,7 @@ def fit_seeds(
     stop: TrainingSet,  # Labelled rows of later days, to stop on
     seeds: Sequence[int] = range(8),  # One network for each
     config: TrainConfig | None = None,  # A batch is that of one network; its seed is not used
-    make: Callable[[tuple[str, ...], Mapping[str, int]], TabularNet] = TabularNet,
+    make: MakeNet = TabularNet,
     loss: Loss = bce_loss,
     runtime: Runtime | None = None,  # Only `graph` and `progress` count: there are no checkpoints
 ) -> list[TorchPredictor]:  # In the order of the seeds
