@@ -216,9 +216,10 @@ def _aircraft(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarr
 _MOVE_NAMES = ('tail_left_age', 'tail_landed_age', 'tail_left_delay', 'tail_landed_delay')
 _LEG_NAMES = ('gap', 'so_far', 'has_left', 'slack', 'landed_delay', 'duration')
 _MOVES_AND_LEG = tuple(name for view in _AIRCRAFT_VIEWS for name in view.names)
+_OF_THE_LEG = tuple(f'prev_{name}' for name in _LEG_NAMES)
 AIRCRAFT = OnDemand(
     name='aircraft',
-    outputs=(*_MOVE_NAMES, *(f'prev_{name}' for name in _LEG_NAMES)),
+    outputs=_MOVE_NAMES + _OF_THE_LEG,
     make=_aircraft,
     inputs=_MOVES_AND_LEG,
     reads=('sched',),
