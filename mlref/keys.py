@@ -30,6 +30,7 @@ def _text_of(frame: pl.DataFrame, key: str, escape: bool) -> pl.Expr:
 
 # %% ../nbs/06a_keys.ipynb #06a00018
 def _check_keys(columns: Iterable[str], entities: Iterable[Entity]) -> None:
+    "Say which entity lacks a column"
     columns = list(columns)
     for entity in entities:
         missing = [key for key in entity.keys if key not in columns]
@@ -63,18 +64,17 @@ def _escape(text: str) -> str:
     return text.replace('\\', '\\\\').replace('|', '\\|')
 
 
-def _part(value: str | int) -> str:
-    return _escape(value) if type(value) is str else str(value)
-
-
 def _join_parts(lists: Mapping[str, list], entity: Entity, count: int) -> list[str]:
     "One text per row from the values of its parts"
     if not entity.keys:
         return ['*'] * count
     if len(entity.keys) == 1:
         return ['' if value is None else str(value) for value in lists[entity.keys[0]]]
-    rows = zip(*[lists[key] for key in entity.keys], strict=True)
-    return ['' if None in row else '|'.join(map(_part, row)) for row in rows]
+    texts = []
+    for row in zip(*[lists[key] for key in entity.keys], strict=True):
+        parts = [_escape(part) if type(part) is str else str(part) for part in row]
+        texts.append('' if None in row else '|'.join(parts))
+    return texts
 
 # %% ../nbs/06a_keys.ipynb #5bf54ed1
 def _plain_lists(frame: Columns, keys: list[str]) -> dict[str, list] | None:
@@ -102,7 +102,9 @@ def key_texts(
     "The keys of each row; raises `MlrefError` when a column of them is missing"
     entities = list(entities)
     keys = list(dict.fromkeys([key for entity in entities for key in entity.keys]))
-    _check_keys(frame.columns if isinstance(frame, pl.DataFrame) else frame, entities)
+    columns = frame.columns if isinstance(frame, pl.DataFrame) else frame
+    if not all([key in columns for key in keys]):
+        _check_keys(columns, entities)
     lists = _plain_lists(frame, keys)
     if lists is not None:
         whole = isinstance(frame, pl.DataFrame)

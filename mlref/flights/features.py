@@ -199,28 +199,27 @@ _OLD = 3 * DAY  # minutes after which a move says nothing
 _LONGEST_DELAY = 600  # minutes
 
 
-def _aircraft(request: Mapping, inputs: np.ndarray, lookups: object) -> list[np.ndarray]:
-    left, left_sched, left_delay, landed, landed_sched, landed_delay, leg_sched, planned = inputs
+def _aircraft(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
+    _, left_sched, left_delay, _, landed_sched, landed_delay, leg_sched, planned = inputs
     gap = request['cutoff'] + HORIZON - leg_sched
     has_left = left_sched >= leg_sched
     delay = np.where(left_sched == leg_sched, left_delay, 0)
     so_far = np.where(has_left, delay, np.maximum(gap - HORIZON, 0))
     slack = gap - 2 * planned - so_far
     of_leg = np.where(landed_sched == leg_sched, landed_delay, np.nan)
-    ages = [np.where(age < _OLD, age, np.nan) for age in (left, landed)]
-    left_late = np.where(left < DAY, left_delay, np.nan)
-    landed_late = np.where(landed < DAY, landed_delay, np.nan)
     leg = (gap, np.minimum(so_far, _LONGEST_DELAY), has_left, slack, of_leg, planned)
-    recent = [np.where(gap < DAY, value, np.nan) for value in leg]
-    return [*ages, left_late, landed_late, *recent]
+    ages = inputs[[0, 3]]  # of the last departure and of the last arrival
+    moves = (np.where(ages < _OLD, ages, np.nan), np.where(ages < DAY, inputs[[2, 5]], np.nan))
+    return np.concatenate([*moves, np.where(gap < DAY, leg, np.nan)])
 
 # %% ../../nbs/42_flights_features.ipynb #42a00010
 _MOVE_NAMES = ('tail_left_age', 'tail_landed_age', 'tail_left_delay', 'tail_landed_delay')
 _LEG_NAMES = ('gap', 'so_far', 'has_left', 'slack', 'landed_delay', 'duration')
 _MOVES_AND_LEG = tuple(name for view in _AIRCRAFT_VIEWS for name in view.names)
+_OF_THE_LEG = tuple(f'prev_{name}' for name in _LEG_NAMES)
 AIRCRAFT = OnDemand(
     name='aircraft',
-    outputs=(*_MOVE_NAMES, *(f'prev_{name}' for name in _LEG_NAMES)),
+    outputs=_MOVE_NAMES + _OF_THE_LEG,
     make=_aircraft,
     inputs=_MOVES_AND_LEG,
     reads=('sched',),
@@ -452,6 +451,8 @@ FEATURE_VERSIONS = {
     '9a4f2e668a29d3c5': '602034fe2f3e47ca',  # overdue/dest
     '40ea141a82c153ee': '600a3b66123b6f56',  # overdue/oc
     '02577cdefcd2c14f': '8e5455f3797017af',  # weather/origin
+    '8708eda5afb8': '0d7fc8298b59',  # set
+    '9205cee74396': 'ed151d07ec77',  # with its vocabularies
 }
 
 # %% ../../nbs/42_flights_features.ipynb #183d10cf
