@@ -9,7 +9,7 @@ __all__ = ['MAX_NULL_LEAK', 'day_requests', 'ScoredDay', 'prediction_rows', 'sco
 
 # %% ../nbs/22c_daily.ipynb #9fcac5f0
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +165,7 @@ def fit_daily_calibration(
 ) -> pl.DataFrame | None:  # A row of the calibrations table; None without labels of both outcomes
     "The calibration of a day, from what was known when it began"
     now = task.calendar.day_start(day)
-    policy = CalibrationPolicy(replace(task.calendar, label_delay=DAY))
+    policy = CalibrationPolicy(task.calendar)
     since, until = policy.window(now)
     known = labelled_predictions(lake, task, since, until, now)
     if known['y'].n_unique() < 2:

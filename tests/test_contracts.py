@@ -9,10 +9,11 @@ import pytest
 
 from mlref.challenger import bootstrap
 from mlref.contracts import Rule, from_pandera, to_pandera, validate
-from mlref.core import MlrefError, digest, format_time, parse_time, service_day
+from mlref.core import MlrefError, digest, format_time, parse_time
 from mlref.events import decode_events, encode_events
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import (
+    FLIGHT_CALENDAR,
     FLIGHT_SCHEMA,
     MISSING_ZONES,
     flight_stream,
@@ -366,7 +367,7 @@ def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenge
     # every day is scored
     assert h.lake.sql(
         'select day, count(*) > 500 as many from predictions group by day order by day'
-    ).rows() == [(service_day(NOW) + d, True) for d in range(4)]
+    ).rows() == [(FLIGHT_CALENDAR.day_of(NOW) + d, True) for d in range(4)]
     # nothing that came is lost
     assert h.lake.sql("select count(*) as n from events where event_id like '%-again'")['n'][0] == 4
     h.close()

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from golden import measure
-from mlref.core import service_day
-from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
+from mlref.flights.events import FLIGHT_CALENDAR, FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
 from mlref.pipeline import read_profile
 
@@ -88,7 +87,8 @@ def test_a_client_of_the_run_got_the_map_of_each_morning(quick):
     log.close()
     assert (
         len(maps) > 25
-        and {m.get('calibration') == maps.get(service_day(m['cutoff'])) for m in wrote} == {True}
+        and {m.get('calibration') == maps.get(FLIGHT_CALENDAR.day_of(m['cutoff'])) for m in wrote}
+        == {True}
         and {m['calibration'] for m in wrote if 'calibration' in m} == {*maps.values()}
     )
 

@@ -14,10 +14,10 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from ..core import DAY, HORIZON, MlrefError, digest
+from ..core import DAY, MlrefError, digest
 from ..features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup_feature
 from .contract import ORIGINS
-from .events import MISSING_ZONES
+from .events import HORIZON, MISSING_ZONES
 from mlref.flights.sources import (
     ARR,
     DEP,
