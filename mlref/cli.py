@@ -75,6 +75,9 @@ def main(
     argv: Sequence[str] | None = None,  # None = the words of this process
 ) -> int:  # Exit status
     "The command `mlref`"
+    # a task of one's own lies in the folder where the command is given, and a script is not there
+    if '' not in sys.path:
+        sys.path.insert(0, '')
     return run_app(app, argv)
 
 # %% ../nbs/50_cli.ipynb #c1000013
