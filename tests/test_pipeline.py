@@ -61,7 +61,7 @@ def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
         and made[-1][1] == 'all gates passed'
     )
     last = json.loads(made[-1][2])
-    assert len(last['gates']) == 12 and last['slices']
+    assert len(last['gates']) == 16 and last['slices']
     card = (
         only(quick[0] / 'data') / 'registry' / 'models' / last['version'] / 'card.md'
     ).read_text()

@@ -409,7 +409,8 @@ _NAMES = (
 )
 
 # %% ../../nbs/42_flights_features.ipynb #595b7861
-FEATURE_VERSIONS = {
+# Taken as a hash of the source text
+_OF_SOURCE_TEXT = {
     'adfcd9b78605': '4cf310fdad6d',  # set
     'cc1fde20737a': '79e941dd7bec',  # with its vocabularies
     '20997dc436b5618a': '9c1a1f48731db42d',  # dep/all
@@ -435,6 +436,9 @@ FEATURE_VERSIONS = {
     '4b5a74cee947dd06': '0b8f7470bc9087ea',  # landed/tail
     '8f55936807112f40': '59c41ce8a2b403d3',  # leg/tail
     '7d784ea1ef09951b': '02577cdefcd2c14f',  # weather/origin
+}
+# Sources, views and formulas before they were taken apart
+_IN_ONE_PIECE = {
     '4cf310fdad6d': '8708eda5afb8',  # set
     '79e941dd7bec': '9205cee74396',  # with its vocabularies
     '2f6e5d53da157b65': 'dc43a49f0b718df6',  # arr/all
@@ -454,6 +458,7 @@ FEATURE_VERSIONS = {
     '8708eda5afb8': '0d7fc8298b59',  # set
     '9205cee74396': 'ed151d07ec77',  # with its vocabularies
 }
+FEATURE_VERSIONS = {**_OF_SOURCE_TEXT, **_IN_ONE_PIECE}
 
 # %% ../../nbs/42_flights_features.ipynb #183d10cf
 def _asks(request: Mapping) -> dict[str, np.ndarray]:
