@@ -40,11 +40,14 @@ def slice_labels(
     def code(name: str) -> np.ndarray:
         return table.X[:, table.names.index(name)].astype(int)
 
+    origins = np.array(('other', *ORIGINS))
+    carriers = np.array(('other', *CARRIERS))
     hours = np.array(('00-08', '09-12', '13-16', '17-20', '21-23'))
+    part_of_day = np.searchsorted((9, 13, 17, 21), code('start') // 60, 'right')
     return {
         'month': np.datetime_as_string(table.day.astype('M8[D]'), unit='M'),
-        'origin': np.array(('other', *ORIGINS))[code('origin')],
-        'carrier': np.array(('other', *CARRIERS))[code('carrier')],
-        'hour': hours[np.searchsorted((9, 13, 17, 21), code('start') // 60, 'right')],
+        'origin': origins[code('origin')],
+        'carrier': carriers[code('carrier')],
+        'hour': hours[part_of_day],
         'weather': weather_groups(table.X, table.names),
     }
