@@ -104,6 +104,13 @@ def test_a_page_needs_a_title():
     assert [f.rule for f in check_pages([Page('nbs/a.ipynb', (code('x'),))])] == ['title']
 
 
+def test_the_first_line_of_a_module_is_not_too_long():
+    for words, found in ((18, []), (19, ['columns'])):
+        top = Cell('markdown', 'm0', '# A\n\n> ' + 'word ' * words + '.')
+        cells = (top, code('#| default_exp a'))
+        assert [f.rule for f in check_pages([Page('nbs/05_a.ipynb', cells)])] == found
+
+
 def test_text_about_code_is_not_code():
     text = 'Call `load(x)`:\n```python\nassert load(1)\n```\n[a page](b.html)\n- one (two)'
     assert rules(Cell('markdown', 'm1', text)) == []

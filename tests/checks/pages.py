@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from checks.notebooks import DIRECTIVE, LIBRARY, ROOT, Cell, Finding, Page, read_pages
-from checks.shapes import FUNCTIONS, Found, check_shape
+from checks.shapes import COLUMNS, FUNCTIONS, Found, check_shape
 
 CELLS = 90  # in one notebook
 OUTPUT_KB = 64  # of stored outputs in one notebook
@@ -111,9 +111,12 @@ def check_module(page: Page) -> Found:
     count = sum(not DIRECTIVE.match(line) for line in lines)
     if count > MODULE_LINES:
         yield 'module-lines', f'a module of {count} lines (limit {MODULE_LINES})'
-    if is_general(page) and page.text:
-        line = re.search(r'^> (.+)', page.text[0].source, re.MULTILINE)
-        yield from check_domain(line[1] if line else '')
+    line = re.search(r'^> (.+)', page.text[0].source, re.MULTILINE) if page.text else None
+    summary = line[1] if line else ''
+    if page.modules and len(f'"""{summary}"""') > COLUMNS:
+        yield 'columns', f'a first line of {len(summary)} columns (limit {COLUMNS - 6})'
+    if is_general(page):
+        yield from check_domain(summary)
 
 
 def is_general(page: Page) -> bool:
