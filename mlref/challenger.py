@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'with_recorded_engine', 'Challenger', 'reference_scores',
-           'register_challenger', 'promotion_record', 'sync_registry', 'bootstrap', 'Holdout', 'ServedFeatures',
-           'Evidence', 'logged_scores', 'collect_evidence', 'maturity_gates', 'data_gates', 'quality_gates',
-           'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
+           'register_challenger', 'promotion_record', 'sync_registry', 'check_slices', 'bootstrap', 'Holdout',
+           'ServedFeatures', 'Evidence', 'logged_scores', 'collect_evidence', 'maturity_gates', 'data_gates',
+           'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -125,7 +125,9 @@ def reference_scores(
 ) -> pl.DataFrame:  # cutoff, p, y and the monitored features
     "What the monitor of a model compares with"
     columns = monitored_columns(rows.X, rows.names, task.monitored, tuple(rows.categories))
-    return columns.with_columns(cutoff=rows.cutoff, p=p, y=rows.y)
+    scores = pl.DataFrame({'cutoff': rows.cutoff, 'p': p, 'y': rows.y})
+    # a task may monitor no feature: then there are no columns to put the scores beside
+    return pl.concat([columns, scores], how='horizontal')
 
 # %% ../nbs/22b_challenger.ipynb #d4cbbaab
 def register_challenger(
@@ -217,6 +219,16 @@ def sync_registry(
     return number
 
 # %% ../nbs/22b_challenger.ipynb #d8b3f3f8
+def check_slices(task: Task, rows: TrainingSet) -> None:
+    "Raise `MlrefError` unless every cut of a task has a slice for each row"
+    for name, labels in task.slices(rows).items():
+        if len(labels) != len(rows):
+            raise MlrefError(
+                f'expected a slice for each of {len(rows)} rows in the cut {name}, got'
+                f' {len(labels)}; label every row that `slices` is given'
+            )
+
+# %% ../nbs/22b_challenger.ipynb #d8b3f3f9
 def bootstrap(
     workspace: Workspace,
     policy: RetrainPolicy,
@@ -228,6 +240,7 @@ def bootstrap(
     if number:
         return number
     past = mature_by(past_rows(lake, task, until), until)
+    check_slices(task, past)
     p = out_of_fold_scores(policy.kind, past, 3, policy.seed)
     model = train_challenger(past, until, policy, workspace.cache)
     first = Challenger(model, past, reference_scores(past, p, task))

@@ -117,7 +117,7 @@ def score_day(
         day=int(predictions['day'][0]),
         version=model.version,
         predictions=predictions,
-        monitored=kept.with_columns(predictions['cutoff'], predictions['p']),
+        monitored=pl.concat([kept, predictions.select('cutoff', 'p')], how='horizontal'),
     )
 
 # %% ../nbs/22c_daily.ipynb #6679bcc5

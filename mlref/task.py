@@ -18,7 +18,7 @@ import polars as pl
 # %% ../nbs/06c_task.ipynb #e06c0006
 from .checks import CheckResult, DayTables
 from .contracts import Rule, raise_for_failed, validate
-from .core import Calendar, MlrefError, TrainingSet
+from .core import Calendar, MlrefError, TrainingSet, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
 from .schema import EventSchema
@@ -104,7 +104,8 @@ def select_requests(
     asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))
     if not asked.height:
         raise MlrefError(
-            f'expected a {task.entity} with a cut-off from {start} to {end}, found none; ingest'
+            f'expected a {task.entity} with a cut-off from {format_time(start)} to'
+            f' {format_time(end)}, found none; ingest'
             ' that stretch first'
         )
     return asked.sort(task.request_time, 'event_id')
@@ -112,6 +113,11 @@ def select_requests(
 # %% ../nbs/06c_task.ipynb #e06c0016
 def _check_label_columns(task: Task, labels: pl.DataFrame) -> None:
     expected = {task.schema.entity_id, 'y', 'label_time'}
+    if not isinstance(labels, pl.DataFrame):
+        raise MlrefError(
+            f'expected labels as a polars frame, got {type(labels).__name__}; return one row for'
+            f' each {task.entity} that has a label'
+        )
     if not expected <= set(labels.columns):
         raise MlrefError(
             f'expected labels with {", ".join(sorted(expected))}, got'
@@ -121,11 +127,13 @@ def _check_label_columns(task: Task, labels: pl.DataFrame) -> None:
         raise MlrefError(
             f'expected one label for each {task.entity}, got several for some; keep one'
         )
+    if not labels['y'].dtype.is_numeric():
+        raise MlrefError(f'expected y of 0 or 1, got {labels["y"].dtype}; cast it')
     odd = labels.filter((pl.col('y') != 0) & (pl.col('y') != 1))
     if odd.height:
         raise MlrefError(f'expected y of 0 or 1, got {odd["y"][0]!r} in {odd.height} labels')
 
-
+# %% ../nbs/06c_task.ipynb #e06c0033
 def _check_label_times(task: Task, asked: pl.DataFrame, labels: pl.DataFrame) -> None:
     both = asked.join(labels, on=task.schema.entity_id)
     if not both.height:
@@ -139,6 +147,13 @@ def _check_label_times(task: Task, asked: pl.DataFrame, labels: pl.DataFrame) ->
         raise MlrefError(
             f'expected labels known after the cut-off, got {early.height} known before it, such as'
             f' that of {early[task.schema.entity_id][0]}: a leak'
+        )
+    delay = both.select((pl.col('label_time') - cutoff).max()).item()
+    if delay > task.calendar.label_delay:
+        raise MlrefError(
+            f'expected every label within {task.calendar.label_delay} minutes of its cut-off, got'
+            f' one after {delay}; raise label_delay of the calendar, or rows are judged before'
+            ' both outcomes can be known'
         )
 
 # %% ../nbs/06c_task.ipynb #e06c0030
@@ -173,14 +188,15 @@ def load_task(
 ) -> Task:
     "The task at an address; raises `MlrefError` when there is none"
     module, _, attribute = address.partition(':')
+    given = [raw] if raw else []
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        task = found(*given) if callable(found) else found
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise MlrefError(
-            f"expected a task as 'package.module:attribute', got {address!r}: {error}"
+            f"expected a task at {address!r}, as 'package.module:attribute' of a Task or of a"
+            f' function that makes one without arguments, got: {error}'
         ) from None
-    given = [raw] if raw else []
-    task = found(*given) if callable(found) else found
     if not isinstance(task, Task):
         raise MlrefError(f'expected a Task at {address}, got a {type(task).__name__}')
     return task if task.address else replace(task, address=address)

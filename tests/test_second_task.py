@@ -80,6 +80,37 @@ def test_it_lives_from_a_raw_file_to_a_retrained_model(shop):
     assert min(found['aucs']) > 0.65
 
 
+BARE = """
+from dataclasses import replace
+from pathlib import Path
+
+from shop import *
+from mlref.challenger import bootstrap
+from mlref.lifecycle import Stretch, run_days
+from mlref.policy import RetrainPolicy
+from mlref.task import check_task
+from mlref.workspace import Workspace, deliver_events
+
+bare = replace(SHOP, monitored=(), intended_use='')
+check_task(bare, events)
+shop = Workspace(Path('bare'), bare)
+begin = parse_time('1997-09-01')
+deliver_events(shop, events, begin)
+policy = RetrainPolicy(kind='gbm')
+bootstrap(shop, policy, begin)
+run_days(shop, events, policy, Stretch(begin, begin + DAY))
+print(shop.lake.sql('select name from metrics')['name'].to_list())
+"""
+
+
+def test_a_task_that_watches_no_feature_runs_too(shop):
+    ran = subprocess.run(
+        [sys.executable, '-c', BARE], cwd=shop.parent, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.strip() == "['auc_estimated']"
+
+
 def test_no_flight_is_in_what_it_leaves(shop):
     card = next(shop.glob('registry/models/*/card.md')).read_text().lower()
     assert 'buys again within 60 days' in card and 'visit' in card

@@ -44,7 +44,7 @@ last = tuple(
 schedules = events.filter(kind='schedule')
 asked = schedules.with_columns(cutoff=pl.col('sched') - 120)
 month = events_between(events, parse_time('2013-04-01'), parse_time('2013-04-12'))
-messages = encode_events(month)
+messages = encode_events(month, FLIGHT_SCHEMA)
 store = LmdbStore(WORK / 'after-store', features)
 apply_events(store, events_between(events, april - 61 * DAY, april))
 due = asked.filter(pl.col('cutoff') >= april).sort('sched', 'event_id')
@@ -135,7 +135,7 @@ KERNELS: dict[str, Callable[[], object]] = {
     'online: eleven days of events into a new store': feed_log,
     'ingest: eleven days from log to lake': ingest_log,
     'contracts: the year through every rule': lambda: validate(whole, contract),
-    'ingest: eleven days encoded': lambda: encode_events(month),
+    'ingest: eleven days encoded': lambda: encode_events(month, FLIGHT_SCHEMA),
     'ingest: eleven days decoded': lambda: decode_events(messages, FLIGHT_SCHEMA),
     'serve: one row by its keys': times(100, lambda: predict_entities(server, bodies[1])),
     'serve: 100 rows by their keys': times(10, lambda: predict_entities(server, bodies[100])),
