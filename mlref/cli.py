@@ -114,8 +114,9 @@ def _check_sources(run: PipelineRun) -> None:
     from mlref.task import load_task, require_source
 
     for own in run.given.values():
-        if 'task' in own:
-            require_source(load_task(str(own['task']), str(own.get('raw', ''))))
+        # a folder of raw files is read, and found wanting, by the step it was given to
+        if 'task' in own and not own.get('raw'):
+            require_source(load_task(str(own['task'])))
 
 
 def make_run(
@@ -164,9 +165,9 @@ def _finish_run(run: PipelineRun) -> Answer:
 def _run(settings: RunSettings) -> Answer:
     """The pipeline: prepare, train, compress, live, load, monitor, report.
 
-    The profiles and their dates are those of the example, 2013. Another task has a source, and is
-    given its own dates with --set, or its own profiles and steps: an nbs/steps folder beside a
-    settings.ini, where the command is called.
+    The profiles' dates are of 2013, the year of the example. A task of your own
+    needs a source, and its own dates with --set, or its own profiles and steps:
+    a folder nbs/steps beside a settings.ini, where the command is called.
     """
     layout = _folders(settings.data, settings.reports)
     run = make_run(settings, layout, datetime.now())
