@@ -26,7 +26,7 @@ from mlref.pipeline import (
     Layout,
     PipelineRun,
     execute_run,
-    find_layout,
+    find_folders,
     load_run,
     read_parameters,
     read_profile,
@@ -106,8 +106,17 @@ class RunSettings:
 
 
 def _folders(data: Path | None, reports: Path | None) -> Layout:
-    layout = find_layout()
+    layout = find_folders()
     return Layout(layout.steps, data or layout.data, reports or layout.reports)
+
+
+def _check_sources(run: PipelineRun) -> None:
+    from mlref.task import load_task, require_source
+
+    for own in run.given.values():
+        # a folder of raw files is read, and found wanting, by the step it was given to
+        if 'task' in own and not own.get('raw'):
+            require_source(load_task(str(own['task'])))
 
 
 def make_run(
@@ -115,7 +124,7 @@ def make_run(
     layout: Layout,
     now: datetime,  # Part of the id of a new run
 ) -> PipelineRun:
-    "A run as it was told, new or begun before; nothing is made on disk"
+    "A run as it was told; makes nothing on disk; raises `MlrefError` for a task without source"
     if settings.resume:
         run = load_run(layout.steps, layout.data, layout.reports, settings.resume)
     else:
@@ -125,6 +134,7 @@ def make_run(
         run_id = f'{profile}-{now:%Y%m%d-%H%M%S}'
         run = PipelineRun(layout.steps, layout.data, layout.reports, run_id, profile, given)
     run.given = set_parameters(run.given, settings.changes or [])
+    _check_sources(run)
     return run
 
 # %% ../nbs/50_cli.ipynb #c1000016
@@ -153,7 +163,12 @@ def _finish_run(run: PipelineRun) -> Answer:
     'mlref run --set live.block=14 --seed 1',
 )
 def _run(settings: RunSettings) -> Answer:
-    "The pipeline: prepare, train, compress, live, load, monitor, report."
+    """The pipeline: prepare, train, compress, live, load, monitor, report.
+
+    The profiles' dates are of 2013, the year of the example. A task of your own
+    needs a source, and its own dates with --set, or its own profiles and steps:
+    a folder nbs/steps beside a settings.ini, where the command is called.
+    """
     layout = _folders(settings.data, settings.reports)
     run = make_run(settings, layout, datetime.now())
     execute_run(run, sys.stderr)
@@ -172,7 +187,7 @@ def _bench(
     publish: Publish = False,
 ) -> Answer:
     "Measure something against its goal, beside its peers."
-    layout = find_layout()
+    layout = find_folders()
     known = sorted(each.stem.removeprefix('bench_') for each in layout.steps.glob('bench_*.ipynb'))
     if name not in known:
         raise MlrefError(f'expected a benchmark among {", ".join(known)}, got {name!r}')
@@ -193,7 +208,7 @@ def _publish(
     run: Annotated[str, typer.Argument(help='Id of a run, or bench_NAME.')],
 ) -> Answer:
     "Make the results of a run those of the repository, and the card anew."
-    reports = find_layout().reports
+    reports = find_folders().reports
     files = publish_results(reports / 'runs' / run / 'results', reports)
     return Answer([str(file) for file in files], '\n'.join(map(str, files)))
 
@@ -201,7 +216,7 @@ def _publish(
 @command(app, 'card', 'mlref card')
 def _card() -> Answer:
     "Write the report card of the repository's results."
-    reports = find_layout().reports
+    reports = find_folders().reports
     text = render_card(reports / 'results')
     card = write_bytes(reports / 'card.md', text.encode())
     return Answer({'card': card}, str(card))
@@ -210,7 +225,7 @@ def _card() -> Answer:
 @command(app, 'doctor', 'mlref doctor', 'mlref doctor --json')
 def _doctor() -> Answer:
     "Is this machine ready: Python, packages, folders, disk, threads."
-    found = examine_machine(find_layout())
+    found = examine_machine(find_folders())
     lines = [(each.name, each.state, each.finding, each.advice) for each in found]
     failed = any(each.state == 'fail' for each in found)
     status = Status.FAILED if failed else Status.OK

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mlref.lake import Lake
+    from mlref.schema import EventSchema
     from mlref.task import Task
 
 # %% ../nbs/47_cli_features.ipynb #e4700009
@@ -162,6 +163,17 @@ def _get_features(
     return Answer(found, '\n'.join([*text, f'known at {known}']))
 
 # %% ../nbs/47_cli_features.ipynb #e4700019
+def _cast_id(schema: 'EventSchema', entity: str) -> object:
+    "An id as the schema has it; raises `MlrefError` for one of another type"
+    import polars as pl
+
+    kind = schema.columns[schema.entity_id]
+    try:
+        return pl.Series([entity]).cast(kind)[0]
+    except pl.exceptions.PolarsError:
+        raise MlrefError(f'expected {schema.entity_id} as {kind}, got {entity!r}') from None
+
+
 def _find_request(
     lake: 'Lake',
     task: 'Task',
@@ -169,9 +181,10 @@ def _find_request(
 ) -> 'pl.DataFrame':  # One row, the columns of the schema
     "The event that announced an entity; raises `MlrefError` when the lake has none"
     key = task.schema.entity_id
+    wanted = _cast_id(task.schema, entity)
     columns = ', '.join(task.schema.columns)
     asked = f'from events where kind = ? and {key}'
-    found = lake.sql(f'select {columns} {asked} = ?', task.request_kind, entity)
+    found = lake.sql(f'select {columns} {asked} = ?', task.request_kind, wanted)
     if not found.height:
         last = lake.sql(
             f'select {key} {asked} is not null order by known_time desc, {key} limit 1',

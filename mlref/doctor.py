@@ -126,11 +126,13 @@ def check_threads(
 ) -> Diagnosis:
     "Whether numerical libraries fit the machine"
     asked = environment.get('OMP_NUM_THREADS', '')
-    policy = environment.get('OMP_WAIT_POLICY', 'not set')
-    finding = f'{cores} cores, {asked or "a thread for each"}, OMP_WAIT_POLICY {policy}'
+    wait = environment.get('OMP_WAIT_POLICY', '')
+    policy = f'OMP_WAIT_POLICY={wait}' if wait else 'OMP_WAIT_POLICY not set'
+    threads = f'OMP_NUM_THREADS={asked}' if asked else 'OMP_NUM_THREADS not set'
+    finding = f'{cores} cores, {threads}, {policy}'
     if asked.isdigit() and int(asked) > cores:
         return Diagnosis('threads', 'warn', finding, f'set OMP_NUM_THREADS to {cores} or less')
-    if policy.lower() != 'passive':
+    if wait.lower() != 'passive':
         advice = 'on a machine that others use too: OMP_WAIT_POLICY=passive'
         return Diagnosis('threads', 'warn', finding, advice)
     return Diagnosis('threads', 'ok', finding)

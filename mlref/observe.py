@@ -51,7 +51,7 @@ class ServerMetrics:
 
     def count_values(
         self,
-        view: str,  # Feature view of last values, e.g. 'weather'
+        view: str,  # Feature view of last values
         status: str,  # 'present', 'missing' or 'expired'
         n: int,  # Values
     ) -> None:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'read_parameters', 'check_parameters', 'StepFailed', 'StepCost', 'run_step', 'read_profile',
-           'set_parameters', 'PipelineRun', 'save_run', 'load_run', 'check_run', 'execute_run', 'current_run', 'Layout',
-           'find_layout']
+           'set_parameters', 'Layout', 'find_folders', 'PipelineRun', 'save_run', 'load_run', 'check_run',
+           'resume_command', 'execute_run', 'current_run']
 
 # %% ../nbs/24_pipeline.ipynb #54553648
 import ast
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -167,6 +168,33 @@ def set_parameters(
             changed[step][name] = value
     return changed
 
+# %% ../nbs/24_pipeline.ipynb #80c4c769
+@dataclass(frozen=True)
+class Layout:
+    "Where steps are read and results go"
+
+    steps: Path
+    data: Path
+    reports: Path
+
+
+def find_folders(
+    start: Path = Path('.'),  # Where the person stands
+) -> Layout:
+    "The folders of a checkout or of the package; raises `MlrefError` when there are no steps"
+    start = Path(start).resolve()
+    for folder in [start, *start.parents]:
+        if (folder / 'settings.ini').exists() and (folder / 'nbs' / 'steps').exists():
+            return Layout(folder / 'nbs' / 'steps', folder / 'data', folder / 'reports')
+    package = Path(str(sys.modules['mlref'].__file__)).parent
+    for folder in (package, package.parent):
+        if (folder / 'nbs' / 'steps' / 'profiles.json').exists():
+            return Layout(folder / 'nbs' / 'steps', start / 'data', start / 'reports')
+    raise MlrefError(
+        f'expected the steps of mlref (nbs/steps) above {start}, or in or beside the package at'
+        f' {package}, found none; call this in a checkout'
+    )
+
 # %% ../nbs/24_pipeline.ipynb #5df0d468
 @dataclass
 class PipelineRun:
@@ -240,6 +268,17 @@ def check_run(run: PipelineRun) -> None:
     for step in run.given:
         check_parameters(run.steps / f'{step}.ipynb', run.parameters(step))
 
+# %% ../nbs/24_pipeline.ipynb #9fb621c1
+def resume_command(run: PipelineRun) -> str:
+    "What to type to go on with a run, from the same folder"
+    words = [os.environ.get('MLREF_COMMAND', 'mlref run'), '--resume', run.id]
+    usual = find_folders()
+    if run.data.resolve() != usual.data:
+        words += ['--data', shlex.quote(str(run.data))]
+    if run.reports.resolve() != usual.reports:
+        words += ['--reports', shlex.quote(str(run.reports))]
+    return ' '.join(words)
+
 # %% ../nbs/24_pipeline.ipynb #9fb621ce
 def _say(echo: TextIO | None, line: str) -> None:
     if echo:
@@ -262,7 +301,7 @@ def execute_run(
         try:
             cost = run_step(run.steps / f'{step}.ipynb', out, run.parameters(step), echo)
         except StepFailed as error:
-            raise StepFailed(f'{error}; mend it and go on with: ./run --resume {run.id}') from None
+            raise StepFailed(f'{error}; mend it and go on with: {resume_command(run)}') from None
         run.done[step] = cost
         save_run(run)
         _say(echo, f'{where}: {cost.seconds:.0f} s, {cost.cpu_seconds:.0f} CPU s')
@@ -277,29 +316,3 @@ def current_run(
     if not (data / 'current').exists():
         raise MlrefError(f'expected a finished run in {data}, found none; {hint}')
     return data / 'runs' / (data / 'current').read_text().strip()
-
-# %% ../nbs/24_pipeline.ipynb #80c4c769
-@dataclass(frozen=True)
-class Layout:
-    "Where steps are read and results go"
-
-    steps: Path
-    data: Path
-    reports: Path
-
-
-def find_layout(
-    start: Path = Path('.'),  # Where the person stands
-) -> Layout:
-    "The folders of a checkout or an installed package; raises `MlrefError` without steps"
-    start = Path(start).resolve()
-    for folder in [start, *start.parents]:
-        if (folder / 'settings.ini').exists() and (folder / 'nbs' / 'steps').exists():
-            return Layout(folder / 'nbs' / 'steps', folder / 'data', folder / 'reports')
-    package = Path(str(sys.modules['mlref'].__file__)).parent
-    if (package / 'nbs' / 'steps').exists():
-        return Layout(package / 'nbs' / 'steps', start / 'data', start / 'reports')
-    raise MlrefError(
-        f'expected the steps of mlref (nbs/steps) above {start} or in the installed package, found'
-        ' none; call this in a checkout'
-    )

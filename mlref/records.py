@@ -32,7 +32,7 @@ _HEADER = _STAMP.size + _TIMES.size  # bytes before the times
 class RecordLayout:
     "How one kind of history lies in the store"
 
-    name: str  # e.g. 'dep/origin': the source and the entity
+    name: str  # The source and the entity, e.g. 'purchases/customer'
     values: tuple[str, ...]  # Names of a row's values
     newest: bool  # Read by the newest row (floats), or by running sums (whole numbers)
     keep: int  # Minutes that reads reach back; with newest, 0 = the newest row alone

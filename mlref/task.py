@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Labels', 'Cuts', 'EventReader', 'no_checks', 'accept_request', 'no_slices', 'Task', 'select_requests', 'check_task',
-           'load_task', 'read_stream']
+           'load_task', 'require_source', 'read_stream']
 
 # %% ../nbs/06c_task.ipynb #e06c0005
 import importlib
@@ -202,6 +202,19 @@ def load_task(
     return task if task.address else replace(task, address=address)
 
 # %% ../nbs/06c_task.ipynb #e06c0026
+def require_source(
+    task: Task,
+) -> Callable[[], pl.DataFrame]:  # Its `source`
+    "What reads the events of a task; raises `MlrefError` when it has nothing that does"
+    if task.source is None:
+        raise MlrefError(
+            f'expected a task with a source, {task.name} has none; give Task(source=...) a function'
+            ' that returns its events in order of known_time, and give the steps the dates of'
+            ' those events: --set step.name=value, or profiles and steps in a folder of its own'
+        )
+    return task.source
+
+
 def read_stream(
     task: Task,
     seed: int,  # Which events come twice
@@ -209,10 +222,5 @@ def read_stream(
     lost_from: int = 0,  # Minute UTC from which on it does
 ) -> pl.DataFrame:  # Wide events in order of delivery
     "All events of a task as they arrive; raises `MlrefError` when it has no source"
-    if task.source is None:
-        raise MlrefError(
-            f'expected a task with a source, {task.name} has none; give Task(source=...) a function'
-            ' that returns its events in order of known_time'
-        )
-    events = disturb_delivery(task.source(), seed, twice=0.01)
+    events = disturb_delivery(require_source(task)(), seed, twice=0.01)
     return drop_feed(events, lost, lost_from, task.schema) if lost else events

@@ -23,7 +23,7 @@ import typer
 
 # %% ../nbs/45_terminal.ipynb #e4500006
 from .core import MlrefError
-from .pipeline import current_run, find_layout
+from .pipeline import current_run, find_folders
 
 # %% ../nbs/45_terminal.ipynb #e4500011
 class Status(IntEnum):
@@ -221,7 +221,7 @@ def data_folder(
     data: Path | None,  # None = that of the checkout, or ./data
 ) -> Path:
     "Where runs are kept"
-    return data or find_layout().data
+    return data or find_folders().data
 
 
 def run_folder(

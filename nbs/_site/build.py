@@ -28,9 +28,8 @@ GROUPS = (  # of the menu: title, first and last number of its pages
     ('Models', 10, 14),
     ('Serving', 15, 18),
     ('The loop', 19, 29),
-    ('Outgrowing one machine', 30, 39),
-    ('The flights', 40, 49),
-    ('Command line', 50, 99),
+    ('The flights', 40, 44),
+    ('Command line', 45, 99),
 )
 FOLDERS = (('Guides', 'guides'), ('Pipeline steps', 'steps'), ('Decisions', 'decisions'))
 HIDDEN = ('include: false', 'hide')  # directives of cells of which nothing is shown
