@@ -2,9 +2,11 @@
 
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -288,3 +290,15 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path):
     assert messages == sum(kept) == whole.sql(counts).row(0)[0]
     dead = 'select count(*), count(distinct (topic, part, off)) from dead_letters'
     assert lake.sql(dead).row(0) == whole.sql(dead).row(0)
+
+
+def test_the_names_of_the_decision_on_names_are_there():
+    "The third column of decision 0011 is what the library calls it now"
+    page = json.loads((ROOT / 'nbs' / 'decisions' / '0011-names.ipynb').read_text())
+    text = '\n'.join(''.join(cell['source']) for cell in page['cells'])
+    rows = re.findall(r'^\| \S+ \| `[^`]+` \| `([\w.]+)` \|$', text, re.MULTILINE)
+    words = set()
+    for file in (ROOT / 'mlref').rglob('*.py'):
+        words |= set(re.findall(r'\w+', file.read_text()))
+    assert len(rows) > 250
+    assert [name for name in rows if name.split('.')[-1] not in words] == []
