@@ -156,6 +156,12 @@ def parse_entities(
         raise RequestError(
             400, f'expected each {task.entity} as an object, got a {type(odd[0]).__name__}'
         )
+    unknown = {name for row in rows for name in row}.difference(task.schema.columns)
+    if unknown:
+        known = ', '.join(field.name for field in fields)
+        raise RequestError(
+            400, f'expected of each {task.entity} the fields {known}, got also {min(unknown)!r:.40}'
+        )
     columns = {field.name: _read_column(field, rows, task.entity) for field in fields}
     try:
         for row in rows:
