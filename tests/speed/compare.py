@@ -4,8 +4,8 @@
     python tests/speed/compare.py OLD
 
 Each kernel is run alternately by a process of the old commit and one of this checkout. A row of
-`reports/results/rewrite.json` is the median of the ratios old/new of CPU time (above 1: today's is
-faster), with the interval in which the median lies with about 95 % confidence (order statistics).
+`reports/results/rewrite.json` has the median of the ratios old/new of CPU time (above 1: today's is
+faster) and the interval in which it lies with about 95 % confidence (order statistics).
 """
 
 import argparse
@@ -63,11 +63,17 @@ def compare(old: Kernels, new: Kernels, name: str, repeats: int) -> dict[str, ob
     ratios = [before['cpu'] / after['cpu'] for before, after in pairs]
     walls = [before['wall'] / after['wall'] for before, after in pairs]
     low, high = median_interval(ratios)
-    # a goal is missed when the whole interval lies below it
-    row = result_row(name, round(float(np.median(ratios)), 3), 'old / new CPU time', n=repeats)
-    about = {'goal': 'interval not wholly < 0.95', 'held': bool(high >= 0.95)}
-    more = {'low': round(low, 3), 'high': round(high, 3), 'wall': round(float(np.median(walls)), 3)}
-    return {**row, **about, **more}
+    # the goal: the interval does not lie wholly below .95, so it is its upper end that is held to it
+    return result_row(
+        name,
+        round(high, 3),
+        'old / new CPU time, upper end',
+        goal='>= 0.95',
+        n=repeats,
+        median=round(float(np.median(ratios)), 3),
+        low=round(low, 3),
+        wall=round(float(np.median(walls)), 3),
+    )
 
 
 def main() -> None:
@@ -85,7 +91,9 @@ def main() -> None:
         rows = []
         for name in new.names:
             row = compare(old, new, name, args.repeats)
-            print(f'{name:56} {row["ours"]:6.3f} [{row["low"]:.3f}, {row["high"]:.3f}]', flush=True)
+            print(
+                f'{name:56} {row["median"]:6.3f} [{row["low"]:.3f}, {row["ours"]:.3f}]', flush=True
+            )
             rows.append(row)
         old.process.kill()
         new.process.kill()
