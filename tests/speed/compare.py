@@ -63,7 +63,7 @@ def compare(old: Kernels, new: Kernels, name: str, repeats: int) -> dict[str, ob
     ratios = [before['cpu'] / after['cpu'] for before, after in pairs]
     walls = [before['wall'] / after['wall'] for before, after in pairs]
     low, high = median_interval(ratios)
-    # the goal: the interval does not lie wholly below .95, so it is its upper end that is held to it
+    # the interval may not lie wholly below .95: its upper end is held to the goal
     return result_row(
         name,
         round(high, 3),
