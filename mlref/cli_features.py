@@ -180,6 +180,8 @@ def _find_request(
     entity: str,  # Its id
 ) -> 'pl.DataFrame':  # One row, the columns of the schema
     "The event that announced an entity; raises `MlrefError` when the lake has none"
+    import polars as pl
+
     key = task.schema.entity_id
     wanted = _cast_id(task.schema, entity)
     columns = ', '.join(task.schema.columns)
