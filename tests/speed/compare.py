@@ -72,6 +72,7 @@ def compare(old: Kernels, new: Kernels, name: str, repeats: int) -> dict[str, ob
         n=repeats,
         median=round(float(np.median(ratios)), 3),
         low=round(low, 3),
+        high=round(high, 3),
         wall=round(float(np.median(walls)), 3),
     )
 
