@@ -194,7 +194,7 @@ def tree(tmp_path) -> Path:
         (tmp_path / name).touch()
     for name in ('nbs', 'mlref', 'tests'):
         (tmp_path / name).mkdir()
-    shutil.copy(ROOT / 'mlref' / '__init__.py', tmp_path / 'mlref' / '__init__.py')
+    (tmp_path / 'mlref' / '__init__.py').write_text('__version__ = "0.1.0"\n')
     subprocess.run(['git', 'init', '-q', str(tmp_path)], check=True)
     return tmp_path
 
