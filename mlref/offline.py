@@ -20,6 +20,7 @@ import polars as pl
 from .core import MlrefError
 from .features import Entity, FeatureSet, FeatureView, Source, read_source
 from .keys import key_series
+from .read_plan import NO_TTL
 from .vectors import EXPIRED, MISSING, PRESENT, STATUS_NAMES, Reader, compute_vectors
 
 # %% ../nbs/07_offline.ipynb #6295b721
@@ -272,7 +273,6 @@ class OfflineReader(Histories, Reader):
 # %% ../nbs/07_offline.ipynb #fcdd39e5
 STATUS = pl.Enum(STATUS_NAMES)
 _STATES = pl.Series(STATUS.categories, dtype=STATUS)
-_NO_TTL = 2**40  # minutes
 
 
 def _cutoffs(requests: pl.DataFrame) -> np.ndarray:
@@ -309,7 +309,7 @@ def _last_values(
     if rows.height:
         age = cutoff + view.ahead - rows['t'].to_numpy()[at]
     _check_no_leak(view, age[known])
-    present = known & (age <= (view.ttl or _NO_TTL))
+    present = known & (age <= (view.ttl or NO_TTL))
     place = pl.DataFrame({'row': at, 'age': age, 'present': present})
     place = place.select(pl.when('present').then(pl.col('row', 'age')))
     columns = []

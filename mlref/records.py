@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from .core import DAY, MlrefError, digest
-from .features import FeatureSet, FeatureView
+from .features import LARGEST_SUM, FeatureSet, FeatureView
 
 # %% ../nbs/07a_records.ipynb #4a02aea0
 FORMAT = 1  # of folders and records; a store of another format is refused
@@ -130,9 +130,6 @@ def unpack_record(
     return t, np.ndarray((rows, layout.width), layout.dtype, record, _HEADER + 8 * rows)
 
 # %% ../nbs/07a_records.ipynb #24303c68
-_LARGEST = 2**62  # no sum may be larger
-
-
 def empty_record(layout: RecordLayout) -> tuple[np.ndarray, np.ndarray]:
     "The history of a key about which nothing is known: one row, before every time"
     blank = np.nan if layout.newest else 0
@@ -205,7 +202,7 @@ def extend_record(
     rows = empty_record(layout) if record is None else unpack_record(layout, record)
     merge = _merge_rows if layout.newest else _merge_sums
     times, table = trim_record(layout, *merge(*rows, t, values), clock)
-    if not layout.newest and max(map(abs, table[-1].tolist())) > _LARGEST:
+    if not layout.newest and max(map(abs, table[-1].tolist())) > LARGEST_SUM:
         raise MlrefError(
             f'expected sums of {layout.name} below 2^62, got {table[-1].tolist()}; give the source'
             ' a coarser unit'

@@ -3,18 +3,17 @@
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from kernels import answer, times
 
 from mlref.contracts import validate
 from mlref.core import DAY, parse_time
 from mlref.events import decode_events, encode_events, events_between
 from mlref.flights.contract import flight_rules
-from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_year
+from mlref.flights.events import FLIGHT_COLUMNS, FLIGHT_SCHEMA, raw_folder, read_year
 from mlref.flights.features import VIEWS
 from mlref.flights.task import flights_task
 from mlref.ingest import ingest
@@ -49,21 +48,10 @@ store = LmdbStore(WORK / 'after-store', features)
 apply_events(store, events_between(events, april - 61 * DAY, april))
 due = asked.filter(pl.col('cutoff') >= april).sort('sched', 'event_id')
 due = due.with_columns(sched=pl.lit(april + 120, pl.Int64), cutoff=pl.lit(april, pl.Int64))
-FIELDS = [
-    'flight_id',
-    'carrier',
-    'number',
-    'origin',
-    'dest',
-    'tailnum',
-    'sched',
-    'duration',
-    'distance',
-]
 
 
 def arrays(n: int) -> dict[str, np.ndarray]:
-    rows = due[:n].select(*FIELDS, 'cutoff')
+    rows = due[:n].select(*FLIGHT_COLUMNS, 'cutoff')
     return {
         column.name: np.array(column.to_list(), np.int64 if column.dtype.is_integer() else object)
         for column in rows
@@ -77,7 +65,10 @@ log.append('events', messages)
 network = load_model(MODELS / 'network')
 registry = Registry(WORK / 'after-registry', name=task.name)
 server = ModelServer(task, network, registry, store, LocalLog(WORK / 'after-served'))
-bodies = {n: json.dumps({'entities': due[:n].select(FIELDS).to_dicts()}).encode() for n in (1, 100)}
+bodies = {
+    n: json.dumps({'entities': due[:n].select(FLIGHT_COLUMNS).to_dicts()}).encode()
+    for n in (1, 100)
+}
 rows = np.nan_to_num(compute_vectors(store, due[:1024], features, task.lookups))
 
 
@@ -117,11 +108,7 @@ def month_of_vectors() -> None:
     training_set(events, task, begin, parse_time('2013-07-01T07:00'))
 
 
-def times(n: int, run: Callable[[], object]) -> Callable[[], object]:
-    return lambda: [run() for _ in range(n)]
-
-
-KERNELS: dict[str, Callable[[], object]] = {
+KERNELS = {
     'features: point-in-time join of last values, the year': lambda: point_in_time_join(
         asked, last, events
     ),
@@ -144,11 +131,4 @@ KERNELS: dict[str, Callable[[], object]] = {
 }
 
 if __name__ == '__main__':
-    print(json.dumps(list(KERNELS)), flush=True)
-    for line in sys.stdin:
-        run = KERNELS[json.loads(line)]
-        wall = time.perf_counter()
-        cpu = time.process_time()
-        run()
-        taken = {'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu}
-        print(json.dumps(taken), flush=True)
+    answer(KERNELS)

@@ -3,11 +3,11 @@
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from kernels import answer, times
 
 from mlref.contracts import check, rules
 from mlref.core import DAY, minute
@@ -116,10 +116,6 @@ def feed_log():
     s.close()
 
 
-def times(n, f):
-    return lambda: [f() for _ in range(n)]
-
-
 KERNELS = {
     'features: point-in-time join of last values, the year': lambda: point_in_time(
         asked, last, events
@@ -141,12 +137,4 @@ KERNELS = {
 }
 
 if __name__ == '__main__':
-    print(json.dumps(list(KERNELS)), flush=True)
-    for line in sys.stdin:
-        f = KERNELS[json.loads(line)]
-        t, c = time.perf_counter(), time.process_time()
-        f()
-        print(
-            json.dumps({'wall': time.perf_counter() - t, 'cpu': time.process_time() - c}),
-            flush=True,
-        )
+    answer(KERNELS)
