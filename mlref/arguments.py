@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MlrefError', 'describe_value', 'check_number', 'check_type', 'check_choice', 'check_name',
-           'check_distinct', 'check_array', 'check_fields']
+           'check_distinct', 'check_array', 'check_probabilities', 'check_fields']
 
 # %% ../nbs/00a_arguments.ipynb #952d68d3
 import math
@@ -143,7 +143,22 @@ def check_array(
             ' rows for each argument'
         )
 
-# %% ../nbs/00a_arguments.ipynb #30d349c7
+# %% ../nbs/00a_arguments.ipynb #43b8cc0e
+def check_probabilities(
+    p: Any,  # What came
+    name: str,  # What the message calls it
+    rows: int | None = None,  # How many there must be; None = any number
+) -> None:
+    "Raise `MlrefError` unless it is an array of probabilities; NaN is none"
+    check_array(p, name, rows)
+    odd = int((~((p >= 0) & (p <= 1))).sum())
+    if odd:
+        raise MlrefError(
+            f'expected {name} from 0 to 1, got {odd} of {len(p)} outside or NaN; give the'
+            ' probabilities of a model, not its log-odds or percentages'
+        )
+
+# %% ../nbs/00a_arguments.ipynb #3891db88
 @lru_cache(256)
 def _declared(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
@@ -172,7 +187,7 @@ def _fits(value: Any, declared: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(each, inside[0]) for each in value)
     return _fits_class(value, origin or declared)
 
-# %% ../nbs/00a_arguments.ipynb #3891db88
+# %% ../nbs/00a_arguments.ipynb #c3276686
 def check_fields(
     settings: Any,  # A dataclass, in its `__post_init__`
 ) -> None:

@@ -24,7 +24,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 # %% ../nbs/01_core.ipynb #3d3d2d56
-from .arguments import MlrefError, check_array, check_distinct, check_fields, check_number
+from mlref.arguments import (
+    MlrefError,
+    check_array,
+    check_distinct,
+    check_fields,
+    check_number,
+    check_probabilities,
+)
 
 # %% ../nbs/01_core.ipynb #5e4a0002
 def need_extra(
@@ -272,6 +279,7 @@ def known_by(
     cutoff: int,  # Minutes since 1970-01-01 UTC
 ) -> TrainingSet:  # Labelled rows whose label was known at `cutoff`
     "What could be learnt from at `cutoff`"
+    check_number(cutoff, 'cutoff', whole=True)
     return table.take((table.label_time >= 0) & (table.label_time <= cutoff) & ~np.isnan(table.y))
 
 # %% ../nbs/01_core.ipynb #ca1e0011
@@ -290,6 +298,8 @@ def split_early_stopping(
     days: int,  # Newest mature days to stop on
 ) -> tuple[TrainingSet, TrainingSet]:  # To learn from; to stop on
     "Mature rows in two parts by time; raises `MlrefError` when either would be empty"
+    check_number(end, 'end', whole=True)
+    check_number(days, 'days', low=1, whole=True)
     edge = end - past.calendar.label_delay - days * DAY
     learn = past.take(past.cutoff < edge)
     stop = past.take(past.cutoff >= edge)
@@ -354,14 +364,16 @@ def check_predictor(
     X: np.ndarray,  # float32 rows to try it on, at least one
 ) -> np.ndarray:  # Its scores, float64
     "Raise `MlrefError` unless `model` keeps the promise of a Predictor on `X`"
+    check_array(X, 'X', kinds='f', dimensions=2)
+    if not len(X):
+        raise MlrefError('expected rows to try the model on, got none; take one row or more')
     _check_answers(model)
     scores = model.predict(X)
     if scores.shape != (len(X),) or scores.dtype != np.float64:
         raise MlrefError(
             f'expected {len(X)} float64 scores, got {scores.dtype} of shape {scores.shape}'
         )
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise MlrefError('expected probabilities from 0 to 1, got others or NaN')
+    check_probabilities(scores, 'scores')
     for size in {1, min(7, len(X))}:
         parts = [model.predict(X[i : i + size]) for i in range(0, len(X), size)]
         if not np.array_equal(np.concatenate(parts), scores):

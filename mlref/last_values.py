@@ -32,7 +32,7 @@ def _find_layouts(
 ) -> list[RecordLayout]:
     "The layouts, all of newest rows; raises `MlrefError` when names and keys do not fit"
     held = store.layouts
-    layouts = [held.get(name) or find_layout(held, name) for name in names]
+    layouts = [held[name] if name in held else find_layout(held, name) for name in names]
     for layout in layouts:
         if not layout.newest:
             raise MlrefError(

@@ -16,7 +16,8 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
-from .core import MlrefError, TrainingSet
+from .arguments import MlrefError, check_number
+from .core import TrainingSet
 from .model import TorchPredictor
 from .networks import TabularNet
 from mlref.train import (
@@ -208,12 +209,14 @@ def fit_seeds(
     number.
     """
     seeds = tuple(seeds)
+    for seed in seeds:
+        check_number(seed, 'each seed', low=0, whole=True)
     if not seeds or len(set(seeds)) < len(seeds):
         raise MlrefError(
             f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice'
         )
-    config = replace(config or TrainConfig(), seed=seeds[0])
-    runtime = runtime or Runtime()
+    config = replace(TrainConfig() if config is None else config, seed=seeds[0])
+    runtime = Runtime() if runtime is None else runtime
     arrays = (fit.X, validate_tables(fit, stop), stop.X, stop.y)
     X, y, stop_X, stop_y = (torch.from_numpy(array).to(default_device()) for array in arrays)
     many = _fresh_nets(make, fit, seeds)

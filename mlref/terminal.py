@@ -221,7 +221,7 @@ def data_folder(
     data: Path | None,  # None = that of the checkout, or ./data
 ) -> Path:
     "Where runs are kept"
-    return data or find_folders().data
+    return find_folders().data if data is None else data
 
 
 def run_folder(
@@ -241,7 +241,7 @@ def _say(sentence: str) -> None:
 
 def _explain_usage(error: typer.TyperException) -> str:
     context = getattr(error, 'ctx', None)
-    command = context.command_path if context else 'mlref'
+    command = 'mlref' if context is None else context.command_path
     return f'{error.format_message().rstrip(".")}; see {command} --help'
 
 

@@ -16,8 +16,8 @@ import polars as pl
 # %% ../nbs/07b_training_set.ipynb #f1ab2582
 from .core import MlrefError, TrainingSet
 from .offline import OfflineReader
-from .schema import EVENT_COLUMNS, EventSchema
-from .task import Task, select_requests
+from .schema import EVENT_COLUMNS, EventSchema, check_frame
+from .task import Task, read_labels, select_requests
 from .vectors import Reader, compute_vectors
 
 # %% ../nbs/07b_training_set.ipynb #f2616ee8
@@ -27,9 +27,8 @@ def _labels(
     requests: pl.DataFrame,
 ) -> pl.DataFrame:  # y and label_time, null where there is no label; row by row as `requests`
     entity_id = task.schema.entity_id
-    outcomes = events.filter(pl.col('kind').is_in(task.label_kinds))
     now = events.select(pl.col('known_time').max()).item()
-    labels = task.labels(outcomes, now)
+    labels = read_labels(task, events, now)
     rows = requests.select(entity_id).join(
         labels.select(entity_id, 'y', 'label_time'),
         on=entity_id,
@@ -109,6 +108,7 @@ def corrupt_future(
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after a cut-off"
+    check_frame(events, EVENT_COLUMNS, 'events')
     stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)
     columns = [column for column in schema.columns if column in events and column not in stay]
     later = pl.col('known_time') > cutoff
@@ -134,8 +134,14 @@ def find_leaks(
     make: Callable[[pl.DataFrame, Task, int, int], TrainingSet] = training_set,
 ) -> dict[str, int]:  # Feature -> at how many cut-offs it changed; empty when nothing leaks
     "Which features change when everything known later is garbage"
+    check_frame(events, task.schema.columns, f'events of {task.name}')
     announced = events.filter(pl.col('kind') == task.request_kind)
-    earliest = announced.select(pl.col(task.request_time).min()).item() or 0
+    if not announced.height or not cutoffs:
+        raise MlrefError(
+            f'expected a {task.entity} among the events and a cut-off, got {announced.height} and'
+            f' {len(cutoffs)}; take a longer stretch'
+        )
+    earliest = announced.select(pl.col(task.request_time).min()).item()
     first = earliest - task.calendar.horizon
     whole = make(events, task, first, max(cutoffs) + 1)
     found = Counter[str]()
