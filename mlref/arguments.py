@@ -50,8 +50,8 @@ def check_number(
     bounds = f' from {low:g}' if low > -math.inf else ''
     bounds += f' to {high:g}' if high < math.inf else ''
     raise MlrefError(
-        f'expected {name} as {what}{bounds}, got {describe_value(value)}; give it as {what}'
-        f'{bounds or " that is one"}'
+        f'expected {name} as {what}{bounds}, got {describe_value(value)};'
+        f' {"choose one within these bounds" if is_number and bounds else "convert it"}'
     )
 
 # %% ../nbs/00a_arguments.ipynb #e550c518
@@ -195,8 +195,9 @@ def check_fields(
     for name, declared in _declared(type(settings)).items():
         value = getattr(settings, name)
         if not _fits(value, declared):
-            kind = getattr(declared, '__name__', None) if isinstance(declared, type) else None
+            plain = getattr(declared, '__name__', '') if get_origin(declared) is None else ''
+            words = plain or re.sub(r'(\w+\.)+', '', str(declared))  # without modules
             raise MlrefError(
-                f'expected {name} of {type(settings).__name__} as {kind or declared}, got'
-                f' {describe_value(value)}; give it as declared'
+                f'expected {name} of {type(settings).__name__} as {words}, got'
+                f' {describe_value(value)}; convert it'
             )

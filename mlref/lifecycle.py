@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import polars as pl
 from tqdm import tqdm
 
+from .arguments import MlrefError, check_fields
 from .challenger import first_cutoff, register_challenger, run_challenge, sync_registry
 from .client import Client, start_server
-from .arguments import MlrefError, check_fields
 from .core import Calendar, Predictor, format_time
 from mlref.daily import (
     ScoredDay,

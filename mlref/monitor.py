@@ -292,7 +292,6 @@ def _read(last: Any, name: str, *column: str) -> Measurement:
         high=_number(last[(*column, 'upper_threshold')]),
     )
 
-
 # %% ../nbs/19_monitor.ipynb #a05f7439
 def _measure_features(monitor: Monitor, rows: pl.DataFrame, frame: Any) -> list[Measurement]:
     drift = monitor.estimators.drift

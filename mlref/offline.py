@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from .core import MlrefError
+from .arguments import MlrefError, check_type
 from .features import Entity, FeatureSet, FeatureView, Source, read_source
 from .keys import key_series
 from .read_plan import NO_TTL
@@ -156,6 +156,8 @@ class Histories:
     ):
         self.events = events
         self.tables = tables or {}
+        for name, table in {'of events': events, **self.tables}.items():
+            check_type(table, pl.DataFrame, f'the table {name}')
         self._rows: dict[Source, pl.DataFrame] = {}
         self._histories: dict[tuple[Source, Entity], History] = {}
         self._numbers: dict[Entity, dict[str, int]] = {}
@@ -371,6 +373,9 @@ def point_in_time_join(
     # The requests, row by row, with the views' columns and a status for each last value
 ) -> pl.DataFrame:
     "What was known of every request at its T; raises `MlrefError` on a leak"
+    check_type(requests, pl.DataFrame, 'requests')
+    for view in views:
+        check_type(view, FeatureView, 'each view')
     cutoff = _cutoffs(requests)
     windows = tuple(view for view in views if view.windows)
     _check_join(requests, views, windows, engine)

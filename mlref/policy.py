@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 
 import polars as pl
 
-from .checks import CheckResult
 from .arguments import check_choice, check_fields, check_number
+from .checks import CheckResult
 from .compress import ENGINES
 from .core import DAY, Calendar, digest
 from .gates import Gate, all_passed, refusal_reason

@@ -16,9 +16,16 @@ import numpy as np
 import polars as pl
 
 # %% ../nbs/06c_task.ipynb #e06c0006
+from mlref.arguments import (
+    MlrefError,
+    check_distinct,
+    check_fields,
+    check_name,
+    check_number,
+    check_type,
+)
 from .checks import CheckResult, DayTables
 from .contracts import Rule, raise_for_failed, validate
-from .arguments import MlrefError, check_distinct, check_fields, check_name, check_number, check_type
 from .core import Calendar, TrainingSet, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import JobSettings
 from .arguments import MlrefError, check_number, check_type
+from .checkpoint import JobSettings
 from .core import TrainingSet
 from .model import TorchPredictor
 from .networks import TabularNet

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arguments import check_fields, check_number
 from mlref.checkpoint import (
     Checkpoint,
     JobSettings,
@@ -23,7 +24,6 @@ from mlref.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from .arguments import check_fields, check_number
 from .core import TrainingSet, digest
 from .networks import TabularNet
 from .training_step import Loss, default_device, rank_and_size
