@@ -113,7 +113,7 @@ def check_distinct(
         raise MlrefError(
             f'expected {name} as texts, got {describe_value(odd[0])} among them; leave it out'
         )
-    twice = [value for value, count in Counter(values).items() if count > 1]
+    twice = [value for value, count in Counter([*values]).items() if count > 1]
     if twice:
         raise MlrefError(f'expected each of {name} once, got {twice[0]!r} twice; leave one out')
 

@@ -126,6 +126,9 @@ def parse_mlflow(
             400,
             f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
         )
+    twice = [name for name in names if columns.count(name) > 1]
+    if twice:
+        raise RequestError(400, f'expected each column once, got {twice[0]!r:.40} twice')
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
         raise RequestError(400, f'expected rows of {len(columns)} values')
     X = parse_matrix(rows, (len(rows), len(columns)))

@@ -1,19 +1,25 @@
 """Falsy values: '', 0, [], {} and False are values; nothing that was found is tested for truth"""
 
 import ast
-import json
+import math
 
 import numpy as np
-import polars as pl
 import pytest
 
 from checks.notebooks import Cell, Page, read_pages
 from checks.pages import check_pages
 from checks.truth import check_truth
-from mlref.core import Calendar
+from mlref.core import MlrefError
+from mlref.features import FeatureSet, FeatureView, Source
+from mlref.last_values import get_online_features, push
+from mlref.lmdb_store import LmdbStore
+from mlref.log import LocalLog
 from mlref.policy import RetrainPolicy, retrain_reason
+from mlref.protocols import RequestError, parse_matrix, parse_mlflow, parse_oip
+from mlref.request_fields import parse_entities, request_fields
+from small import SALES, SHOP, TASK
 
-CALENDAR = Calendar()
+FALSY = ('', 0, 0.0, False, None, [], {}, ())
 
 PLANTED = {
     'a walrus': 'if found := load():\n    send(found)',
@@ -80,3 +86,66 @@ def test_day_0_is_a_day():
     assert retrain_reason({}, last_attempt=0, first_model=-40, day=10, policy=policy) == ''
     assert retrain_reason({}, last_attempt=None, first_model=-40, day=10, policy=policy) == 'age'
     assert retrain_reason({}, last_attempt=0, first_model=-40, day=42, policy=policy) == 'age'
+
+
+@pytest.mark.parametrize('field', request_fields(TASK), ids=lambda field: field.name)
+@pytest.mark.parametrize('value', FALSY, ids=repr)
+def test_a_request_takes_no_empty_value_of_another_type(field, value):
+    good = {'visit': 'v1', 'shop': 's1', 'event_time': 5}
+    request = {'entities': [good, {**good, field.name: value}]}
+    if type(value) in field.types and not (field.is_time and value == ''):
+        found = parse_entities(request, TASK, request_fields(TASK))
+        assert found[field.name][1] == value
+        return
+    with pytest.raises(RequestError, match=f'expected {field.name}'):
+        parse_entities(request, TASK, request_fields(TASK))
+
+
+@pytest.mark.parametrize('value', ['', False, [], {}, ()], ids=repr)
+def test_a_vector_takes_no_empty_value_for_a_number(value):
+    bodies = [
+        lambda: parse_matrix([1.0, value], (1, 2)),
+        lambda: parse_mlflow(
+            {'dataframe_split': {'columns': ['a', 'b'], 'data': [[1.0, value]]}}, ('a', 'b')
+        ),
+        lambda: parse_oip(
+            {'inputs': [{'datatype': 'FP32', 'shape': [1, 2], 'data': [1.0, value]}]}, ('a', 'b')
+        ),
+    ]
+    for body in bodies:
+        with pytest.raises(RequestError, match='expected numbers or null'):
+            body()
+    assert parse_matrix([0, None], (1, 2)).tolist()[0][0] == 0
+    assert math.isnan(parse_matrix([0, None], (1, 2))[0, 1])
+
+
+@pytest.mark.parametrize('value', FALSY, ids=repr)
+def test_a_log_takes_no_empty_value_for_a_message(tmp_path, value):
+    log = LocalLog(tmp_path)
+    with pytest.raises(MlrefError, match='messages of bytes'):
+        log.append('events', [b'first', value])
+    assert log.end('events') == 0
+    log.append('events', [b'first', b''])
+    assert log.read('events', 0, 9) == [b'first', b'']
+    log.close()
+
+
+def test_a_push_takes_no_empty_value_for_a_key(tmp_path):
+    newest = Source(name='newest', values={'price': 'cent'}, rows=SALES.rows, kind='last')
+    view = FeatureView(name='last', entity=SHOP, source=newest, stats=('price',))
+    store = LmdbStore(tmp_path, FeatureSet(name='visits', views=(view,)))
+    name = next(iter(store.layouts))
+    t = np.array([5, 5])
+    for value in FALSY[1:]:
+        with pytest.raises(MlrefError, match='keys as text'):
+            push(store, name, ['s1', value], t, np.ones((2, 1)))
+    assert push(store, name, ['s1', 's2'], t, np.zeros((2, 1))) == 2
+    found = get_online_features(store, [name], [['s1', 's2']], now=5)
+    assert found.values.tolist() == [[0.0], [0.0]]  # 0 is a price
+    store.close()
+
+
+def test_of_two_columns_of_one_name_none_counts():
+    twice = {'dataframe_split': {'columns': ['a', 'b', 'a'], 'data': [[1.0, 2.0, 3.0]]}}
+    with pytest.raises(RequestError, match="'a' twice"):
+        parse_mlflow(twice, ('a', 'b'))
