@@ -49,10 +49,8 @@ def check_number(
     what = 'a whole number' if whole else 'a number'
     bounds = f' from {low:g}' if low > -math.inf else ''
     bounds += f' to {high:g}' if high < math.inf else ''
-    raise MlrefError(
-        f'expected {name} as {what}{bounds}, got {describe_value(value)};'
-        f' {"choose one within these bounds" if is_number and bounds else "convert it"}'
-    )
+    advice = 'choose one within these bounds' if is_number and bounds else 'convert it'
+    raise MlrefError(f'expected {name} as {what}{bounds}, got {describe_value(value)}; {advice}')
 
 # %% ../nbs/00a_arguments.ipynb #e550c518
 def check_type(
@@ -132,7 +130,7 @@ def check_array(
             ' numpy.asarray, or .to_numpy() of a column'
         )
     if values.dtype.kind not in kinds:
-        what = 'whole numbers' if kinds == 'iu' else 'numbers' if 'f' in kinds else 'text'
+        what = {'iu': 'whole numbers', 'UO': 'text'}.get(kinds, 'numbers')
         raise MlrefError(f'expected {name} as {what}, got {values.dtype}; convert the values')
     right = values.ndim == dimensions and rows in (None, len(values))
     if not right:
@@ -169,10 +167,12 @@ def _fits_class(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         kinds = (int, np.integer) if kind is int else (int, float, np.number)
         return isinstance(value, kinds) and not isinstance(value, bool) and value == value
-    asked = isinstance(kind, type) and not getattr(kind, '_is_protocol', False)
+    # a protocol cannot be asked for, and what may be anything need not
+    asked = isinstance(kind, type) and kind is not Any
+    asked = asked and not getattr(kind, '_is_protocol', False)
     return isinstance(value, kind) if asked else True
 
-
+# %% ../nbs/00a_arguments.ipynb #3891db89
 def _fits(value: Any, declared: Any) -> bool:
     "Is it what an annotation says? What cannot be asked of a value at once is taken for true"
     origin = get_origin(declared)

@@ -89,7 +89,7 @@ def brier(
     check_probabilities(p, 'p')
     return float(np.mean((p - y) ** 2))
 
-
+# %% ../nbs/12_evaluate.ipynb #87b9ba75
 def average_precision(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row

@@ -143,7 +143,7 @@ def label_age_skew(
     tenths = np.array_split(share[by_age], 10)
     return max(abs(float(tenth.mean()) - base) for tenth in tenths if len(tenth))
 
-
+# %% ../nbs/12c_gates.ipynb #f9e1665b
 def no_age_skew(
     what: str,  # 'training' or 'judging'
     rows: TrainingSet,  # Labelled rows

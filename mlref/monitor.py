@@ -335,7 +335,7 @@ def _measure_day(
     expected = _read(estimated, 'auc_estimated', 'roc_auc')
     return [Measurement('auc_estimated', expected.value, low=expected.low), *measured]
 
-
+# %% ../nbs/19_monitor.ipynb #a05f743b
 def estimate_day(
     monitor: Monitor,
     rows: pl.DataFrame,  # cutoff, p and the monitored features of one scoring day

@@ -115,7 +115,7 @@ def _from_skops(
         packages=('scikit-learn', 'skops'),
     )
 
-
+# %% ../nbs/10c_own_model.ipynb #10cc0043
 def _check_estimator(estimator: Any, features: int) -> None:
     "Raise `MlrefError` unless it is fitted, to so many columns and to the outcomes 0 and 1"
     from sklearn.exceptions import NotFittedError
@@ -140,7 +140,7 @@ def _check_estimator(estimator: Any, features: int) -> None:
             f' and {classes!r:.60}; {advice}'
         )
 
-
+# %% ../nbs/10c_own_model.ipynb #10cc0044
 def sklearn_model(
     estimator: Any,  # Fitted, with predict_proba for two classes
     names: tuple[str, ...],  # Features, in order
@@ -152,7 +152,7 @@ def sklearn_model(
     _check_estimator(estimator, len(names))
     return _from_skops(skops.io.dumps(estimator), names, trained_until)
 
-
+# %% ../nbs/10c_own_model.ipynb #10cc0045
 @register_loader('sklearn')
 def _load_sklearn(saved: SavedModel, device: str) -> OwnModel:
     "An estimator from its archive"
@@ -228,7 +228,7 @@ def _from_xgboost(data: bytes, names: tuple[str, ...], trained_until: int) -> Ow
         packages=('xgboost',),
     )
 
-
+# %% ../nbs/10c_own_model.ipynb #10cc0046
 def _check_booster(booster: Any, features: int) -> None:
     import xgboost
 

@@ -186,7 +186,7 @@ def _summary(files: Sequence[Mapping]) -> list[str]:
         lines += ['## Missed', '', *table, '']
     return lines
 
-
+# %% ../nbs/23_results.ipynb #e2300043
 def render_card(
     results: Path,  # Folder of result files
 ) -> str:  # Markdown

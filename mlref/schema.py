@@ -38,8 +38,8 @@ def _check_types(columns: Mapping[str, ColumnType], name: str) -> None:
     for column, kind in columns.items():
         if not isinstance(kind, ColumnType):
             raise MlrefError(
-                f'expected a type of polars for {column} of {name}, got {describe_value(kind)}; name'
-                ' one such as pl.Int64'
+                f'expected a type of polars for {column} of {name}, got {describe_value(kind)};'
+                ' name one such as pl.Int64'
             )
 
 

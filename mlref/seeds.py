@@ -194,6 +194,17 @@ class BestWeights:
         self.losses = torch.minimum(self.losses, losses)
 
 # %% ../nbs/11c_seeds.ipynb #11cc0039
+def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    seeds = tuple(seeds)
+    for seed in seeds:
+        check_number(seed, 'each seed', low=0, whole=True)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise MlrefError(
+            f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice'
+        )
+    return seeds
+
+# %% ../nbs/11c_seeds.ipynb #11cc0040
 def fit_seeds(
     fit: TrainingSet,  # Labelled rows to learn from
     stop: TrainingSet,  # Labelled rows of later days, to stop on
@@ -208,13 +219,7 @@ def fit_seeds(
     Raises `MlrefError` on rows that cannot be learnt from, seeds that repeat, a loss that is no
     number.
     """
-    seeds = tuple(seeds)
-    for seed in seeds:
-        check_number(seed, 'each seed', low=0, whole=True)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise MlrefError(
-            f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice'
-        )
+    seeds = _check_seeds(seeds)
     config = replace(TrainConfig() if config is None else config, seed=seeds[0])
     runtime = Runtime() if runtime is None else runtime
     arrays = (fit.X, validate_tables(fit, stop), stop.X, stop.y)

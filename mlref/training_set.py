@@ -141,8 +141,7 @@ def find_leaks(
             f'expected a {task.entity} among the events and a cut-off, got {announced.height} and'
             f' {len(cutoffs)}; take a longer stretch'
         )
-    earliest = announced.select(pl.col(task.request_time).min()).item()
-    first = earliest - task.calendar.horizon
+    first = announced.select(pl.col(task.request_time).min()).item() - task.calendar.horizon
     whole = make(events, task, first, max(cutoffs) + 1)
     found = Counter[str]()
     for cutoff in cutoffs:

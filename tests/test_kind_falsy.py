@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from checks.notebooks import Cell, Page, read_pages
+from checks.notebooks import Cell, Page
 from checks.pages import check_pages
 from checks.truth import check_truth
 from mlref.core import MlrefError
@@ -67,17 +67,6 @@ def test_the_rule_is_part_of_the_check_of_pages():
     for source, found in ((PLANTED['next'], ['truth']), (FINE['is None'], [])):
         page = Page('nbs/05_store.ipynb', (top, Cell('code', 'c1', source)))
         assert [finding.rule for finding in check_pages([page])] == found
-
-
-def test_no_page_tests_a_found_value():
-    found = [
-        f'{page.file} {cell.id} {message}'
-        for page in read_pages()
-        for cell in page.code
-        if cell.tree is not None
-        for _, message in check_truth(cell.tree)
-    ]
-    assert found == []
 
 
 def test_day_0_is_a_day():
