@@ -45,6 +45,9 @@ def apply_calibration(
 ) -> np.ndarray:  # float64
     "Scores whose log-odds z became shift + slope z"
     check_probabilities(p, 'p')
+    for number in (shift, slope):
+        if not isinstance(number, np.ndarray):
+            check_number(number, 'shift and slope')
     return _sigmoid(shift + slope * _log_odds(p))
 
 

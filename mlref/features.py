@@ -127,7 +127,13 @@ def read_source(
             f'expected the columns {", ".join(source.columns)} for {source.name},'
             f' {", ".join(missing)} is missing'
         )
-    rows = source.rows(events)
+    try:
+        rows = source.rows(events)
+    except pl.exceptions.PolarsError as error:
+        raise MlrefError(
+            f'expected a table that {source.name} can read, got: {str(error).splitlines()[0]:.160};'
+            ' give the columns their types'
+        ) from error
     check_type(rows, pl.DataFrame, f'the rows of {source.name}')
     _check_times(rows, source)
     for name in source.values:

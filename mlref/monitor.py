@@ -39,6 +39,8 @@ def monitored_columns(
     "What the monitor keeps of a table of features; raises `MlrefError` when one is missing"
     check_array(X, 'X', dimensions=2)
     check_distinct(names, 'names')
+    check_distinct(monitored, 'monitored')
+    check_distinct(categorical, 'categorical')
     if X.shape[1] != len(names):
         raise MlrefError(
             f'expected {len(names)} columns of features, got {X.shape[1]}; name every column'
@@ -175,6 +177,7 @@ def missing_shares(
     features: tuple[str, ...],  # Those that are looked at
 ) -> dict[str, float]:  # Feature -> share of rows without a value, 0 to 1
     "How much of each feature is null or NaN"
+    check_distinct(features, 'features')
     check_frame(rows, dict.fromkeys(features), 'the rows of a day')
     if not rows.height:
         raise MlrefError('expected rows to look at, got none; score a day first')
@@ -189,6 +192,7 @@ def missing_limits(
     calendar: Calendar,
 ) -> dict[str, float]:  # Feature -> the largest share that is within its limits
     "Limits of the shares of nulls, learnt from the days of a reference"
+    check_distinct(features, 'features')
     check_frame(reference, {'cutoff': pl.Int64, **dict.fromkeys(features)}, 'the reference')
     by_day = reference.with_columns(calendar.day_of(pl.col('cutoff')).alias('day'))
     parts = by_day.partition_by('day', maintain_order=True)
@@ -420,7 +424,9 @@ def find_alarms(
     "Measures that were out of their limits too often; drift alone is no alarm"
     check_frame(metrics, METRICS.columns, 'metrics')
     check_type(policy, AlarmPolicy, 'policy')
-    candidates = metrics.filter(~pl.col('name').str.starts_with('drift:'))
+    candidates = metrics.cast(dict(METRICS.columns)).filter(
+        ~pl.col('name').str.starts_with('drift:')
+    )
     counted = _count_out(candidates, policy.of)
     found = {}
     for row in counted.filter(pl.col('out') >= policy.out).sort('name').iter_rows(named=True):

@@ -374,6 +374,7 @@ def point_in_time_join(
 ) -> pl.DataFrame:
     "What was known of every request at its T; raises `MlrefError` on a leak"
     check_type(requests, pl.DataFrame, 'requests')
+    check_type(views, (tuple, list), 'views')
     for view in views:
         check_type(view, FeatureView, 'each view')
     cutoff = _cutoffs(requests)

@@ -107,6 +107,9 @@ def retrain_reason(
 ) -> str:  # '' = no challenger tonight
     "Why to train a challenger tonight"
     check_number(day, 'day', whole=True)
+    check_number(first_model, 'first_model', whole=True)
+    if last_attempt is not None:
+        check_number(last_attempt, 'last_attempt', whole=True)
     if alarms and (last_attempt is None or day - last_attempt >= policy.cooldown):
         return f'alarms: {", ".join(alarms)}'
     # a day may be 0, so it is asked whether there is one

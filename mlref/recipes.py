@@ -61,7 +61,7 @@ def fit_lightgbm(
     validate_tables(fit, stop)
     check_number(seed, 'seed', low=0, whole=True)
     check_number(trees, 'trees', low=1, whole=True)
-    check_number(rate, 'rate', 0, 1)
+    check_number(rate, 'rate', 1e-6, 1)
     check_number(leaves, 'leaves', low=2, whole=True)
     check_number(bins, 'bins', low=2, whole=True)
     codes = [fit.names.index(name) for name in fit.categories]

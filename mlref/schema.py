@@ -144,7 +144,8 @@ def check_frame(
         )
     for column, expected in columns.items():
         got = frame.schema[column]
-        if frame.height and expected is not None and got not in (expected, pl.Null):
+        untyped = got == pl.Null and column not in EVENT_COLUMNS
+        if frame.height and expected is not None and got != expected and not untyped:
             raise MlrefError(
                 f'expected {column} of {name} as {expected}, got {got}; cast it, times to minutes'
                 ' since 1970 UTC'

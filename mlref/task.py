@@ -144,6 +144,7 @@ def read_labels(
     now: int,  # Minute UTC
 ) -> pl.DataFrame:  # Entity id, y, label_time and what else `task.labels` gives
     "The labels of a task; raises `MlrefError` unless each is 0 or 1, with its entity and its time"
+    check_frame(events, task.schema.columns, f'events of {task.name}')
     labels = task.labels(events.filter(pl.col('kind').is_in(task.label_kinds)), now)
     entity_id = task.schema.entity_id
     columns = {entity_id: task.schema.columns[entity_id], 'y': None, 'label_time': pl.Int64}

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from .arguments import MlrefError, check_number, check_type
+from .arguments import MlrefError, check_array, check_number, check_type
 from .checkpoint import JobSettings
 from .core import TrainingSet
 from .model import TorchPredictor
@@ -94,7 +94,7 @@ def _check_targets(
     rows: int,
 ) -> None:
     "Raise `MlrefError` unless there is a finite target for each row"
-    check_type(targets, np.ndarray, 'targets')
+    check_array(targets, 'targets', dimensions=np.ndim(targets))
     if not rows:
         raise MlrefError('expected rows to learn from, got none; take more days')
     if len(targets) != rows or not np.isfinite(targets).all():

@@ -32,7 +32,7 @@ def make_events() -> pl.DataFrame:
         kind=pl.lit('end'),
         late=pl.Series(np.arange(ROWS) % 5 == 0).cast(pl.Int64),
     )
-    both = pl.concat([visits, ends], how='diagonal').select(SCHEMA.columns)
+    both = pl.concat([visits, ends], how='diagonal').select(list(SCHEMA.columns))
     return both.cast(pl.Schema(SCHEMA.columns)).sort('known_time', 'event_id')
 
 

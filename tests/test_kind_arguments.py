@@ -1,7 +1,8 @@
 """Wrong arguments: each gives one sentence, or the right answer, and never another exception
 
-For every public function that is listed in `CALLS` each argument is replaced by wrong ones of its
-kind: a text for a number, a list for an array, a lazy frame, a column under another name. Public
+For every public function that is listed in `CALLS` each frame, array, number, text and tuple is
+replaced by wrong ones of its kind: a text for a number, a list for an array, a lazy frame, a column
+under another name. An object of a class of the library is what the type checker asks for. Public
 functions that are not tried stand in `EXEMPT`, each with the reason; there is no third group.
 """
 
@@ -88,6 +89,17 @@ def of(module: Any, *names: str, **given: Any) -> list[Call]:
     return [Call(getattr(module, name), given) for name in names]
 
 
+TIME = [0.0]  # of a clock that only moves when somebody sleeps
+
+
+def now() -> float:
+    return TIME[0]
+
+
+def forward(seconds: float) -> None:
+    TIME[0] += max(seconds, 60)
+
+
 PAIR = {'y': Y, 'challenger': P, 'champion': Q}
 CALLS = [
     # core
@@ -111,7 +123,9 @@ CALLS = [
     # events
     call(events.sort_events, events=EVENTS, schema=SCHEMA),
     call(events.disturb_delivery, events=EVENTS, seed=0, late=0.1, minutes=9, twice=0.1),
-    call(events.replay, events=EVENTS, speed=float('inf')),
+    call(
+        events.replay, 'clock', 'sleep', events=EVENTS, speed=float('inf'), sleep=forward, clock=now
+    ),
     call(events.drop_feed, events=EVENTS, kind='end', start=9, schema=SCHEMA),
     call(events.encode_events, events=EVENTS, schema=SCHEMA),
     call(events.events_between, events=EVENTS, start=0, end=99),
@@ -167,8 +181,8 @@ CALLS = [
     call(corrupt_future, events=EVENTS, cutoff=9, schema=SCHEMA),
     call(find_leaks, events=EVENTS, task=TASK, cutoffs=[9]),
     # models
-    call(check_rows, X=TABLE.X, names=('a', 'b')),
-    call(score_rows, score=half().score, X=TABLE.X, names=('a', 'b')),
+    call(check_rows, 'names', X=TABLE.X, names=('a', 'b')),
+    call(score_rows, 'names', score=half().score, X=TABLE.X, names=('a', 'b')),
     call(
         OwnModel,
         'score',
@@ -191,7 +205,6 @@ CALLS = [
     *of(evaluate, 'auc', 'log_loss', 'brier', 'average_precision', y=Y, p=P),
     *of(evaluate, 'reliability_table', 'ece', y=Y, p=P, groups=5),
     call(evaluate.check_scores, y=Y, p=P),
-    call(evaluate.plot_reliability, y=Y, scores={'a': P}),
     call(
         evaluate.decision_cost, y=Y, p=P, thresholds=np.array([0.1, 0.9]), false_alarm=1.0, miss=5.0
     ),
@@ -270,14 +283,17 @@ CALLS = [
 
 
 def wrong_values(value: Any) -> Iterator[tuple[str, Any]]:
-    "What could come in the place of an argument, and what it is"
+    "What could come in the place of an argument, and what it is; nothing for objects of classes"
+    tried_kinds = (pl.DataFrame, np.ndarray, int, float, str, tuple)
+    if not isinstance(value, tried_kinds) or isinstance(value, bool):
+        return
     yield 'None', None
     yield 'something else', object()
     if isinstance(value, pl.DataFrame):
         yield from wrong_frames(value)
     elif isinstance(value, np.ndarray):
         yield from wrong_arrays(value)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, (int, float)):
         numbers = ('2h', True, float('nan'), float('inf'), -1, 0, 1.5, [1])
         yield from ((repr(number), number) for number in numbers)
     elif isinstance(value, str):
@@ -556,6 +572,7 @@ EXEMPT = {
     'check_task': 'takes what `read_labels` and `validate` take (test_second_task)',
     'read_stream': 'takes what `disturb_delivery` takes',
     'slice_differences': 'takes what `compare_models` takes, with a slice that is large enough',
+    'plot_reliability': 'a plot of what `reliability_table` takes',
     'plot_slices': 'a plot of an answer',
     'plot_rolling_origin': 'a plot of an answer',
     'metrics_by_edge': 'takes an answer of `rolling_origin`',

@@ -44,7 +44,7 @@ def values(rows: pl.DataFrame) -> dict[str, float | None]:
 DAYS = {
     'as ever': TODAY,
     'the fewest rows': TODAY.head(FEWEST_ROWS),
-    'rows of one moment': TODAY.head(20).with_columns(cutoff=pl.lit(9)),
+    'rows of one moment': TODAY.head(20).with_columns(cutoff=pl.lit(9, pl.Int64)),
     'one value': TODAY.with_columns(wind=pl.lit(1.0, pl.Float32)),
     'one score': TODAY.with_columns(p=pl.lit(0.5)),
     'scores of 0 and 1': TODAY.with_columns(p=(pl.col('p') > 0.5).cast(pl.Float64)),
