@@ -412,7 +412,7 @@ REFUSED = {
     'labels of 2': (lambda: labels_of(LABELS.with_columns(y=pl.lit(2))), 'of 0 or 1'),
     'labels at half a minute': (
         lambda: labels_of(LABELS.cast({'label_time': pl.Float64})),
-        'label_time of labels of late-visits as Int64',
+        'label_time in whole minutes UTC',
     ),
     'a reference without labels': (lambda: monitor.Monitor(REFERENCE.drop('y')), 'got y not'),
     'a reference with NaN for a score': (
