@@ -204,7 +204,7 @@ def missing_limits(
         found[name] = max(high if high <= 1 else 0.0, 0.01)
     return found
 
-
+# %% ../nbs/19_monitor.ipynb #45eaf0fb
 class Monitor:
     "A reference, and what was learnt from it"
 
@@ -424,8 +424,10 @@ def find_alarms(
     "Measures that were out of their limits too often; drift alone is no alarm"
     check_frame(metrics, METRICS.columns, 'metrics')
     check_type(policy, AlarmPolicy, 'policy')
-    candidates = metrics.cast(dict(METRICS.columns)).filter(
-        ~pl.col('name').str.starts_with('drift:')
+    candidates = (
+        metrics.select(METRICS.columns)
+        .cast(pl.Schema(METRICS.columns))
+        .filter(~pl.col('name').str.starts_with('drift:'))
     )
     counted = _count_out(candidates, policy.of)
     found = {}

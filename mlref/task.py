@@ -147,18 +147,22 @@ def read_labels(
     check_frame(events, task.schema.columns, f'events of {task.name}')
     labels = task.labels(events.filter(pl.col('kind').is_in(task.label_kinds)), now)
     entity_id = task.schema.entity_id
-    columns = {entity_id: task.schema.columns[entity_id], 'y': None, 'label_time': pl.Int64}
+    columns = {entity_id: task.schema.columns[entity_id], 'y': None, 'label_time': None}
     check_frame(labels, columns, f'labels of {task.name}')
     if labels[entity_id].n_unique() != labels.height:
         raise MlrefError(
             f'expected one label for each {task.entity}, got several for some; keep one'
         )
-    if labels.height and not labels['y'].dtype.is_numeric():
-        raise MlrefError(f'expected y of 0 or 1, got {labels["y"].dtype}; cast it')
+    y, label_time = (labels.schema[name] for name in ('y', 'label_time'))
+    if labels.height and not (y.is_numeric() and label_time.is_integer()):
+        raise MlrefError(
+            f'expected y of 0 or 1 and label_time in whole minutes UTC, got {y} and {label_time};'
+            ' cast them'
+        )
     odd = labels.filter((pl.col('y') != 0) & (pl.col('y') != 1))
     if odd.height:
         raise MlrefError(f'expected y of 0 or 1, got {odd["y"][0]!r} in {odd.height} labels')
-    return labels
+    return labels.cast({'label_time': pl.Int64})
 
 # %% ../nbs/06c_task.ipynb #e06c0033
 def _check_label_times(task: Task, asked: pl.DataFrame, labels: pl.DataFrame) -> None:

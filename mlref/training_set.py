@@ -129,7 +129,7 @@ def _changed(was: TrainingSet, now: TrainingSet) -> list[str]:
     same = (was.X == now.X) | (np.isnan(was.X) & np.isnan(now.X))
     return [was.names[column] for column in np.flatnonzero(~same.all(axis=0))]
 
-
+# %% ../nbs/07b_training_set.ipynb #98826867
 def find_leaks(
     events: pl.DataFrame,  # Of a stretch of time
     task: Task,
