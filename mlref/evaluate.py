@@ -216,7 +216,7 @@ def draw_days(
     seed: int = 0,
 ) -> DayDraws:
     "As many days as there are, with replacement, `n` times; raises `MlrefError` for one day"
-    check_array(day, 'day', kinds='iu')
+    check_array(day, 'day', kinds='iuf')
     check_number(n, 'n', low=1, whole=True)
     check_number(seed, 'seed', low=0, whole=True)
     days = np.unique(day)
@@ -387,7 +387,7 @@ def swap_by_day(
     "An A/A pair: a coin decides day by day which model is called the challenger"
     check_array(challenger, 'challenger')
     check_array(champion, 'champion', len(challenger))
-    check_array(day, 'day', len(challenger), kinds='iu')
+    check_array(day, 'day', len(challenger), kinds='iuf')
     check_number(seed, 'seed', low=0, whole=True)
     days, place = np.unique(day, return_inverse=True)
     heads = np.random.default_rng(seed).integers(0, 2, len(days)).astype(bool)[place]

@@ -185,7 +185,7 @@ def missing_shares(
     known = rows.with_columns(pl.col(floats).fill_nan(None))
     return {name: known[name].null_count() / rows.height for name in features}
 
-
+# %% ../nbs/19_monitor.ipynb #45eaf0fc
 def missing_limits(
     reference: pl.DataFrame,  # cutoff and the monitored features
     features: tuple[str, ...],
@@ -425,7 +425,7 @@ def find_alarms(
     check_frame(metrics, METRICS.columns, 'metrics')
     check_type(policy, AlarmPolicy, 'policy')
     candidates = (
-        metrics.select(METRICS.columns)
+        metrics.select(list(METRICS.columns))
         .cast(pl.Schema(METRICS.columns))
         .filter(~pl.col('name').str.starts_with('drift:'))
     )
