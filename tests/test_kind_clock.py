@@ -1,4 +1,4 @@
-"""A stamp from the future, or of another unit, moves nothing: all later is as if it had never come"""
+"""A stamp from the future or of another unit moves nothing: all goes on as if it never came"""
 
 import json
 import os
@@ -116,9 +116,7 @@ def in_four(messages, events):
         yield messages[first:last], now
 
 
-def test_after_every_bad_stamp_the_day_goes_on_as_if_it_had_never_come(
-    events, flights, tmp_path
-):
+def test_after_every_bad_stamp_the_day_goes_on_as_if_it_had_never_come(events, flights, tmp_path):
     messages = encode_events(events, FLIGHT_SCHEMA)
     (tmp_path / 'clean').mkdir()
     (tmp_path / 'bad').mkdir()
@@ -215,7 +213,9 @@ def test_without_a_clock_of_its_own_every_reader_uses_the_wall_clock(events, tmp
     def check_lake(name, read):
         lake = Lake(tmp_path / f'{name}.duckdb', FLIGHT_SCHEMA)
         read(lake)
-        row = lake.sql('select sum(good), sum(dead), max(watermark), max(clock) from commits').row(0)
+        row = lake.sql('select sum(good), sum(dead), max(watermark), max(clock) from commits').row(
+            0
+        )
         assert row[:3] == (50, len(bad), events['known_time'][-1])
         assert abs(row[3] - wall_clock()) <= 1
         assert release(lake, TASK.contract) == 0

@@ -1,4 +1,4 @@
-"""A time of another unit is refused at every door; what is kept is rounded towards 'not known yet'"""
+"""A time of another unit is refused at every door; rounding is towards 'not known yet'"""
 
 import io
 import os
@@ -164,7 +164,8 @@ def test_a_text_is_the_last_minute_that_had_begun_whatever_its_offset(moment, zo
 
 
 @pytest.mark.parametrize(
-    'text', ['', 'noon', '2013-13-01', '1969-12-31', '2101-01-01', '0001-01-01T00:00+14:00', None, 7]
+    'text',
+    ['', 'noon', '2013-13-01', '1969-12-31', '2101-01-01', '0001-01-01T00:00+14:00', None, 7],
 )
 def test_a_text_that_is_no_time_of_these_years_is_refused(text):
     with pytest.raises(MlrefError, match='expected'):
