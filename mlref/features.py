@@ -25,7 +25,7 @@ class Entity:
     "Whom a fact is about"
 
     name: str  # e.g. 'customer'
-    # Columns that tell one from another, of any type; () = one record for all
+    # Columns that tell one from another: text, whole numbers, dates, times; () = one for all
     keys: tuple[str, ...]
 
 # %% ../nbs/06_features.ipynb #9f1d0a46

@@ -19,11 +19,7 @@ from .schema import ColumnType
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)  # may hold any character
 
 
-def key_family(
-    key: str,  # Named in a message
-    dtype: ColumnType,
-) -> str:  # 'text', 'number', 'day' (or a time without a zone), 'moment', or '' for nulls
-    "Which keys a column can meet; raises `MlrefError` for a type that is no key"
+def _family(dtype: ColumnType) -> str | None:
     if dtype in _TEXTS:
         return 'text'
     if dtype.is_integer():
@@ -32,12 +28,21 @@ def key_family(
         return 'day'
     if isinstance(dtype, pl.Datetime):
         return 'moment' if dtype.time_zone else 'day'
-    if dtype == pl.Null:
-        return ''
-    what = 'take it apart' if dtype.is_nested() else 'cast it to the type that its rows have'
-    raise MlrefError(
-        f'expected the key {key} as text, whole numbers, dates or times, got {dtype}; {what}'
-    )
+    return '' if dtype == pl.Null else None
+
+
+def key_family(
+    key: str,  # Named in a message
+    dtype: ColumnType,
+) -> str:  # 'text', 'number', 'day' (or a time without a zone), 'moment', or '' for nulls
+    "Which keys a column can meet; raises `MlrefError` for a type that is no key"
+    family = _family(dtype)
+    if family is None:
+        what = 'take it apart' if dtype.is_nested() else 'cast it'
+        raise MlrefError(
+            f'expected the key {key} as text, whole numbers, dates or times, got {dtype}; {what}'
+        )
+    return family
 
 
 def is_plain_key(dtype: ColumnType) -> bool:
@@ -100,8 +105,8 @@ def check_same_keys(
     for key in entity.keys:
         if key not in asked or key not in held:
             continue
-        families = {key_family(key, asked[key]), key_family(key, held[key])} - {'', 'text'}
-        if len(families) > 1:
+        families = {_family(asked[key]), _family(held[key])}
+        if None in families or len(families - {'', 'text'}) > 1:
             raise MlrefError(
                 f'expected the key {key} of {entity.name} as {held[key]}, as its rows have it, got'
                 f' {asked[key]}: the two never meet; cast one of them'

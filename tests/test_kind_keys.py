@@ -236,6 +236,19 @@ def test_the_store_finds_what_the_reader_of_the_past_finds(held, facts, tmp_path
     store.close()
 
 
+@pytest.mark.parametrize('kind', ['Decimal', 'Boolean', 'Float64'])
+def test_a_join_names_both_types_whichever_side_has_the_one_that_is_no_key(kind):
+    odd = pl.DataFrame({'a': pl.Series(NO_KEYS[kind])})
+    plain = pl.DataFrame({'a': [7]})
+    for asked, rows in ((odd, plain), (plain, odd)):
+        rows = rows.with_columns(known_time=pl.lit(NOW), value=pl.lit(1.0))
+        asked = asked.with_columns(cutoff=pl.lit(NOW))
+        with pytest.raises(MlrefError, match='the two never meet') as said:
+            point_in_time_join(asked, (view(ONE),), rows)
+        assert 'Int64' in str(said.value)
+        assert kind in str(said.value)
+
+
 def test_a_nanosecond_makes_another_key_in_a_store_of_few_facts(tmp_path):
     features = FeatureSet(name='f', views=(view(ONE),))
     exact = pl.Series([DAY_ONE]).dt.cast_time_unit('ns')

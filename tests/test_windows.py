@@ -207,12 +207,10 @@ def test_few_and_many_keys_have_the_same_text_and_no_two_share_one(rows):
     assert len(set(few) - {''}) == len({r for r in rows if None not in r})
 
 
-def test_keys_of_any_type():
+def test_keys_of_every_type_that_is_one():
     when = pl.Series(['2013-07-01', '2013-07-02']).str.to_date()
     for c in (
         pl.Series([1, 2]),
-        pl.Series([True, False]),
-        pl.Series([1.5, 2.5]),
         when,
         when.cast(pl.Datetime('us', 'UTC')),
         pl.Series(['x', 'y'], dtype=pl.Categorical),
