@@ -319,7 +319,7 @@ def test_a_table_that_cannot_be_trusted_says_so():
     bad(ok.with_columns(x=pl.lit('5')), 'as numbers', 'last')
     bad(ok, 'column cutoff', req=one().drop('cutoff'))
     bad(ok, 'column city', req=one().drop('city'))
-    bad(ok, 'int64', req=one(cutoff=pl.Series([None], dtype=pl.Int64)))
+    bad(ok, 'in whole minutes', req=one(cutoff=pl.Series([None], dtype=pl.Int64)))
     lost = Source(
         name='sale', values={'x': 'm'}, rows=lambda e: e.select('city', 'no', 'x'), kind='last'
     )
