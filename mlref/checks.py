@@ -293,7 +293,7 @@ def select_readable(
         readable.append(message)
     return readable
 
-
+# %% ../nbs/04a_checks.ipynb #8987f330
 def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
     fits = expected is not None and type(value) in COLUMN_RULES[expected].types
     return expected if fits else _CAME[type(value)]
@@ -330,7 +330,7 @@ def _most_broken(rows: pl.DataFrame) -> pl.DataFrame:
     counts = rows.group_by('name').agg(pl.col('broken').sum()).sort('broken', 'name')
     return rows.filter(pl.col('name').is_in(counts['name'].tail(_MOST_DRAWN).implode()))
 
-
+# %% ../nbs/04a_checks.ipynb #0072e8b2
 def _plot_rules(ax: Any, rows: pl.DataFrame) -> None:
     "The share of rows that broke each rule of the contract"
     for (name,), rule in rows.group_by('name', maintain_order=True):

@@ -137,7 +137,7 @@ def _array_bytes(values: np.ndarray) -> Iterable[bytes]:
     yield f'a{values.dtype.str}{values.shape}:'.encode()
     yield np.ascontiguousarray(values).tobytes()
 
-
+# %% ../nbs/01_core.ipynb #4587d945
 def _value_bytes(value: Any) -> Iterable[bytes]:
     if isinstance(value, bytes):
         yield b'b%d:' % len(value)

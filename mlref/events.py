@@ -182,7 +182,7 @@ class _Counted:
     texts: int  # Keys with a text
     breaks: int  # Ends of lines
 
-
+# %% ../nbs/02_events.ipynb #02dc0020
 def _count_keys(lines: bytes) -> _Counted:
     data = np.frombuffer(lines, np.uint8)
     keys, texts, breaks = 0, 0, 0
@@ -193,18 +193,18 @@ def _count_keys(lines: bytes) -> _Counted:
         if np.count_nonzero(quotes & (second <= _BLANK)):
             return _Counted(-1, 0, 0)
         is_key = quotes & (second == _COLON)
-        keys += np.count_nonzero(is_key)
-        texts += np.count_nonzero(is_key & (third == _QUOTE))
-        breaks += np.count_nonzero(first == _NEWLINE)
+        keys += int(np.count_nonzero(is_key))
+        texts += int(np.count_nonzero(is_key & (third == _QUOTE)))
+        breaks += int(np.count_nonzero(first == _NEWLINE))
     return _Counted(keys, texts, breaks)
 
-
+# %% ../nbs/02_events.ipynb #02dc0021
 def _count_nulls(texts: pl.Series, schema: EventSchema) -> int:
     "How often a null is written; -1 when one stands in a message that is not plain"
     some = texts.filter(texts.str.contains('null', literal=True))
     if not _find_plain(some, schema).all():
         return -1
-    return some.str.count_matches('": ?null').sum()
+    return int(some.str.count_matches('": ?null').to_numpy().sum())
 
 
 def _keeps_floats(values: pl.Series, texts: pl.Series) -> bool:
@@ -269,7 +269,7 @@ def _as_texts(messages: list[bytes]) -> pl.Series:
         same = [text.encode() == message for text, message in zip(texts, messages, strict=True)]
         return pl.Series(texts).set(~pl.Series(same), None)
 
-
+# %% ../nbs/02_events.ipynb #02dc0022
 def _read_plain(
     texts: pl.Series, messages: list[bytes], schema: EventSchema
 ) -> pl.DataFrame | None:
@@ -281,7 +281,7 @@ def _read_plain(
     except pl.exceptions.PolarsError:
         return None
 
-
+# %% ../nbs/02_events.ipynb #02dc0023
 def _read_together(
     messages: list[bytes],
     schema: EventSchema,
@@ -291,16 +291,13 @@ def _read_together(
     if len(messages) <= _FEW or not set(schema.columns.values()) <= set(_TOKENS):
         return none, None
     texts = _as_texts(messages)
-    sizes = texts.str.len_bytes()
     longest = min(schema.limits.max_message_bytes, schema.limits.max_string_length)
-    is_short = (sizes.max() or 0) <= longest
-    if len(messages) > _MANY and is_short and not texts.null_count():
+    is_short = texts.str.len_bytes().fill_null(0).to_numpy() <= longest
+    if len(messages) > _MANY and is_short.all() and not texts.null_count():
         events = _read_counted(texts, messages, schema)
         if events is not None:
             return ~none, events
-    plain = _find_plain(texts, schema)
-    if not is_short:
-        plain &= (sizes <= longest).fill_null(False).to_numpy()
+    plain = _find_plain(texts, schema) & is_short
     events = _read_plain(texts.filter(plain), _choose(messages, plain), schema)
     return (none if events is None else plain), events
 
@@ -313,7 +310,7 @@ class DecodedBatch:
     broken: list[tuple[int, str]]  # Place and reason of the others, in order
     unknown: Mapping[int, tuple[str, ...]]  # Place -> fields with a value that no column keeps
 
-
+# %% ../nbs/02_events.ipynb #02dc0024
 def _read_singly(messages: list[bytes], places: Iterable[int], schema: EventSchema) -> DecodedBatch:
     "Messages at some places, one by one"
     reader = MessageReader(schema)
@@ -327,7 +324,7 @@ def _read_singly(messages: list[bytes], places: Iterable[int], schema: EventSche
     unknown = {place: message.unknown for place, message in good.items() if message.unknown}
     return DecodedBatch(pl.DataFrame(columns), broken, unknown)
 
-
+# %% ../nbs/02_events.ipynb #02dc0025
 def _decode_part(messages: list[bytes], schema: EventSchema) -> DecodedBatch:
     is_read, together = _read_together(messages, schema)
     if together is not None:

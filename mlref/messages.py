@@ -57,7 +57,7 @@ def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise MlrefError(f'{show_name(doubled)}: given more than once')
     return found
 
-
+# %% ../nbs/01c_messages.ipynb #01cc0030
 def show_name(
     name: str,  # Of a field, as a stranger wrote it
 ) -> str:  # Printable, at most 60 characters
@@ -86,12 +86,12 @@ def _is_deeper(text: str, limit: int) -> bool:
             return True
     return False
 
-
+# %% ../nbs/01c_messages.ipynb #01cc0031
 def read_fields(
     message: bytes,  # As it came
     limits: MessageLimits,
 ) -> dict[str, Any]:  # As JSON has them; a number that no float carries as `UnfitNumber`
-    "The fields of a message; raises `MlrefError` with the reason when it is no object within limits"
+    "The fields of a message; raises `MlrefError` with the reason when it has none"
     if len(message) > limits.max_message_bytes:
         raise MlrefError(f'larger than {limits.max_message_bytes:,} bytes')
     try:
@@ -163,7 +163,7 @@ def _text_fault(value: str, limits: MessageLimits) -> str:
     found = text_fault(value)
     return f'one with {found}' if found else ''
 
-
+# %% ../nbs/01c_messages.ipynb #01cc0032
 def value_fault(
     value: Any,  # Of a field; not null
     rule: ColumnRule,  # Of its column

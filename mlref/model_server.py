@@ -257,7 +257,7 @@ def _split_list(text: str) -> Iterator[str]:
     if at != len(text) - 1:
         raise ValueError('expected nothing behind the list')
 
-
+# %% ../nbs/15c_model_server.ipynb #15c00031
 def _split_events(
     body: bytes,  # A JSON list of events, or one event a line
 ) -> list[bytes]:
@@ -274,7 +274,7 @@ def _split_events(
             ' one event a line',
         ) from None
 
-
+# %% ../nbs/15c_model_server.ipynb #15c00032
 def _check_events(messages: list[bytes], task: Task) -> None:
     "Raise `RequestError` for the first message that is no event"
     nothing_kept = 'nothing of this body was kept'

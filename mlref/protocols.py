@@ -117,7 +117,7 @@ def _split_parts(request: dict[str, Any]) -> tuple[list[Any], list[Any]]:
         raise RequestError(400, "expected 'dataframe_split' with 'columns' and 'data'")
     return columns, rows
 
-
+# %% ../nbs/15a_protocols.ipynb #15a00019
 def parse_mlflow(
     request: dict[str, Any],  # Of MLflow's scoring protocol
     names: tuple[str, ...],  # Features of the model, in order
