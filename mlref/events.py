@@ -151,6 +151,16 @@ def _find_plain(
     except pl.exceptions.PolarsError:  # of a schema too wide for an expression
         return np.zeros(len(texts), bool)
 
+# %% ../nbs/02_events.ipynb #02dc0027
+def _as_texts(messages: list[bytes]) -> pl.Series:
+    "Messages as text; null = not UTF-8"
+    try:
+        return pl.Series(messages, dtype=pl.Binary).cast(pl.String)
+    except pl.exceptions.PolarsError:
+        texts = [message.decode(errors='replace') for message in messages]
+        same = [text.encode() == message for text, message in zip(texts, messages, strict=True)]
+        return pl.Series(texts).set(~pl.Series(same), None)
+
 # %% ../nbs/02_events.ipynb #02dc0003
 def _read_lines(lines: bytes, schema: EventSchema) -> pl.DataFrame | None:
     "Lines of JSON; None when one of them cannot be read"
@@ -171,82 +181,103 @@ def _lines_are_strict() -> bool:
     return all(_read_lines(line.encode(), schema) is None for line in odd)
 
 # %% ../nbs/02_events.ipynb #02dc0004
-_QUOTE, _COLON, _BLANK, _NEWLINE = b'": \n'
+_QUOTE, _COLON, _BLANK, _NEWLINE, _NULL = b'": \nn'
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _Scan:
     "What is counted in lines of JSON without escapes"
 
-    keys: int  # -1 = a blank may hide one
+    keys: int
     texts: int  # Keys with a text
-    breaks: int  # Ends of lines
+    null_lines: np.ndarray  # The line of each null
+    longest: int  # Bytes of a line
 
 # %% ../nbs/02_events.ipynb #02dc0020
-def _count_keys(lines: bytes) -> _Counted:
+def _line_ends(data: np.ndarray, low: np.ndarray, count: int) -> np.ndarray | None:
+    "Where lines end; None when there are others, or a blank may stand between a key and its colon"
+    if len(low) == count - 1:  # as many as were put between the messages
+        return low
+    ends = low[data[low] == _NEWLINE]
+    hidden = np.any(data[low - 1] == _QUOTE)
+    return None if hidden or len(ends) != count - 1 else ends
+
+# %% ../nbs/02_events.ipynb #02dc0028
+def _scan_lines(
+    lines: bytes,
+    count: int,  # Messages
+) -> _Scan | None:  # None when the counts could miss something
     data = np.frombuffer(lines, np.uint8)
-    keys, texts, breaks = 0, 0, 0
+    keys, texts = 0, 0
+    nulls, low = [], []
     for start in range(0, len(data), 2**18):  # so much stays in the processor's cache
         block = data[start : start + 2**18 + 2]
         first, second, third = block[:-2], block[1:-1], block[2:]
-        quotes = first == _QUOTE
-        if np.count_nonzero(quotes & (second <= _BLANK)):
-            return _Counted(-1, 0, 0)
-        is_key = quotes & (second == _COLON)
+        is_key = (first == _QUOTE) & (second == _COLON)
         keys += int(np.count_nonzero(is_key))
         texts += int(np.count_nonzero(is_key & (third == _QUOTE)))
-        breaks += int(np.count_nonzero(first == _NEWLINE))
-    return _Counted(keys, texts, breaks)
+        nulls.append(np.flatnonzero(is_key & (third == _NULL)) + start)
+        low.append(np.flatnonzero(data[start : start + 2**18] <= _BLANK) + start)
+    ends = _line_ends(data, np.concatenate(low), count)
+    if ends is None:
+        return None
+    edges = np.concatenate([[-1], ends, [len(data)]])
+    null_lines = np.searchsorted(ends, np.concatenate(nulls))
+    return _Scan(keys, texts, null_lines, int(np.diff(edges).max()) - 1)
 
 # %% ../nbs/02_events.ipynb #02dc0021
-def _count_nulls(texts: pl.Series, schema: EventSchema) -> int:
-    "How often a null is written; -1 when one stands in a message that is not plain"
-    some = texts.filter(texts.str.contains('null', literal=True))
-    if not _find_plain(some, schema).all():
-        return -1
-    return int(some.str.count_matches('": ?null').to_numpy().sum())
+def _are_plain(messages: list[bytes], schema: EventSchema) -> bool:
+    return bool(_find_plain(_as_texts(messages), schema).all()) if messages else True
 
 
-def _keeps_floats(values: pl.Series, texts: pl.Series) -> bool:
+def _keeps_floats(values: pl.Series, messages: list[bytes]) -> bool:
     "Whether no number of a column can have been rounded to a whole one, or to nothing"
     size = np.abs(values.drop_nulls().to_numpy())
     if size.max() >= 2**53:
         return False
     if size.min() >= sys.float_info.min:
         return True
-    tiny = texts.filter(values.abs() < sys.float_info.min)
-    written = ('e-', 'E-', '0' * 100)
-    return not any(tiny.str.contains(part, literal=True).any() for part in written)
+    tiny = (values.abs() < sys.float_info.min).arg_true()
+    written = (b'e-', b'E-', b'0' * 100)
+    return not any(part in messages[i] for i in tiny.to_list() for part in written)
 
 # %% ../nbs/02_events.ipynb #02dc0009
-def _read_counted(
-    texts: pl.Series,  # The messages, all of them UTF-8
-    messages: list[bytes],
-    schema: EventSchema,
-) -> pl.DataFrame | None:
-    "The events of messages whose counts show that each value came out as it was written"
+def _is_utf8(lines: bytes) -> bool:
+    try:
+        return lines.isascii() or bool(lines.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _are_exact(
+    scan: _Scan, events: pl.DataFrame, messages: list[bytes], schema: EventSchema
+) -> bool:
+    "Whether the counts show that each value came out as it was written"
+    columns = schema.columns
+    filled = {name: events.height - events[name].null_count() for name in columns}
+    texts = sum(filled[name] for name, kind in columns.items() if kind == pl.String)
+    if (scan.keys, scan.texts) != (sum(filled.values()) + len(scan.null_lines), texts):
+        return False
+    floats = [name for name, kind in columns.items() if kind == pl.Float64 and filled[name]]
+    with_null = [messages[i] for i in np.unique(scan.null_lines).tolist()]
+    return all(_keeps_floats(events[name], messages) for name in floats) and _are_plain(
+        with_null, schema
+    )
+
+# %% ../nbs/02_events.ipynb #02dc0026
+def _read_counted(messages: list[bytes], schema: EventSchema) -> pl.DataFrame | None:
+    "The events of a large batch; None when the counts do not show that they are exact"
     lines = b'\n'.join(messages)
-    if (
-        b'\\' in lines
-        or messages[0][:1] != b'{'
-        or b'": ' in messages[0]
-        or not _lines_are_strict()
-    ):
+    begins = lines[:1] == b'{' and b'": ' not in messages[0]
+    if not begins or b'\\' in lines or not _is_utf8(lines) or not _lines_are_strict():
         return None
     events = _read_lines(lines, schema)
     if events is None or events.height != len(messages):
         return None
-    columns = schema.columns
-    filled = {name: events.height - events[name].null_count() for name in columns}
-    for name, kind in columns.items():
-        if kind == pl.Float64 and filled[name] and not _keeps_floats(events[name], texts):
-            return None
-    words = sum(filled[name] for name, kind in columns.items() if kind == pl.String)
-    values = sum(filled.values())
-    found = _count_keys(lines)
-    if (found.texts, found.breaks) != (words, len(messages) - 1):
-        return None
-    exact = found.keys == values or found.keys == values + _count_nulls(texts, schema)
+    scan = _scan_lines(lines, len(messages))
+    limits = schema.limits
+    longest = min(limits.max_message_bytes, limits.max_string_length)
+    exact = scan and scan.longest <= longest and _are_exact(scan, events, messages, schema)
     return events if exact else None
 
 # %% ../nbs/02_events.ipynb #02dc0007
@@ -258,16 +289,6 @@ def _choose(messages: list[bytes], which: np.ndarray) -> list[bytes]:
     if which.all():
         return messages
     return [messages[i] for i in np.flatnonzero(which).tolist()]
-
-
-def _as_texts(messages: list[bytes]) -> pl.Series:
-    "Messages as text; null = not UTF-8"
-    try:
-        return pl.Series(messages, dtype=pl.Binary).cast(pl.String)
-    except pl.exceptions.PolarsError:
-        texts = [message.decode(errors='replace') for message in messages]
-        same = [text.encode() == message for text, message in zip(texts, messages, strict=True)]
-        return pl.Series(texts).set(~pl.Series(same), None)
 
 # %% ../nbs/02_events.ipynb #02dc0022
 def _read_plain(
@@ -290,14 +311,13 @@ def _read_together(
     none = np.zeros(len(messages), bool)
     if len(messages) <= _FEW or not set(schema.columns.values()) <= set(_TOKENS):
         return none, None
+    events = _read_counted(messages, schema) if len(messages) > _MANY else None
+    if events is not None:
+        return ~none, events
     texts = _as_texts(messages)
     longest = min(schema.limits.max_message_bytes, schema.limits.max_string_length)
-    is_short = texts.str.len_bytes().fill_null(0).to_numpy() <= longest
-    if len(messages) > _MANY and is_short.all() and not texts.null_count():
-        events = _read_counted(texts, messages, schema)
-        if events is not None:
-            return ~none, events
-    plain = _find_plain(texts, schema) & is_short
+    plain = _find_plain(texts, schema)
+    plain &= texts.str.len_bytes().fill_null(0).to_numpy() <= longest
     events = _read_plain(texts.filter(plain), _choose(messages, plain), schema)
     return (none if events is None else plain), events
 
