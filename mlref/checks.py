@@ -322,7 +322,7 @@ def _minutes(rows: pl.DataFrame) -> np.ndarray:
     return rows['measured_at'].to_numpy().astype('datetime64[m]')
 
 
-_MOST_DRAWN = 20  # rules, and as many checks
+_MOST_DRAWN = 10  # rules, and as many checks
 
 
 def _most_broken(rows: pl.DataFrame) -> pl.DataFrame:
