@@ -50,7 +50,8 @@ class Agent(FastHttpUser):
         ) as response:
             if response.status_code != 200:  # counted apart: neither its rate nor its time is ours
                 response.request_meta['name'] = 'failed'
-                response.failure(f'status {response.status_code}')
+                said = f'status {response.status_code}'
+                response.failure(getattr(response, 'error', None) or said)
 
 
 @events.quitting.add_listener

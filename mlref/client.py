@@ -15,6 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -85,7 +86,7 @@ def _why_unreachable(url: str, error: Exception, timeout: float) -> str:
         said = f'no word for {timeout:g} s'
     return f'expected an answer of {url}, got: {said}; see that the server runs, then ask again'
 
-
+# %% ../nbs/16a_client.ipynb #16ac0027
 def _send(request: Request, timeout: float) -> tuple[int, bytes]:
     "Status and body of an answer; raises `ServerUnreachable`"
     try:
@@ -97,12 +98,16 @@ def _send(request: Request, timeout: float) -> tuple[int, bytes]:
         said = _why_unreachable(request.full_url, error, timeout)
         raise ServerUnreachable(said) from None
 
-
+# %% ../nbs/16a_client.ipynb #16ac0026
 def check_url(
     url: str,
 ) -> str:  # Without a slash at its end
     "Raises `MlrefError` for an address that is not one of HTTP"
-    if not url.startswith(('http://', 'https://')):
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # e.g. half of an IPv6 address
+        parts = SplitResult('', '', '', '', '')
+    if parts.scheme not in ('http', 'https') or not parts.hostname:
         raise MlrefError(
             f"expected the address of a server such as 'http://127.0.0.1:8080', got {url!r};"
             ' begin it with http:// or https://'

@@ -203,7 +203,7 @@ def quality_section(facts: Mapping[str, Sequence[tuple]]) -> Html:
     first = html_table(['messages', 'good', 'repeated', 'refused'], counts)
     return html_section('Data quality', first, *parts)
 
-
+# %% ../nbs/24a_report.ipynb #d1000124
 def measure_disk(
     folder: Path,  # Of a run
 ) -> int:  # Bytes

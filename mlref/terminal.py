@@ -59,7 +59,11 @@ class Answer:
 
 def print_answer(answer: Answer, as_json: bool) -> None:
     "Print an answer on standard output: its text, or its data as one JSON value"
-    print(json.dumps(answer.data, default=str) if as_json else answer.text, flush=True)
+    try:
+        print(json.dumps(answer.data, default=str) if as_json else answer.text, flush=True)
+    except BrokenPipeError:
+        # the reader went away, as in: mlref features list | head; also Python's last flush is quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def print_progress(line: str) -> None:
@@ -265,12 +269,6 @@ def _explain_foreign(error: Exception) -> str:
         ' MLREF_TRACEBACK=1 to see where'
     )
 
-
-def _leave_pipe() -> int:
-    "Nobody reads on: end without a word, also when Python flushes at its end"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return Status.OK
-
 # %% ../nbs/45_terminal.ipynb #e4500041
 def run_app(
     app: Callable[..., object],  # A typer app
@@ -291,8 +289,6 @@ def run_app(
     except (KeyboardInterrupt, typer.Abort):
         _say('interrupted')
         return Status.INTERRUPTED
-    except BrokenPipeError:  # as in: mlref features list | head
-        return _leave_pipe()
     except Exception as error:
         sentence = _explain_foreign(error)
         if not sentence:  # a fault of this library: its traceback is wanted
