@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DAY', 'LAST_MINUTE', 'MAX_AHEAD', 'Times', 'MlrefError', 'need_extra', 'format_time', 'check_minutes', 'check_minute',
-           'parse_time', 'wall_clock', 'Calendar', 'digest', 'file_digest', 'write_bytes', 'write_json', 'git_commit',
-           'describe_machine', 'TrainingSet', 'known_by', 'mature_by', 'split_early_stopping', 'Predictor',
-           'check_predictor']
+           'parse_time', 'wall_clock', 'Calendar', 'text_fault', 'encode_text', 'digest', 'file_digest', 'write_bytes',
+           'write_json', 'git_commit', 'describe_machine', 'TrainingSet', 'known_by', 'mature_by',
+           'split_early_stopping', 'Predictor', 'check_predictor']
 
 # %% ../nbs/01_core.ipynb #3d3d2d55
 import hashlib
@@ -168,15 +168,51 @@ class Calendar:
         days: Any = day
         return days * DAY + self.day_begins
 
+# %% ../nbs/01_core.ipynb #01c00002
+def text_fault(
+    text: str,
+) -> str:  # What cannot be kept of it; '' = it is kept exactly
+    "Why a text cannot be written down and read back"
+    if '\0' in text:
+        return 'a NUL character'
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return 'half of a surrogate pair'
+    return ''
+
+
+def encode_text(
+    text: str,
+) -> bytes:
+    "A text in UTF-8; raises `MlrefError` for one that UTF-8 cannot carry"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise MlrefError(
+            f'expected text that UTF-8 can carry, got {ascii(text)[:60]} with half of a surrogate'
+            ' pair; mend it where it was written'
+        ) from None
+
 # %% ../nbs/01_core.ipynb #4587d943
+def _json_bytes(value: Any) -> bytes:
+    "A value as JSON; raises `MlrefError` when a text in it cannot be kept"
+    text = json.dumps(value, sort_keys=True)
+    if '\\ud' in text:  # half of a pair, or both halves of a character beyond 16 bits
+        encode_text(json.dumps(json.loads(text), ensure_ascii=False))
+    return text.encode()
+
+
 def _array_bytes(values: np.ndarray) -> Iterable[bytes]:
     if values.dtype.kind in 'OU':
-        yield from _value_bytes(json.dumps(values.tolist()))
+        data = _json_bytes(values.tolist())
+        yield b's%d:' % len(data)
+        yield data
         return
     yield f'a{values.dtype.str}{values.shape}:'.encode()
     yield np.ascontiguousarray(values).tobytes()
 
-
+# %% ../nbs/01_core.ipynb #4587d945
 def _value_bytes(value: Any) -> Iterable[bytes]:
     if isinstance(value, bytes):
         yield b'b%d:' % len(value)
@@ -188,9 +224,9 @@ def _value_bytes(value: Any) -> Iterable[bytes]:
             yield from _value_bytes(column.name)
             yield from _array_bytes(column.to_arrow().to_numpy(zero_copy_only=False))
     else:
-        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        yield b's%d:' % len(text.encode())
-        yield text.encode()
+        data = encode_text(value) if isinstance(value, str) else _json_bytes(value)
+        yield b's%d:' % len(data)
+        yield data
 
 # %% ../nbs/01_core.ipynb #4587d944
 def digest(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from .checks import CheckResult, DayTables, check_clock
+from .checks import CheckResult, DayTables, check_clock, select_readable
 from mlref.contracts import (
     CheckedBatch,
     Repeats,
@@ -25,11 +25,15 @@ from mlref.contracts import (
     split_repeats,
 )
 from .core import DAY, MlrefError
+from .events import limit_names
 from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, insert_rows
 from .log import Consumer, Log, MessageBatch
-from .schema import EventSchema
+from .schema import EventSchema, MessageLimits
 
 # %% ../nbs/05a_ingest.ipynb #da5a0010
+_MOST_NAMES = MessageLimits().max_unknown_names
+
+
 @dataclass(frozen=True)
 class IngestCounts:
     "What became of some messages; each is good, repeated or dead"
@@ -42,10 +46,10 @@ class IngestCounts:
     unknown: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: 'IngestCounts') -> 'IngestCounts':
-        unknown = Counter(self.unknown) + Counter(other.unknown)
+        unknown = limit_names(Counter(self.unknown) + Counter(other.unknown), _MOST_NAMES)
         names = ('messages', 'good', 'repeated', 'dead')
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return IngestCounts(**sums, unknown=dict(unknown))
+        return IngestCounts(**sums, unknown=unknown)
 
 # %% ../nbs/05a_ingest.ipynb #e4d9bd35
 @dataclass(frozen=True)
@@ -272,7 +276,8 @@ def check_tables(
     known = 'from events where known_time >= ? and known_time < ?'
     recent = lake.sql(f'select {columns} {known}', now - 8 * DAY, now)
     times = lake.sql(f'select kind, known_time {known}', now - 30 * DAY, now)
-    messages = _newest_messages(lake, log, now - DAY, now)
+    newest = _newest_messages(lake, log, now - DAY, now)
+    messages = select_readable(newest, lake.schema)
     found = checks(DayTables(recent=recent, times=times, messages=messages, now=now))
     return [*found, *_check_clocks(lake)]
 
