@@ -30,7 +30,7 @@ def _family(dtype: ColumnType) -> str | None:
         return 'moment' if dtype.time_zone else 'day'
     return '' if dtype == pl.Null else None
 
-
+# %% ../nbs/06a_keys.ipynb #06a00037
 def key_family(
     key: str,  # Named in a message
     dtype: ColumnType,
