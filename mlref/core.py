@@ -213,6 +213,13 @@ def _array_bytes(values: np.ndarray) -> Iterable[bytes]:
     yield np.ascontiguousarray(values).tobytes()
 
 # %% ../nbs/01_core.ipynb #4587d945
+def _large_whole(column: Any) -> Iterable[bytes]:
+    "The whole numbers of a column when some are too large for a float"
+    largest = max(abs(column.max() or 0), abs(column.min() or 0))
+    if largest > 2**53:
+        yield from _array_bytes(column.fill_null(0).to_numpy())
+
+
 def _value_bytes(value: Any) -> Iterable[bytes]:
     if isinstance(value, bytes):
         yield b'b%d:' % len(value)
@@ -223,6 +230,8 @@ def _value_bytes(value: Any) -> Iterable[bytes]:
         for column in value.get_columns():
             yield from _value_bytes(column.name)
             yield from _array_bytes(column.to_arrow().to_numpy(zero_copy_only=False))
+            if column.null_count() and column.dtype.is_integer():  # came out as floats
+                yield from _large_whole(column)
     else:
         data = encode_text(value) if isinstance(value, str) else _json_bytes(value)
         yield b's%d:' % len(data)
