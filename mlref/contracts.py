@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'Rule', 'base_rules', 'check_contract', 'RuleMetric', 'ValidationResult', 'validate', 'raise_for_failed',
-           'to_pandera', 'from_pandera', 'CheckedBatch', 'check_messages', 'read_batch', 'Repeats', 'split_repeats']
+           'ClockRule', 'clock_bounds', 'at_clock', 'clock_of', 'to_pandera', 'from_pandera', 'CheckedBatch',
+           'check_messages', 'read_batch', 'Repeats', 'split_repeats']
 
 # %% ../nbs/04_contracts.ipynb #c9817c9e
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from .core import MlrefError
+from .core import MlrefError, check_minute, wall_clock
 from .events import count_unknown_fields, decode_batch
 from .log import Log
 from .schema import ColumnType, EventSchema, check_column_types
@@ -56,16 +57,24 @@ class Rule:
             )
 
 # %% ../nbs/04_contracts.ipynb #da040002
+def _event_ahead(schema: EventSchema) -> pl.Expr | int:
+    "The minutes that the event time of a row may lie ahead, as the schema says of its kind"
+    if not schema.event_ahead:
+        return 0
+    return pl.col('kind').replace_strict(schema.event_ahead, default=0, return_dtype=pl.Int64)
+
+
 def base_rules(
     schema: EventSchema,
     entity_kinds: tuple[str, ...] = (),  # The kinds of event that must name an entity
 ) -> tuple[Rule, ...]:
     "What must hold of the events of a schema, before anything is said of its payload"
     named = [pl.col(name).is_not_null() for name in ('event_id', 'event_time', 'known_time')]
+    latest = pl.col('known_time') + _event_ahead(schema)
     rules = (
         Rule(name='kind is known', holds=pl.col('kind').is_in(list(schema.kinds))),
         Rule(name='has its id and times', holds=pl.all_horizontal(named)),
-        Rule(name='known after it happened', holds=pl.col('known_time') >= pl.col('event_time')),
+        Rule(name='known after it happened', holds=latest >= pl.col('event_time')),
     )
     if not entity_kinds:
         return rules
@@ -201,6 +210,45 @@ def raise_for_failed(
             ' source or the rule and ingest again'
         )
     return got
+
+# %% ../nbs/04_contracts.ipynb #da040021
+@dataclass(frozen=True, kw_only=True)
+class ClockRule(Rule):
+    "A bound on a time of an event against the clock of its reader"
+
+    now: int  # Minute UTC that the clock showed
+
+
+def clock_bounds(
+    schema: EventSchema,
+    now: int | pl.Expr,  # Minute UTC
+) -> dict[str, pl.Expr]:  # Name of a rule -> what holds of an event
+    "No event comes from the future, or from before 1970"
+    known = pl.col('known_time').is_between(0, now + schema.max_ahead)
+    latest = now + (schema.max_ahead + _event_ahead(schema))
+    return {
+        'known by the clock': known,
+        'happened by the clock': pl.col('event_time').is_between(0, latest),
+    }
+
+# %% ../nbs/04_contracts.ipynb #da040022
+def at_clock(
+    rules: tuple[Rule, ...],  # A contract
+    schema: EventSchema,
+    now: int,  # Minute UTC by which the times of events are judged
+) -> tuple[Rule, ...]:
+    "A contract as of a moment: its rules, with bounds on the times of events"
+    now = check_minute(now, 'now')
+    own = [rule for rule in rules if not isinstance(rule, ClockRule)]
+    bounds = clock_bounds(schema, now).items()
+    return (*own, *(ClockRule(name=name, holds=holds, now=now) for name, holds in bounds))
+
+
+def clock_of(
+    rules: tuple[Rule, ...],  # A contract
+) -> int | None:  # Minute UTC; None = of no moment yet
+    "The clock by which a contract judges"
+    return next((rule.now for rule in rules if isinstance(rule, ClockRule)), None)
 
 # %% ../nbs/04_contracts.ipynb #852640b1
 def _pandera_check(rule: Rule) -> Any:
@@ -393,6 +441,7 @@ class CheckedBatch:
 
     messages: list[bytes]  # As they came
     events: pl.DataFrame  # Those the contract accepts, with `_i`, their place in `messages`
+    clock: int  # Minute UTC by which their times were judged
     dead: tuple[tuple[int, str], ...]  # Place and reasons of every other message, in order
     result: ValidationResult  # What the rules said
     unknown: Mapping[
@@ -405,13 +454,21 @@ def check_messages(
     schema: EventSchema,
     rules: tuple[Rule, ...],  # The contract
 ) -> CheckedBatch:
-    "Decode messages and judge them; raises `MlrefError` when a rule refuses the batch"
+    """Decode messages and judge them by a contract as of a moment; without one, as of now
+
+    Raises `MlrefError` when a rule refuses the batch.
+    """
+    now = clock_of(rules)
+    if now is None:
+        now = wall_clock()
+        rules = at_clock(rules, schema, now)
     decoded = decode_batch(messages, schema)
     result = raise_for_failed(validate(decoded.events, rules, schema))
     said = result.bad.select('_i', pl.col('reasons').list.join('; ')).iter_rows()
     return CheckedBatch(
         messages=messages,
         events=result.good,
+        clock=now,
         dead=tuple(sorted([*decoded.broken, *said])),
         result=result,
         unknown=count_unknown_fields(decoded, result.good, schema.limits.max_unknown_names),
