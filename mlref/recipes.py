@@ -122,8 +122,6 @@ TEACHER = TREES | {
     'learning_rate': 0.2,
     'num_leaves': 63,
     'max_bin': 63,
-    'bin_construct_sample_cnt': 20_000,  # rows that place the edges of bins
-    'feature_fraction': 0.3,
 }
 
 
@@ -135,6 +133,19 @@ def cross_fit_folds(
     return table.day // 2 % k
 
 
+def _bin_once(
+    fit: TrainingSet, stop: TrainingSet, params: Mapping[str, object]
+) -> tuple['Dataset', 'Dataset']:
+    "Rows in bins whose edges are placed once for all folds; no label has a part in that"
+    import lightgbm
+
+    codes = [fit.names.index(name) for name in fit.categories]
+    rows = lightgbm.Dataset(
+        fit.X, fit.y, categorical_feature=codes, params=dict(params), free_raw_data=False
+    ).construct()
+    return rows, rows.create_valid(stop.X, stop.y, params=dict(params)).construct()
+
+# %% ../nbs/11a_recipes.ipynb #11aaab17
 def out_of_fold_teacher_scores(
     fit: TrainingSet,  # Labelled rows to learn from
     stop: TrainingSet,  # Labelled rows of later days, to stop on
@@ -142,24 +153,17 @@ def out_of_fold_teacher_scores(
     k: int = 2,  # Folds
 ) -> np.ndarray:  # float64 (rows,)
     "The scores of trees, each row's by trees that have not seen its day"
-    import lightgbm
-
     fold = cross_fit_folds(fit, k)
     folds = np.unique(fold)
     if len(folds) < 2:
         raise MlrefError(
             f'expected at least 3 days to deal, got {len(np.unique(fit.day))}; take more days'
         )
-    codes = [fit.names.index(name) for name in fit.categories]
     params = TEACHER | {'seed': seed}
-    # the edges of bins are placed once for all folds; no label has a part in that
-    rows = lightgbm.Dataset(
-        fit.X, fit.y, categorical_feature=codes, params=params, free_raw_data=False
-    )
-    stop_rows = rows.create_valid(stop.X, stop.y)
+    rows, stop_rows = _bin_once(fit, stop, params)
     scores = np.empty(len(fit))
     for i in folds:
-        others = rows.subset(np.flatnonzero(fold != i).tolist())
+        others = rows.subset(np.flatnonzero(fold != i).tolist()).construct()
         teacher = _boost(others, stop_rows, params, trees=600)
         scores[fold == i] = np.asarray(teacher.predict(fit.X[fold == i]))
     return scores

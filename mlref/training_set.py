@@ -55,7 +55,7 @@ def compute_offline(
     rebuilt.warm(task.features, workers)
     return compute_vectors(rebuilt, requests, task.features, task.lookups, workers=workers)
 
-
+# %% ../nbs/07b_training_set.ipynb #60ccab03
 def join_labels(
     events: pl.DataFrame,  # All that may be known, at least; any order
     task: Task,

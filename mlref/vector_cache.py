@@ -131,7 +131,7 @@ def _block_files(
         for block in blocks
     ]
 
-
+# %% ../nbs/07d_vector_cache.ipynb #07dcab15
 def cached_vectors(
     events: pl.DataFrame,  # All that may be known, at least; any order
     task: Task,
