@@ -8,14 +8,14 @@ __all__ = ['MAX_LATENESS', 'fingerprint_events', 'Deduplicated', 'deduplicate', 
 
 # %% ../nbs/09_stream.ipynb #31cf3d17
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 
 import numpy as np
 import polars as pl
 
-from .contracts import CheckedBatch, Rule, read_batch, split_repeats
-from .core import DAY, MlrefError
+from .contracts import CheckedBatch, Rule, at_clock, clock_of, read_batch, split_repeats
+from .core import DAY, MlrefError, wall_clock
 from .ingest import commit_batch, ingest, next_offset
 from .lake import Lake
 from .lmdb_store import LmdbStore
@@ -205,6 +205,33 @@ def _read_batches(
             return
         yield checked
 
+# %% ../nbs/09_stream.ipynb #09090030
+def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    "The contract as of the latest clock by which the lake accepted anything"
+    now = clock_of(rules)
+    readings = [wall_clock() if now is None else now]
+    readings += lake.sql('select max(clock) as clock from commits')['clock'].drop_nulls().to_list()
+    return at_clock(rules, lake.schema, max(readings))
+
+
+def _follow_lake(
+    lake: Lake,  # Has taken all of the batches
+    store: LmdbStore,
+    topic: str,
+    batches: Iterable[CheckedBatch],  # From the store's position on
+) -> StreamCounts:
+    "Apply what the lake has; what it refused for its time is refused"
+    late = (
+        "select off from dead_letters where topic = ? and part = 0 and reasons like '%by the clock'"
+    )
+    refused = lake.sql(late, topic)['off'].implode()
+    counts = StreamCounts()
+    for batch in batches:
+        offset = pl.col('_i').cast(pl.Int64) + store.position()
+        held = replace(batch, events=batch.events.filter(~offset.is_in(refused)))
+        counts += apply_batch(store, held, lake.schema)
+    return counts
+
 # %% ../nbs/09_stream.ipynb #09090012
 def deliver_log(
     lake: Lake,  # An open lake
@@ -217,7 +244,9 @@ def deliver_log(
     "Take what waits in the log into the lake and the store; safe to kill and to run again"
     if next_offset(lake, topic) != store.position():
         ingest(lake, log, topic, rules, batch)
-        return apply_log(store, log, topic, lake.schema, rules, batch)
+        rules = _lake_clock(lake, rules)
+        waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
+        return _follow_lake(lake, store, topic, waiting)
     counts = StreamCounts()
     for checked in _read_batches(store, log, topic, lake.schema, rules, batch):
         commit_batch(lake, checked, topic, store.position())
