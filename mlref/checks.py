@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CheckResult', 'DayTables', 'check_freshness', 'check_volume', 'check_unique', 'check_references', 'check_gaps',
-           'check_null_shares', 'check_categories', 'check_schema', 'check_leaking_nulls', 'message_fields',
-           'plot_quality']
+           'check_null_shares', 'check_categories', 'check_schema', 'check_leaking_nulls', 'select_readable',
+           'message_fields', 'plot_quality']
 
 # %% ../nbs/04a_checks.ipynb #d1665f2b
-import json
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from .core import DAY, MlrefError, format_time
+from .messages import COLUMN_RULES, UnfitNumber, read_fields, show_name
 from .schema import ColumnType, EventSchema
 
 # %% ../nbs/04a_checks.ipynb #33475df3
@@ -37,7 +38,7 @@ class DayTables:
 
     recent: pl.DataFrame  # Events known in the 8 days before `now`
     times: pl.DataFrame  # kind, known_time of the events of the 30 days before `now`
-    messages: list[bytes]  # Some of the day's messages, as they came
+    messages: list[bytes]  # Some of the day's messages that are objects within the limits
     now: int  # Minute UTC at which the day ends
 
 # %% ../nbs/04a_checks.ipynb #579a4a35
@@ -267,46 +268,53 @@ def check_leaking_nulls(
     return results
 
 # %% ../nbs/04a_checks.ipynb #8987f32c
-_FITS: dict[ColumnType | None, tuple[type, ...]] = {
-    pl.String: (str,),
-    pl.Int64: (int,),
-    pl.Float64: (int, float),
-    pl.Boolean: (bool,),
-}
 _CAME: dict[type, ColumnType] = {
     str: pl.String,
     int: pl.Int64,
     float: pl.Float64,
+    UnfitNumber: pl.Float64,
     bool: pl.Boolean,
     list: pl.List,
     dict: pl.Struct,
 }
 
 
-def _read_object(message: bytes) -> dict[str, object]:
-    try:
-        row = json.loads(message)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+def select_readable(
+    messages: Iterable[bytes],  # As they came
+    schema: EventSchema,  # Whose limits count
+) -> list[bytes]:
+    "The messages that are objects within the limits"
+    readable = []
+    for message in messages:
+        try:
+            read_fields(message, schema.limits)
+        except MlrefError:
+            continue
+        readable.append(message)
+    return readable
+
+# %% ../nbs/04a_checks.ipynb #8987f330
+def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
+    fits = expected is not None and type(value) in COLUMN_RULES[expected].types
+    return expected if fits else _CAME[type(value)]
 
 
 def message_fields(
     messages: list[bytes],  # As they came
     schema: EventSchema,  # What is expected
-    # The fields that had a value, with the schema's type or the one that came instead
+    # The fields that had a value, with the type of most; further fields up to a limit
 ) -> dict[str, ColumnType]:
-    "Which fields some messages have; what is no JSON object is left to the quarantine"
-    fields: dict[str, ColumnType] = {}
-    for message in messages:
-        for name, value in _read_object(message).items():
-            expected = schema.columns.get(name)
-            if value is None:
-                continue
-            if expected is not None and type(value) in _FITS.get(expected, ()):
-                fields.setdefault(name, expected)
-            else:
-                fields[name] = _CAME[type(value)]
+    "Which fields some messages have; what is no object within limits is left to the quarantine"
+    came: dict[str, Counter[ColumnType]] = defaultdict(Counter)
+    for message in select_readable(messages, schema):
+        for name, value in read_fields(message, schema.limits).items():
+            if value is not None:
+                came[name][_type_of(value, schema.columns.get(name))] += 1
+    expected = [name for name in schema.columns if name in came]
+    further = sorted(came.keys() - set(expected), key=lambda name: (-came[name].total(), name))
+    fields = {name: came[name].most_common(1)[0][0] for name in expected}
+    for name in further[: schema.limits.max_unknown_names]:
+        fields.setdefault(show_name(name), came[name].most_common(1)[0][0])
     return fields
 
 # %% ../nbs/04a_checks.ipynb #0072e8b1
@@ -314,13 +322,23 @@ def _minutes(rows: pl.DataFrame) -> np.ndarray:
     return rows['measured_at'].to_numpy().astype('datetime64[m]')
 
 
+_MOST_DRAWN = 10  # rules, and as many checks
+
+
+def _most_broken(rows: pl.DataFrame) -> pl.DataFrame:
+    "The rows of the names that were broken most often"
+    counts = rows.group_by('name').agg(pl.col('broken').sum()).sort('broken', 'name')
+    return rows.filter(pl.col('name').is_in(counts['name'].tail(_MOST_DRAWN).implode()))
+
+# %% ../nbs/04a_checks.ipynb #0072e8b2
 def _plot_rules(ax: Any, rows: pl.DataFrame) -> None:
     "The share of rows that broke each rule of the contract"
     for (name,), rule in rows.group_by('name', maintain_order=True):
         ax.plot(_minutes(rule), rule['broken'] / rule['of_rows'], '.-', lw=0.7, ms=3, label=name)
     ax.set(ylabel='share broken')
     if ax.lines:
-        ax.legend(fontsize=8)
+        for text in ax.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
 
 
 def _plot_checks(ax: Any, rows: pl.DataFrame, names: list[str]) -> None:
@@ -329,7 +347,7 @@ def _plot_checks(ax: Any, rows: pl.DataFrame, names: list[str]) -> None:
         found = rows.filter(pl.col('action') == action)
         heights = [names.index(name) for name in found['name']]
         ax.plot(_minutes(found), heights, 's', ms=3, color=color, label=action)
-    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     ax.set_ylim(-0.7, max(len(names), 1) - 0.3)
     ax.legend(fontsize=8, loc='upper left')
 
@@ -346,7 +364,7 @@ def plot_quality(
     timed = pl.col('measured_at').is_not_null()
     broken = quality.filter(timed & (pl.col('broken').sum().over('name') > 0)).sort('measured_at')
     of_table = pl.col('of_rows').is_null()
-    checks = broken.filter(of_table & (pl.col('broken') > 0))
+    checks = _most_broken(broken.filter(of_table & (pl.col('broken') > 0)))
     names = checks['name'].unique().sort(descending=True).to_list()
     figure, (top, low) = plt.subplots(
         nrows=2,
@@ -355,7 +373,7 @@ def plot_quality(
         layout='constrained',
         height_ratios=(3, 1 + 0.25 * len(names)),
     )
-    _plot_rules(top, broken.filter(~of_table))
+    _plot_rules(top, _most_broken(broken.filter(~of_table)))
     _plot_checks(low, checks, names)
     low.xaxis.set_major_formatter(ConciseDateFormatter(low.xaxis.get_major_locator()))
     return figure

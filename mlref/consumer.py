@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from .core import MlrefError
+from .core import MlrefError, encode_text
 from .events import encode_events
 from .lmdb_files import begin_read
 from .log import LocalLog, Log
@@ -31,7 +31,7 @@ def partition_of(
 ) -> int:  # From 0
     "The partition of a key, the same in every process"
     _check_parts(parts)
-    return zlib.crc32(key.encode()) % parts
+    return zlib.crc32(encode_text(key)) % parts
 
 
 def send_events(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from .checks import CheckResult, DayTables
+from .checks import CheckResult, DayTables, select_readable
 from .consumer import Consumer, MessageBatch
 from mlref.contracts import (
     CheckedBatch,
@@ -26,11 +26,16 @@ from mlref.contracts import (
     split_repeats,
 )
 from .core import DAY, MlrefError
+from .events import limit_names
 from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, insert_rows
 from .log import Log
 from .log_position import LogPosition, check_position, position_at
+from .schema import MessageLimits
 
 # %% ../nbs/05a_ingest.ipynb #da5a0010
+_MOST_NAMES = MessageLimits().max_unknown_names
+
+
 @dataclass(frozen=True)
 class IngestCounts:
     "What became of some messages; each is good, repeated or dead"
@@ -43,10 +48,10 @@ class IngestCounts:
     unknown: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: 'IngestCounts') -> 'IngestCounts':
-        unknown = Counter(self.unknown) + Counter(other.unknown)
+        unknown = limit_names(Counter(self.unknown) + Counter(other.unknown), _MOST_NAMES)
         names = ('messages', 'good', 'repeated', 'dead')
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return IngestCounts(**sums, unknown=dict(unknown))
+        return IngestCounts(**sums, unknown=unknown)
 
 # %% ../nbs/05a_ingest.ipynb #e4d9bd35
 @dataclass(frozen=True)
@@ -284,7 +289,8 @@ def check_tables(
     known = 'from events where known_time >= ? and known_time < ?'
     recent = lake.sql(f'select {columns} {known}', now - 8 * DAY, now)
     times = lake.sql(f'select kind, known_time {known}', now - 30 * DAY, now)
-    messages = _newest_messages(lake, log, now - DAY, now)
+    newest = _newest_messages(lake, log, now - DAY, now)
+    messages = select_readable(newest, lake.schema)
     return checks(DayTables(recent=recent, times=times, messages=messages, now=now))
 
 
