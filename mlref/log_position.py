@@ -98,8 +98,8 @@ def _refuses(act: Callable[[], object]) -> bool:
 
 def _check_refusals(log: Log, topic: str) -> None:
     "What cannot be kept or found is refused, and nothing of it is kept"
-    text: Any = 'text'
-    for odd in ([b'fine', text], text, None):
+    batches: tuple[Any, ...] = ([b'fine', 'text'], 'text', None)
+    for odd in batches:
         if not _refuses(partial(log.append, topic, odd)) or log.end(topic) != 1000:
             raise MlrefError(f'expected the batch {odd!r} to be refused whole, it was not')
     for start, limit in ((1001, 10), (0, 0)):
