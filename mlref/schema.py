@@ -14,7 +14,7 @@ import polars as pl
 from polars.datatypes import DataType, DataTypeClass
 
 # %% ../nbs/01a_schema.ipynb #e01a0006
-from .core import MlrefError
+from .core import MAX_AHEAD, MlrefError
 
 # %% ../nbs/01a_schema.ipynb #01ac0002
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,9 @@ class EventSchema:
     kinds: tuple[str, ...]  # In their order of delivery within one minute
     entity_id: str  # The payload column that names what is scored
     partition_by: tuple[str, ...] = ()  # The first of these that is set decides the partition
+    max_ahead: int = MAX_AHEAD  # Minutes that a time may lie ahead of the clock of who reads it
+    # Kind -> minutes that the event_time of a plan or a forecast may lie beyond that
+    event_ahead: Mapping[str, int] = field(default_factory=dict)
     limits: MessageLimits = MessageLimits()  # Of its messages
 
     def __post_init__(self):
@@ -99,6 +102,7 @@ class EventSchema:
                 f'expected columns among {", ".join(self.payload)}, got {", ".join(unknown)};'
                 ' name columns of the payload'
             )
+        _check_ahead(self)
         doubled = [name for name in self.payload if name in EVENT_COLUMNS]
         if doubled:
             raise MlrefError(
@@ -115,6 +119,19 @@ class EventSchema:
     def kind_order(self) -> dict[str, int]:
         "Kind -> its place within one minute"
         return {kind: place for place, kind in enumerate(self.kinds)}
+
+# %% ../nbs/01a_schema.ipynb #e01a0030
+def _check_ahead(schema: EventSchema) -> None:
+    odd = [kind for kind in schema.event_ahead if kind not in schema.kinds]
+    if odd:
+        raise MlrefError(
+            f'expected kinds among {", ".join(schema.kinds)} in event_ahead, got {odd[0]!r}'
+        )
+    for minutes in (schema.max_ahead, *schema.event_ahead.values()):
+        if type(minutes) is not int or minutes < 0:
+            raise MlrefError(
+                f'expected max_ahead and event_ahead in whole minutes from 0, got {minutes!r}'
+            )
 
 # %% ../nbs/01a_schema.ipynb #01ac0005
 def check_column_types(

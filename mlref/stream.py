@@ -8,15 +8,15 @@ __all__ = ['MAX_LATENESS', 'fingerprint_events', 'Deduplicated', 'deduplicate', 
 
 # %% ../nbs/09_stream.ipynb #31cf3d17
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 
 import numpy as np
 import polars as pl
 
-from .contracts import CheckedBatch, Rule, read_batch, split_repeats
-from .core import DAY, MlrefError
+from .contracts import CheckedBatch, Rule, at_clock, clock_of, read_batch, split_repeats
+from .core import DAY, MlrefError, wall_clock
 from .ingest import commit_batch, ingest, read_position
 from .lake import Lake
 from .lmdb_store import LmdbStore
@@ -227,6 +227,33 @@ def _read_batches(
             return
         yield checked, position_at(log, topic, start + len(checked.messages))
 
+# %% ../nbs/09_stream.ipynb #09090030
+def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    "The contract as of the latest clock by which the lake accepted anything"
+    now = clock_of(rules)
+    readings = [wall_clock() if now is None else now]
+    readings += lake.sql('select max(clock) as clock from commits')['clock'].drop_nulls().to_list()
+    return at_clock(rules, lake.schema, max(readings))
+
+
+def _follow_lake(
+    lake: Lake,  # Has taken all of the batches
+    store: LmdbStore,
+    topic: str,
+    batches: Iterable[tuple[CheckedBatch, LogPosition]],  # From the store's position on
+) -> StreamCounts:
+    "Apply what the lake has; what it refused for its time is refused"
+    late = (
+        "select off from dead_letters where topic = ? and part = 0 and reasons like '%by the clock'"
+    )
+    refused = lake.sql(late, topic)['off'].implode()
+    counts = StreamCounts()
+    for batch, after in batches:
+        offset = pl.col('_i').cast(pl.Int64) + store.position()
+        held = replace(batch, events=batch.events.filter(~offset.is_in(refused)))
+        counts += apply_batch(store, held, lake.schema, after)
+    return counts
+
 # %% ../nbs/09_stream.ipynb #09090012
 def deliver_log(
     lake: Lake,  # An open lake
@@ -241,7 +268,9 @@ def deliver_log(
     check_position(log, topic, position)
     if position.offset != store.position():
         ingest(lake, log, topic, rules, batch)
-        return apply_log(store, log, topic, lake.schema, rules, batch)
+        rules = _lake_clock(lake, rules)
+        waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
+        return _follow_lake(lake, store, topic, waiting)
     counts = StreamCounts()
     for checked, after in _read_batches(store, log, topic, lake.schema, rules, batch):
         commit_batch(lake, checked, topic, after)
