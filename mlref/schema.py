@@ -144,10 +144,11 @@ def check_column_types(
         if got in (expected, pl.Null):
             continue
         if isinstance(got, pl.Datetime):
-            zone = ' a naive datetime: whose clock is it? add its time zone, then'
+            said = f'{got};'
+            if got.time_zone is None:
+                said = 'a naive datetime: whose clock is it? add its time zone, then'
             raise MlrefError(
-                f'expected {name} in minutes UTC, got{f" {got};" if got.time_zone else zone} convert'
-                ' it with features.to_minutes'
+                f'expected {name} in minutes UTC, got {said} convert it with features.to_minutes'
             )
         raise MlrefError(f'expected {name} as {expected}, got {got}; cast it')
     return events

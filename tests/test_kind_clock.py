@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlref.checks import check_clock, check_freshness
+from mlref.consumer import Consumer
 from mlref.contracts import at_clock, base_rules, check_messages, clock_of
 from mlref.core import DAY, MAX_AHEAD, MlrefError, parse_time, wall_clock
 from mlref.events import encode_events, events_between
@@ -21,7 +22,8 @@ from mlref.flights.task import flights_task
 from mlref.ingest import check_tables, follow_log, ingest, quality_rows, release
 from mlref.lake import Lake, events_as_of, insert_rows
 from mlref.lmdb_store import LmdbStore
-from mlref.log import Consumer, LocalLog
+from mlref.log import LocalLog
+from mlref.log_position import LogPosition
 from mlref.materialize import apply_events, list_records
 from mlref.model_server import post_events
 from mlref.schema import EventSchema
@@ -228,7 +230,7 @@ def test_without_a_clock_of_its_own_every_reader_uses_the_wall_clock(events, tmp
 
     def follow(lake):
         done = iter((False, True))
-        consumer = Consumer(log, 'events', {0: 0})
+        consumer = Consumer(log, 'events', {0: LogPosition()})
         follow_log(lake, consumer, TASK.contract, lambda: next(done), lambda: None)
 
     check_lake('ingest', lambda lake: ingest(lake, log, 'events', TASK.contract))
