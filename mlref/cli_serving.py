@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
+from .addresses import local_file
 from .core import MlrefError
+from .edges import check_writable
+from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
     Answer,
@@ -30,19 +33,31 @@ from mlref.terminal import (
     command,
     print_answer,
     print_progress,
+    require_folder,
     require_path,
     run_folder,
 )
 
 # %% ../nbs/49_cli_serving.ipynb #e4900007
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import polars as pl
 
+    from mlref.consumer import MessageBatch
     from mlref.ingest import IngestCounts
-    from mlref.log import MessageBatch
+    from mlref.log_position import LogPosition
     from mlref.task import Task
 
 # %% ../nbs/49_cli_serving.ipynb #e4900010
+def _check_file(file: Path, option: str) -> None:
+    "Raise `MlrefError` unless a file can be made there; 'md:x' and 's3://x' would be addresses"
+    local_file(file, f'the file of {option}')
+    if file.is_dir():
+        raise MlrefError(f'expected a file for {option}, {file} is a folder; name a file in it')
+    check_writable(file.parent, option)
+
+
 @dataclass(frozen=True)
 class IngestSettings:
     "What is followed, and how"
@@ -64,17 +79,21 @@ class IngestSettings:
 
     def check(self) -> None:
         "Raises `MlrefError` when the log is not there or a number makes no sense"
-        if self.every <= 0:
-            raise MlrefError(f'expected --every above 0, got {self.every}')
-        require_path(self.log, 'the folder of a log')
+        if not self.every > 0:
+            raise MlrefError(f'expected --every above 0, got {self.every}; give seconds')
+        require_folder(self.log, 'the folder of a log')
+        _check_file(self.lake, '--lake')
+        if self.snapshots is not None:
+            check_writable(self.snapshots, '--snapshots')
 
 # %% ../nbs/49_cli_serving.ipynb #e4900013
 class LogFollower:
     "The writer of a lake: follows a log until it is told to stop"
 
     def __init__(self, settings: IngestSettings, task: 'Task'):
+        from mlref.consumer import Consumer
         from mlref.lake import Lake
-        from mlref.log import Consumer, LocalLog
+        from mlref.log import LocalLog
 
         settings.check()
         self.settings = settings
@@ -85,14 +104,14 @@ class LogFollower:
         self.consumer = Consumer(self.log, settings.topic, {})
 
     def find_partitions(self) -> None:
-        "Read on where the lake stands, also in partitions that are new"
-        from mlref.ingest import next_offset
-        from mlref.log import list_partitions
+        "Read on where the lake stands, also in partitions that are new; raises as `Consumer`"
+        from mlref.consumer import list_partitions
+        from mlref.ingest import read_partitions, read_position
 
         topic = self.settings.topic
-        for part in list_partitions(self.log, topic):
-            if part not in self.consumer.at:
-                self.consumer.at[part] = next_offset(self.lake, topic, part)
+        found = {*list_partitions(self.log, topic), *read_partitions(self.lake, topic)}
+        for part in sorted(found - set(self.consumer.at)):
+            self.consumer.assign(part, read_position(self.lake, topic, part))
 
     def note(self, batch: 'MessageBatch') -> None:
         "Tell of a batch that is committed"
@@ -117,7 +136,8 @@ class LogFollower:
         self.publish()
         self.find_partitions()
         topic = self.settings.topic
-        if any(self.log.end(topic, part) > at for part, at in self.consumer.at.items()):
+        places = self.consumer.at.items()
+        if any(self.log.end(topic, part) > at.offset for part, at in places):
             return
         if self.settings.once:
             self.stop.set()
@@ -126,12 +146,12 @@ class LogFollower:
 # %% ../nbs/49_cli_serving.ipynb #e4900014
 def summarize_ingest(
     counts: 'IngestCounts',  # Of the messages that this process took in
-    positions: dict[int, int],  # Partition -> offset after the last message
+    positions: 'Mapping[int, LogPosition]',  # Partition -> behind the last message
 ) -> Answer:
     "How far the lake is; status 4 when every message was refused"
     refused = counts.messages > 0 and counts.dead == counts.messages
     said = f'{counts.good:,} good, {counts.repeated:,} repeated, {counts.dead:,} dead'
-    at = dict(sorted(positions.items()))
+    at = {part: position.offset for part, position in sorted(positions.items())}
     lines = [f'stopped: {counts.messages:,} messages taken in: {said}; the lake stands at {at}']
     for name, count in counts.unknown.items():
         lines.append(f'{count:,} messages have the field {name}, which no column keeps')
@@ -212,7 +232,7 @@ def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
     from mlref.serve import serve
     from mlref.task import load_task
 
-    hint = 'call ./run first or name its folder with --home'
+    hint = f'call {run_command()} first or name its folder with --home'
     home = run_folder(settings.home, settings.data, hint)
     task = load_task(settings.task)
     server = open_run_server(task, home, settings.log or home / 'served', settings.uri)

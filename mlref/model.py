@@ -9,7 +9,6 @@ __all__ = ['BLOCK', 'Loader', 'LOADERS', 'check_rows', 'score_rows', 'score_in_b
 
 # %% ../nbs/10a_model.ipynb #575b0464
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from .arguments import MlrefError, check_array, check_distinct, check_number, check_type
 from .core import Predictor, file_digest, write_bytes, write_json
+from .edges import read_json_object
 
 # %% ../nbs/10a_model.ipynb #10aa0072
 if TYPE_CHECKING:  # networks need PyTorch, and trees alone do without it
@@ -120,24 +120,6 @@ def _first_form(about: dict[str, Any]) -> dict[str, Any]:
     return {**about, 'files': files, 'settings': settings}
 
 # %% ../nbs/10a_model.ipynb #10aa0073
-def _read_json(at: Path) -> dict[str, Any]:
-    "A description in today's form; raises `MlrefError` when it is none"
-    try:
-        about = json.loads(at.read_text())
-        if 'files' not in about:
-            about = _first_form(about)
-        missing = {'kind', 'names', 'trained_until', 'version'} - set(about)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MlrefError(
-            f'expected the description of a model in {at}, got: {error}; register the model again'
-        ) from None
-    if missing:
-        raise MlrefError(
-            f'expected {", ".join(sorted(missing))} in {at}, found none; register the model again'
-        )
-    return about
-
-
 def read_description(
     folder: Path,  # Where a model was saved
 ) -> SavedModel:
@@ -147,7 +129,9 @@ def read_description(
         raise MlrefError(
             f'expected a saved model in {folder}, found no model.json; train or register one first'
         )
-    about = _read_json(at)
+    about = read_json_object(at, 'a saved model', 'register the model again')
+    if 'files' not in about:
+        about = _first_form(about)
     for name, sha256 in about['files'].items():
         _check_file(Path(folder) / name, sha256)
     return SavedModel(

@@ -25,10 +25,11 @@ from mlref.arguments import (
     check_type,
 )
 from .checks import CheckResult, DayTables
-from .contracts import Rule, raise_for_failed, validate
-from .core import Calendar, TrainingSet, format_time
+from .contracts import Rule, check_contract, raise_for_failed, validate
+from .core import Calendar, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
+from .keys import key_family
 from .schema import EVENT_COLUMNS, EventSchema, check_frame
 
 # %% ../nbs/06c_task.ipynb #e06c0009
@@ -81,13 +82,13 @@ class Task:
 
     def __post_init__(self):
         check_fields(self)
+        check_contract(self.contract, self.schema)
         _check_names(self)
         _check_columns(self)
 
 # %% ../nbs/06c_task.ipynb #3497dc71
 def _check_names(task: Task) -> None:
     check_name(task.name, 'the name of a task')
-    check_distinct([rule.name for rule in task.contract], f'rules of {task.name}')
     for field in ('label_kinds', 'monitored', 'nullable'):
         check_distinct(getattr(task, field), f'{field} of {task.name}')
     kinds = (task.request_kind, *task.label_kinds)
@@ -107,6 +108,9 @@ def _check_columns(task: Task) -> None:
             f'expected columns among {", ".join(columns)} and the time in whole minutes, got'
             f' {", ".join(unknown) or task.request_time}; name the time of what is predicted'
         )
+    for name in [key for view in task.features.views for key in view.entity.keys]:
+        if name in columns:
+            key_family(name, columns[name])  # raises for a type that is no key
     missing = [name for name in task.monitored if name not in task.features.names]
     if missing:
         raise MlrefError(
@@ -122,11 +126,17 @@ def select_requests(
     end: int,  # Last cut-off, excluded
 ) -> pl.DataFrame:  # One row per entity, in order of time: the columns of the schema, and cutoff
     "Who is scored in a stretch of time; raises `MlrefError` when there is nobody"
-    columns = {**EVENT_COLUMNS, task.request_time: pl.Int64}
+    columns = {**EVENT_COLUMNS, task.request_time: None}
     check_frame(events, columns, f'events of {task.name}')
-    check_number(start, 'start', whole=True)
-    check_number(end, 'end', start, whole=True)
+    for minute in (start, end):
+        check_number(minute, 'a cut-off', whole=True)
+    check_minutes([start, end], 'the first and the last cut-off')
     cutoff = pl.col(task.request_time) - task.calendar.horizon
+    if not events.schema[task.request_time].is_integer():
+        raise MlrefError(
+            f'expected {task.request_time} in whole minutes UTC, got'
+            f' {events.schema[task.request_time]}; convert it with features.to_minutes'
+        )
     announced = events.filter(pl.col('kind') == task.request_kind).with_columns(cutoff=cutoff)
     asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))
     if not asked.height:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from .calibration import CALIBRATIONS
+from .contracts import at_clock
 from .core import Calendar, MlrefError, Predictor, write_bytes
 from .events import encode_events
 from .lake import Lake
@@ -24,6 +25,7 @@ from .registry import Registry, local_uri
 from .schema import TableSchema
 from .stream import StreamCounts, deliver_log
 from .task import Task
+from .vector_cache import VectorCache
 
 # %% ../nbs/22_workspace.ipynb #4599bcf3
 PREDICTIONS = TableSchema(
@@ -99,6 +101,11 @@ class Workspace:
         return self.folder / 'cache'
 
     @property
+    def vectors(self) -> VectorCache:
+        "Vectors of days that are over, which every later training set has in common"
+        return VectorCache(self.cache / 'vectors')
+
+    @property
     def served(self) -> Path:
         "Where a server over this workspace writes down what it answered"
         return self.folder / 'served'
@@ -170,4 +177,6 @@ def deliver_events(
     want = events['known_time'].search_sorted(until, 'left')
     if want > have:
         workspace.log.append(TOPIC, encode_events(events[have:want], task.schema))
-    return deliver_log(workspace.lake, workspace.store, workspace.log, TOPIC, task.contract)
+    # the clock of a replay is that of the delivery
+    rules = at_clock(task.contract, task.schema, until)
+    return deliver_log(workspace.lake, workspace.store, workspace.log, TOPIC, rules)
