@@ -6,15 +6,16 @@
 __all__ = ['OnlineFeatures', 'get_online_features', 'push', 'check_store']
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0005
-import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from .core import MlrefError
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
-from .records import NEVER, RecordLayout, why_foreign
+from .records import NEVER, SEAL, RecordLayout, check_record, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -63,43 +64,53 @@ _HEADER = 5  # numbers of 8 bytes before the row: two of stamp, newest event, kn
 _FEW = 8  # records; for so few, one by one is quicker
 
 
-def _same_length_rows(
+@lru_cache(4096)
+def _checksum_of_many(
+    record: bytes,  # Any that is sealed
+    count: int,
+) -> int:
+    "CRC-32 of so many sealed records of that length, whatever is in them"
+    return crc32(record * count)
+
+
+def _same_length_records(
     layout: RecordLayout, records: Sequence[Record | None]
-) -> np.ndarray | None:  # (records, width); None when some record is of another kind
-    "The rows of records that hold one row each"
-    nobody = layout.stamp + bytes(24) + layout.blank
+) -> np.ndarray | None:  # float64 (records, numbers); None when one is of another kind
+    "Whole records that hold one row each, as numbers; nobody's are those of an empty record"
+    nobody = layout.nobody
     joined = b''.join([nobody if record is None else record for record in records])
-    if len(joined) != len(records) * 8 * (_HEADER + layout.width):
+    if len(joined) != len(records) * len(nobody):
         return None
-    numbers = np.frombuffer(joined).reshape(len(records), -1)
+    numbers = np.frombuffer(joined).reshape(-1, len(nobody) // 8)
     if numbers[:, :2].tobytes() != layout.stamp * len(records):
         return None
-    return numbers[:, _HEADER:]
+    return numbers if crc32(joined) == _checksum_of_many(nobody, len(records)) else None
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0020
-def _odd_row(layout: RecordLayout, record: Record | None) -> Record:
-    "The row of nobody; raises `MlrefError` for bytes of another definition"
-    if record is not None:
+def _checked_record(layout: RecordLayout, key: str, record: Record | None) -> Record:
+    "The record, or that of nobody; raises `MlrefError` for bytes of another definition"
+    if record is None:
+        return layout.nobody
+    if record[:16] != layout.stamp:
         raise why_foreign(layout, bytes(record))
-    return layout.blank
+    check_record(layout, key, record)
+    return record
 
 
-def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.ndarray:
+def _newest_rows(
+    layout: RecordLayout,
+    keys: Sequence[str],
+    records: Sequence[Record | None],  # Of each key
+) -> np.ndarray:
     "Time and values of the newest row of each record, NaN for none: (records, width)"
     if len(records) > _FEW and not layout.keep:
-        rows = _same_length_rows(layout, records)
-        if rows is not None:
-            return rows
-    size = 8 * layout.width
-    stamp = layout.stamp
-    joined = b''.join(
-        [
-            record[-size:]
-            if record is not None and record[:16] == stamp
-            else _odd_row(layout, record)
-            for record in records
-        ]
-    )
+        numbers = _same_length_records(layout, records)
+        if numbers is not None:
+            return numbers[:, _HEADER:-1]
+    start = -8 * layout.width - SEAL
+    each = zip(keys, records, strict=True)
+    whole = [_checked_record(layout, key, record) for key, record in each]
+    joined = b''.join([record[start:-SEAL] for record in whole])
     return np.frombuffer(joined).reshape(-1, layout.width)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0021
@@ -137,7 +148,7 @@ def get_online_features(
     with store.snapshot() as lookup:
         records = lookup(wanted)
         for i, layout in enumerate(layouts):
-            rows = _newest_rows(layout, records[i * count : (i + 1) * count])
+            rows = _newest_rows(layout, keys[i], records[i * count : (i + 1) * count])
             columns = slice(end, end + layout.width - 1)
             end = columns.stop
             values[:, columns] = rows[:, 1:]
@@ -191,29 +202,31 @@ def _pack_rows(
     "Records of one row each, as `pack_record` would write them"
     kinds = [('stamp', 'V16'), ('t', 'i8'), ('known', 'i8'), ('time', 'i8')]
     row = ('row', 'f8', (layout.width,))
-    records = np.empty(len(t), np.dtype([*kinds, row]))
+    records = np.zeros(len(t), np.dtype([*kinds, row, ('zeros', 'u4'), ('check', 'u4')]))
     records['stamp'] = np.void(layout.stamp)
     records['t'] = t
     records['known'] = known
     records['time'] = t
     records['row'][:, 0] = t
     records['row'][:, 1:] = values
+    size = records.dtype.itemsize
+    whole = memoryview(records.tobytes())
+    records['check'] = [crc32(whole[at : at + size - 4]) for at in range(0, len(whole), size)]
     return records
 
-
-_OLDEST = struct.pack('<qq', NEVER, NEVER)
-
-
+# %% ../nbs/08a_last_values.ipynb #0a8a0030
 def _newest_times(
     layout: RecordLayout,
-    records: Sequence[Record | None],
+    keys: Sequence[str],
+    records: Sequence[Record | None],  # Of each key
 ) -> np.ndarray:  # int64 (records, 2): the newest row's time, and when it was known
     "How new the store's records are"
-    for record in records:
-        if record is not None and record[:16] != layout.stamp:
-            raise why_foreign(layout, bytes(record))
-    times = [_OLDEST if record is None else record[16:32] for record in records]
-    return np.frombuffer(b''.join(times), np.int64).reshape(-1, 2)
+    numbers = _same_length_records(layout, records)
+    if numbers is not None:
+        return numbers.view(np.int64)[:, 2:4]
+    each = zip(keys, records, strict=True)
+    whole = [_checked_record(layout, key, record) for key, record in each]
+    return np.frombuffer(b''.join([record[16:32] for record in whole]), np.int64).reshape(-1, 2)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0022
 def _newer_rows(
@@ -231,7 +244,8 @@ def _newer_rows(
     places.pop(prefix, None)  # rows about nobody
     best = records[list(places.values())]
     with store.snapshot() as lookup:
-        have = _newest_times(layout, lookup(list(places)))
+        who = [keys[i] for i in places.values()]
+        have = _newest_times(layout, who, lookup(list(places)))
     same = (best['t'] == have[:, 0]) & (best['known'] > have[:, 1])
     newer = (best['t'] > have[:, 0]) | same
     raw = best.tobytes()

@@ -21,6 +21,7 @@ from .contracts import Rule, raise_for_failed, validate
 from .core import Calendar, MlrefError, TrainingSet, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
+from .limits import with_limits
 from .schema import EventSchema
 
 # %% ../nbs/06c_task.ipynb #e06c0009
@@ -51,7 +52,7 @@ class Task:
     entity: str  # What one row is called in a sentence, e.g. 'visit'
     outcome: str  # What y = 1 means, e.g. 'buys again within 60 days'
     schema: EventSchema
-    contract: tuple[Rule, ...]
+    contract: tuple[Rule, ...]  # The limits of the feature store are added to it
     features: FeatureSet
     calendar: Calendar
     request_kind: str  # The kind of event that announces what is to be scored
@@ -72,6 +73,8 @@ class Task:
     address: str = ''  # Where `load_task` finds it, for what runs in a process of its own
 
     def __post_init__(self):
+        contract = with_limits(self.contract, self.features, self.schema)
+        object.__setattr__(self, 'contract', contract)
         kinds = (self.request_kind, *self.label_kinds)
         unknown = [kind for kind in kinds if kind not in self.schema.kinds]
         if unknown:
