@@ -7,7 +7,6 @@ __all__ = ['OnlineFeatures', 'get_online_features', 'push', 'check_store']
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0005
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from .core import MlrefError
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
-from .records import NEVER, SEAL, RecordLayout, check_record, why_foreign
+from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -64,15 +63,6 @@ _HEADER = 5  # numbers of 8 bytes before the row: two of stamp, newest event, kn
 _FEW = 8  # records; for so few, one by one is quicker
 
 
-@lru_cache(4096)
-def _checksum_of_many(
-    record: bytes,  # Any that is sealed
-    count: int,
-) -> int:
-    "CRC-32 of so many sealed records of that length, whatever is in them"
-    return crc32(record * count)
-
-
 def _same_length_records(
     layout: RecordLayout, records: Sequence[Record | None]
 ) -> np.ndarray | None:  # float64 (records, numbers); None when one is of another kind
@@ -84,32 +74,26 @@ def _same_length_records(
     numbers = np.frombuffer(joined).reshape(-1, len(nobody) // 8)
     if numbers[:, :2].tobytes() != layout.stamp * len(records):
         return None
-    return numbers if crc32(joined) == _checksum_of_many(nobody, len(records)) else None
+    return numbers
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0020
-def _checked_record(layout: RecordLayout, key: str, record: Record | None) -> Record:
+def _own_record(layout: RecordLayout, record: Record | None) -> Record:
     "The record, or that of nobody; raises `MlrefError` for bytes of another definition"
     if record is None:
         return layout.nobody
     if record[:16] != layout.stamp:
         raise why_foreign(layout, bytes(record))
-    check_record(layout, key, record)
     return record
 
 
-def _newest_rows(
-    layout: RecordLayout,
-    keys: Sequence[str],
-    records: Sequence[Record | None],  # Of each key
-) -> np.ndarray:
+def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.ndarray:
     "Time and values of the newest row of each record, NaN for none: (records, width)"
     if len(records) > _FEW and not layout.keep:
         numbers = _same_length_records(layout, records)
         if numbers is not None:
             return numbers[:, _HEADER:-1]
     start = -8 * layout.width - SEAL
-    each = zip(keys, records, strict=True)
-    whole = [_checked_record(layout, key, record) for key, record in each]
+    whole = [_own_record(layout, record) for record in records]
     joined = b''.join([record[start:-SEAL] for record in whole])
     return np.frombuffer(joined).reshape(-1, layout.width)
 
@@ -148,7 +132,7 @@ def get_online_features(
     with store.snapshot() as lookup:
         records = lookup(wanted)
         for i, layout in enumerate(layouts):
-            rows = _newest_rows(layout, keys[i], records[i * count : (i + 1) * count])
+            rows = _newest_rows(layout, records[i * count : (i + 1) * count])
             columns = slice(end, end + layout.width - 1)
             end = columns.stop
             values[:, columns] = rows[:, 1:]
@@ -217,15 +201,13 @@ def _pack_rows(
 # %% ../nbs/08a_last_values.ipynb #0a8a0030
 def _newest_times(
     layout: RecordLayout,
-    keys: Sequence[str],
-    records: Sequence[Record | None],  # Of each key
+    records: Sequence[Record | None],
 ) -> np.ndarray:  # int64 (records, 2): the newest row's time, and when it was known
     "How new the store's records are"
     numbers = _same_length_records(layout, records)
     if numbers is not None:
         return numbers.view(np.int64)[:, 2:4]
-    each = zip(keys, records, strict=True)
-    whole = [_checked_record(layout, key, record) for key, record in each]
+    whole = [_own_record(layout, record) for record in records]
     return np.frombuffer(b''.join([record[16:32] for record in whole]), np.int64).reshape(-1, 2)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0022
@@ -244,8 +226,7 @@ def _newer_rows(
     places.pop(prefix, None)  # rows about nobody
     best = records[list(places.values())]
     with store.snapshot() as lookup:
-        who = [keys[i] for i in places.values()]
-        have = _newest_times(layout, who, lookup(list(places)))
+        have = _newest_times(layout, lookup(list(places)))
     same = (best['t'] == have[:, 0]) & (best['known'] > have[:, 1])
     newer = (best['t'] > have[:, 0]) | same
     raw = best.tobytes()
@@ -344,17 +325,18 @@ def _copy(lookup: Lookup, names: list[bytes]) -> list[bytes | None]:
 
 def _check_writes(store: OnlineStore, layout: RecordLayout) -> None:
     names = [layout.prefix + b'%d' % i for i in range(1000)]
-    store.write({name: name for name in names})
-    store.write({names[0]: None, names[1]: b'new'})
+    records = {name: seal(name) for name in names}
+    store.write(records)
+    store.write({names[0]: None, names[1]: seal(b'new')})
     with store.snapshot() as lookup:
         got = _copy(lookup, [*names[:3], b'nobody'])
     listed = set(names[1:]) <= set(store.names()) and names[0] not in store.names()
-    whole = got == [None, b'new', names[2], None] and listed
+    whole = got == [None, seal(b'new'), records[names[2]], None] and listed
     _expect(whole, 'names are written, replaced, deleted and listed')
     with store.snapshot() as lookup:
         before = _copy(lookup, [names[5]])
-        store.write({names[5]: b'later'})
-        same = before == [names[5]] == _copy(lookup, [names[5]])
+        store.write({names[5]: seal(b'later')})
+        same = before == [records[names[5]]] == _copy(lookup, [names[5]])
     _expect(same, 'a snapshot gives what lay there when it was taken')
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0016

@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from time import monotonic
@@ -47,6 +47,7 @@ from mlref.manifest import (
 from .online import Lookup, OnlineReader, Record
 from mlref.records import (
     SEAL,
+    SEALED,
     DamagedRecord,
     RecordLayout,
     is_sealed,
@@ -121,6 +122,7 @@ class _LmdbSnapshot:
             if lost is None:
                 lost = _find_fault(self.store)
                 if lost is None:
+                    self.store.watch.begin([txn.id() for txn in self.txns])
                     return self.lookup
                 self.abort()  # a reshard leaves its mark before it removes a part: look again
                 continue
@@ -129,8 +131,6 @@ class _LmdbSnapshot:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.abort()
-        if isinstance(error, DamagedRecord):
-            raise _locate(self.store, error) from None
         if isinstance(error, lmdb.Error):
             raise _explain(self.store, error) from None
 
@@ -140,12 +140,16 @@ class _LmdbSnapshot:
             txn.abort()
 
     def lookup(self, names: list[bytes]) -> Sequence[Record | None]:
-        "A record or None for every name"
+        "A record or None for every name; raises `DamagedRecord`"
         count = len(self.txns)
         if count == 1:
             get = self.txns[0].get
-            return [get(name) for name in names]
-        return [self.txns[crc32(name) % count].get(name) for name in names]
+            records = [get(name) for name in names]
+        else:
+            records = [self.txns[crc32(name) % count].get(name) for name in names]
+        if not self.store.watch.seen.issuperset(names):
+            _check_records(self.store, names, records)
+        return records
 
     def names(self, prefix: bytes) -> Iterator[bytes]:
         "Every name that begins so"
@@ -166,24 +170,30 @@ def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes |
     return {**records, **notes}
 
 
-def _open_note(name: bytes, sealed: Record | None) -> bytes | None:
-    "A note as it was written; raises `DamagedRecord`"
-    if sealed is None:
-        return None
-    if not is_sealed(sealed, name):
-        raise DamagedRecord(name.decode())
-    return bytes(sealed[:-SEAL])
-
-
-def _locate(store: 'LmdbStore', error: DamagedRecord) -> DamagedRecord:
-    "The error with the part of the store that is damaged"
-    parts = store.manifest.parts
-    part = parts[crc32(error.name.encode()) % len(parts)]
-    return DamagedRecord(error.name, f' in {store.folder / part}')
+def _check_records(
+    store: 'LmdbStore', names: Sequence[bytes], records: Sequence[Record | None]
+) -> None:
+    "Look at the seals of records; raises `DamagedRecord` naming the first that is broken"
+    watch = store.watch
+    for name, record in zip(names, records, strict=True):
+        if record is None or name in watch.seen:
+            continue
+        mark = bytes(record[-SEAL:]) if len(record) > _LONG else b''
+        if mark and watch.seals.get(name) == mark:
+            continue
+        if crc32(record, crc32(name) if name[:1] == b'!' else 0) != SEALED:
+            parts = store.manifest.parts
+            part = parts[crc32(name) % len(parts)]
+            raise DamagedRecord(name.decode(), f' in {store.folder / part}')
+        if mark:
+            watch.seals[name] = mark
+    watch.remember(names)
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0023
 MAX_LAG = 1000  # commits that a reader may hold its moment before the writer warns
 _LOOK_EVERY = 0.1  # seconds between two looks at the paths of an open store
+_LONG = 400  # bytes; the seal of a longer record is remembered
+_REMEMBERED = 200_000  # names
 _MEASURE_EVERY = 64  # writes between two looks at the readers that live
 
 
@@ -195,6 +205,22 @@ class _Watch:
     sweeps: tuple[ReaderSweep, ...] = ()  # Of its parts, when it is open for writing
     next_look: float = 0.0  # When the places are compared again, seconds of `monotonic`
     writes: int = 0
+    moment: list[int] = field(default_factory=list)  # The last commit that was read, of each part
+    seen: set[bytes] = field(default_factory=set)  # Names whose records are whole at that moment
+    seals: dict[bytes, bytes] = field(default_factory=dict)  # Of long records that were whole
+
+    def begin(self, moment: list[int]) -> None:
+        "Forget what was seen when something was written since"
+        if moment != self.moment:
+            self.moment = moment
+            self.seen.clear()
+
+    def remember(self, names: Sequence[bytes]) -> None:
+        "These are whole, or not there"
+        for kept in (self.seen, self.seals):
+            if len(kept) > _REMEMBERED:
+                kept.clear()
+        self.seen.update(names)
 
 
 def _start_watch(
@@ -227,14 +253,14 @@ def _explain(store: 'LmdbStore', error: lmdb.Error) -> Outage:
 
 def _begin(store: 'LmdbStore') -> list[lmdb.Transaction]:
     "A moment in every part; raises `Outage` when no slot is left"
-    txns: list[lmdb.Transaction] = []
     try:
-        txns += map(begin_read, store.envs)
+        return [env.begin(buffers=True) for env in store.envs]
+    except lmdb.ReadersFullError:
+        pass  # dead readers may hold some
+    try:
+        return [begin_read(env) for env in store.envs]
     except lmdb.Error as error:
-        for txn in txns:
-            txn.abort()
         raise _explain(store, error) from None
-    return txns
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0025
 def snapshot_lag(
@@ -408,7 +434,8 @@ class LmdbStore(OnlineReader):
     def notes(self, names: list[bytes]) -> list[bytes | None]:
         "What is kept under names that begin with '!'; raises `DamagedRecord`"
         with _LmdbSnapshot(self) as lookup:
-            return [_open_note(*each) for each in zip(names, lookup(names), strict=True)]
+            sealed = lookup(names)
+            return [None if note is None else bytes(note[:-SEAL]) for note in sealed]
 
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
         "All or nothing, on disk when this returns; None deletes; raises `Outage` when full"

@@ -24,7 +24,6 @@ from mlref.records import (
     NEVER,
     SEAL,
     RecordLayout,
-    check_record,
     empty_record,
     extend_record,
     pack_record,
@@ -412,7 +411,6 @@ def _extend_records(
     out = []
     for i, (start, end) in enumerate(pairwise(groups.edges.tolist())):
         if sound[i] and newer[i]:
-            check_record(layout, groups.keys[i], have[i])
             out.append(append.extend(have[i], start, end))
         else:
             out.append(_extend_one(layout, groups, records[i], i, clock))
