@@ -93,8 +93,15 @@ def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.n
         if numbers is not None:
             return numbers[:, _HEADER:-1]
     start = -8 * layout.width - SEAL
-    whole = [_own_record(layout, record) for record in records]
-    joined = b''.join([record[start:-SEAL] for record in whole])
+    stamp = layout.stamp
+    joined = b''.join(
+        [
+            record[start:-SEAL]
+            if record is not None and record[:16] == stamp
+            else _own_record(layout, record)[start:-SEAL]
+            for record in records
+        ]
+    )
     return np.frombuffer(joined).reshape(-1, layout.width)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0021

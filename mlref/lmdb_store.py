@@ -119,15 +119,16 @@ class _LmdbSnapshot:
                 self.store.reopen()
                 lost = None
                 continue
-            if lost is None:
+            if lost is not None:
+                self.abort()
+                raise lost
+            if monotonic() > self.store.watch.next_look:
                 lost = _find_fault(self.store)
-                if lost is None:
-                    self.store.watch.begin([txn.id() for txn in self.txns])
-                    return self.lookup
-                self.abort()  # a reshard leaves its mark before it removes a part: look again
-                continue
-            self.abort()
-            raise lost
+                if lost is not None:  # a reshard leaves its mark before it removes a part
+                    self.abort()
+                    continue
+            self.store.watch.begin(sum([txn.id() for txn in self.txns]))
+            return self.lookup
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.abort()
@@ -205,11 +206,11 @@ class _Watch:
     sweeps: tuple[ReaderSweep, ...] = ()  # Of its parts, when it is open for writing
     next_look: float = 0.0  # When the places are compared again, seconds of `monotonic`
     writes: int = 0
-    moment: list[int] = field(default_factory=list)  # The last commit that was read, of each part
+    moment: int = 0  # The last commit that was read, of all parts together
     seen: set[bytes] = field(default_factory=set)  # Names whose records are whole at that moment
     seals: dict[bytes, bytes] = field(default_factory=dict)  # Of long records that were whole
 
-    def begin(self, moment: list[int]) -> None:
+    def begin(self, moment: int) -> None:
         "Forget what was seen when something was written since"
         if moment != self.moment:
             self.moment = moment

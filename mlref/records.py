@@ -294,11 +294,13 @@ def read_record(
     end = _FIRST + rows
     # bisection counts the rows up to a minute from place _FIRST on; the row wanted is the last
     edge = _HEADER + 8 * rows - (_FIRST + 1) * size
-    asked = minutes if isinstance(minutes, list) else minutes.tolist()
-    places = [bisect_right(times, minute, _FIRST, end) for minute in asked]
-    if _FIRST in places:
-        raise _forgotten(layout, key, times[_FIRST], min(asked))
-    return [record[edge + size * at : edge + size * (at + 1)] for at in places]
+    found = []
+    for minute in minutes if isinstance(minutes, list) else minutes.tolist():
+        at = bisect_right(times, minute, _FIRST, end)
+        if at == _FIRST:
+            raise _forgotten(layout, key, times[_FIRST], minute)
+        found.append(record[edge + size * at : edge + size * (at + 1)])
+    return found
 
 # %% ../nbs/07a_records.ipynb #212ef97a
 def _layout_of(
