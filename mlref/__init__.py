@@ -2,6 +2,6 @@
 
 from .documentation import extend_help
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 extend_help()  # `help()` shows the comment of each parameter

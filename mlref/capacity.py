@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCUSTFILE', 'request_bodies', 'write_locust_files', 'latency_quantile', 'LoadStep', 'resident_memory',
-           'locust_command', 'run_load_step', 'run_load_steps', 'plot_load']
+           'locust_command', 'read_load_report', 'answer_rate', 'run_load_step', 'run_load_steps', 'plot_load']
 
 # %% ../nbs/20_capacity.ipynb #20c00004
 import json
@@ -32,8 +32,9 @@ LOCUSTFILE = """
 import itertools
 import json
 import os
+import sys
 
-from locust import FastHttpUser, constant, task
+from locust import FastHttpUser, constant, events, task
 
 BODIES = itertools.cycle(json.load(open(os.environ['MLREF_BODIES'])))
 
@@ -44,7 +45,19 @@ class Agent(FastHttpUser):
     @task
     def ask(self):
         headers = {'content-type': 'application/json'}
-        self.client.post('/predict', data=next(BODIES), headers=headers)
+        with self.client.post(
+            '/predict', data=next(BODIES), headers=headers, catch_response=True
+        ) as response:
+            if response.status_code != 200:  # counted apart: neither its rate nor its time is ours
+                response.request_meta['name'] = 'failed'
+                said = f'status {response.status_code}'
+                response.failure(getattr(response, 'error', None) or said)
+
+
+@events.quitting.add_listener
+def tell_errors(environment, **_):
+    for error in environment.stats.errors.values():
+        print(f'{error.occurrences} times {error.error}', file=sys.stderr)
 """
 
 
@@ -91,9 +104,9 @@ class LoadStep:
     "What a number of users got"
 
     users: int
-    rate: float  # Answers a second
-    p50: float  # Milliseconds
-    p99: float  # Milliseconds
+    rate: float  # Answers a second: those with status 200
+    p50: float  # Milliseconds, of the same
+    p99: float  # Milliseconds, of the same
     errors: int  # Requests that were not answered with 200
     memory: float  # Resident memory of the server afterwards, MB
 
@@ -121,15 +134,35 @@ def locust_command(
     return [sys.executable, '-m', 'locust', '-f', users, '--host', url, *options]
 
 
-def _report(
-    printed: str,  # JSON
-    errors: str,  # What Locust said
-) -> dict[str, Any]:
-    "What Locust counted of /predict; raises `MlrefError` with its words when it counted nothing"
+def read_load_report(
+    printed: str,  # JSON: what Locust counted, by name
+    said: str,  # What Locust said
+    url: str,  # The server, for the message
+) -> tuple[dict[str, Any], int]:  # What it counted of answers with 200; how many others
+    "What a load test found; raises `MlrefError` when there was no answer, or no numbers"
     try:
-        return next(each for each in json.loads(printed) if each['name'] == '/predict')
-    except (ValueError, StopIteration):
-        raise MlrefError(f'expected numbers from Locust, got: {errors.strip()[-300:]}') from None
+        counted = {each['name']: each for each in json.loads(printed)}
+    except (ValueError, TypeError, KeyError):
+        raise MlrefError(
+            f'expected numbers from Locust, got: {said.strip()[-300:]}; mend what it names'
+        ) from None
+    failed = counted.get('failed', {'num_requests': 0})['num_requests']
+    answers = counted.get('/predict', {'num_requests': 0})
+    if answers['num_requests'] <= answers.get('num_failures', 0):
+        raise MlrefError(
+            f'expected answers from {url}, got none and {failed:,} errors:'
+            f' {said.strip()[-300:] or "no word in time"}; see that the server runs and serves'
+            ' this task'
+        )
+    return answers, failed + answers['num_failures']
+
+
+def answer_rate(
+    answers: dict[str, Any],  # What Locust counted of a name
+) -> float:  # A second
+    "Successes over the time from the first request to the last; a failure is no answer"
+    seconds = answers['last_request_timestamp'] - answers['start_time']
+    return (answers['num_requests'] - answers['num_failures']) / max(seconds, 1e-3)
 
 # %% ../nbs/20_capacity.ipynb #20c00017
 def run_load_step(
@@ -139,7 +172,7 @@ def run_load_step(
     seconds: int,
     pid: int,  # Of the server, for its memory; 0 = not known
 ) -> LoadStep:
-    "Let users ask for some seconds; raises `MlrefError` with Locust's words when it does not run"
+    "Let users ask for some seconds; raises `MlrefError` when it does not run or nobody answers"
     count = str(users)
     options = ['--headless', '-u', count, '-r', count, '-t', f'{seconds}s', '--json']
     quiet = ['--skip-log', '--exit-code-on-error', '0', '--stop-timeout', '5']
@@ -147,14 +180,14 @@ def run_load_step(
         environment = write_locust_files(Path(folder), bodies)
         command = locust_command(url, Path(folder), *options, *quiet)
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    report = _report(done.stdout, done.stderr)
-    times = report['response_times']
+    answers, failed = read_load_report(done.stdout, done.stderr, url)
+    times = answers['response_times']
     return LoadStep(
         users=users,
-        rate=report['num_requests'] / (report['last_request_timestamp'] - report['start_time']),
+        rate=answer_rate(answers),
         p50=latency_quantile(times, 0.5),
         p99=latency_quantile(times, 0.99),
-        errors=report['num_failures'],
+        errors=failed,
         memory=resident_memory(pid),
     )
 

@@ -25,6 +25,8 @@ from .doctor import examine_machine
 from mlref.pipeline import (
     Layout,
     PipelineRun,
+    check_run,
+    check_run_id,
     execute_run,
     find_folders,
     load_run,
@@ -90,6 +92,9 @@ class RunSettings:
     resume: Annotated[
         str | None, typer.Option(metavar='ID', help='Go on with a run that stopped.')
     ] = None
+    anyway: Annotated[
+        bool, typer.Option('--anyway', help='Go on although the code is another; it is noted.')
+    ] = False
     seed: Annotated[int, typer.Option(help='What is random is drawn from it.')] = 0
     changes: Annotated[
         list[str] | None,
@@ -104,7 +109,7 @@ class RunSettings:
         Path | None, typer.Option(help='Folder of reports.', show_default='reports')
     ] = None
 
-
+# %% ../nbs/50_cli.ipynb #c1000031
 def _folders(data: Path | None, reports: Path | None) -> Layout:
     layout = find_folders()
     return Layout(layout.steps, data or layout.data, reports or layout.reports)
@@ -119,14 +124,27 @@ def _check_sources(run: PipelineRun) -> None:
             require_source(load_task(str(own['task'])))
 
 
+def _resume_run(settings: RunSettings, layout: Layout, run_id: str) -> PipelineRun:
+    "A run that stopped; raises `MlrefError` for settings that would be passed over"
+    usual = RunSettings()
+    names = ('profile', 'quick', 'seed')
+    other = [name for name in names if getattr(settings, name) != getattr(usual, name)]
+    if other:
+        raise MlrefError(
+            f'expected a run to go on with what it was told, got --{", --".join(other)} too; leave'
+            ' it out, or change parameters of its steps with --set'
+        )
+    return load_run(layout.steps, layout.data, layout.reports, run_id, settings.anyway)
+
+# %% ../nbs/50_cli.ipynb #c1000033
 def make_run(
     settings: RunSettings,
     layout: Layout,
     now: datetime,  # Part of the id of a new run
 ) -> PipelineRun:
     "A run as it was told; makes nothing on disk; raises `MlrefError` for a task without source"
-    if settings.resume:
-        run = load_run(layout.steps, layout.data, layout.reports, settings.resume)
+    if settings.resume is not None:
+        run = _resume_run(settings, layout, settings.resume)
     else:
         profile = 'quick' if settings.quick else settings.profile
         common = {'profile': profile, 'seed': settings.seed, 'task': settings.task}
@@ -134,6 +152,7 @@ def make_run(
         run_id = f'{profile}-{now:%Y%m%d-%H%M%S}'
         run = PipelineRun(layout.steps, layout.data, layout.reports, run_id, profile, given)
     run.given = set_parameters(run.given, settings.changes or [])
+    check_run(run)
     _check_sources(run)
     return run
 
@@ -160,6 +179,7 @@ def _finish_run(run: PipelineRun) -> Answer:
     'mlref run',
     'mlref run --quick',
     'mlref run --resume year-20260102-101500',
+    'mlref run --resume year-20260102-101500 --anyway',
     'mlref run --set live.block=14 --seed 1',
 )
 def _run(settings: RunSettings) -> Answer:
@@ -209,7 +229,7 @@ def _publish(
 ) -> Answer:
     "Make the results of a run those of the repository, and the card anew."
     reports = find_folders().reports
-    files = publish_results(reports / 'runs' / run / 'results', reports)
+    files = publish_results(reports / 'runs' / check_run_id(run) / 'results', reports)
     return Answer([str(file) for file in files], '\n'.join(map(str, files)))
 
 

@@ -6,6 +6,7 @@
 __all__ = ['features_app']
 
 # %% ../nbs/47_cli_features.ipynb #e4700005
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # %% ../nbs/47_cli_features.ipynb #e4700006
-from .core import MlrefError, format_time, parse_time
+from .core import MlrefError, format_time, parse_time, write_bytes
 from mlref.terminal import (
     DEFAULT_TASK,
     Answer,
@@ -203,10 +204,51 @@ def _find_request(
 class _MaterializeSettings:
     "Which rows, of which run"
 
-    since: Annotated[str, typer.Option(help='First cut-off, UTC.')] = '2013-01-01'
-    until: Annotated[str, typer.Option(help='Last cut-off, UTC, excluded.')] = '2014-01-01'
+    since: Annotated[
+        str | None,
+        typer.Option(help='First cut-off, UTC.', show_default='the first of the run'),
+    ] = None
+    until: Annotated[
+        str | None,
+        typer.Option(help='Last cut-off, UTC, excluded.', show_default='after the last'),
+    ] = None
     task: TaskAddress = DEFAULT_TASK
     data: DataFolder = None
+
+    def stretch(self) -> tuple[int | None, int | None]:
+        "The two as minutes; raises `MlrefError` for what is no time"
+        since = None if self.since is None else parse_time(self.since)
+        return since, None if self.until is None else parse_time(self.until)
+
+
+def _write_parquet(frame: 'pl.DataFrame', file: Path) -> None:
+    "Whole or not at all"
+    written = io.BytesIO()
+    frame.write_parquet(written)
+    write_bytes(file, written.getvalue())
+
+# %% ../nbs/47_cli_features.ipynb #e4700029
+def _choose_stretch(
+    events: 'pl.DataFrame',
+    task: 'Task',
+    given: tuple[int | None, int | None],  # First cut-off; the last, excluded; None = all there are
+) -> tuple[int, int]:
+    "Cut-offs from and to; raises `MlrefError` when nothing lies between"
+    asked = events.filter(kind=task.request_kind)[task.request_time].to_list()
+    if not asked:
+        raise MlrefError(
+            f'expected some {task.entity} in the lake of the run, found none; ingest events first'
+        )
+    first = min(asked) - task.calendar.horizon
+    last = max(asked) - task.calendar.horizon
+    begin = first if given[0] is None else given[0]
+    stop = last + 1 if given[1] is None else given[1]
+    if begin >= stop or stop <= first or begin > last:
+        raise MlrefError(
+            f'expected --since before --until within {format_time(first)} to {format_time(last)},'
+            f' got {format_time(begin)} to {format_time(stop)}; take dates of this run'
+        )
+    return begin, stop
 
 # %% ../nbs/47_cli_features.ipynb #e470002x
 @command(
@@ -222,13 +264,12 @@ def _materialize_features(settings: _MaterializeSettings) -> Answer:
     from mlref.task import load_task
     from mlref.training_set import training_set
 
-    stretch = parse_time(settings.since), parse_time(settings.until)
     home = run_folder(None, settings.data)
     task = load_task(settings.task)
     lake = _open_lake(home, task)
     events = events_as_of(lake)
     lake.close()
-    rows = training_set(events, task, *stretch)
+    rows = training_set(events, task, *_choose_stretch(events, task, settings.stretch()))
     keys = {
         task.schema.entity_id: rows.ids,
         'cutoff': rows.cutoff,
@@ -237,8 +278,7 @@ def _materialize_features(settings: _MaterializeSettings) -> Answer:
     }
     frame = pl.DataFrame(keys).hstack(pl.DataFrame(rows.X, schema=list(rows.names), orient='row'))
     file = home / 'features' / f'{task.features.name}-{task.features.version}.parquet'
-    file.parent.mkdir(exist_ok=True)
-    frame.write_parquet(file)
+    _write_parquet(frame, file)
     found = {'rows': frame.height, 'features': len(rows.names), 'file': file}
     return Answer(found, f'{frame.height:,} rows x {len(rows.names)} features: {file}')
 

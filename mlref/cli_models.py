@@ -20,6 +20,8 @@ import typer
 
 # %% ../nbs/48_cli_models.ipynb #e4800006
 from .core import MlrefError, format_time
+from .edges import describe_error
+from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
     Answer,
@@ -62,12 +64,12 @@ class RegistryPlace:
 
     def find(self) -> Path:
         "The registry's folder; raises `MlrefError` when no run has one"
-        if self.folder:
+        if self.folder is not None:
             # what is only at a tracking server is fetched into a folder that may be new
             return self.folder if self.uri else require_path(self.folder, 'a registry')
         if self.uri and not self.home:
             return data_folder(self.data) / 'registry'
-        hint = 'call ./run first, or name a registry with --home, --folder or --uri'
+        hint = f'call {run_command()} first, or name a registry with --home, --folder or --uri'
         return run_folder(self.home, self.data, hint) / 'registry'
 
     def find_name(self) -> str:
@@ -183,11 +185,13 @@ def read_decisions(
     if not file.exists():
         return []
     try:
-        lake = duckdb.connect(str(file), read_only=True)
-    except duckdb.Error:
-        return [('now', 'the lake is being written to; ask again later for its decisions')]
-    with lake:
-        rows = lake.execute(_DECISIONS, [model]).fetchall()
+        with duckdb.connect(str(file), read_only=True) as lake:
+            rows = lake.execute(_DECISIONS, [model]).fetchall()
+    except duckdb.CatalogException:  # a lake without decisions
+        return []
+    except duckdb.Error as error:
+        said = describe_error(error)
+        return [('now', f'the lake cannot be read, ask again later for its decisions: {said}')]
     return [(format_time(when), f'{action}: {why}') for when, action, why in rows]
 
 # %% ../nbs/48_cli_models.ipynb #c0dc763b

@@ -6,6 +6,7 @@
 __all__ = ['serving_app', 'IngestSettings', 'LogFollower', 'summarize_ingest', 'ServeSettings', 'last_day_requests']
 
 # %% ../nbs/49_cli_serving.ipynb #e4900005
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
 from .core import MlrefError
+from .edges import check_writable
+from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
     Answer,
@@ -30,6 +33,7 @@ from mlref.terminal import (
     command,
     print_answer,
     print_progress,
+    require_folder,
     require_path,
     run_folder,
 )
@@ -43,6 +47,17 @@ if TYPE_CHECKING:
     from mlref.task import Task
 
 # %% ../nbs/49_cli_serving.ipynb #e4900010
+def _check_file(file: Path, option: str) -> None:
+    "Raise `MlrefError` unless a file can be made there; 'md:x' and 's3://x' would be addresses"
+    if re.match(r'(\w+:/|md:|motherduck:)', str(file)):
+        raise MlrefError(
+            f'expected a file of this machine for {option}, got the address {file}; give a path'
+        )
+    if file.is_dir():
+        raise MlrefError(f'expected a file for {option}, {file} is a folder; name a file in it')
+    check_writable(file.parent, option)
+
+
 @dataclass(frozen=True)
 class IngestSettings:
     "What is followed, and how"
@@ -64,9 +79,12 @@ class IngestSettings:
 
     def check(self) -> None:
         "Raises `MlrefError` when the log is not there or a number makes no sense"
-        if self.every <= 0:
-            raise MlrefError(f'expected --every above 0, got {self.every}')
-        require_path(self.log, 'the folder of a log')
+        if not self.every > 0:
+            raise MlrefError(f'expected --every above 0, got {self.every}; give seconds')
+        require_folder(self.log, 'the folder of a log')
+        _check_file(self.lake, '--lake')
+        if self.snapshots is not None:
+            check_writable(self.snapshots, '--snapshots')
 
 # %% ../nbs/49_cli_serving.ipynb #e4900013
 class LogFollower:
@@ -81,7 +99,7 @@ class LogFollower:
         self.stop = threading.Event()
         self.fresh = False  # rows that no snapshot shows yet
         self.log = LocalLog(settings.log, readonly=True)
-        self.lake = Lake(settings.lake, task.schema)
+        self.lake = Lake(settings.lake.absolute(), task.schema)
         self.consumer = Consumer(self.log, settings.topic, {})
 
     def find_partitions(self) -> None:
@@ -212,7 +230,7 @@ def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
     from mlref.serve import serve
     from mlref.task import load_task
 
-    hint = 'call ./run first or name its folder with --home'
+    hint = f'call {run_command()} first or name its folder with --home'
     home = run_folder(settings.home, settings.data, hint)
     task = load_task(settings.task)
     server = open_run_server(task, home, settings.log or home / 'served', settings.uri)

@@ -22,6 +22,7 @@ from mlref.environment import (
     lock_file,
     locked_packages,
     mismatched_packages,
+    normalize_package,
 )
 from .pipeline import Layout
 
@@ -75,8 +76,8 @@ def read_extras(
         name = re.match(r'[\w.-]+', line)
         extra = re.search(r'extra == [\'"](\w+)', line)
         if name:
-            plain = re.sub('[-_.]+', '-', name[0]).lower()
-            members.setdefault(extra[1] if extra else '', []).append(plain)
+            package = normalize_package(name[0])
+            members.setdefault(extra[1] if extra else '', []).append(package)
     return members
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from .core import MlrefError, digest
+from .core import MlrefError, check_minutes, digest
 from .versions import canonical_code
 
 # %% ../nbs/06_features.ipynb #c4fafaa4
@@ -25,7 +25,7 @@ class Entity:
     "Whom a fact is about"
 
     name: str  # e.g. 'customer'
-    # Columns that tell one from another, of any type; () = one record for all
+    # Columns that tell one from another: text, whole numbers, dates, times; () = one for all
     keys: tuple[str, ...]
 
 # %% ../nbs/06_features.ipynb #9f1d0a46
@@ -75,6 +75,7 @@ def _check_times(rows: pl.DataFrame, source: Source) -> None:
         )
     if not times.is_sorted():
         raise MlrefError(f'{who} sorted by t, they are not; sort them in its function')
+    check_minutes(times[[0, -1]] if rows.height else [], f't of {source.name}')
 
 
 def _check_value(rows: pl.DataFrame, source: Source, name: str) -> None:
@@ -132,9 +133,13 @@ def read_source(
     return rows.sort('t', *source.values, nulls_last=True)
 
 # %% ../nbs/06_features.ipynb #6eb6f266
+_IN_A_MINUTE = {'ms': 60_000, 'us': 60_000_000, 'ns': 60_000_000_000}
+
+
 def to_minutes(
     times: pl.Series,  # Times with a zone, or whole minutes since 1970 UTC
-) -> pl.Series:  # Int64 minutes, rounded up: within the minute a thing is not known yet
+    up: bool = True,  # Within the minute a fact is not known yet; False: a cut-off, rounded down
+) -> pl.Series:  # Int64 minutes
     "When, in minutes UTC; raises `MlrefError` for times without a zone"
     if times.dtype.is_integer():
         return times.cast(pl.Int64)
@@ -148,7 +153,10 @@ def to_minutes(
             f'expected {times.name} with a time zone, got naive times; say which:'
             " .dt.replace_time_zone('UTC')"
         )
-    return -((-times.dt.epoch('us')) // 60_000_000)
+    a_minute = _IN_A_MINUTE[times.dtype.time_unit]
+    ticks = times.to_physical()
+    begun = (ticks % a_minute > 0).cast(pl.Int64) if up else 0
+    return ticks // a_minute + begun
 
 
 def from_table(

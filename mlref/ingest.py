@@ -10,24 +10,30 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from .checks import CheckResult, DayTables
+from .checks import CheckResult, DayTables, check_clock, select_readable
 from mlref.contracts import (
     CheckedBatch,
     Repeats,
     Rule,
     check_messages,
+    clock_bounds,
     read_batch,
     split_repeats,
 )
 from .core import DAY, MlrefError
+from .events import limit_names
 from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, insert_rows
 from .log import Consumer, Log, MessageBatch
+from .schema import EventSchema, MessageLimits
 
 # %% ../nbs/05a_ingest.ipynb #da5a0010
+_MOST_NAMES = MessageLimits().max_unknown_names
+
+
 @dataclass(frozen=True)
 class IngestCounts:
     "What became of some messages; each is good, repeated or dead"
@@ -40,10 +46,10 @@ class IngestCounts:
     unknown: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: 'IngestCounts') -> 'IngestCounts':
-        unknown = Counter(self.unknown) + Counter(other.unknown)
+        unknown = limit_names(Counter(self.unknown) + Counter(other.unknown), _MOST_NAMES)
         names = ('messages', 'good', 'repeated', 'dead')
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return IngestCounts(**sums, unknown=dict(unknown))
+        return IngestCounts(**sums, unknown=unknown)
 
 # %% ../nbs/05a_ingest.ipynb #e4d9bd35
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def _batch_tables(
     repeated = batch.events.height - found.new.height - found.changed.height
     broken = json.dumps(dict(batch.result.counts))
     counts = (len(batch.messages), found.new.height, repeated, dead.height)
-    row = (commit, topic, *counts, newest, broken, part, time.time())
+    row = (commit, topic, *counts, newest, broken, part, time.time(), batch.clock)
     end = (topic, part, start + len(batch.messages), watermark)
     offset = (pl.col('_i').cast(pl.Int64) + start).alias('off')
     events = found.new.with_columns(
@@ -244,6 +250,20 @@ def _newest_messages(lake: Lake, log: Log, start: int, end: int) -> list[bytes]:
         return log.read(topic, first, off + 1 - first, part)
     return []
 
+# %% ../nbs/05a_ingest.ipynb #da5a0033
+def _check_clocks(lake: Lake) -> list[CheckResult]:
+    "What is wrong with the clock since the last checks; nothing when it only went on"
+    query = (
+        'select clock, watermark, max(greatest(clock, coalesce(watermark, clock))) over'
+        ' (order by commit_id rows between unbounded preceding and 1 preceding) as latest'
+        ' from commits where clock is not null qualify commit_id >'
+        " (select coalesce(max(commit_id), 0) from commits where topic = 'quality')"
+        ' order by commit_id'
+    )
+    rows = lake.sql(query)
+    result = check_clock(rows['clock'], rows['latest'], lake.schema.max_ahead)
+    return [] if result.holds else [result]
+
 # %% ../nbs/05a_ingest.ipynb #da5a0024
 def check_tables(
     lake: Lake,  # An open lake
@@ -256,10 +276,12 @@ def check_tables(
     known = 'from events where known_time >= ? and known_time < ?'
     recent = lake.sql(f'select {columns} {known}', now - 8 * DAY, now)
     times = lake.sql(f'select kind, known_time {known}', now - 30 * DAY, now)
-    messages = _newest_messages(lake, log, now - DAY, now)
-    return checks(DayTables(recent=recent, times=times, messages=messages, now=now))
+    newest = _newest_messages(lake, log, now - DAY, now)
+    messages = select_readable(newest, lake.schema)
+    found = checks(DayTables(recent=recent, times=times, messages=messages, now=now))
+    return [*found, *_check_clocks(lake)]
 
-
+# %% ../nbs/05a_ingest.ipynb #da5a0034
 def quality_rows(
     lake: Lake,
     found: list[CheckResult],
@@ -272,7 +294,7 @@ def quality_rows(
     for result in found:
         said = (int(not result.holds), not result.holds, result.value, result.says)
         rows.append((commit, at, result.rule, result.action, None, *said))
-    row = (commit, 'quality', 0, 0, 0, 0, None, broken, None, time.time())
+    row = (commit, 'quality', 0, 0, 0, 0, None, broken, None, time.time(), None)
     return {'commits': COMMITS.frame([row]), 'quality': QUALITY.frame(rows)}
 
 # %% ../nbs/05a_ingest.ipynb #2aa6fc4b
@@ -286,7 +308,7 @@ def _release_tables(
     repeated = waiting.height - new.height
     counts = (0, new.height, repeated, -waiting.height)
     newest = _newest(batch.events)
-    row = (commit, 'release', *counts, newest, '{}', None, time.time())
+    row = (commit, 'release', *counts, newest, '{}', None, time.time(), None)
     events = new.join(places, on='_i', maintain_order='left').drop('_i')
     return {
         'events': events.with_columns(commit_id=pl.lit(commit)),
@@ -295,6 +317,18 @@ def _release_tables(
         'quality': QUALITY.frame(_unknown_rows(batch, commit, newest)),
     }
 
+# %% ../nbs/05a_ingest.ipynb #da5a0035
+def _judge_by_first_clock(
+    events: pl.DataFrame,  # Accepted now, with `_i`
+    waiting: pl.DataFrame,  # Dead letters, with `_i` and the clock of the commit they came in
+    schema: EventSchema,
+) -> pl.DataFrame:  # Those whose times were possible when they came
+    "A stamp from the future does not become right by waiting for it"
+    clocks = waiting.select('_i', _clock='clock')
+    held = pl.all_horizontal(*clock_bounds(schema, pl.col('_clock')).values())
+    judged = events.join(clocks, on='_i', maintain_order='left')
+    return judged.filter(pl.col('_clock').is_null() | held).drop('_clock')
+
 # %% ../nbs/05a_ingest.ipynb #da5a0023
 def release(
     lake: Lake,  # An open lake
@@ -302,11 +336,13 @@ def release(
 ) -> int:  # Dead letters that were let in, or were there already
     "Let in what a mended contract accepts; again is harmless"
     waiting = lake.sql(
-        'select topic, part, off, raw, reasons from dead_letters order by topic, part, off'
+        'select d.topic, d.part, off, raw, reasons, clock from dead_letters d'
+        ' left join commits c on c.commit_id = d.commit_id order by d.topic, d.part, off'
     ).with_row_index('_i')
     if not waiting.height:
         return 0
     batch = check_messages([bytes(raw) for raw in waiting['raw']], lake.schema, rules)
+    batch = replace(batch, events=_judge_by_first_clock(batch.events, waiting, lake.schema))
     found = _find_repeats(lake, batch.events)
     accepted = batch.events.join(found.changed, on='_i', how='anti')
     out = waiting.join(accepted, on='_i', how='semi').sort('_i')

@@ -62,6 +62,7 @@ COMMITS = TableSchema(
         'broken': pl.String,  # rule -> rows, as JSON
         'part': pl.Int64,
         'ingested_at': pl.Float64,  # seconds since 1970-01-01 UTC
+        'clock': pl.Int64,  # minute UTC by which the times of its events were judged
     },
     primary_key=('commit_id',),
 )

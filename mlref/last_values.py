@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from .core import MlrefError
+from .core import MlrefError, check_minute, check_minutes
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
 from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
@@ -115,10 +115,11 @@ def _expire(
         found.status[expired, columns] = EXPIRED
 
 
-def _mark_missing(found: OnlineFeatures) -> None:
+def _mark_missing(found: OnlineFeatures) -> OnlineFeatures:
     empty = np.isnan(found.values)
     if np.count_nonzero(empty):
         found.status[empty & (found.status == PRESENT)] = MISSING
+    return found
 
 # %% ../nbs/08a_last_values.ipynb #0a8a000c
 def get_online_features(
@@ -129,6 +130,7 @@ def get_online_features(
     out: np.ndarray | None = None,  # (requests, values) floats to fill; default: new, float32
 ) -> OnlineFeatures:
     "The last values of several histories side by side, straight into one matrix"
+    now = check_minute(now, 'now')
     layouts = _find_layouts(store, names, keys)
     count = len(keys[0]) if len(keys) else 0
     values = _matrix(out, (count, sum([layout.width - 1 for layout in layouts])))
@@ -145,8 +147,7 @@ def get_online_features(
             values[:, columns] = rows[:, 1:]
             if layout.ttl:
                 _expire(found, columns, rows[:, 0] < float(now - layout.ttl))
-    _mark_missing(found)
-    return found
+    return _mark_missing(found)
 
 # %% ../nbs/08a_last_values.ipynb #9d52b2f9
 def _check_times(
@@ -155,11 +156,8 @@ def _check_times(
     count: int,  # Of keys
 ) -> None:
     "Raise `MlrefError` unless both are whole minutes, one per key"
-    if t.dtype.kind not in 'iu' or known.dtype.kind not in 'iu':
-        raise MlrefError(
-            f'expected t and known in whole minutes UTC, got {t.dtype} and {known.dtype}; convert'
-            ' them with features.to_minutes'
-        )
+    check_minutes(t, 't')
+    check_minutes(known, 'known')
     if t.shape != (count,) or known.shape != (count,):
         raise MlrefError(
             f'expected one t and one known per key, got {t.shape} and {known.shape} for'

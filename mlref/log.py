@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import lmdb
 import polars as pl
 
-from .core import MlrefError
+from .core import MlrefError, encode_text
 from .events import encode_events
 from .schema import EventSchema
 
@@ -235,7 +235,7 @@ def partition_of(
     "The partition of a key, the same in every process"
     if parts < 1:
         raise MlrefError(f'expected at least one partition, got {parts}')
-    return zlib.crc32(key.encode()) % parts
+    return zlib.crc32(encode_text(key)) % parts
 
 
 def send_events(

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import polars as pl
 
-from .core import MlrefError
+from .core import MlrefError, check_minute
 from .features import FeatureSet, FeatureView, read_source
-from .keys import key_text
+from .keys import is_plain_key, key_text
 from .lmdb_store import LmdbStore, check_names
 from .online import Facts, find_layout, merge_facts
 from .records import pack_record, trim_record, unpack_record
@@ -41,7 +41,8 @@ def _read_facts(
     for place, column in enumerate(columns):
         values[:, place] = column.to_numpy()
     keyed: pl.DataFrame | dict[str, np.ndarray] = rows
-    if view.entity.keys and rows.height < _FEW:
+    plain = all(is_plain_key(rows.schema[name]) for name in view.entity.keys)
+    if view.entity.keys and rows.height < _FEW and plain:
         keyed = {name: np.array(rows[name].to_list(), object) for name in view.entity.keys}
     return Facts(key_text(keyed, view.entity), rows['t'].to_numpy(), values)
 
@@ -59,7 +60,7 @@ def _newest_time(store: LmdbStore, events: pl.DataFrame) -> int:
     "The store's clock once it has the events, minutes UTC"
     newest = events.select(pl.col('known_time').max()).item()
     clock = store.clock()
-    return clock if newest is None else max(clock, int(newest))
+    return clock if newest is None else max(clock, check_minute(newest, 'known_time'))
 
 # %% ../nbs/08c_materialize.ipynb #0c8c0008
 def prepare_records(

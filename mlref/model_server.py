@@ -10,7 +10,7 @@ __all__ = ['ModelServer', 'open_server', 'open_run_server', 'check_fed', 'reload
 # %% ../nbs/15c_model_server.ipynb #15c00004
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,32 @@ def answer_mlflow(
     return Reply(encode_mlflow(scores), len(scores.p))
 
 # %% ../nbs/15c_model_server.ipynb #15c0002a
+_JSON = json.JSONDecoder()
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while text[at : at + 1] in (' ', '\t', '\r', '\n'):
+        at += 1
+    return at
+
+
+def _split_list(text: str) -> Iterator[str]:
+    "The elements of a JSON list, each as it was written; raises `ValueError` when it is none"
+    at = _skip_blanks(text, 1)
+    mark = text[at : at + 1]
+    while mark != ']':
+        _, end = _JSON.raw_decode(text, at)
+        yield text[at:end]
+        at = _skip_blanks(text, end)
+        mark = text[at : at + 1]
+        if mark == ',':
+            at = _skip_blanks(text, at + 1)
+        elif mark != ']':
+            raise ValueError('expected a comma between the elements of a list')
+    if at != len(text) - 1:
+        raise ValueError('expected nothing behind the list')
+
+# %% ../nbs/15c_model_server.ipynb #15c00031
 def _split_events(
     body: bytes,  # A JSON list of events, or one event a line
 ) -> list[bytes]:
@@ -258,16 +284,15 @@ def _split_events(
     if text[:1] != b'[':
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        events = json.loads(text)
+        return [part.encode() for part in _split_list(text.decode())]
     except (ValueError, RecursionError):
         raise RequestError(
             400,
             f'expected a JSON list of events, got {len(body)} bytes that are none; send a list, or'
             ' one event a line',
         ) from None
-    return [json.dumps(event, separators=(',', ':')).encode() for event in events]
 
-
+# %% ../nbs/15c_model_server.ipynb #15c00032
 def _check_events(messages: list[bytes], task: Task) -> None:
     "Raise `RequestError` for the first message that is no event"
     nothing_kept = 'nothing of this body was kept'
@@ -283,8 +308,8 @@ def _check_events(messages: list[bytes], task: Task) -> None:
         place, why = broken[0]
         raise RequestError(
             400,
-            f'expected event {place + 1} of {len(messages)} with the fields of an event, it is'
-            f' {why}; {nothing_kept}',
+            f'expected event {place + 1} of {len(messages)} with the fields of an event, got one'
+            f' that cannot be read: {why}; {nothing_kept}',
         )
 
 # %% ../nbs/15c_model_server.ipynb #15c0002b
@@ -297,6 +322,12 @@ def post_events(
     if not messages:
         raise RequestError(
             400, 'expected at least one event, got none; send a list, or one event a line'
+        )
+    most = server.task.schema.limits.max_batch_messages
+    if len(messages) > most:
+        raise RequestError(
+            413,
+            f'expected at most {most:,} events at once, got {len(messages):,}; send them in parts',
         )
     _check_events(messages, server.task)
     try:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .core import MlrefError, Predictor, file_digest, need_extra, write_bytes
+from .edges import explain_errors
 from mlref.environment import (
     Difference,
     Environment,
@@ -152,13 +153,15 @@ LOADER_MODULES = {  # kind -> the module whose import registers its loader
 
 def _load_kind(folder: Path, kind: str) -> Predictor:
     "A model by the loader of its kind, which is imported only when such a model is loaded"
-    if kind in LOADER_MODULES and kind not in LOADERS:
-        import_module(LOADER_MODULES[kind])
-    if kind == 'onnx':  # it also reads engines of before descriptions listed their files
-        from mlref.compress import load_engine
+    advice = 'install the packages it was registered with, or register it again'
+    with explain_errors(f'to load a model of kind {kind} from {folder}', advice, Exception):
+        if kind in LOADER_MODULES and kind not in LOADERS:
+            import_module(LOADER_MODULES[kind])
+        if kind == 'onnx':  # it also reads engines of before descriptions listed their files
+            from mlref.compress import load_engine
 
-        return load_engine(folder)
-    return load_model(folder)
+            return load_engine(folder)
+        return load_model(folder)
 
 # %% ../nbs/14a_model_versions.ipynb #15f00011
 def _changed_environment(

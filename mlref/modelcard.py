@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .core import MlrefError, format_time
 from .gates import Gate
+from .markup import Markdown, escape_markdown, markdown_table
 from .task import Task
 
 # %% ../nbs/12d_modelcard.ipynb #15239c8e
@@ -61,12 +62,7 @@ def _table(
     body: Iterable[tuple[str, ...]],  # A row each, as long as the head
 ) -> str:
     "A table in Markdown"
-
-    def line(cells: tuple[str, ...]) -> str:
-        safe = [cell.replace('|', '/').replace('\n', ' ') for cell in cells]
-        return f'| {" | ".join(safe)} |'
-
-    return '\n'.join([line(head), '|' + '---|' * len(head), *(line(row) for row in body)])
+    return '\n'.join(markdown_table(head, [*body]))
 
 
 def _weakest(slices: Iterable[SliceScore]) -> str:
@@ -74,8 +70,9 @@ def _weakest(slices: Iterable[SliceScore]) -> str:
     if not found:
         return 'No slices were recorded.'
     least = min(found, key=lambda one: one.auc)
+    where = f'{escape_markdown(least.by)} is {escape_markdown(least.slice)}'
     return (
-        f'Weakest where {least.by} is {least.slice}: AUC {least.auc:.3f}'
+        f'Weakest where {where}: AUC {least.auc:.3f}'
         f' [{least.low:.3f}, {least.high:.3f}] over {least.n:,} rows.'
     )
 
@@ -97,7 +94,7 @@ def _performance(slices: tuple[SliceScore, ...]) -> str:
 def _gate_answers(gates: tuple[Gate, ...]) -> str:
     if not gates:
         return 'None were run: there was no champion to compare with.'
-    answer = {True: 'passed', False: '**failed**'}
+    answer = {True: 'passed', False: Markdown('**failed**')}
     rows = [
         (gate.name, answer[gate.passed], f'{gate.value:.6g}', f'{gate.limit:.6g}', gate.why)
         for gate in gates
@@ -119,17 +116,18 @@ def render_model_card(
     "A page about a model, from the record of its promotion; raises `MlrefError` without a version"
     if not record.model:
         raise MlrefError('expected the version of a model, got none; register it first')
-    before = record.instead_of or 'no model before it'
+    before = escape_markdown(record.instead_of or 'no model before it')
+    why = escape_markdown(record.why)
     lineage = 'No lineage was recorded.'
     if record.lineage:
         lineage = _table(('step', 'what'), record.lineage)
     sections = {
         'Intended use': _intended_use(task),
-        'Decision': f'{format_time(record.decided_at)}: {record.why}; instead of {before}.',
+        'Decision': f'{format_time(record.decided_at)}: {why}; instead of {before}.',
         'What it is': _noted(record.about),
         'Performance on the rows that judged it': _performance(record.slices),
         'Gates': _gate_answers(record.gates),
         'Lineage': lineage,
     }
     parts = [f'## {title}\n\n{text}' for title, text in sections.items()]
-    return '\n\n'.join([f'# Model {record.model}', *parts]) + '\n'
+    return '\n\n'.join([f'# Model {escape_markdown(record.model)}', *parts]) + '\n'

@@ -17,9 +17,9 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from .core import MlrefError
-from .features import Entity, FeatureSet, FeatureView, Source, read_source
-from .keys import key_series
+from .core import MlrefError, check_minutes
+from .features import Entity, FeatureSet, FeatureView, Source, read_source, to_minutes
+from .keys import check_same_keys, key_series
 from .read_plan import NO_TTL
 from .vectors import EXPIRED, MISSING, PRESENT, STATUS_NAMES, Reader, compute_vectors
 
@@ -66,7 +66,6 @@ class History:
     ):
         text = key_series(frame, entity)
         known = frame['t'].to_numpy()
-        _check_minutes(source, known)
         kept = np.arange(len(known))
         nobody = text.is_null() | (text == '')
         if nobody.any():  # a fact about nobody has no history
@@ -100,14 +99,6 @@ class History:
         return np.searchsorted(self.at, code * _SPAN + np.clip(t, -1, _SPAN - 1), side='right')
 
 # %% ../nbs/07_offline.ipynb #cf17ec5f
-def _check_minutes(source: Source, known: np.ndarray) -> None:
-    if len(known) and not (known[0] >= 0 and known[-1] < _SPAN):
-        raise MlrefError(
-            f'expected known times of {source.name} in minutes since 1970, got {known[0]} to'
-            f' {known[-1]}; convert them'
-        )
-
-
 def _settle_ties(history: History) -> np.ndarray:
     "Its rows; of a key's rows in one minute the greatest values come last, however they arrived"
     same = history.at[1:] == history.at[:-1]
@@ -287,14 +278,13 @@ def _cutoffs(requests: pl.DataFrame) -> np.ndarray:
     missing = cutoff.null_count()
     if missing and cutoff.dtype != pl.Null:
         raise MlrefError(f'expected cutoff in every request, {missing} are missing; leave them out')
-    if isinstance(cutoff.dtype, pl.Datetime) and cutoff.dtype.time_zone:
-        return (cutoff.dt.epoch('us') // 60_000_000).to_numpy()
-    if requests.height and not cutoff.dtype.is_integer():
+    zoned = isinstance(cutoff.dtype, pl.Datetime) and cutoff.dtype.time_zone
+    if requests.height and not (zoned or cutoff.dtype.is_integer()):
         raise MlrefError(
             f'expected cutoff with a time zone or whole minutes UTC, got {cutoff.dtype}; say which'
             " zone: .dt.replace_time_zone('UTC')"
         )
-    return cutoff.cast(pl.Int64).to_numpy()
+    return check_minutes(to_minutes(cutoff, up=False) if requests.height else [], 'cutoff')
 
 # %% ../nbs/07_offline.ipynb #57406221
 def _last_values(
@@ -379,6 +369,7 @@ def point_in_time_join(
     columns = []
     for view in views:
         if not view.windows:
+            check_same_keys(requests.schema, reader.rows(view.source).schema, view.entity)
             keys = key_series(requests, view.entity).fill_null('')
             at = newest(view.source, view.entity, keys, cutoff + view.ahead)
             columns += _last_values(view, reader.rows(view.source), cutoff, at)

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'read_parameters', 'check_parameters', 'StepFailed', 'StepCost', 'run_step', 'read_profile',
-           'set_parameters', 'Layout', 'find_folders', 'PipelineRun', 'save_run', 'load_run', 'check_run',
-           'resume_command', 'execute_run', 'current_run']
+           'set_parameters', 'Layout', 'find_folders', 'CodeState', 'PipelineRun', 'code_state', 'check_run_id',
+           'save_run', 'load_run', 'check_run', 'run_command', 'resume_command', 'execute_run', 'current_run']
 
 # %% ../nbs/24_pipeline.ipynb #54553648
 import ast
-import json
 import os
 import re
 import shlex
@@ -17,11 +16,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 # %% ../nbs/24_pipeline.ipynb #54553649
-from .core import MlrefError, write_bytes, write_json
+from .core import MlrefError, digest, git_commit, write_bytes, write_json
+from .edges import check_writable, describe_error, explain_errors, read_json_object
 from .environment import lock_hash
 
 # %% ../nbs/24_pipeline.ipynb #a5acda6c
@@ -36,22 +37,33 @@ class Parameter:
     default: object
 
 
+def _read_cells(notebook: Path) -> list[dict[str, Any]]:
+    "The cells of a step; raises `MlrefError` for a file that is no notebook"
+    advice = 'mend it, or check it out again'
+    cells = read_json_object(notebook, f'the step {notebook.stem}', advice).get('cells')
+    if not isinstance(cells, list):
+        raise MlrefError(f'expected a notebook with cells in {notebook}, got none; {advice}')
+    return cells
+
+# %% ../nbs/24_pipeline.ipynb #a5acda70
 def read_parameters(
     notebook: Path,  # A step
 ) -> dict[str, Parameter]:  # By name, in order
     "What the cell tagged `parameters` declares; raises `MlrefError` when there is none"
     notebook = Path(notebook)
-    cells = json.loads(notebook.read_text())['cells']
+    cells = _read_cells(notebook)
     tagged = [cell for cell in cells if 'parameters' in cell['metadata'].get('tags', [])]
     if not tagged:
         raise MlrefError(
             f"expected a cell tagged 'parameters' in {notebook.name}, found none; tag one"
         )
     found = {}
-    for line in ast.parse(''.join(tagged[0]['source'])).body:
-        if isinstance(line, ast.AnnAssign) and line.value is not None:
-            default = ast.literal_eval(line.value)
-            found[ast.unparse(line.target)] = Parameter(ast.unparse(line.annotation), default)
+    wanted = f'lines such as `name: int = 3` in the cell of parameters of {notebook.name}'
+    with explain_errors(wanted, 'mend the cell', (SyntaxError, ValueError)):
+        for line in ast.parse(''.join(tagged[0]['source'])).body:
+            if isinstance(line, ast.AnnAssign) and line.value is not None:
+                default = ast.literal_eval(line.value)
+                found[ast.unparse(line.target)] = Parameter(ast.unparse(line.annotation), default)
     return found
 
 # %% ../nbs/24_pipeline.ipynb #a5acda6f
@@ -70,6 +82,11 @@ def check_parameters(
         )
     for name, value in given.items():
         kind = known[name].kind
+        if kind not in _KINDS:
+            raise MlrefError(
+                f'expected {step}.{name} to be declared as one of {", ".join(_KINDS)}, got {kind};'
+                f' see nbs/steps/{step}.ipynb'
+            )
         flag = isinstance(value, bool) and kind != 'bool'
         if flag or not isinstance(value, _KINDS[kind]):
             raise MlrefError(f'expected {step}.{name} as {kind}, got {value!r}')
@@ -97,6 +114,16 @@ def _set_kernel_environment() -> None:
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # %% ../nbs/24_pipeline.ipynb #79d0fbd2
+def _why_stopped(error: Exception) -> str:
+    "What papermill's error says of a step"
+    if hasattr(error, 'ename'):  # an exception in a cell
+        found: Any = error
+        return f'failed in cell {found.exec_count}: {found.ename}: {found.evalue}'
+    if type(error).__name__ == 'DeadKernelError' or 'Kernel died' in str(error):
+        return 'stopped: its process died (kill -9, too little memory, or a crash in a library)'
+    return f'stopped: {describe_error(error)}'
+
+# %% ../nbs/24_pipeline.ipynb #79d0fbd3
 def run_step(
     notebook: Path,  # What to execute
     out: Path,  # The executed copy
@@ -110,7 +137,8 @@ def run_step(
     _set_kernel_environment()
     notebook = Path(notebook).resolve()
     out = Path(out).resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with explain_errors(f'to make the folder {out.parent}', 'choose another with --reports'):
+        out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     cpu = _cpu_of_children()
     try:
@@ -125,11 +153,8 @@ def run_step(
             stderr_file=echo,
             extra_arguments=['--log-level=40'],
         )
-    except papermill.PapermillExecutionError as error:
-        raise StepFailed(
-            f'{notebook.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue};'
-            f' executed so far: {out}'
-        ) from None
+    except Exception as error:  # papermill, nbclient, jupyter_client, zmq, or the disk
+        raise StepFailed(f'{notebook.stem} {_why_stopped(error)}; executed so far: {out}') from None
     return StepCost(time.perf_counter() - start, _cpu_of_children() - cpu)
 
 # %% ../nbs/24_pipeline.ipynb #11ad4b4d
@@ -139,7 +164,8 @@ def read_profile(
     **common: object,  # Given to every step that declares such a parameter, e.g. seed
 ) -> dict[str, dict[str, object]]:  # Step -> parameters, in order
     "The steps of a profile and what they are given; raises `MlrefError` for an unknown one"
-    profiles = json.loads((steps / 'profiles.json').read_text())
+    file = steps / 'profiles.json'
+    profiles = read_json_object(file, 'the profiles of the steps', 'mend or check out the file')
     if name not in profiles:
         raise MlrefError(f'expected a profile among {", ".join(profiles)}, got {name!r}')
     given = {}
@@ -196,6 +222,14 @@ def find_folders(
     )
 
 # %% ../nbs/24_pipeline.ipynb #5df0d468
+@dataclass(frozen=True)
+class CodeState:
+    "Which code a run ran under"
+
+    commit: str  # For people; '+' at its end: with changes of its own; 'unknown' outside git
+    digest: str  # Of the package, the steps and the module of the task
+
+
 @dataclass
 class PipelineRun:
     "One pass through the steps"
@@ -207,6 +241,7 @@ class PipelineRun:
     profile: str
     given: dict[str, dict[str, object]]  # Step -> parameters, in order
     done: dict[str, StepCost] = field(default_factory=dict)
+    code: list[CodeState] = field(default_factory=list)  # What it began with, went on with, ...
 
     @property
     def folder(self) -> Path:
@@ -225,18 +260,128 @@ class PipelineRun:
         places = {name: str(folder) for name, folder in folders.items() if name in known}
         return {**places, **self.given[step]}
 
+# %% ../nbs/24_pipeline.ipynb #5df0d470
+def _files_of_module(
+    name: str,  # e.g. 'shop' or 'mlref'
+) -> list[Path]:
+    "The Python files of a package or a module, found without importing it; sorted"
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:  # whoever needs it says so
+        return []
+    folders = [Path(each) for each in spec.submodule_search_locations or ()]
+    if folders:
+        return sorted(file for folder in folders for file in folder.rglob('*.py'))
+    return [Path(spec.origin)] if spec.origin else []
+
+# %% ../nbs/24_pipeline.ipynb #5df0d475
+def code_state(run: PipelineRun) -> CodeState:
+    "The code that a run would run under now"
+    tasks = {str(own['task']).partition(':')[0] for own in run.given.values() if 'task' in own}
+    modules = sorted({'mlref', *(task.partition('.')[0] for task in tasks if task)})
+    files = [file for module in modules for file in _files_of_module(module)]
+    parts = [part for file in files for part in (file.name, file.read_bytes())]
+    for step in run.given:
+        cells = _read_cells(run.steps / f'{step}.ipynb')
+        code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+        parts += [step, code]
+    package = Path(str(sys.modules['mlref'].__file__)).parent
+    return CodeState(git_commit(package), digest(*parts)[:12])
+
+# %% ../nbs/24_pipeline.ipynb #5df0d472
+def check_run_id(
+    run_id: str,
+) -> str:  # `run_id`
+    "Raises `MlrefError` for an id that is not a plain name of a folder"
+    if not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,99}', run_id):
+        raise MlrefError(
+            f"expected the id of a run, e.g. 'quick-20260102-101500', got {run_id!r}; name a folder"
+            ' of data/runs without its path'
+        )
+    return run_id
+
+
+def _check_steps(steps: Path, named: object) -> list[str]:
+    "The steps of a record; raises `MlrefError` for one that does not lie with the steps"
+    known = {file.stem for file in steps.glob('*.ipynb')}
+    if not isinstance(named, list) or not named:
+        raise MlrefError(f'expected the steps of a run as a list, got {named!r}; start another')
+    for step in named:
+        if not isinstance(step, str) or step not in known:
+            raise MlrefError(
+                f'expected the steps of mlref, got {step!r}; a record is not a way to name other'
+                ' notebooks, start another run'
+            )
+    return named
+
 # %% ../nbs/24_pipeline.ipynb #5df0d469
 def save_run(run: PipelineRun) -> Path:
-    "Write `run.json`"
+    "Write `run.json`; notes the code when none is noted"
+    if not run.code:
+        run.code.append(code_state(run))
+    done = {step: asdict(cost) for step, cost in run.done.items()}
     record = {
         'id': run.id,
         'profile': run.profile,
         'steps': list(run.given),  # sorted keys lose the order
         'given': run.given,
-        'done': {step: asdict(cost) for step, cost in run.done.items()},
+        'done': done,
+        'code': [asdict(code) for code in run.code],
         'lock': lock_hash(),
     }
     return write_json(run.folder / 'run.json', record)
+
+# %% ../nbs/24_pipeline.ipynb #5df0d473
+def _read_record(
+    data: Path,
+    run_id: str,
+) -> dict[str, Any]:
+    "`run.json` of a run that lies inside the folder of runs; raises `MlrefError`"
+    runs = data / 'runs'
+    file = runs / check_run_id(run_id) / 'run.json'
+    if not file.exists():
+        known = sorted(each.parent.name for each in runs.glob('*/run.json'))
+        raise MlrefError(f'expected a run {run_id} in {runs}, found {", ".join(known) or "none"}')
+    if file.resolve().parent.parent != runs.resolve():
+        raise MlrefError(
+            f'expected the run {run_id} inside {runs}, it lies at {file.resolve().parent}; move it'
+            ' there, or name its folder of runs with --data'
+        )
+    record = read_json_object(file, f'the record of run {run_id}', 'start another run')
+    if record.get('id') != run_id:
+        raise MlrefError(
+            f'expected the record of run {run_id}, got that of {record.get("id")} in {file}; give'
+            ' the folder its name back'
+        )
+    return record
+
+
+def _restore_run(
+    run: PipelineRun,  # As empty as it began
+    record: Mapping[str, Any],
+) -> None:
+    "Fill a run from its record"
+    run.profile = record['profile']
+    run.given = {step: record['given'][step] for step in _check_steps(run.steps, record['steps'])}
+    run.done = {step: StepCost(**cost) for step, cost in record['done'].items()}
+    run.code = [CodeState(**code) for code in record.get('code', ())]
+
+# %% ../nbs/24_pipeline.ipynb #5df0d474
+def _check_code(run: PipelineRun, anyway: bool) -> None:
+    "Note the code of now; raises `MlrefError` when it is another and nobody wants it anyway"
+    now = code_state(run)
+    before = run.code[-1] if run.code else CodeState('unknown', 'unknown')
+    if now.digest == before.digest:
+        return
+    if not anyway:
+        raise MlrefError(
+            f'expected to go on under the code that run {run.id} began with (commit'
+            f' {before.commit}, code {before.digest}), got commit {now.commit}, code {now.digest};'
+            ' check that commit out, start another run, or go on with --anyway'
+        )
+    run.code.append(now)
 
 
 def load_run(
@@ -244,34 +389,40 @@ def load_run(
     data: Path,
     reports: Path,
     run_id: str,
+    anyway: bool = False,  # Although the code is another
 ) -> PipelineRun:
-    "A run that was started before; raises `MlrefError` when there is none, or its packages differ"
-    file = data / 'runs' / run_id / 'run.json'
-    if not file.exists():
-        known = sorted(each.parent.name for each in data.glob('runs/*/run.json'))
+    "A run that was started before; raises `MlrefError` without one, or on other packages or code"
+    record = _read_record(data, run_id)
+    if record.get('lock') != lock_hash():
         raise MlrefError(
-            f'expected a run {run_id} in {data / "runs"}, found {", ".join(known) or "none"}'
+            f'expected to go on under the lock {record.get("lock")} that run {run_id} began with,'
+            f' this process runs on {lock_hash()}; install that lock, or start another run'
         )
-    record = json.loads(file.read_text())
-    if record['lock'] != lock_hash():
-        raise MlrefError(
-            f'expected to go on under the lock {record["lock"]} that run {run_id} began with, this'
-            f' process runs on {lock_hash()}; install that lock, or start another run'
-        )
-    given = {step: record['given'][step] for step in record['steps']}
-    done = {step: StepCost(**cost) for step, cost in record['done'].items()}
-    return PipelineRun(steps, data, reports, run_id, record['profile'], given, done)
+    run = PipelineRun(steps, data, reports, run_id, '', {})
+    wanted = f'profile, steps, what they were given and what is done in the record of run {run_id}'
+    with explain_errors(wanted, 'start another run', (KeyError, TypeError, AttributeError)):
+        _restore_run(run, record)
+    _check_code(run, anyway)
+    return run
 
 # %% ../nbs/24_pipeline.ipynb #9fb621cc
 def check_run(run: PipelineRun) -> None:
-    "Raises `MlrefError` unless every step of a run exists and knows its parameters"
+    "Raises `MlrefError` unless steps, parameters and folders of a run are as they should be"
+    check_run_id(run.id)
+    check_writable(run.folder, '--data')
+    check_writable(run.report_folder, '--reports')
     for step in run.given:
         check_parameters(run.steps / f'{step}.ipynb', run.parameters(step))
 
 # %% ../nbs/24_pipeline.ipynb #9fb621c1
+def run_command() -> str:
+    "What a person types to start a run: `mlref run`, or `./run` where that was called"
+    return os.environ.get('MLREF_COMMAND', 'mlref run')
+
+
 def resume_command(run: PipelineRun) -> str:
     "What to type to go on with a run, from the same folder"
-    words = [os.environ.get('MLREF_COMMAND', 'mlref run'), '--resume', run.id]
+    words = [run_command(), '--resume', run.id]
     usual = find_folders()
     if run.data.resolve() != usual.data:
         words += ['--data', shlex.quote(str(run.data))]
@@ -300,19 +451,28 @@ def execute_run(
         out = run.report_folder / f'{step}.ipynb'
         try:
             cost = run_step(run.steps / f'{step}.ipynb', out, run.parameters(step), echo)
-        except StepFailed as error:
+            run.done[step] = cost
+            save_run(run)
+        except MlrefError as error:
             raise StepFailed(f'{error}; mend it and go on with: {resume_command(run)}') from None
-        run.done[step] = cost
-        save_run(run)
         _say(echo, f'{where}: {cost.seconds:.0f} s, {cost.cpu_seconds:.0f} CPU s')
     write_bytes(run.data / 'current', f'{run.id}\n'.encode())
 
 # %% ../nbs/24_pipeline.ipynb #9fb621cd
 def current_run(
     data: Path,  # Holds runs/<id>
-    hint: str = 'call ./run first',  # What to do when there is none
+    hint: str = '',  # What to do when there is none; '' = start one
 ) -> Path:  # Its folder
     "The last run that came through; raises `MlrefError` when there is none"
-    if not (data / 'current').exists():
-        raise MlrefError(f'expected a finished run in {data}, found none; {hint}')
-    return data / 'runs' / (data / 'current').read_text().strip()
+    file = data / 'current'
+    advice = hint or f'call {run_command()} first'
+    if not file.exists():
+        raise MlrefError(f'expected a finished run in {data}, found none; {advice}')
+    with explain_errors(f'the id of a run in {file}', advice, (OSError, ValueError)):
+        run_id = file.read_text().strip()
+    folder = data / 'runs' / check_run_id(run_id)
+    if not folder.is_dir():
+        raise MlrefError(
+            f'expected the run {run_id} that {file} names in {data / "runs"}, found none; {advice}'
+        )
+    return folder

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .core import MlrefError
+from .core import MlrefError, encode_text
 
 # %% ../nbs/15a_protocols.ipynb #15a00007
 class RequestError(MlrefError):
@@ -35,8 +35,12 @@ def read_json(
     "The JSON object in a request's body; raises `RequestError`"
     try:
         found = json.loads(body, parse_constant=_refuse_constant)
+        if b'\\u' in body:  # an escape can be half of a character, which no id may be made of
+            encode_text(json.dumps(found, ensure_ascii=False))
     except RequestError:
         raise
+    except MlrefError as error:
+        raise RequestError(400, str(error)) from None
     except (ValueError, RecursionError):  # broken JSON, broken UTF-8, a thousand brackets
         raise RequestError(
             400, f'expected a JSON object, got {len(body)} bytes that are none'
@@ -113,7 +117,7 @@ def _split_parts(request: dict[str, Any]) -> tuple[list[Any], list[Any]]:
         raise RequestError(400, "expected 'dataframe_split' with 'columns' and 'data'")
     return columns, rows
 
-
+# %% ../nbs/15a_protocols.ipynb #15a00019
 def parse_mlflow(
     request: dict[str, Any],  # Of MLflow's scoring protocol
     names: tuple[str, ...],  # Features of the model, in order
@@ -125,6 +129,11 @@ def parse_mlflow(
         raise RequestError(
             400,
             f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
+        )
+    doubled = [name for name in names if columns.count(name) > 1]
+    if doubled:
+        raise RequestError(
+            400, f'expected each column once, got {doubled[0]} more than once; send one of them'
         )
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
         raise RequestError(400, f'expected rows of {len(columns)} values')

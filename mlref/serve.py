@@ -247,11 +247,11 @@ def _listen(
     try:
         listening.bind((host, port))
         listening.listen(2048)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port above 65535 overflows
         listening.close()
+        said = getattr(error, 'strerror', None) or str(error)
         raise MlrefError(
-            f'expected port {port} of {host} to be free, got: {error.strerror}; choose another'
-            ' with --port'
+            f'expected port {port} of {host} to be free, got: {said}; choose another with --port'
         ) from None
     return listening
 

@@ -14,8 +14,16 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-from .contracts import CheckedBatch, Rule, check_messages, read_batch, split_repeats
-from .core import DAY, MlrefError
+from mlref.contracts import (
+    CheckedBatch,
+    Rule,
+    at_clock,
+    check_messages,
+    clock_of,
+    read_batch,
+    split_repeats,
+)
+from .core import DAY, MlrefError, wall_clock
 from .dead_letters import LETTERS, PoisonPolicy, explain_failure, is_poison, work_in_parts
 from .ingest import commit_batch, ingest, next_offset
 from .lake import DEAD_LETTERS, Lake
@@ -298,6 +306,34 @@ def _replay(store: LmdbStore, batch: CheckedBatch, schema: EventSchema) -> _Appl
             raise
         return explain_failure(error)
 
+# %% ../nbs/09_stream.ipynb #09090030
+def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    "The contract as of the latest clock by which the lake accepted anything"
+    now = clock_of(rules)
+    readings = [wall_clock() if now is None else now]
+    readings += lake.sql('select max(clock) as clock from commits')['clock'].drop_nulls().to_list()
+    return at_clock(rules, lake.schema, max(readings))
+
+
+def _follow_lake(
+    lake: Lake,  # Has taken all of the batches
+    store: LmdbStore,
+    topic: str,
+    batches: Iterable[CheckedBatch],  # From the store's position on
+    policy: PoisonPolicy,
+) -> StreamCounts:
+    "Apply what the lake has; what it refused for its time is refused"
+    late = (
+        "select off from dead_letters where topic = ? and part = 0 and reasons like '%by the clock'"
+    )
+    refused = lake.sql(late, topic)['off'].implode()
+    counts = StreamCounts()
+    for batch in batches:
+        offset = pl.col('_i').cast(pl.Int64) + store.position()
+        held = replace(batch, events=batch.events.filter(~offset.is_in(refused)))
+        counts += apply_batch(store, held, lake.schema, topic, policy)
+    return counts
+
 # %% ../nbs/09_stream.ipynb #09090012
 def deliver_log(
     lake: Lake,  # An open lake
@@ -311,7 +347,9 @@ def deliver_log(
     "Take what waits in the log into the lake and the store; safe to kill and to run again"
     if next_offset(lake, topic) != store.position():
         ingest(lake, log, topic, rules, batch)
-        return apply_log(store, log, topic, lake.schema, rules, batch, policy)
+        rules = _lake_clock(lake, rules)
+        waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
+        return _follow_lake(lake, store, topic, waiting, policy)
     counts = StreamCounts()
     for checked in _read_batches(store, log, topic, lake.schema, rules, batch):
         commit_batch(lake, checked, topic, store.position())

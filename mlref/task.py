@@ -18,9 +18,10 @@ import polars as pl
 # %% ../nbs/06c_task.ipynb #e06c0006
 from .checks import CheckResult, DayTables
 from .contracts import Rule, raise_for_failed, validate
-from .core import Calendar, MlrefError, TrainingSet, format_time
+from .core import Calendar, MlrefError, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
+from .keys import key_family
 from .limits import with_limits
 from .schema import EventSchema
 
@@ -87,6 +88,9 @@ class Task:
                 f'expected a column among {", ".join(self.schema.columns)}, got'
                 f' {self.request_time}; name the time of what is predicted'
             )
+        for name in [key for view in self.features.views for key in view.entity.keys]:
+            if name in self.schema.columns:
+                key_family(name, self.schema.columns[name])  # raises for a type that is no key
         missing = [name for name in self.monitored if name not in self.features.names]
         if missing:
             raise MlrefError(
@@ -102,6 +106,7 @@ def select_requests(
     end: int,  # Last cut-off, excluded
 ) -> pl.DataFrame:  # One row per entity, in order of time: the columns of the schema, and cutoff
     "Who is scored in a stretch of time; raises `MlrefError` when there is nobody"
+    check_minutes([start, end], 'the first and the last cut-off')
     cutoff = pl.col(task.request_time) - task.calendar.horizon
     announced = events.filter(pl.col('kind') == task.request_kind).with_columns(cutoff=cutoff)
     asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STATUS_HELP', 'DEFAULT_TASK', 'DataFolder', 'RunFolder', 'TaskAddress', 'AsJson', 'Status', 'Answer', 'print_answer',
            'print_progress', 'align_columns', 'find_extra', 'explain_missing', 'command_parameters', 'command',
-           'require_path', 'data_folder', 'run_folder', 'run_app']
+           'require_path', 'require_folder', 'data_folder', 'run_folder', 'run_app']
 
 # %% ../nbs/45_terminal.ipynb #e4500005
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ import typer
 
 # %% ../nbs/45_terminal.ipynb #e4500006
 from .core import MlrefError
+from .edges import blame_library, describe_error
+from .environment import normalize_package
 from .pipeline import current_run, find_folders
 
 # %% ../nbs/45_terminal.ipynb #e4500011
@@ -56,7 +59,11 @@ class Answer:
 
 def print_answer(answer: Answer, as_json: bool) -> None:
     "Print an answer on standard output: its text, or its data as one JSON value"
-    print(json.dumps(answer.data, default=str) if as_json else answer.text, flush=True)
+    try:
+        print(json.dumps(answer.data, default=str) if as_json else answer.text, flush=True)
+    except BrokenPipeError:
+        # the reader went away, as in: mlref features list | head; also Python's last flush is quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def print_progress(line: str) -> None:
@@ -81,10 +88,6 @@ def _pad(row: Sequence[str], widths: Sequence[int]) -> str:
 _DISTRIBUTIONS = {'sklearn': 'scikit-learn'}  # modules whose package has another name
 
 
-def _plain(name: str) -> str:
-    return re.sub('[-_.]+', '-', name).lower()
-
-
 def _extras() -> dict[str, set[str]]:
     "Extra -> the packages it names"
     members: dict[str, set[str]] = {}
@@ -95,7 +98,7 @@ def _extras() -> dict[str, set[str]]:
     for line in lines:
         parts = re.match(r'([\w.-]+).*extra == [\'"](\w+)[\'"]', line)
         if parts:
-            members.setdefault(parts[2], set()).add(_plain(parts[1]))
+            members.setdefault(parts[2], set()).add(normalize_package(parts[1]))
     return members
 
 
@@ -103,7 +106,7 @@ def find_extra(
     module: str,  # That could not be imported, e.g. 'lightgbm.basic'
 ) -> str:  # e.g. 'train'; '' when none brings it
     "The smallest extra of mlref that brings a module"
-    wanted = _plain(_DISTRIBUTIONS.get(module, module.split('.')[0]))
+    wanted = normalize_package(_DISTRIBUTIONS.get(module, module.split('.')[0]))
     members = _extras()
     having = [extra for extra, names in members.items() if wanted in names]
     return min(having, key=lambda extra: len(members[extra]), default='')
@@ -217,21 +220,32 @@ def require_path(
     return path
 
 
+def require_folder(
+    path: Path,
+    what: str,  # e.g. 'the folder of a run'
+    hint: str = 'give the path of one that exists',
+) -> Path:  # `path`
+    "Raises `MlrefError` when there is no folder at `path`"
+    if not require_path(path, what, hint).is_dir():
+        raise MlrefError(f'expected {what} at {path}, found a file; {hint}')
+    return path
+
+
 def data_folder(
     data: Path | None,  # None = that of the checkout, or ./data
 ) -> Path:
     "Where runs are kept"
-    return data or find_folders().data
+    return find_folders().data if data is None else data
 
 
 def run_folder(
     home: Path | None,  # None = the last run that came through
     data: Path | None = None,  # Folder that holds the runs
-    hint: str = 'call ./run first',
+    hint: str = '',  # What to do when there is none; '' = start one
 ) -> Path:
     "The folder of a run; raises `MlrefError` when there is none"
-    if home:
-        return require_path(home, 'the folder of a run')
+    if home is not None:
+        return require_folder(home, 'the folder of a run')
     return current_run(data_folder(data), hint)
 
 # %% ../nbs/45_terminal.ipynb #e4500026
@@ -244,7 +258,18 @@ def _explain_usage(error: typer.TyperException) -> str:
     command = context.command_path if context else 'mlref'
     return f'{error.format_message().rstrip(".")}; see {command} --help'
 
+# %% ../nbs/45_terminal.ipynb #e4500040
+def _explain_foreign(error: Exception) -> str:
+    "The sentence for an error of another library; '' = not one, or its traceback is wanted"
+    owner = blame_library(error)
+    if not owner or os.environ.get('MLREF_TRACEBACK'):
+        return ''
+    return (
+        f'expected {owner} to do its part, got {describe_error(error)}; mend what it names, or set'
+        ' MLREF_TRACEBACK=1 to see where'
+    )
 
+# %% ../nbs/45_terminal.ipynb #e4500041
 def run_app(
     app: Callable[..., object],  # A typer app
     arguments: Sequence[str] | None = None,  # None = those of this process
@@ -264,4 +289,10 @@ def run_app(
     except (KeyboardInterrupt, typer.Abort):
         _say('interrupted')
         return Status.INTERRUPTED
+    except Exception as error:
+        sentence = _explain_foreign(error)
+        if not sentence:  # a fault of this library: its traceback is wanted
+            raise
+        _say(sentence)
+        return Status.REFUSED
     return status if isinstance(status, int) else Status.OK

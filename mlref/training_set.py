@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 # %% ../nbs/07b_training_set.ipynb #f1ab2582
-from .core import MlrefError, TrainingSet
+from .core import MlrefError, TrainingSet, check_minutes
 from .offline import OfflineReader
 from .schema import EVENT_COLUMNS, EventSchema
 from .task import Task, select_requests
@@ -72,6 +72,7 @@ def training_set(
     ids = requests[task.schema.entity_id].to_numpy().astype(str)
     cutoff = requests['cutoff'].to_numpy()
     y = labels['y'].cast(pl.Float32).to_numpy()
+    check_minutes(labels['label_time'].drop_nulls(), 'label_time')
     label_time = labels['label_time'].cast(pl.Int64).fill_null(-1).to_numpy()
     return TrainingSet(
         ids=ids,

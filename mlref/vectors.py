@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from .core import MlrefError
+from .core import MlrefError, check_minutes
 from .features import Entity, FeatureSet, Source
 from .keys import FEW_REQUESTS, Columns, key_texts
 from .read_plan import LastColumns, ReadPlan, SourceRead, WindowColumns, make_plan
@@ -214,11 +214,7 @@ def _read_requests(requests: Columns, features: FeatureSet, plan: ReadPlan) -> _
     more = dict(features.asks(columns)) if features.asks else {}
     columns |= _pick(requests, [name for name in plan.reads if name not in more])
     columns |= more
-    if columns['cutoff'].dtype != np.int64:
-        raise MlrefError(
-            'expected cutoff in whole minutes UTC (int64) in every request, got'
-            f' {columns["cutoff"].dtype}'
-        )
+    columns['cutoff'] = check_minutes(columns['cutoff'], 'cutoff')
     if isinstance(requests, pl.DataFrame):
         requests = requests.with_columns(pl.Series(name, more[name]) for name in more)
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from .calibration import CALIBRATIONS
+from .contracts import at_clock
 from .core import Calendar, MlrefError, Predictor, write_bytes
 from .events import encode_events
 from .lake import Lake
@@ -170,4 +171,6 @@ def deliver_events(
     want = events['known_time'].search_sorted(until, 'left')
     if want > have:
         workspace.log.append(TOPIC, encode_events(events[have:want], task.schema))
-    return deliver_log(workspace.lake, workspace.store, workspace.log, TOPIC, task.contract)
+    # the clock of a replay is that of the delivery
+    rules = at_clock(task.contract, task.schema, until)
+    return deliver_log(workspace.lake, workspace.store, workspace.log, TOPIC, rules)

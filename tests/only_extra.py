@@ -92,4 +92,4 @@ def main(
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3])

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser, SectionProxy
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,13 @@ def test_a_part_that_is_not_there_is_found(tmp_path):
     assert '24 different parts' in check_parts(tmp_path)[0].message
 
 
+def read_settings() -> SectionProxy:
+    "What nbdev reads"
+    settings = ConfigParser(delimiters=['='], interpolation=None)
+    settings.read(ROOT / 'settings.ini', encoding='utf-8')
+    return settings['DEFAULT']
+
+
 @pytest.fixture
 def tree(tmp_path) -> Path:
     "A checkout with one page, exported by nbdev"
@@ -194,7 +202,8 @@ def tree(tmp_path) -> Path:
         (tmp_path / name).touch()
     for name in ('nbs', 'mlref', 'tests'):
         (tmp_path / name).mkdir()
-    (tmp_path / 'mlref' / '__init__.py').write_text('__version__ = "0.1.0"\n')
+    version = read_settings()['version']
+    (tmp_path / 'mlref' / '__init__.py').write_text(f'__version__ = "{version}"\n')
     subprocess.run(['git', 'init', '-q', str(tmp_path)], check=True)
     return tmp_path
 

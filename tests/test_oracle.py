@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from mlref.contracts import validate
+from mlref.core import LAST_MINUTE
 from mlref.flights.events import raw_folder, read_year
 from mlref.flights.features import CARRIERS
 from mlref.flights.task import flights_task
@@ -368,7 +369,7 @@ def raw():
 @pytest.fixture(scope='module')
 def made():
     task = flights_task()
-    return training_set(validate(read_year(RAW), task.contract).good, task, 0, 2**40)
+    return training_set(validate(read_year(RAW), task.contract).good, task, 0, LAST_MINUTE)
 
 
 def drawn(raw, n, seed=0):

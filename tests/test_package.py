@@ -93,6 +93,22 @@ promote(registry, version, 1, 'the first')
 assert load_champion(registry, features=features).predict(np.zeros((1, 1), 'f4')) == 0.5
 """
 
+# ... and what it says where a package that computes its scores has another major version
+DIFFERS = """
+import json
+from mlref.core import MlrefError
+noted = json.loads(registry.client.get_model_version('half', version).tags['environment'])
+noted['packages']['numpy'] = '1.26.4'
+registry.client.set_model_version_tag('half', version, 'environment', json.dumps(noted))
+try:
+    load_champion(registry, features=features)
+except MlrefError as error:
+    assert 'numpy 1.26.4 when registered' in str(error), error
+    assert "to load it: pip install 'numpy==1.26.4'" in str(error), error
+else:
+    raise AssertionError('it was loaded to score under another NumPy')
+"""
+
 # What each extra is there for: code that runs when mlref, the extra and nothing else is installed
 USES = {
     '': """
@@ -137,7 +153,7 @@ for kind in ('logistic', 'gbm'):
 """,
     'monitor': 'import mlref.monitor, nannyml, statsmodels',
     'train,monitor,serve': 'import mlref.lifecycle, mlref.run_report',  # the whole loop
-    'registry': REGISTERED,
+    'registry': REGISTERED + DIFFERS,
     'serve': REGISTERED
     + """
 import onnxruntime, polars as pl, uvicorn
@@ -158,7 +174,8 @@ body = b'{"entities": [{"sale": 7, "shop": 1, "event_time": "2024-05-02T08:30Z"}
 answer = predict_entities(server, body).content['predictions']
 assert answer == [{'entity_id': 7, 'p': 0.5}], answer
 assert len(make_app(server).routes) == 12
-""",
+"""
+    + DIFFERS,
     'load': 'import locust, mlref.capacity',
     'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
     'docs': 'import material, mkdocs',

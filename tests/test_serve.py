@@ -187,7 +187,8 @@ def test_bad_input_gets_its_status_and_one_sentence_and_the_server_is_unharmed(
         ({'sched': 10**30}, 400, 'in minutes UTC'),
         ({'distance': 2**50}, 422, 'in minutes or miles'),
         ({'tailnum': 7}, 400, 'tailnum as str or null'),
-        ({'sched': 5}, 422, 'older than what is kept'),
+        ({'sched': 5}, 422, 'got -115'),
+        ({'sched': 5000}, 422, 'older than what is kept'),
     ],
 )
 def test_a_flight_that_cannot_be_scored(home, url, change, status, says):

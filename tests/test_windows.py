@@ -207,12 +207,10 @@ def test_few_and_many_keys_have_the_same_text_and_no_two_share_one(rows):
     assert len(set(few) - {''}) == len({r for r in rows if None not in r})
 
 
-def test_keys_of_any_type():
+def test_keys_of_every_type_that_is_one():
     when = pl.Series(['2013-07-01', '2013-07-02']).str.to_date()
     for c in (
         pl.Series([1, 2]),
-        pl.Series([True, False]),
-        pl.Series([1.5, 2.5]),
         when,
         when.cast(pl.Datetime('us', 'UTC')),
         pl.Series(['x', 'y'], dtype=pl.Categorical),
@@ -321,7 +319,7 @@ def test_a_table_that_cannot_be_trusted_says_so():
     bad(ok.with_columns(x=pl.lit('5')), 'as numbers', 'last')
     bad(ok, 'column cutoff', req=one().drop('cutoff'))
     bad(ok, 'column city', req=one().drop('city'))
-    bad(ok, 'int64', req=one(cutoff=pl.Series([None], dtype=pl.Int64)))
+    bad(ok, 'in whole minutes', req=one(cutoff=pl.Series([None], dtype=pl.Int64)))
     lost = Source(
         name='sale', values={'x': 'm'}, rows=lambda e: e.select('city', 'no', 'x'), kind='last'
     )
