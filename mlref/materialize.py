@@ -14,7 +14,8 @@ import polars as pl
 from .core import MlrefError, check_minute
 from .features import FeatureSet, FeatureView, read_source
 from .keys import is_plain_key, key_text
-from .lmdb_store import LmdbStore, check_names
+from .limits import check_names
+from .lmdb_store import LmdbStore
 from .online import Facts, find_layout, merge_facts
 from .records import pack_record, trim_record, unpack_record
 
