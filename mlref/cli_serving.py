@@ -40,10 +40,13 @@ from mlref.terminal import (
 
 # %% ../nbs/49_cli_serving.ipynb #e4900007
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import polars as pl
 
+    from mlref.consumer import MessageBatch
     from mlref.ingest import IngestCounts
-    from mlref.log import MessageBatch
+    from mlref.log_position import LogPosition
     from mlref.task import Task
 
 # %% ../nbs/49_cli_serving.ipynb #e4900010
@@ -91,8 +94,9 @@ class LogFollower:
     "The writer of a lake: follows a log until it is told to stop"
 
     def __init__(self, settings: IngestSettings, task: 'Task'):
+        from mlref.consumer import Consumer
         from mlref.lake import Lake
-        from mlref.log import Consumer, LocalLog
+        from mlref.log import LocalLog
 
         settings.check()
         self.settings = settings
@@ -103,14 +107,14 @@ class LogFollower:
         self.consumer = Consumer(self.log, settings.topic, {})
 
     def find_partitions(self) -> None:
-        "Read on where the lake stands, also in partitions that are new"
-        from mlref.ingest import next_offset
-        from mlref.log import list_partitions
+        "Read on where the lake stands, also in partitions that are new; raises as `Consumer`"
+        from mlref.consumer import list_partitions
+        from mlref.ingest import read_partitions, read_position
 
         topic = self.settings.topic
-        for part in list_partitions(self.log, topic):
-            if part not in self.consumer.at:
-                self.consumer.at[part] = next_offset(self.lake, topic, part)
+        found = {*list_partitions(self.log, topic), *read_partitions(self.lake, topic)}
+        for part in sorted(found - set(self.consumer.at)):
+            self.consumer.assign(part, read_position(self.lake, topic, part))
 
     def note(self, batch: 'MessageBatch') -> None:
         "Tell of a batch that is committed"
@@ -135,7 +139,8 @@ class LogFollower:
         self.publish()
         self.find_partitions()
         topic = self.settings.topic
-        if any(self.log.end(topic, part) > at for part, at in self.consumer.at.items()):
+        places = self.consumer.at.items()
+        if any(self.log.end(topic, part) > at.offset for part, at in places):
             return
         if self.settings.once:
             self.stop.set()
@@ -144,12 +149,12 @@ class LogFollower:
 # %% ../nbs/49_cli_serving.ipynb #e4900014
 def summarize_ingest(
     counts: 'IngestCounts',  # Of the messages that this process took in
-    positions: dict[int, int],  # Partition -> offset after the last message
+    positions: 'Mapping[int, LogPosition]',  # Partition -> behind the last message
 ) -> Answer:
     "How far the lake is; status 4 when every message was refused"
     refused = counts.messages > 0 and counts.dead == counts.messages
     said = f'{counts.good:,} good, {counts.repeated:,} repeated, {counts.dead:,} dead'
-    at = dict(sorted(positions.items()))
+    at = {part: position.offset for part, position in sorted(positions.items())}
     lines = [f'stopped: {counts.messages:,} messages taken in: {said}; the lake stands at {at}']
     for name, count in counts.unknown.items():
         lines.append(f'{count:,} messages have the field {name}, which no column keeps')

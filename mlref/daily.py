@@ -26,10 +26,11 @@ from .checks import CheckResult, check_leaking_nulls
 from .client import Client
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
-from .ingest import check_tables, next_offset
+from .ingest import check_tables, read_position
 from .lake import Lake
 from .lmdb_store import LmdbStore
 from .log import LocalLog
+from .log_position import LogPosition, check_position, position_at
 from mlref.monitor import (
     Measurement,
     estimate_day,
@@ -196,13 +197,17 @@ def publish_calibration(
 def read_served(
     folder: Path,  # Where a server writes its log
     lake: Lake,
-) -> tuple[list[dict], int]:  # Its answers since the lake took some; the offset after them
-    "What a server wrote down and the lake has not taken yet"
+) -> tuple[list[dict], LogPosition]:  # Answers that the lake has not taken; where they end
+    "What a server wrote down; raises `MlrefError` when it is another log than the lake has read"
     log = LocalLog(folder, readonly=True)
-    at = next_offset(lake, 'predictions')
-    served = [json.loads(message) for message in log.read('predictions', at, 10**6)]
-    log.close()
-    return served, at + len(served)
+    try:
+        position = read_position(lake, 'predictions')
+        check_position(log, 'predictions', position)
+        messages = log.read('predictions', position.offset, 10**6)
+        served = [json.loads(message) for message in messages]
+        return served, position_at(log, 'predictions', position.offset + len(served))
+    finally:
+        log.close()
 
 
 def calibrated_answers(
@@ -262,10 +267,11 @@ def score_over_http(
     "Score a day by a server and take its rows; raises `MlrefError` as `check_answers` does"
     client.reload()
     answers = client.answers(requests)
-    served, offset = read_served(workspace.served, workspace.lake)
+    served, after = read_served(workspace.served, workspace.lake)
     check_answers(answers, served, scored, fitted)
     predictions = served_predictions(served, scored.predictions, workspace.task.calendar)
-    offsets = pl.DataFrame({'topic': 'predictions', 'part': 0, 'next': offset})
+    place = {'next': after.offset, 'log': after.log, 'epoch': after.epoch}
+    offsets = pl.DataFrame({'topic': 'predictions', 'part': 0, **place})
     return {'predictions': predictions, 'offsets': offsets}
 
 # %% ../nbs/22c_daily.ipynb #0e5d649c

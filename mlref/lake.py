@@ -15,7 +15,9 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
+from .addresses import check_place, local_file, note_place
 from .core import MlrefError
+from .duckdb_files import connect_duckdb
 from .events import sort_events
 from .schema import ColumnType, EventSchema, TableSchema
 
@@ -48,6 +50,8 @@ OFFSETS = TableSchema(
         'part': pl.Int64,
         'next': pl.Int64,  # offset of the first message not read yet
         'watermark': pl.Int64,  # newest known_time seen, minutes UTC
+        'log': pl.String,  # identity of the log that was read; null = of an earlier release
+        'epoch': pl.Int64,  # of the last message read
     },
     primary_key=('topic', 'part'),
 )
@@ -186,8 +190,7 @@ def _check_size(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 # %% ../nbs/05_lake.ipynb #da050006
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(str(path))
-    con.execute('set enable_progress_bar_print = false')  # it would write into a command's output
+    con = connect_duckdb(path)
     query = 'select path from duckdb_databases() where database_name = current_database()'
     ((file,),) = con.execute(query).fetchall()
     if file is None:
@@ -232,7 +235,7 @@ class Lake:
         schema: EventSchema,  # Of its events
         tables: tuple[TableSchema, ...] = (),  # Those of other owners
     ):
-        self.path = Path(path)
+        self.path = local_file(path, 'the file of a lake')
         self.schema = schema
         self.tables: dict[str, TableSchema] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +249,7 @@ class Lake:
             if new:  # what could not be made whole would be in the way of the next try
                 self.path.unlink(missing_ok=True)
             raise _cannot_open(self.path, error) from None
+        self.place = note_place(self.path)
 
     def create(self, *tables: TableSchema) -> None:
         "Make tables that are missing, and bring those of an earlier version up to date"
@@ -265,7 +269,8 @@ class Lake:
         query: str,  # Plain DuckDB SQL
         *args: object,  # Values for its question marks
     ) -> pl.DataFrame:  # The result
-        "Run a query; raises `MlrefError` when the file cannot be read"
+        "Run a query; raises `MlrefError` when the file cannot be read, or is another by now"
+        check_place(self.place, 'the lake')
         try:
             return pl.DataFrame(self.con.sql(query, params=list(args)).to_arrow_table())
         except (duckdb.IOException, duckdb.FatalException) as error:
@@ -303,6 +308,7 @@ def insert_rows(
     then: str = '',  # A statement for the same transaction
 ) -> None:
     "Write rows to several tables in one transaction; raises `MlrefError` when the disk is full"
+    check_place(lake.place, 'the lake')
     try:
         lake.con.begin()
         for name, rows in tables.items():

@@ -243,7 +243,7 @@ _DAMAGE = (
     lmdb.VersionMismatchError,
 )
 
-
+# %% ../nbs/02a_lmdb_files.ipynb #02a00027
 def explain_lmdb(
     error: lmdb.Error | OSError,
     folder: Path,
@@ -265,10 +265,12 @@ def explain_lmdb(
         return MlrefError(f'{said} it first')
     if isinstance(error, _DAMAGE):
         return MlrefError(f'expected {what} whole, it is damaged: {error}; {settings.remedy}')
-    return MlrefError(
-        f'expected room on the disk of {folder}, got: {error}; nothing of this batch was kept, make'
-        ' room and send it again'
-    )
+    if isinstance(error, (OSError, lmdb.DiskError)) or type(error) is lmdb.Error:
+        return MlrefError(
+            f'expected room on the disk of {folder}, got: {error}; nothing of this batch was kept,'
+            ' make room and send it again'
+        )
+    return MlrefError(f'expected {what} to answer, got: {error}; open it again')
 
 # %% ../nbs/02a_lmdb_files.ipynb #02a00019
 def _map_file(folder: Path, settings: LmdbSettings) -> lmdb.Environment:

@@ -22,7 +22,9 @@ from typing import IO, TypedDict
 import duckdb
 import polars as pl
 
+from .addresses import check_place, note_place
 from .core import MlrefError, digest, file_digest, write_bytes, write_json
+from .duckdb_files import connect_duckdb, parquet_query
 from .events import sort_events
 from .lake import Lake, as_of_query
 from .schema import EventSchema
@@ -45,11 +47,13 @@ class _Manifest(TypedDict):
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    "One process at a time publishes or clears"
+    "One process at a time publishes or clears, in a folder that stays where it is"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'lock', 'w') as file:
+        place = note_place(folder / 'lock')
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+        check_place(place, 'the snapshots')
 
 
 def _newest(folder: Path) -> Path | None:
@@ -207,12 +211,17 @@ class Snapshot:
         *args: object,  # Values for its question marks
     ) -> pl.DataFrame:  # The result
         "Run a query"
-        with duckdb.connect() as con:
-            con.execute('set enable_progress_bar_print = false')
-            for table, names in self.tables.items():
-                files = [str(_part_file(self.folder, name)) for name in names]
-                con.execute(f'create view {table} as select * from read_parquet({files})')
-            return pl.DataFrame(con.sql(query, params=list(args)).to_arrow_table())
+        try:
+            with connect_duckdb() as con:
+                for table, names in self.tables.items():
+                    files = parquet_query(_part_file(self.folder, name) for name in names)
+                    con.execute(f'create view {table} as select * from {files}')
+                return pl.DataFrame(con.sql(query, params=list(args)).to_arrow_table())
+        except duckdb.IOException as error:
+            raise MlrefError(
+                f'expected the files of the snapshot {self.name} in {self.folder}, got:'
+                f' {str(error).splitlines()[0]}; open the newest'
+            ) from None
 
     def events(
         self,

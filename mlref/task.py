@@ -17,7 +17,7 @@ import polars as pl
 
 # %% ../nbs/06c_task.ipynb #e06c0006
 from .checks import CheckResult, DayTables
-from .contracts import Rule, raise_for_failed, validate
+from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, MlrefError, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
@@ -74,6 +74,7 @@ class Task:
     address: str = ''  # Where `load_task` finds it, for what runs in a process of its own
 
     def __post_init__(self):
+        check_contract(self.contract, self.schema)
         contract = with_limits(self.contract, self.features, self.schema)
         object.__setattr__(self, 'contract', contract)
         kinds = (self.request_kind, *self.label_kinds)
