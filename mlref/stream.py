@@ -161,6 +161,20 @@ def _position_note(after: LogPosition) -> dict[bytes, bytes | None]:
     where = json.dumps({'log': after.log, 'epoch': after.epoch})
     return {b'!position': b'%d' % after.offset, _LOG_NOTE: where.encode()}
 
+# %% ../nbs/09_stream.ipynb #0909002b
+def _letter_name(topic: str, part: int, offset: int) -> bytes:
+    return LETTERS + f'{topic}/{part}/{offset:020}'.encode()
+
+
+def _note_within(
+    after: LogPosition,  # Behind a whole batch
+    offset: int,  # To which it was read so far
+) -> dict[bytes, bytes | None]:
+    "The position in a batch; the epoch is that of its last message, and not known before"
+    if offset == after.offset:
+        return _position_note(after)
+    return _position_note(LogPosition(offset, after.log))
+
 # %% ../nbs/09_stream.ipynb #cdf61550
 @dataclass(frozen=True)
 class StreamCounts:
@@ -216,10 +230,6 @@ def _prepare_messages(
     return _Applied(prepare_records(store, found.new) | found.notes, counts)
 
 # %% ../nbs/09_stream.ipynb #09090021
-def _letter_name(topic: str, part: int, offset: int) -> bytes:
-    return LETTERS + f'{topic}/{part}/{offset:020}'.encode()
-
-
 def apply_batch(
     store: LmdbStore,  # Opened for writing, standing where the batch begins
     batch: CheckedBatch,  # Of `read_batch`
@@ -232,14 +242,9 @@ def apply_batch(
     count = len(batch.messages)
     first = after.offset - count
 
-    def read_to(end: int) -> dict[bytes, bytes | None]:
-        # the epoch is that of the last message; in the middle of a batch it is not known
-        epoch = after.epoch if end == count else 0
-        return _position_note(LogPosition(first + end, after.log, epoch))
-
     def prepare(start: int, end: int) -> _Applied:
         applied = _prepare_messages(store, batch, schema, start, end)
-        return replace(applied, records=applied.records | read_to(end))
+        return replace(applied, records=applied.records | _note_within(after, first + end))
 
     def commit(applied: _Applied) -> StreamCounts:
         store.write(applied.records)
@@ -248,7 +253,7 @@ def apply_batch(
     def set_aside(place: int, reason: str) -> StreamCounts:
         letter = reason.encode() + b'\n' + batch.messages[place]
         name = _letter_name(topic, 0, first + place)
-        store.write({name: letter, **read_to(place + 1)})
+        store.write({name: letter, **_note_within(after, first + place + 1)})
         return StreamCounts(messages=1, dead=1)
 
     parts = work_in_parts(count, prepare, commit, set_aside, policy)
