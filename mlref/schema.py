@@ -144,10 +144,12 @@ def check_column_types(
         got = events.schema.get(name, pl.Null)
         if got in (expected, pl.Null):
             continue
-        if isinstance(got, pl.Datetime) and got.time_zone is None:
+        if isinstance(got, pl.Datetime):
+            said = f'{got};'
+            if got.time_zone is None:
+                said = 'a naive datetime: whose clock is it? add its time zone, then'
             raise MlrefError(
-                f'expected {name} in minutes UTC, got a naive datetime: whose clock is it? add its'
-                ' time zone and use .dt.epoch("s") // 60'
+                f'expected {name} in minutes UTC, got {said} convert it with features.to_minutes'
             )
         raise MlrefError(f'expected {name} as {expected}, got {got}; cast it')
     return events
