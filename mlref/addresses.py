@@ -10,7 +10,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from .core import MlrefError
 
@@ -51,7 +50,7 @@ def check_place(
     )
 
 # %% ../nbs/01c_addresses.ipynb #01c0000d
-_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:')
+_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/|(md|motherduck|ducklake):')
 
 
 def local_file(
@@ -61,10 +60,7 @@ def local_file(
     "A path to a file; raises `MlrefError` for the address of another machine"
     text = os.fspath(path)
     if not text or _SCHEME.match(text) or '\0' in text:
-        raise MlrefError(
-            f'expected {what} as a file of this machine, got {text!r}; give an absolute'
-            ' path for a name that has a colon'
-        )
+        raise MlrefError(f'expected {what} as a file of this machine, got {text!r}; give a path')
     return Path(os.path.abspath(text))
 
 
@@ -72,4 +68,5 @@ def sqlite_uri(
     file: Path,  # Existing or not
 ) -> str:
     "The address of an SQLite file for SQLAlchemy"
-    return f'sqlite:///file:{quote(os.path.abspath(file))}?uri=true'
+    path = os.path.abspath(file)
+    return 'sqlite:///' + path.replace('%', '%25').replace('?', '%3F')

@@ -21,6 +21,7 @@ from zlib import crc32
 
 import lmdb
 
+from .addresses import local_file
 from .core import MlrefError, write_bytes, write_json
 from .features import FeatureSet
 from .online import Lookup, OnlineReader, Record
@@ -301,7 +302,7 @@ class LmdbStore(OnlineReader):
         shards: int = 1,  # Parts of a new store; see `reshard` for an old one
         more: tuple[RecordLayout, ...] = (),  # Further records, for `push`
     ):
-        self.folder = Path(folder)
+        self.folder = local_file(folder, 'the folder of an online store')
         self.features = features
         self.readonly = readonly
         self.size = size

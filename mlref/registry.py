@@ -15,7 +15,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .addresses import local_file, sqlite_uri
 from mlref.core import (
     MlrefError,
     Predictor,
@@ -63,7 +64,7 @@ def local_uri(
     folder: Path,  # Of a registry
 ) -> str:
     "The address of the SQLite file in a folder"
-    return f'sqlite:///{Path(folder).resolve()}/mlflow.db'
+    return sqlite_uri(Path(folder).resolve() / 'mlflow.db')
 
 
 class RegistryUnreachable(MlrefError):
@@ -139,7 +140,7 @@ class Registry:
         name: str,  # Of the registered model: the name of the task
     ):
         self.name = check_model_name(name)
-        self.folder = Path(folder).resolve()
+        self.folder = local_file(folder, 'the folder of a registry').resolve()
         with explain_errors(f'a folder for the registry at {self.folder}', 'choose another'):
             self.folder.mkdir(parents=True, exist_ok=True)
         own = local_uri(self.folder)
@@ -152,14 +153,12 @@ class Registry:
     def client(self) -> 'MlflowClient':
         "MLflow's client; making it makes the tables of an SQLite file"
         need_extra('mlflow', extra='registry')
-        from mlflow import MlflowClient
-
         for logger in ('alembic', 'mlflow'):  # they report every migration
             logging.getLogger(logger).setLevel(logging.ERROR)
         return _connect(
             self.uri,
             nullcontext() if self.file is None else hold_file_lock(self.folder / '.first_use'),
-            lambda: MlflowClient(tracking_uri=self.uri, registry_uri=self.uri),
+            lambda: _make_client(self.uri, self.file),
         )
 
     def call(
@@ -188,6 +187,31 @@ class Registry:
             if isinstance(error, MlrefError) or not isinstance(error, _mlflow_errors()):
                 raise
             return _none_or_raise(self.uri, what, error)
+
+# %% ../nbs/14_registry.ipynb #14a00051
+def _make_client(
+    uri: str,  # Tracking URI
+    file: Path | None,  # The SQLite file it stands for; None = a server's, or of somebody else
+) -> 'MlflowClient':
+    "MLflow's client, with its own file and no other; raises `MlrefError` for an odd folder"
+    from mlflow import MlflowClient
+    from sqlalchemy.engine import make_url
+
+    if file is None:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if make_url(uri).database != str(file):
+        raise MlrefError(
+            f'expected a registry in {file}, this SQLAlchemy would open {make_url(uri).database};'
+            ' rename the folder so that it has no % and no ?'
+        )
+    as_written = Path(uri.removeprefix('sqlite:///')).parent
+    there = as_written.exists()
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    finally:
+        if not there:
+            with suppress(OSError):
+                os.removedirs(as_written)
 
 # %% ../nbs/14_registry.ipynb #5713875a
 NOTHING_THERE = ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS')

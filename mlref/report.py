@@ -96,6 +96,8 @@ def read_facts(
     "What the lake of a run says"
     import duckdb
 
+    from mlref.duckdb_files import connect_duckdb
+
     file = run.folder / 'lake' / 'mlref.duckdb'
     if not file.exists():
         return {name: [] for name in QUERIES}
@@ -103,7 +105,7 @@ def read_facts(
     advice = 'see that no other process writes to it, and that the disk is whole'
     with (
         explain_errors(f'to read the lake {file}', advice, duckdb.Error),
-        duckdb.connect(str(file.absolute()), read_only=True) as lake,
+        connect_duckdb(file, read_only=True) as lake,
     ):
         for name, query in QUERIES.items():
             try:
