@@ -50,7 +50,7 @@ from mlref.gates import (
 )
 from .history import model_lineage
 from .lake import Lake, events_as_of, insert_rows
-from .model_versions import get_version, load_champion
+from .model_versions import get_version
 from .modelcard import ModelRecord, SliceScore, render_model_card
 from .monitor import label_days, monitored_columns
 from .policy import RetrainPolicy, decision_rows, make_decision
@@ -59,7 +59,7 @@ from .recipes import fit_cached, out_of_fold_scores
 from .registry import Registry, TrainingRun, register_model, version_by_alias
 from .slices import Comparison, compare_models
 from .task import Task
-from .training_set import training_set
+from .vector_cache import VectorCache, cached_training_set
 from .workspace import Workspace, write_reference
 
 # %% ../nbs/22b_challenger.ipynb #21ac20a7
@@ -79,9 +79,10 @@ def past_rows(
     lake: Lake,
     task: Task,
     end: int,  # Cut-offs before this minute UTC
+    cache: VectorCache,  # Where vectors of days that are over lie
 ) -> TrainingSet:
     "Every row of the lake with a cut-off before a moment, labelled or not"
-    return training_set(events_as_of(lake), task, first_cutoff(lake, task), end)
+    return cached_training_set(events_as_of(lake), task, first_cutoff(lake, task), end, cache)
 
 # %% ../nbs/22b_challenger.ipynb #404e5741
 def train_challenger(
@@ -239,7 +240,7 @@ def bootstrap(
     number = sync_registry(registry, lake, task)
     if number:
         return number
-    past = mature_by(past_rows(lake, task, until), until)
+    past = mature_by(past_rows(lake, task, until, workspace.vectors), until)
     check_slices(task, past)
     p = out_of_fold_scores(policy.kind, past, 3, policy.seed)
     model = train_challenger(past, until, policy, workspace.cache)
@@ -429,7 +430,7 @@ def judge_challenger(
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
     rows = holdout.rows
     p = challenger.model.predict(rows.X)
-    champion = load_champion(registry, features=task.features).predict(rows.X)
+    champion = workspace.load_champion(version_by_alias(registry)).predict(rows.X)
     comparison = compare_models(rows, p, champion, task.slices(rows), policy.level)
     evidence = collect_evidence(challenger, holdout, champion, lake, registry, task)
     return replace(
@@ -448,7 +449,7 @@ def run_challenge(
     "Train a challenger on what was known at a moment, and put it to the gates"
     end = now - label_days(workspace.task.calendar) * DAY
     begin = end - policy.block * DAY
-    rows = past_rows(workspace.lake, workspace.task, end)
+    rows = past_rows(workspace.lake, workspace.task, end, workspace.vectors)
     past = mature_by(rows, begin)
     holdout = Holdout(mature_by(rows.take(rows.cutoff >= begin), now), begin, now)
     model = train_challenger(past, begin, policy, workspace.cache)

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 # %% ../nbs/10_networks.ipynb #10aa0001
+_BELOW = -1e30  # lower than any number here
+
+
 class PiecewiseLinearEmbedding(nn.Module):
     "Each number as a few values that change linearly between fixed knots"
 
@@ -50,13 +53,20 @@ class PiecewiseLinearEmbedding(nn.Module):
         x: torch.Tensor,  # (rows, numbers), NaN = missing
     ) -> torch.Tensor:  # (rows, numbers * size)
         "How far each number is through each piece, weighted"
-        passed = torch.nan_to_num(((x[:, :, None] - self.knot) * self.slope).clamp(0, 1))
         if self.training:
-            product = torch.einsum('rnp,nps->rns', passed, self.weight)
-        else:
-            # an engine may round a product by the number of rows; a sum it does not
-            product = (passed[:, :, None] * self.weight.transpose(1, 2)).sum(3)
+            return self._forward_training(x)
+        passed = torch.nan_to_num(((x[:, :, None] - self.knot) * self.slope).clamp(0, 1))
+        # an engine may round a product by the number of rows; a sum it does not
+        product = (passed[:, :, None] * self.weight.transpose(1, 2)).sum(3)
         return torch.relu(product + self.bias).flatten(1)
+
+    def _forward_training(self, x: torch.Tensor) -> torch.Tensor:
+        "The same with rows last, which multiplies matrices in half the time"
+        # below every knot, so that nothing is passed
+        present = torch.nan_to_num(x, nan=_BELOW).T
+        passed = ((present[:, None] - self.knot[:, :, None]) * self.slope[:, :, None]).clamp(0, 1)
+        product = torch.baddbmm(self.bias[:, :, None], self.weight.transpose(1, 2), passed)
+        return torch.relu(product).permute(2, 0, 1).flatten(1)
 
 
 def _quantiles(column: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import polars as pl
 
 # %% ../nbs/06c_task.ipynb #e06c0006
 from .checks import CheckResult, DayTables
-from .contracts import Rule, raise_for_failed, validate
+from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, MlrefError, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
@@ -73,6 +73,7 @@ class Task:
     address: str = ''  # Where `load_task` finds it, for what runs in a process of its own
 
     def __post_init__(self):
+        check_contract(self.contract, self.schema)
         kinds = (self.request_kind, *self.label_kinds)
         unknown = [kind for kind in kinds if kind not in self.schema.kinds]
         if unknown:

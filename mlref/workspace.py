@@ -25,6 +25,7 @@ from .registry import Registry, local_uri
 from .schema import TableSchema
 from .stream import StreamCounts, deliver_log
 from .task import Task
+from .vector_cache import VectorCache
 
 # %% ../nbs/22_workspace.ipynb #4599bcf3
 PREDICTIONS = TableSchema(
@@ -98,6 +99,11 @@ class Workspace:
     def cache(self) -> Path:
         "Where fitted models lie under the digest of their data, so that a resumed run finds them"
         return self.folder / 'cache'
+
+    @property
+    def vectors(self) -> VectorCache:
+        "Vectors of days that are over, which every later training set has in common"
+        return VectorCache(self.cache / 'vectors')
 
     @property
     def served(self) -> Path:
