@@ -15,15 +15,15 @@ import posixpath
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .addresses import local_file, sqlite_uri
+from .addresses import local_file, own_sqlite_file, sqlite_uri
 from mlref.core import (
     MlrefError,
     Predictor,
@@ -165,13 +165,15 @@ class Registry:
     def client(self) -> 'MlflowClient':
         "MLflow's client; making it makes the tables of an SQLite file"
         need_extra('mlflow', extra='registry')
+        from mlflow import MlflowClient
+
         for logger in ('alembic', 'mlflow'):  # they report every migration
             logging.getLogger(logger).setLevel(logging.ERROR)
-        return _connect(
-            self.uri,
-            nullcontext() if self.file is None else hold_file_lock(self.folder / '.first_use'),
-            lambda: _make_client(self.uri, self.file),
-        )
+        make = partial(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
+        if self.file is None:
+            return _connect(self.uri, nullcontext(), make)
+        with own_sqlite_file(self.uri, self.file):
+            return _connect(self.uri, hold_file_lock(self.folder / '.first_use'), make)
 
     def call(
         self,
@@ -199,31 +201,6 @@ class Registry:
             if isinstance(error, MlrefError) or not isinstance(error, _mlflow_errors()):
                 raise
             return _none_or_raise(self.uri, what, error)
-
-# %% ../nbs/14_registry.ipynb #14a00051
-def _make_client(
-    uri: str,  # Tracking URI
-    file: Path | None,  # The SQLite file it stands for; None = a server's, or of somebody else
-) -> 'MlflowClient':
-    "MLflow's client, with its own file and no other; raises `MlrefError` for an odd folder"
-    from mlflow import MlflowClient
-    from sqlalchemy.engine import make_url
-
-    if file is None:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    if make_url(uri).database != str(file):
-        raise MlrefError(
-            f'expected a registry in {file}, this SQLAlchemy would open {make_url(uri).database};'
-            ' rename the folder so that it has no % and no ?'
-        )
-    as_written = Path(uri.removeprefix('sqlite:///')).parent
-    there = as_written.exists()
-    try:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    finally:
-        if not there:
-            with suppress(OSError):
-                os.removedirs(as_written)
 
 # %% ../nbs/14_registry.ipynb #5713875a
 NOTHING_THERE = ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS')

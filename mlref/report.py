@@ -97,8 +97,6 @@ def read_facts(
     "What the lake of a run says"
     import duckdb
 
-    from mlref.duckdb_files import connect_duckdb
-
     file = run.folder / 'lake' / 'mlref.duckdb'
     if not file.exists():
         return {name: [] for name in QUERIES}
