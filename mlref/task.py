@@ -106,6 +106,11 @@ def select_requests(
     "Who is scored in a stretch of time; raises `MlrefError` when there is nobody"
     check_minutes([start, end], 'the first and the last cut-off')
     cutoff = pl.col(task.request_time) - task.calendar.horizon
+    if not events.schema[task.request_time].is_integer():
+        raise MlrefError(
+            f'expected {task.request_time} in whole minutes UTC, got'
+            f' {events.schema[task.request_time]}; convert it with features.to_minutes'
+        )
     announced = events.filter(pl.col('kind') == task.request_kind).with_columns(cutoff=cutoff)
     asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))
     if not asked.height:
