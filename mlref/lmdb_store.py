@@ -22,7 +22,7 @@ from zlib import crc32
 
 import lmdb
 
-from .addresses import FilePlace, check_place, note_place
+from .addresses import FilePlace, check_place, local_file, note_place
 from .core import MlrefError, write_bytes
 from .dead_letters import Outage
 from .features import FeatureSet
@@ -398,7 +398,7 @@ class LmdbStore(OnlineReader):
         shards: int = 1,  # Parts of a new store; see `reshard` for an old one
         more: tuple[RecordLayout, ...] = (),  # Further records, for `push`
     ):
-        self.folder = Path(folder)
+        self.folder = local_file(folder, 'the folder of an online store')
         self.features = features
         self.settings = _part_settings(readonly, size)
         expected = more if features is None else (*record_layouts(features), *more)
