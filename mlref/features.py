@@ -170,7 +170,7 @@ def to_minutes(
     begun = (ticks % a_minute > 0).cast(pl.Int64) if up else 0
     return ticks // a_minute + begun
 
-
+# %% ../nbs/06_features.ipynb #6eb6f2f6
 def from_table(
     name: str,
     *,

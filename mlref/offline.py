@@ -333,6 +333,13 @@ def _window_values(
     return [pl.Series(name, column) for name, column in zip(features.names, vectors.T, strict=True)]
 
 # %% ../nbs/07_offline.ipynb #a2342368
+def _check_types(requests: pl.DataFrame, views: tuple[FeatureView, ...]) -> None:
+    check_type(requests, pl.DataFrame, 'requests')
+    check_type(views, (tuple, list), 'views')
+    for view in views:
+        check_type(view, FeatureView, 'each view')
+
+
 def _check_join(
     requests: pl.DataFrame,
     views: tuple[FeatureView, ...],
@@ -364,10 +371,7 @@ def point_in_time_join(
     # The requests, row by row, with the views' columns and a status for each last value
 ) -> pl.DataFrame:
     "What was known of every request at its T; raises `MlrefError` on a leak"
-    check_type(requests, pl.DataFrame, 'requests')
-    check_type(views, (tuple, list), 'views')
-    for view in views:
-        check_type(view, FeatureView, 'each view')
+    _check_types(requests, views)
     cutoff = _cutoffs(requests)
     windows = tuple(view for view in views if view.windows)
     _check_join(requests, views, windows, engine)

@@ -17,13 +17,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import MlrefError, check_array, check_type
+from .addresses import local_file, own_sqlite_file, sqlite_uri
+from .arguments import MlrefError, check_type
 from mlref.core import (
     Predictor,
     check_predictor,
@@ -69,7 +70,7 @@ def local_uri(
     folder: Path,  # Of a registry
 ) -> str:
     "The address of the SQLite file in a folder"
-    return f'sqlite:///{Path(folder).resolve()}/mlflow.db'
+    return sqlite_uri(Path(folder).resolve() / 'mlflow.db')
 
 
 class RegistryUnreachable(MlrefError):
@@ -151,16 +152,14 @@ class Registry:
         name: str,  # Of the registered model: the name of the task
     ):
         self.name = check_model_name(name)
-        self.folder = Path(folder).resolve()
+        self.folder = local_file(folder, 'the folder of a registry').resolve()
         with explain_errors(f'a folder for the registry at {self.folder}', 'choose another'):
             self.folder.mkdir(parents=True, exist_ok=True)
         own = local_uri(self.folder)
         file = self.folder / 'mlflow.db'
-        # an empty variable names nothing, an empty argument is a mistake
+        # an empty variable names nothing
         found = '' if file.exists() else os.environ.get('MLFLOW_TRACKING_URI', '')
         self.uri = (found or own) if uri is None else uri
-        if not self.uri:
-            raise MlrefError('expected a tracking URI, got an empty one; name one, or give None')
         self.file = file if self.uri == own else None
 
     @cached_property
@@ -171,11 +170,11 @@ class Registry:
 
         for logger in ('alembic', 'mlflow'):  # they report every migration
             logging.getLogger(logger).setLevel(logging.ERROR)
-        return _connect(
-            self.uri,
-            nullcontext() if self.file is None else hold_file_lock(self.folder / '.first_use'),
-            lambda: MlflowClient(tracking_uri=self.uri, registry_uri=self.uri),
-        )
+        make = partial(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
+        if self.file is None:
+            return _connect(self.uri, nullcontext(), make)
+        with own_sqlite_file(self.uri, self.file):
+            return _connect(self.uri, hold_file_lock(self.folder / '.first_use'), make)
 
     def call(
         self,
@@ -363,11 +362,7 @@ def register_model(
     "Register a model as the challenger; idempotent; raises `MlrefError` for no `Predictor`"
     check_type(model, Predictor, 'model')
     if sample is not None:
-        check_array(sample, 'sample', dimensions=2)
-        if not len(sample):
-            raise MlrefError(
-                'expected rows in the sample to compare scores on, got none; give some, or None'
-            )
+        check_predictor(model, sample[:KEPT_ROWS])  # before anything is written
     if features is not None and model.names != features.names:
         raise MlrefError(
             f'expected a model of the {len(features.names)} columns of {features.name}, got one of'

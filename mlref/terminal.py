@@ -262,7 +262,7 @@ def _explain_usage(error: typer.TyperException) -> str:
 def _explain_foreign(error: Exception) -> str:
     "The sentence for an error of another library; '' = not one, or its traceback is wanted"
     owner = blame_library(error)
-    if not owner or os.environ.get('MLREF_TRACEBACK'):
+    if not owner or os.environ.get('MLREF_TRACEBACK', ''):
         return ''
     return (
         f'expected {owner} to do its part, got {describe_error(error)}; mend what it names, or set'

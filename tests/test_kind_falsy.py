@@ -45,6 +45,7 @@ FINE = {
     'a default of True or False': 'if getattr(kind, "is_open", False):\n    stop()',
     'a type that is asked for': 'a = x.get("a")\nif not isinstance(a, list) or not a:\n    stop()',
     'an empty default': 'def f(tables: dict | None = None):\n    return tables or {}',
+    'an empty default of its own': 'def f(hint: str = ""):\n    return hint or "start"',
     'a text to show': 'print(", ".join(names) or "none")',
     'a flag': 'def f(exact: bool, names: list | None = None):\n    return a if exact else b',
     'a name of two kinds': 'x = d.get("x")\nx = [*y]\nif x:\n    stop()',

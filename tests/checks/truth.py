@@ -8,7 +8,8 @@ default of one's own. Four forms are findings, each by its syntax alone:
 - a value that was looked up (`next`, `.get`, `.pop`, `getattr` with a default), tested for truth at
   once or by the name it was given, unless its default says that an empty one means none, or its
   type is asked for as well;
-- `parameter or default` where the default is no empty literal, which would change nothing;
+- `parameter or default` where the default is no empty literal, which would change nothing, unless
+  the parameter's own default says that an empty one means none;
 - a parameter declared as a number, a text or bytes *or None* that is tested for truth.
 """
 
@@ -36,7 +37,7 @@ def check_truth(tree: ast.Module) -> Found:
                 yield 'truth', f'line {part.lineno}: {what} is tested for truth; {ADVICE}'
         for node in own:
             if isinstance(node, ast.BoolOp) and id(node) not in tested:
-                yield from check_default(node, parameters(scope))
+                yield from check_default(node, set(parameters(scope)) - empty_by_default(scope))
 
 
 def nodes_of(
@@ -75,6 +76,23 @@ def parameters(scope: ast.AST) -> dict[str, ast.arg]:
     return {each.arg: each for each in [*given.posonlyargs, *given.args, *given.kwonlyargs]}
 
 
+def empty_by_default(scope: ast.AST) -> set[str]:
+    "Parameters whose default is an empty text, list or the like"
+    if not isinstance(scope, FUNCTIONS):
+        return set()
+    given = scope.args
+    ordered = [*given.posonlyargs, *given.args]
+    last = ordered[len(ordered) - len(given.defaults) :]
+    pairs = [*zip(last, given.defaults, strict=True)]
+    pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    return {each.arg for each, value in pairs if says_none(value)}
+
+
+def says_none(value: ast.AST | None) -> bool:
+    "Is it an empty literal of a type, as a default is that says what means none?"
+    return value is not None and is_empty(value) and ast.unparse(value) != 'None'
+
+
 def optional_scalars(scope: ast.AST) -> set[str]:
     "Parameters that may be None, and otherwise a number, a text or bytes"
     names = set()
@@ -95,8 +113,7 @@ def is_looked_up(value: ast.AST | None) -> bool:
     else:
         looked_up = isinstance(name, ast.Attribute) and name.attr in LOOKED_UP
     default = value.args[-1] if len(value.args) > 1 else None
-    said = default is not None and is_empty(default) and ast.unparse(default) != 'None'
-    return looked_up and not said
+    return looked_up and not says_none(default)
 
 
 def looked_up_names(nodes: list[ast.AST]) -> set[str]:
@@ -138,7 +155,7 @@ def describe(
 
 def check_default(
     node: ast.BoolOp,
-    given: dict[str, ast.arg],  # parameters
+    given: set[str],  # parameters
 ) -> Found:
     "`given or default` in the place of a value"
     if isinstance(node.op, ast.And):
