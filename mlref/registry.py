@@ -157,8 +157,7 @@ class Registry:
             self.folder.mkdir(parents=True, exist_ok=True)
         own = local_uri(self.folder)
         file = self.folder / 'mlflow.db'
-        # an empty variable names nothing
-        found = '' if file.exists() else os.environ.get('MLFLOW_TRACKING_URI', '')
+        found = '' if file.exists() else os.environ.get('MLFLOW_TRACKING_URI', '')  # '' = none
         self.uri = (found or own) if uri is None else uri
         self.file = file if self.uri == own else None
 
