@@ -371,6 +371,12 @@ def _check_rule(
     return Rule(name=f'{name}: {check.name}', holds=holds, action=action)
 
 # %% ../nbs/04_contracts.ipynb #da040007
+def _is_there(values: pl.Series) -> pl.Series:
+    "Which values are neither null nor, as pandera sees it, NaN"
+    there = values.is_not_null()
+    return there & values.is_not_nan().fill_null(False) if values.dtype.is_float() else there
+
+
 def _type_rule(name: str, kind: ColumnType) -> Rule:
     "The type of a column, which holds for every row or for none"
 
@@ -389,9 +395,7 @@ def _column_rules(name: str, column: Any, kept: ColumnType | None) -> list[Rule]
     rules = []
     kind = column.dtype.type if column.dtype is not None else None
     if not column.nullable:
-        there = pl.col(name).is_not_null()
-        if kind is not None and kind.is_float():  # pandera takes NaN for null
-            there &= pl.col(name).is_not_nan()
+        there = pl.col(name).map_batches(_is_there, return_dtype=pl.Boolean)
         rules.append(Rule(name=f'{name}: there', holds=there))
     rules += [_check_rule(name, check) for check in column.checks]
     if kind is not None and kind != kept:

@@ -70,7 +70,7 @@ def read_raw(
     "One file as a frame, untouched"
     p = Path(folder) / (f'{name}.csv.zip' if name == 'flights' else f'{name}.csv')
     src = zipfile.ZipFile(p).read(f'{name}.csv') if name == 'flights' else p
-    return pl.read_csv(src, null_values=['NA', ''], infer_schema_length=None)
+    return pl.read_csv(src, null_values=['NA', ''], infer_schema_length=None, glob=False)
 
 # %% ../../nbs/40_flights_events.ipynb #4035293b
 MISSING_ZONES = {
@@ -176,8 +176,21 @@ def _wide_column(events: pl.DataFrame, name: str) -> pl.Expr:
     return found.cast(SCHEMA[name]).alias(name)
 
 
+def _check_whole(events: pl.DataFrame) -> None:
+    "Raise `MlrefError` when a fraction would be cut off on the way into a whole number"
+    wanted = [name for name in events.columns if SCHEMA.get(name) == pl.Int64]
+    floats = [name for name in wanted if events.schema[name].is_float()]
+    odd = [name for name in floats if (events[name] != events[name].round()).any()]
+    if odd:
+        raise MlrefError(
+            f'expected whole numbers in {", ".join(odd)}, got fractions; the schema of the flights'
+            ' counts minutes and miles'
+        )
+
+
 def _wide(facts: pl.DataFrame, kind: str) -> pl.DataFrame:
     "Facts of one kind as wide events"
+    _check_whole(facts)
     events = facts.with_columns(
         kind=pl.lit(kind), event_id=pl.format('{}:{}', pl.lit(kind), '_key')
     )
