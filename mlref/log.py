@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import lmdb
 
-from .addresses import check_place, note_place
+from .addresses import check_place, local_file, note_place
 from mlref.blocks import (
     BlockHead,
     Partition,
@@ -203,7 +203,7 @@ class LocalLog:
         size: int = 8 * 2**30,  # The most it may grow to, bytes; address space, not disk
         clock: Callable[[], float] = time.time,  # Seconds since 1970-01-01 UTC
     ):
-        self.folder = Path(folder)
+        self.folder = local_file(folder, 'the folder of a log')
         self.clock = clock
         self.settings = LmdbSettings(
             'a log', 'restore it from a copy', size, readonly, tables=PARTITIONS + 1
