@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from .arguments import MlrefError, check_choice, check_number
+from .core import check_minutes
 from .messages import MessageReader, show_name
 from .schema import EVENT_COLUMNS, ColumnType, EventSchema, check_frame
 
@@ -456,5 +457,6 @@ def events_between(
     check_frame(events, {'known_time': pl.Int64}, 'events')
     check_number(start, 'start', whole=True)
     check_number(end, 'end', low=start, whole=True)
+    check_minutes([start, end], 'start and end')
     known = events['known_time']
     return events[known.search_sorted(start, 'left') : known.search_sorted(end, 'left')]

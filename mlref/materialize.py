@@ -106,7 +106,7 @@ def list_records(
     clock: int | None = None,  # Minute to trim to, UTC; default: the store's own
 ) -> dict[bytes, bytes]:  # Name -> record
     "Every history of a store as it would lie if all of it had been written at `clock`"
-    now = store.clock() if clock is None else clock
+    now = store.clock() if clock is None else check_minute(clock, 'clock')
     names = [name for name in store.names() if not name.startswith(b'!')]
     trimmed = {}
     with store.snapshot() as lookup:

@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 # %% ../nbs/07b_training_set.ipynb #f1ab2582
-from .arguments import MlrefError, check_number
-from .core import TrainingSet, check_minutes
+from .arguments import MlrefError
+from .core import TrainingSet, check_minute, check_minutes
 from .offline import OfflineReader
 from .schema import EVENT_COLUMNS, EventSchema, check_frame
 from .task import Task, read_labels, select_requests
@@ -118,7 +118,7 @@ def corrupt_future(
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after a cut-off"
     check_frame(events, EVENT_COLUMNS, 'events')
-    check_number(cutoff, 'cutoff', whole=True)
+    cutoff = check_minute(cutoff, 'cutoff')
     stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)
     columns = [column for column in schema.columns if column in events and column not in stay]
     later = pl.col('known_time') > cutoff
@@ -158,13 +158,14 @@ def find_leaks(
             f'expected a {task.entity} among the events and a cut-off, got {announced.height} and'
             f' {len(cutoffs)}; take a longer stretch'
         )
-    first = announced.select(pl.col(task.request_time).min()).item() - task.calendar.horizon
+    earliest = announced.select(pl.col(task.request_time).min()).item()
+    first = max(earliest - task.calendar.horizon, 0)
     whole = make(events, task, first, max(cutoffs) + 1)
+    blind = _without_labels(task)
     found = Counter[str]()
     for cutoff in cutoffs:
         was = whole.take(whole.cutoff <= cutoff)
-        spoilt = corrupt_future(events, cutoff, task.schema)
-        now = make(spoilt, _without_labels(task), first, cutoff + 1)
+        now = make(corrupt_future(events, cutoff, task.schema), blind, first, cutoff + 1)
         if not np.array_equal(was.ids, now.ids):
             raise MlrefError(
                 f'expected the same {len(was)} rows of {task.entity} at {cutoff}, got {len(now)}:'

@@ -266,7 +266,7 @@ def test_a_refused_stamp_does_not_become_right_by_waiting(events, tmp_path):
     story.close()
 
 
-@pytest.mark.parametrize('moved', [600, -600])
+@pytest.mark.parametrize('moved', [600, -600, 2 * YEAR])
 def test_a_store_behind_its_lake_judges_as_the_lake_did_wherever_the_clock_is_now(
     moved, events, tmp_path
 ):
