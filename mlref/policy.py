@@ -85,9 +85,10 @@ class RetrainPolicy:
         check_choice(self.kind, RECIPES, 'kind of a retraining policy')
         check_choice(self.engine, ENGINES, 'engine of a retraining policy')
         check_number(self.seed, 'seed', low=0)
-        for name in ('stop', 'block', 'refresh'):
+        for name in ('stop', 'block'):
             check_number(getattr(self, name), f'{name} of a retraining policy', low=1)
-        check_number(self.cooldown, 'cooldown of a retraining policy', low=0)
+        for name in ('cooldown', 'refresh'):
+            check_number(getattr(self, name), f'{name} of a retraining policy', low=0)
         check_number(self.level, 'level of a retraining policy', 0, 1)
         check_number(self.ms, 'ms of a retraining policy', low=0)
 
