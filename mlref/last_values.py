@@ -165,17 +165,6 @@ def _check_times(
         )
 
 
-def _check_known(known: np.ndarray, now: int | None) -> None:
-    "Raise `MlrefError` for a row that nobody can know yet"
-    latest = wall_clock() if now is None else check_minute(now, 'now')
-    newest = int(known.max(initial=0))
-    if newest > latest + MAX_AHEAD:
-        raise MlrefError(
-            f'expected rows known by now, {format_time(latest)}, got one known at'
-            f' {format_time(newest)}; of a plan give the time at which it was learnt as known'
-        )
-
-
 def _check_rows(layout: RecordLayout, keys: Sequence[str], values: np.ndarray) -> None:
     "Raise `MlrefError` unless these are newest rows for the layout"
     if not layout.newest:
@@ -193,6 +182,17 @@ def _check_rows(layout: RecordLayout, keys: Sequence[str], values: np.ndarray) -
     if odd:
         raise MlrefError(
             f'expected keys as text, got {odd[0].__name__}; make them with keys.key_text'
+        )
+
+# %% ../nbs/08a_last_values.ipynb #0a8a0031
+def _check_known(known: np.ndarray, now: int | None) -> None:
+    "Raise `MlrefError` for a row that nobody can know yet"
+    latest = wall_clock() if now is None else check_minute(now, 'now')
+    newest = int(known.max(initial=0))
+    if newest > latest + MAX_AHEAD:
+        raise MlrefError(
+            f'expected rows known by now, {format_time(latest)}, got one known at'
+            f' {format_time(newest)}; of a plan give the time at which it was learnt as known'
         )
 
 # %% ../nbs/08a_last_values.ipynb #0a8a000e
