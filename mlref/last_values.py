@@ -214,7 +214,7 @@ def _pack_rows(
     records['check'] = [crc32(whole[at : at + size - 4]) for at in range(0, len(whole), size)]
     return records
 
-# %% ../nbs/08a_last_values.ipynb #0a8a0030
+# %% ../nbs/08a_last_values.ipynb #29259cbe
 def _newest_times(
     layout: RecordLayout,
     records: Sequence[Record | None],
