@@ -181,11 +181,13 @@ def read_decisions(
     "What the lake beside a registry says was decided about a model; nothing without a lake"
     import duckdb
 
+    from mlref.duckdb_files import connect_duckdb
+
     file = registry.folder.parent / 'lake' / 'mlref.duckdb'
     if not file.exists():
         return []
     try:
-        with duckdb.connect(str(file), read_only=True) as lake:
+        with connect_duckdb(file, read_only=True) as lake:
             rows = lake.execute(_DECISIONS, [model]).fetchall()
     except duckdb.CatalogException:  # a lake without decisions
         return []

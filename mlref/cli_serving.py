@@ -6,7 +6,6 @@
 __all__ = ['serving_app', 'IngestSettings', 'LogFollower', 'summarize_ingest', 'ServeSettings', 'last_day_requests']
 
 # %% ../nbs/49_cli_serving.ipynb #e4900005
-import re
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
+from .addresses import local_file
 from .core import MlrefError
 from .edges import check_writable
 from .pipeline import run_command
@@ -52,10 +52,7 @@ if TYPE_CHECKING:
 # %% ../nbs/49_cli_serving.ipynb #e4900010
 def _check_file(file: Path, option: str) -> None:
     "Raise `MlrefError` unless a file can be made there; 'md:x' and 's3://x' would be addresses"
-    if re.match(r'(\w+:/|md:|motherduck:)', str(file)):
-        raise MlrefError(
-            f'expected a file of this machine for {option}, got the address {file}; give a path'
-        )
+    local_file(file, f'the file of {option}')
     if file.is_dir():
         raise MlrefError(f'expected a file for {option}, {file} is a folder; name a file in it')
     check_writable(file.parent, option)
@@ -103,7 +100,7 @@ class LogFollower:
         self.stop = threading.Event()
         self.fresh = False  # rows that no snapshot shows yet
         self.log = LocalLog(settings.log, readonly=True)
-        self.lake = Lake(settings.lake.absolute(), task.schema)
+        self.lake = Lake(settings.lake, task.schema)
         self.consumer = Consumer(self.log, settings.topic, {})
 
     def find_partitions(self) -> None:

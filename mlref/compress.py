@@ -8,7 +8,6 @@ __all__ = ['ENGINES', 'BATCHES', 'to_onnx', 'to_int8', 'KeptNetwork', 'OnnxPredi
            'record_engines', 'recorded_engine', 'load_engine', 'tensorrt_missing']
 
 # %% ../nbs/13_compress.ipynb #c6bca089
-import json
 import logging
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .core import MlrefError, Predictor, digest, file_digest, write_bytes, write_json
+from .edges import explain_errors, read_json_object
 from .evaluate import auc
 from mlref.model import (
     SavedModel,
@@ -174,7 +174,7 @@ class OnnxPredictor:
     ):
         self.session = open_onnx(data)
         self.data = data
-        self.source = source
+        self.kept = source
         self.engine = engine
         self.version = version
         self.names = source.names
@@ -192,13 +192,18 @@ class OnnxPredictor:
 
         return score_rows(score, X, self.names)
 
+    @property
+    def source(self) -> Predictor:
+        "The network it was exported from; read from its files when they are all there is"
+        return self.kept.model if isinstance(self.kept, KeptNetwork) else self.kept
+
     def size(self) -> int:
         "Bytes of the ONNX file"
         return len(self.data)
 
     def save(self, folder: Path) -> None:
         "The ONNX file, the network it came from, and the description"
-        self.source.save(Path(folder) / 'source')
+        self.kept.save(Path(folder) / 'source')
         write_bytes(Path(folder) / 'model.onnx', self.data)
         files = ('model.onnx', 'source/model.json')
         write_description(self, folder, files, {'engine': self.engine})
@@ -426,8 +431,11 @@ def recorded_engine(
         raise MlrefError(
             f'expected recorded timings in {file}, found none; call: mlref bench compress'
         )
-    rows = json.loads(Path(file).read_text())['engines']
-    engine = select_engine([EngineMeasurement(**row) for row in rows])
+    wanted = f'recorded timings in {file}'
+    about = read_json_object(file, wanted, 'call: mlref bench compress')
+    with explain_errors(wanted, 'call: mlref bench compress', (KeyError, TypeError)):
+        rows = [EngineMeasurement(**row) for row in about['engines']]
+    engine = select_engine(rows)
     return engine, file_digest(Path(file))
 
 # %% ../nbs/13_compress.ipynb #83b6fa68
@@ -436,7 +444,9 @@ def load_engine(
 ) -> Predictor:
     "Read a saved engine; raises `MlrefError` when it is missing or altered"
     description = Path(folder) / 'model.json'
-    about = json.loads(description.read_text()) if description.exists() else {}
+    about: dict[str, Any] = {}
+    if description.exists():
+        about = read_json_object(description, 'a saved engine', 'register the model again')
     # an engine saved before descriptions listed their files
     if about.get('kind') != 'onnx' or 'files' in about:
         return load_model(folder)

@@ -97,7 +97,8 @@ def check_minutes(
     what: str,  # What they are, for a message, e.g. 'cutoff'
 ) -> np.ndarray:  # The same, int64
     "Raise `MlrefError` unless these are whole minutes of the years from 1970 to 2100"
-    minutes = np.asarray(times)
+    mixed = isinstance(times, (list, tuple)) and any(isinstance(t, bool) for t in times)
+    minutes = np.asarray(times, object if mixed else None)
     whole = minutes.dtype.kind in 'iu' or not minutes.size
     if whole and (not minutes.size or (minutes.min() >= 0 and minutes.max() <= LAST_MINUTE)):
         return minutes.astype(np.int64, copy=False)

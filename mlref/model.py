@@ -9,7 +9,6 @@ __all__ = ['BLOCK', 'Loader', 'LOADERS', 'check_rows', 'score_rows', 'score_in_b
 
 # %% ../nbs/10a_model.ipynb #575b0464
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .core import MlrefError, Predictor, file_digest, write_bytes, write_json
+from .edges import read_json_object
 
 # %% ../nbs/10a_model.ipynb #10aa0072
 if TYPE_CHECKING:  # networks need PyTorch, and trees alone do without it
@@ -124,7 +124,7 @@ def read_description(
         raise MlrefError(
             f'expected a saved model in {folder}, found no model.json; train or register one first'
         )
-    about = json.loads(at.read_text())
+    about = read_json_object(at, 'a saved model', 'register the model again')
     if 'files' not in about:
         about = _first_form(about)
     for name, sha256 in about['files'].items():

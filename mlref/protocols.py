@@ -7,12 +7,14 @@ __all__ = ['RequestError', 'read_json', 'parse_matrix', 'parse_oip', 'parse_mlfl
 
 # %% ../nbs/15a_protocols.ipynb #15a00004
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
 from .core import MlrefError, encode_text
+from .messages import first_doubled, show_name
 
 # %% ../nbs/15a_protocols.ipynb #15a00007
 class RequestError(MlrefError):
@@ -29,12 +31,22 @@ def _refuse_constant(word: str) -> NoReturn:
     )
 
 
+def _refuse_doubled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        doubled = show_name(first_doubled(pairs))
+        raise RequestError(
+            400, f'expected each field once, got {doubled} more than once; send one of them'
+        )
+    return found
+
+
 def read_json(
     body: bytes,  # Of a request
 ) -> dict[str, Any]:
     "The JSON object in a request's body; raises `RequestError`"
     try:
-        found = json.loads(body, parse_constant=_refuse_constant)
+        found = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_refuse_doubled)
         if b'\\u' in body:  # an escape can be half of a character, which no id may be made of
             encode_text(json.dumps(found, ensure_ascii=False))
     except RequestError:
@@ -124,13 +136,14 @@ def parse_mlflow(
 ) -> np.ndarray:  # float32 (rows, features)
     "The rows of `dataframe_split`, whose columns may come in any order; raises `RequestError`"
     columns, rows = _split_parts(request)
-    missing = [name for name in names if name not in columns]
+    sent = Counter(name for name in columns if isinstance(name, str))
+    missing = [name for name in names if name not in sent]
     if missing:
         raise RequestError(
             400,
             f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
         )
-    doubled = [name for name in names if columns.count(name) > 1]
+    doubled = [name for name in names if sent[name] > 1]
     if doubled:
         raise RequestError(
             400, f'expected each column once, got {doubled[0]} more than once; send one of them'
@@ -138,7 +151,8 @@ def parse_mlflow(
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
         raise RequestError(400, f'expected rows of {len(columns)} values')
     X = parse_matrix(rows, (len(rows), len(columns)))
-    return np.ascontiguousarray(X[:, [columns.index(name) for name in names]])
+    places = {name: place for place, name in enumerate(columns) if isinstance(name, str)}
+    return np.ascontiguousarray(X[:, [places[name] for name in names]])
 
 # %% ../nbs/15a_protocols.ipynb #15a00015
 @dataclass(frozen=True)

@@ -33,7 +33,13 @@ from mlref.core import (
     write_bytes,
     write_json,
 )
-from .edges import describe_error, explain_errors, hold_file_lock, retry
+from mlref.edges import (
+    describe_error,
+    explain_errors,
+    hold_file_lock,
+    read_json_object,
+    retry,
+)
 from .environment import capture_environment
 from .features import FeatureSet
 from .gates import Gate
@@ -92,7 +98,13 @@ def _mlflow_errors() -> tuple[type[Exception], ...]:
 
 
 _BUSY = ('database is locked', 'database table is locked')
-_HALF_MADE = ('already exists', 'UNIQUE constraint', 'no such table', 'out-of-date database')
+_HALF_MADE = (
+    'already exists',
+    'duplicate column',
+    'no such table',
+    'out-of-date database',
+    'UNIQUE constraint',
+)
 
 
 def _connect(
@@ -369,6 +381,9 @@ def register_model(
         return None
 
 # %% ../nbs/14_registry.ipynb #3a22c2d9
+_REGISTER_AGAIN = 'delete it and register the model again'
+
+
 def _note_file(registry: Registry, model: str) -> Path:
     "Where a model that waits to be sent is described"
     return registry.folder / 'waiting' / f'{model}.json'
@@ -495,7 +510,8 @@ def _find_or_create_version(registry: Registry, model: str) -> Any:  # MLflow's 
             'expected a model among'
             f' {", ".join(pending_uploads(registry)) or "none"} that wait, got {model}'
         )
-    return _create_version(registry, json.loads(file.read_text()), experiment)
+    note = read_json_object(file, f'the note of model {model}', _REGISTER_AGAIN)
+    return _create_version(registry, note, experiment)
 
 # %% ../nbs/14_registry.ipynb #14a0000e
 def upload_model(
@@ -510,7 +526,8 @@ def upload_model(
         registry.call('set_registered_model_alias', registry.name, 'challenger', number)
     note = _note_file(registry, model)
     if note.exists():
-        gates = json.loads(note.read_text())['tags'].get('gates')
+        about = read_json_object(note, f'the note of model {model}', _REGISTER_AGAIN)
+        gates = about['tags'].get('gates')
         # the same model was judged again
         if gates and gates != entry.tags.get('gates'):
             registry.call('set_model_version_tag', registry.name, number, 'gates', gates)

@@ -18,7 +18,8 @@ from typing import Any
 
 # %% ../nbs/24a_report.ipynb #d1000006
 from .core import MlrefError, format_time, write_bytes
-from .edges import explain_errors
+from .duckdb_files import connect_duckdb
+from .edges import explain_errors, read_json_object
 from .markup import Html, html_element, html_section, html_table
 from .pipeline import PipelineRun
 from .results import format_number, read_results
@@ -103,7 +104,7 @@ def read_facts(
     advice = 'see that no other process writes to it, and that the disk is whole'
     with (
         explain_errors(f'to read the lake {file}', advice, duckdb.Error),
-        duckdb.connect(str(file.absolute()), read_only=True) as lake,
+        connect_duckdb(file, read_only=True) as lake,
     ):
         for name, query in QUERIES.items():
             try:
@@ -448,10 +449,12 @@ def describe_task(run: PipelineRun) -> str:  # '' when the run has no task, or i
 
 def _describe_profile(run: PipelineRun) -> str:
     file = run.steps / 'profiles.json'
-    profiles = json.loads(file.read_text()) if file.exists() else {}
+    profiles: dict[str, Any] = {}
+    if file.exists():
+        profiles = read_json_object(file, 'the profiles of the steps', 'check out the file')
     return profiles.get(run.profile, {}).get('about', '')
 
-
+# %% ../nbs/24a_report.ipynb #d1000142
 def _describe_days(facts: Mapping[str, Sequence[tuple]]) -> str:
     if not facts['models']:
         return ''

@@ -263,7 +263,7 @@ def spread_labels(
 
 
 def _name_decisions(axes: Any, decisions: pl.DataFrame) -> None:
-    style = {'rotation': 35, 'rotation_mode': 'anchor', 'fontsize': 6.5}
+    style = {'rotation': 35, 'rotation_mode': 'anchor', 'fontsize': 6.5, 'parse_math': False}
     place = axes.get_xaxis_transform()
     shown = decisions.filter(pl.col('action').is_in(list(MARKS))).sort('decided_at')
     left, right = axes.get_xlim()  # days

@@ -9,6 +9,7 @@ __all__ = ['ColumnType', 'EVENT_COLUMNS', 'PAYLOAD_TYPES', 'MessageLimits', 'Eve
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import polars as pl
 from polars.datatypes import DataType, DataTypeClass
@@ -143,15 +144,35 @@ def check_column_types(
         got = events.schema.get(name, pl.Null)
         if got in (expected, pl.Null):
             continue
-        if isinstance(got, pl.Datetime) and got.time_zone is None:
+        if isinstance(got, pl.Datetime):
+            said = f'{got};'
+            if got.time_zone is None:
+                said = 'a naive datetime: whose clock is it? add its time zone, then'
             raise MlrefError(
-                f'expected {name} in minutes UTC, got a naive datetime: whose clock is it? add its'
-                ' time zone and use .dt.epoch("s") // 60'
+                f'expected {name} in minutes UTC, got {said} convert it with features.to_minutes'
             )
         raise MlrefError(f'expected {name} as {expected}, got {got}; cast it')
     return events
 
 # %% ../nbs/01a_schema.ipynb #e01a0017
+def _exact_column(name: str, kind: ColumnType, values: Sequence[Any]) -> pl.Series:
+    "A column of values that it keeps exactly"
+    plain = [value.item() if hasattr(value, 'item') else value for value in values]
+    try:
+        if kind.is_numeric() and any(type(value) is bool for value in plain):
+            raise TypeError('true or false among numbers')
+        column = pl.Series(name, plain, kind)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise MlrefError(
+            f'expected values of {name} as {kind}, got others: {str(error).splitlines()[0]:.120};'
+            ' convert them where they are made'
+        ) from None
+    kept = zip(plain, column, strict=True)
+    if kind == pl.Float64 and any(value != got and value == value for value, got in kept):
+        raise MlrefError(f'expected numbers in {name} that a float keeps, got larger whole ones')
+    return column
+
+
 @dataclass(frozen=True)
 class TableSchema:
     "A table of the lake, as the module that owns it declares it"
@@ -176,5 +197,12 @@ class TableSchema:
         self,
         rows: Sequence[tuple] = (),  # Values in the order of the columns
     ) -> pl.DataFrame:
-        "Rows of the table, with its types"
-        return pl.DataFrame(rows, schema=dict(self.columns), orient='row')
+        "Rows of the table, with its types; raises `MlrefError` for a value that would be converted"
+        odd = next((row for row in rows if len(row) != len(self.columns)), None)
+        if odd is not None:
+            raise MlrefError(
+                f'expected {len(self.columns)} values in a row of {self.name}, got {len(odd)}'
+            )
+        columns = zip(*rows, strict=True) if rows else [()] * len(self.columns)
+        named = zip(self.columns.items(), columns, strict=True)
+        return pl.DataFrame([_exact_column(*about, values) for about, values in named])

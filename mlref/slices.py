@@ -134,7 +134,7 @@ def plot_slices(
     ax.hlines(place, found['low'], found['high'], color=colour, lw=1)
     ax.scatter(value, place, s=10, color=colour)
     ax.axvline(value[0] if what == 'auc' else 0.0, color='k', lw=0.6, ls=':')
-    ax.set_yticks(place, names, fontsize=6)
+    ax.set_yticks(place, names, fontsize=6, parse_math=False)
     ax.invert_yaxis()
     ax.set_xlabel(what)
     return fig
@@ -340,7 +340,7 @@ def plot_rolling_origin(
         above.errorbar(place + 0.12 * k, value, yerr=ends, fmt='o-', ms=3, capsize=2, label=name)
         if k == 0:  # the same rows for every model
             below.bar(place, table['base_rate'], color='C7')
-            below.set_xticks(place, table['slice'])
+            below.set_xticks(place, table['slice'], parse_math=False)
     below.set_ylabel('positives')
     above.set_ylabel('AUC')
     above.legend(fontsize=7)

@@ -17,7 +17,7 @@ import polars as pl
 
 # %% ../nbs/06c_task.ipynb #e06c0006
 from .checks import CheckResult, DayTables
-from .contracts import Rule, raise_for_failed, validate
+from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, MlrefError, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
@@ -73,6 +73,7 @@ class Task:
     address: str = ''  # Where `load_task` finds it, for what runs in a process of its own
 
     def __post_init__(self):
+        check_contract(self.contract, self.schema)
         kinds = (self.request_kind, *self.label_kinds)
         unknown = [kind for kind in kinds if kind not in self.schema.kinds]
         if unknown:
@@ -105,6 +106,11 @@ def select_requests(
     "Who is scored in a stretch of time; raises `MlrefError` when there is nobody"
     check_minutes([start, end], 'the first and the last cut-off')
     cutoff = pl.col(task.request_time) - task.calendar.horizon
+    if not events.schema[task.request_time].is_integer():
+        raise MlrefError(
+            f'expected {task.request_time} in whole minutes UTC, got'
+            f' {events.schema[task.request_time]}; convert it with features.to_minutes'
+        )
     announced = events.filter(pl.col('kind') == task.request_kind).with_columns(cutoff=cutoff)
     asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))
     if not asked.height:

@@ -16,7 +16,6 @@ from mlref.flights.events import (
     FLIGHT_CALENDAR,
     FLIGHT_SCHEMA,
     MISSING_ZONES,
-    flight_stream,
     raw_folder,
     read_raw,
     read_year,
@@ -30,6 +29,7 @@ from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.policy import RetrainPolicy
 from mlref.stream import apply_log
+from mlref.task import read_stream
 from mlref.workspace import Workspace, deliver_events
 
 CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
@@ -324,7 +324,7 @@ NOW = parse_time('2013-03-20T07:00')
 def test_a_table_rule_that_fails_is_told_once_the_day_is_scored_and_no_challenger_is_trained(
     tmp_path,
 ):
-    stream = flight_stream(raw_folder(), seed=0).filter(
+    stream = read_stream(flights_task(), seed=0).filter(
         pl.coalesce('sched', 'known_time') >= parse_time('2013-03-01T07:00')
     )
     plans = stream.filter(pl.col('kind') == 'schedule')

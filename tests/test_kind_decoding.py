@@ -19,13 +19,13 @@ from mlref.contracts import base_rules, check_messages
 from mlref.core import MlrefError
 from mlref.events import OTHER_FIELDS, decode_batch, decode_events, encode_events, limit_names
 from mlref.flights.events import FLIGHT_SCHEMA
-from mlref.ingest import IngestCounts, ingest
+from mlref.ingest import IngestCounts, check_tables, ingest
 from mlref.lake import Lake
 from mlref.log import LocalLog
 from mlref.messages import MessageReader
 from mlref.model_server import ModelServer, post_events
 from mlref.protocols import RequestError, parse_mlflow, read_json
-from mlref.schema import EventSchema, MessageLimits
+from mlref.schema import EventSchema, MessageLimits, TableSchema
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 HERE = Path(__file__).parent
@@ -369,3 +369,55 @@ def test_a_column_that_is_sent_twice_is_refused():
     request = read_json(b'{"dataframe_split": {"columns": ["a", "a"], "data": [[1, 2]]}}')
     with pytest.raises(RequestError, match='expected each column once, got a more than once'):
         parse_mlflow(request, ('a',))
+
+
+def test_a_field_that_is_sent_twice_is_refused_at_once():
+    with pytest.raises(RequestError, match='expected each field once, got a more than once'):
+        read_json(b'{"entities": [{"a": 1, "b": 2, "a": 3}]}')
+    fields = ','.join(f'"f{i}":1' for i in range(80_000)) + ',"f79999":2'
+
+    def read():
+        with pytest.raises(RequestError, match='got f79999 more than once'):
+            read_json(f'{{{fields}}}'.encode())
+        assert decode_batch([f'{{{fields}}}'.encode()], SCHEMA).broken
+
+    assert cpu(read) < 2
+
+
+def test_many_columns_cost_no_more_than_they_are():
+    names = tuple(f'c{i}' for i in range(130))
+    columns = [*(f'x{i}' for i in range(100_000)), *names]
+    request = {'dataframe_split': {'columns': columns, 'data': [[1] * len(columns)]}}
+    assert parse_mlflow(request, names).shape == (1, 130)
+    assert cpu(lambda: parse_mlflow(request, names)) < 1
+
+
+@pytest.mark.parametrize('value', [12.9, True, '7', 2**63, [1]])
+def test_a_row_of_a_table_is_kept_exactly_or_refused(value):
+    table = TableSchema('sizes', {'whole': pl.Int64})
+    assert table.frame([(1,), (None,)])['whole'].to_list() == [1, None]
+    with pytest.raises(MlrefError, match='expected values of whole as Int64, got others'):
+        table.frame([(value,)])
+    with pytest.raises(MlrefError, match='expected 1 values in a row of sizes, got 2'):
+        table.frame([(1, 2)])
+    with pytest.raises(MlrefError, match='got larger whole ones'):
+        TableSchema('sizes', {'share': pl.Float64}).frame([(2**53 + 1,)])
+
+
+def test_what_the_table_checks_are_handed_can_be_read(tmp_path):
+    log, lake = LocalLog(tmp_path / 'log'), Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    deep = SAMPLE[0].replace(b'{', b'{"gate":' + b'[' * 1000 + b']' * 1000 + b',', 1)
+    odd = SAMPLE[1].replace(b'"event_time":', b'"event_time":0.5,"was":')
+    nested = SAMPLE[2].replace(b'{', b'{"gate":{"a":[1]},', 1)
+    log.append('e', [deep, odd, nested, *SAMPLE[3:]])
+    counts = ingest(lake, log, 'e', RULES)
+    assert (counts.dead, dict(counts.unknown)) == (2, {'gate': 1})
+    handed = []
+    now = lake.sql('select max(known_time) + 1 as t from events')['t'][0]
+    check_tables(lake, log, lambda tables: handed.append(tables) or [], now)
+    messages = handed[0].messages
+    assert len(messages) == len(SAMPLE) - 1 and deep not in messages
+    fields = message_fields(messages, FLIGHT_SCHEMA)
+    expected = {name: kind for name, kind in FLIGHT_SCHEMA.columns.items() if name in fields}
+    assert {result.action for result in check_schema(expected, fields)} == {'warn'}
+    lake.close()

@@ -379,3 +379,9 @@ def test_an_exported_network_is_served_with_only_the_extra_serve():
     assert done.returncode == 0, done.stderr[-1500:]
     scores = json.loads(done.stdout.splitlines()[-1])
     assert scores[0] == scores[1] and 0 < scores[0] < 1
+
+
+def test_who_asks_an_engine_for_its_network_gets_it():
+    "The step `compress` does, to measure other engines of it"
+    engine = _load_kind(ROOT / 'tests' / 'corpus' / 'engine', 'onnx')
+    assert engine.source.kind == 'torch' and engine.source.net.names == ('a', 'b', 'c')

@@ -221,7 +221,8 @@ def test_an_extra_works_in_a_fresh_environment(extra, wheel, tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
     python = tmp_path / 'venv' / 'bin' / 'python'
     wanted = f'{wheel}[{extra}]' if extra else wheel
-    installed = run_code(python, '-m', 'pip', 'install', '-q', wanted)
+    # -I: a checkout on PYTHONPATH would be taken for an mlref that is installed already
+    installed = run_code(python, '-I', '-m', 'pip', 'install', '-q', wanted)
     assert installed.returncode == 0, installed.stderr[-1500:]
     run = run_code(python, '-I', '-c', USES[extra])
     assert run.returncode == 0, run.stderr[-1500:]

@@ -27,7 +27,7 @@ from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.challenger import bootstrap
 from mlref.client import start_server
 from mlref.core import DAY, digest, format_time, parse_time
-from mlref.flights.events import HORIZON, flight_stream, raw_folder
+from mlref.flights.events import HORIZON
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
@@ -41,7 +41,7 @@ from mlref.promotion import promote
 from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, local_uri, register_model
 from mlref.request_fields import entity_rows, request_fields
-from mlref.task import load_task, select_requests
+from mlref.task import load_task, read_stream, select_requests
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
 from mlref.workspace import Workspace, deliver_events
@@ -61,7 +61,7 @@ START, NOW = parse_time('2013-03-01T07:00'), parse_time('2013-03-20T07:00')
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     at = tmp_path_factory.mktemp('home')
-    stream = flight_stream(raw_folder(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
+    stream = read_stream(flights_task(), seed=0).filter(pl.coalesce('sched', 'known_time') >= START)
     # for a tracking server: its tables take seconds to make
     h = Workspace(at, flights_task())
     assert h.registry.client

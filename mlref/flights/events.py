@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HORIZON', 'FLIGHT_CALENDAR', 'DIGESTS', 'MISSING_ZONES', 'FLIGHT_COLUMNS', 'FLIGHT_SCHEMA', 'SCHEMA', 'SCHEDULE_LEAD',
            'WEATHER_LAG', 'raw_folder', 'check_raw', 'read_raw', 'add_times', 'flight_events', 'weather_events',
-           'read_year', 'flight_stream']
+           'read_year']
 
 # %% ../../nbs/40_flights_events.ipynb #f1400004
 import zipfile
@@ -17,7 +17,7 @@ import polars as pl
 
 # %% ../../nbs/40_flights_events.ipynb #f1400005
 from ..core import DAY, Calendar, MlrefError, file_digest
-from ..events import disturb_delivery, drop_feed, sort_events
+from ..events import sort_events
 from ..schema import EventSchema
 
 # %% ../../nbs/40_flights_events.ipynb #f14000c2
@@ -176,8 +176,21 @@ def _wide_column(events: pl.DataFrame, name: str) -> pl.Expr:
     return found.cast(SCHEMA[name]).alias(name)
 
 
+def _check_whole(events: pl.DataFrame) -> None:
+    "Raise `MlrefError` when a fraction would be cut off on the way into a whole number"
+    wanted = [name for name in events.columns if SCHEMA.get(name) == pl.Int64]
+    floats = [name for name in wanted if events.schema[name].is_float()]
+    odd = [name for name in floats if (events[name] != events[name].round()).any()]
+    if odd:
+        raise MlrefError(
+            f'expected whole numbers in {", ".join(odd)}, got fractions; the schema of the flights'
+            ' counts minutes and miles'
+        )
+
+
 def _wide(facts: pl.DataFrame, kind: str) -> pl.DataFrame:
     "Facts of one kind as wide events"
+    _check_whole(facts)
     events = facts.with_columns(
         kind=pl.lit(kind), event_id=pl.format('{}:{}', pl.lit(kind), '_key')
     )
@@ -225,13 +238,3 @@ def read_year(
     weather = read_raw(folder, 'weather')
     events = pl.concat([flight_events(flights), weather_events(weather, lag)])
     return sort_events(events, FLIGHT_SCHEMA)
-
-# %% ../../nbs/40_flights_events.ipynb #f140000a
-def flight_stream(
-    folder: Path,  # The package's files
-    seed: int,  # Which events come twice
-    dark: int | None = None,  # Lose the departures from this minute UTC on
-) -> pl.DataFrame:  # Wide events in order of delivery
-    "The year as it arrives: some events twice, and perhaps a feed that goes dark"
-    events = disturb_delivery(read_year(folder), seed, twice=0.01)
-    return events if dark is None else drop_feed(events, 'departure', dark, FLIGHT_SCHEMA)
