@@ -252,6 +252,7 @@ def apply_batch(
 
     def set_aside(place: int, reason: str) -> StreamCounts:
         letter = reason.encode() + b'\n' + batch.messages[place]
+        policy.check(len(store.names(LETTERS)) + 1, reason)  # over all batches
         name = _letter_name(topic, 0, first + place)
         store.write({name: letter, **_note_within(after, first + place + 1)})
         return StreamCounts(messages=1, dead=1)

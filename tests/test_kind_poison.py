@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlref.core import MlrefError, parse_time
+from mlref import outbox
+from mlref.contracts import Rule
+from mlref.core import MlrefError, parse_time, write_json
 from mlref.dead_letters import Outage, PoisonPolicy, work_in_parts
 from mlref.events import encode_events, events_between
 from mlref.features import Entity, FeatureSet, FeatureView, Source
@@ -23,6 +25,8 @@ from mlref.limits import KEYS_FIT, LIMIT_RULES, NUMBERS_FIT, store_limits
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.materialize import list_records
+from mlref.outbox import list_set_aside, upload_pending
+from mlref.registry import Registry
 from mlref.stream import apply_log, deliver_log, list_dead_letters, replay_dead_letters
 
 TASK = flights_task()
@@ -239,3 +243,46 @@ def test_sums_that_would_overflow_together_cost_one_event_and_no_more(events, tm
 def test_settings_of_the_policy_are_checked():
     with pytest.raises(MlrefError, match='at least 1 try'):
         PoisonPolicy(tries=0)
+
+
+def test_a_message_on_which_a_rule_raises_is_dead_and_the_rest_goes_in(events, tmp_path):
+    "In the lake and in the store; a rule that fits no batch at all stops both"
+    strict = Rule(name='digits', holds=pl.col('event_id').str.to_integer() >= 0)
+    rows = events.head(60)
+    ids = [str(i) if i != 41 else 'none' for i in range(rows.height)]
+    log = LocalLog(tmp_path / 'log')
+    log.append('flights', encode_events(rows.with_columns(event_id=pl.Series(ids)), FLIGHT_SCHEMA))
+    lake = Lake(tmp_path / 'lake.duckdb', FLIGHT_SCHEMA)
+    store = LmdbStore(tmp_path / 'store', FLIGHTS)
+    never = replace(strict, holds=pl.col('no_such_column'))
+    with pytest.raises(MlrefError, match='fit the rules'):
+        deliver_log(lake, store, log, 'flights', (never,))
+    counts = deliver_log(lake, store, log, 'flights', (strict,))
+    assert (counts.refused, counts.applied) == (1, 59)
+    letters = lake.sql('select off, reasons from dead_letters')
+    assert letters['off'].to_list() == [41] and 'fit the rules' in letters['reasons'][0]
+
+
+def test_letters_that_wait_stop_the_feed_whatever_the_size_of_a_batch(events, tmp_path):
+    "Event by event, code that always fails must not throw a day away either"
+    BAD.update(departures(events))
+    with pytest.raises(Outage, match='at most 5 messages'):
+        fed(tmp_path, encode_events(events, FLIGHT_SCHEMA), batch=1, policy=PoisonPolicy(most=5))
+
+
+def test_a_model_that_the_registry_refuses_keeps_no_other_waiting(tmp_path, monkeypatch):
+    registry = Registry(tmp_path, name='late')
+    for model in 'abc':
+        write_json(tmp_path / 'waiting' / f'{model}.json', {'tags': {}})
+
+    def upload(registry, model):
+        if model == 'a':
+            raise MlrefError('expected a shorter tag')
+        (tmp_path / 'waiting' / f'{model}.json').unlink()
+        return '7'
+
+    monkeypatch.setattr(outbox, 'upload_model', upload)
+    found = [upload_pending(registry) for _ in range(4)]
+    assert [list(each.sent) for each in found] == [['b', 'c'], [], [], []]
+    assert [list(each.dead) for each in found] == [[], [], ['a'], []]
+    assert list_set_aside(registry) == {'a': 'expected a shorter tag'}
