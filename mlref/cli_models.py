@@ -275,9 +275,17 @@ def _roll_back(reason: Reason, place: RegistryPlace) -> Answer:
 @command(models_app, 'upload', 'mlref models upload --uri http://mlflow.example:5000')
 def _upload(place: RegistryPlace) -> Answer:
     "Send to the tracking server what could not be sent when it was registered."
-    from mlref.registry import pending_uploads, upload_model
+    from mlref.outbox import upload_pending
 
     with open_registry(place) as registry:
-        sent = {model: upload_model(registry, model) for model in pending_uploads(registry)}
-    text = '\n'.join(f'{model}: version {version}' for model, version in sent.items())
-    return Answer(sent, text or 'nothing waits')
+        found = upload_pending(registry)
+    text = '\n'.join(f'{model}: version {version}' for model, version in found.sent.items())
+    refused = [f'{model} waits on: {why}' for model, why in found.failed.items()]
+    refused += [f'{model} is set aside: {why}' for model, why in found.dead.items()]
+    if refused:
+        print_progress(text)
+        raise MlrefError(
+            f'expected the registry to take every model, it refused {len(refused)};'
+            f' {"; ".join(refused)}'
+        )
+    return Answer(found.sent, text or 'nothing waits')

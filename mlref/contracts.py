@@ -16,6 +16,7 @@ from typing import Any, Literal
 import polars as pl
 
 from .core import MlrefError, check_minute, wall_clock
+from .dead_letters import Outage, PoisonPolicy, is_poison, work_in_parts
 from .events import count_unknown_fields, decode_batch
 from .log import Log
 from .schema import ColumnType, EventSchema, check_column_types
@@ -201,10 +202,10 @@ def validate(
 def raise_for_failed(
     got: ValidationResult,
 ) -> ValidationResult:  # `got`
-    "Raise `MlrefError` when a batch is over the threshold of a rule that fails it"
+    "Raise `Outage` when a batch is over the threshold of a rule that fails it"
     if got.failed:
         first = got.failed[0]
-        raise MlrefError(
+        raise Outage(
             f'expected a batch within the threshold of the rule {first.name!r}, got'
             f' {first.broken:,} broken rows of {first.of:,}; the batch is refused whole, mend its'
             ' source or the rule and ingest again'
@@ -453,6 +454,39 @@ class CheckedBatch:
     ]  # Field without a column -> accepted messages in which it has a value
 
 
+def _judge_messages(
+    messages: list[bytes], schema: EventSchema, rules: tuple[Rule, ...], clock: int
+) -> CheckedBatch:
+    decoded = decode_batch(messages, schema)
+    result = raise_for_failed(validate(decoded.events, rules, schema))
+    said = result.bad.select('_i', pl.col('reasons').list.join('; ')).iter_rows()
+    return CheckedBatch(
+        messages=messages,
+        events=result.good,
+        clock=clock,
+        dead=tuple(sorted([*decoded.broken, *said])),
+        result=result,
+        unknown=count_unknown_fields(decoded, result.good, schema.limits.max_unknown_names),
+    )
+
+# %% ../nbs/04_contracts.ipynb #da040041
+def _find_poison(
+    messages: list[bytes], schema: EventSchema, rules: tuple[Rule, ...]
+) -> dict[int, str]:  # Place -> what was raised
+    "The messages on which a rule or the decoder raises"
+    found: dict[int, str] = {}
+
+    def judge(start: int, end: int) -> None:
+        validate(decode_batch(messages[start:end], schema).events, rules, schema)
+
+    validate(decode_batch([], schema).events, rules, schema)
+    for _ in work_in_parts(
+        len(messages), judge, lambda nothing: None, found.__setitem__, PoisonPolicy()
+    ):
+        pass
+    return found
+
+# %% ../nbs/04_contracts.ipynb #da040044
 def check_messages(
     messages: list[bytes],  # As they came
     schema: EventSchema,
@@ -460,25 +494,24 @@ def check_messages(
 ) -> CheckedBatch:
     """Decode messages and judge them by a contract as of a moment; without one, as of now
 
-    Raises `MlrefError` when a rule refuses the batch.
+    Raises `Outage` when a rule refuses the batch.
     """
     now = clock_of(rules)
     if now is None:
         now = wall_clock()
         rules = at_clock(rules, schema, now)
-    decoded = decode_batch(messages, schema)
-    result = raise_for_failed(validate(decoded.events, rules, schema))
-    said = result.bad.select('_i', pl.col('reasons').list.join('; ')).iter_rows()
-    return CheckedBatch(
-        messages=messages,
-        events=result.good,
-        clock=now,
-        dead=tuple(sorted([*decoded.broken, *said])),
-        result=result,
-        unknown=count_unknown_fields(decoded, result.good, schema.limits.max_unknown_names),
-    )
+    try:
+        return _judge_messages(messages, schema, rules, now)
+    except BaseException as error:
+        if not is_poison(error):
+            raise
+    poison = _find_poison(messages, schema, rules)
+    rest = [b'' if place in poison else message for place, message in enumerate(messages)]
+    checked = _judge_messages(rest, schema, rules, now)
+    dead = dict(checked.dead) | poison
+    return replace(checked, messages=messages, dead=tuple(sorted(dead.items())))
 
-
+# %% ../nbs/04_contracts.ipynb #da040042
 def read_batch(
     log: Log,
     topic: str,

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from .core import MlrefError
+from .core import MlrefError, check_minutes
 from .messages import MessageReader, show_name
 from .schema import EVENT_COLUMNS, ColumnType, EventSchema, check_column_types
 
@@ -450,5 +450,6 @@ def events_between(
     end: int,  # Last minute, excluded
 ) -> pl.DataFrame:  # Those with start <= known_time < end
     "What became known in a stretch of time"
+    check_minutes([start, end], 'start and end')
     known = events['known_time']
     return events[known.search_sorted(start, 'left') : known.search_sorted(end, 'left')]

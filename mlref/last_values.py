@@ -6,15 +6,15 @@
 __all__ = ['OnlineFeatures', 'get_online_features', 'push', 'check_store']
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0005
-import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
-from .core import MlrefError, check_minute, check_minutes
+from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
-from .records import NEVER, RecordLayout, why_foreign
+from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -63,40 +63,42 @@ _HEADER = 5  # numbers of 8 bytes before the row: two of stamp, newest event, kn
 _FEW = 8  # records; for so few, one by one is quicker
 
 
-def _same_length_rows(
+def _same_length_records(
     layout: RecordLayout, records: Sequence[Record | None]
-) -> np.ndarray | None:  # (records, width); None when some record is of another kind
-    "The rows of records that hold one row each"
-    nobody = layout.stamp + bytes(24) + layout.blank
+) -> np.ndarray | None:  # float64 (records, numbers); None when one is of another kind
+    "Whole records that hold one row each, as numbers; nobody's are those of an empty record"
+    nobody = layout.nobody
     joined = b''.join([nobody if record is None else record for record in records])
-    if len(joined) != len(records) * 8 * (_HEADER + layout.width):
+    if len(joined) != len(records) * len(nobody):
         return None
-    numbers = np.frombuffer(joined).reshape(len(records), -1)
+    numbers = np.frombuffer(joined).reshape(-1, len(nobody) // 8)
     if numbers[:, :2].tobytes() != layout.stamp * len(records):
         return None
-    return numbers[:, _HEADER:]
+    return numbers
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0020
-def _odd_row(layout: RecordLayout, record: Record | None) -> Record:
-    "The row of nobody; raises `MlrefError` for bytes of another definition"
-    if record is not None:
+def _own_record(layout: RecordLayout, record: Record | None) -> Record:
+    "The record, or that of nobody; raises `MlrefError` for bytes of another definition"
+    if record is None:
+        return layout.nobody
+    if record[:16] != layout.stamp:
         raise why_foreign(layout, bytes(record))
-    return layout.blank
+    return record
 
 
 def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.ndarray:
     "Time and values of the newest row of each record, NaN for none: (records, width)"
     if len(records) > _FEW and not layout.keep:
-        rows = _same_length_rows(layout, records)
-        if rows is not None:
-            return rows
-    size = 8 * layout.width
+        numbers = _same_length_records(layout, records)
+        if numbers is not None:
+            return numbers[:, _HEADER:-1]
+    start = -8 * layout.width - SEAL
     stamp = layout.stamp
     joined = b''.join(
         [
-            record[-size:]
+            record[start:-SEAL]
             if record is not None and record[:16] == stamp
-            else _odd_row(layout, record)
+            else _own_record(layout, record)[start:-SEAL]
             for record in records
         ]
     )
@@ -182,6 +184,17 @@ def _check_rows(layout: RecordLayout, keys: Sequence[str], values: np.ndarray) -
             f'expected keys as text, got {odd[0].__name__}; make them with keys.key_text'
         )
 
+# %% ../nbs/08a_last_values.ipynb #0a8a0031
+def _check_known(known: np.ndarray, now: int | None) -> None:
+    "Raise `MlrefError` for a row that nobody can know yet"
+    latest = wall_clock() if now is None else check_minute(now, 'now')
+    newest = int(known.max(initial=0))
+    if newest > latest + MAX_AHEAD:
+        raise MlrefError(
+            f'expected rows known by now, {format_time(latest)}, got one known at'
+            f' {format_time(newest)}; of a plan give the time at which it was learnt as known'
+        )
+
 # %% ../nbs/08a_last_values.ipynb #0a8a000e
 def _pack_rows(
     layout: RecordLayout, t: np.ndarray, known: np.ndarray, values: np.ndarray
@@ -189,29 +202,29 @@ def _pack_rows(
     "Records of one row each, as `pack_record` would write them"
     kinds = [('stamp', 'V16'), ('t', 'i8'), ('known', 'i8'), ('time', 'i8')]
     row = ('row', 'f8', (layout.width,))
-    records = np.empty(len(t), np.dtype([*kinds, row]))
+    records = np.zeros(len(t), np.dtype([*kinds, row, ('zeros', 'u4'), ('check', 'u4')]))
     records['stamp'] = np.void(layout.stamp)
     records['t'] = t
     records['known'] = known
     records['time'] = t
     records['row'][:, 0] = t
     records['row'][:, 1:] = values
+    size = records.dtype.itemsize
+    whole = memoryview(records.tobytes())
+    records['check'] = [crc32(whole[at : at + size - 4]) for at in range(0, len(whole), size)]
     return records
 
-
-_OLDEST = struct.pack('<qq', NEVER, NEVER)
-
-
+# %% ../nbs/08a_last_values.ipynb #29259cbe
 def _newest_times(
     layout: RecordLayout,
     records: Sequence[Record | None],
 ) -> np.ndarray:  # int64 (records, 2): the newest row's time, and when it was known
     "How new the store's records are"
-    for record in records:
-        if record is not None and record[:16] != layout.stamp:
-            raise why_foreign(layout, bytes(record))
-    times = [_OLDEST if record is None else record[16:32] for record in records]
-    return np.frombuffer(b''.join(times), np.int64).reshape(-1, 2)
+    numbers = _same_length_records(layout, records)
+    if numbers is not None:
+        return numbers.view(np.int64)[:, 2:4]
+    whole = [_own_record(layout, record) for record in records]
+    return np.frombuffer(b''.join([record[16:32] for record in whole]), np.int64).reshape(-1, 2)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0022
 def _newer_rows(
@@ -248,6 +261,7 @@ def push(
     t: np.ndarray,  # int64 minutes UTC: when each became true; of two rows the later one stays
     values: np.ndarray,  # (rows, values)
     known: np.ndarray | None = None,  # int64 minutes UTC: when learnt; decides equal t; default t
+    now: int | None = None,  # Minute UTC by which all of it is known; default: the wall clock
 ) -> int:  # Keys that were written
     "Write last values; what is older than the store's is left out, so again is harmless"
     layout = find_layout(store.layouts, name)
@@ -256,6 +270,7 @@ def push(
     rows = np.asarray(values)
     _check_rows(layout, keys, rows)
     _check_times(times, learnt, len(keys))
+    _check_known(learnt, now)
     if layout.keep:
         facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
         new = merge_facts(store, layout, facts, int(times.max(initial=NEVER)))
@@ -328,17 +343,18 @@ def _copy(lookup: Lookup, names: list[bytes]) -> list[bytes | None]:
 
 def _check_writes(store: OnlineStore, layout: RecordLayout) -> None:
     names = [layout.prefix + b'%d' % i for i in range(1000)]
-    store.write({name: name for name in names})
-    store.write({names[0]: None, names[1]: b'new'})
+    records = {name: seal(name) for name in names}
+    store.write(records)
+    store.write({names[0]: None, names[1]: seal(b'new')})
     with store.snapshot() as lookup:
         got = _copy(lookup, [*names[:3], b'nobody'])
     listed = set(names[1:]) <= set(store.names()) and names[0] not in store.names()
-    whole = got == [None, b'new', names[2], None] and listed
+    whole = got == [None, seal(b'new'), records[names[2]], None] and listed
     _expect(whole, 'names are written, replaced, deleted and listed')
     with store.snapshot() as lookup:
         before = _copy(lookup, [names[5]])
-        store.write({names[5]: b'later'})
-        same = before == [names[5]] == _copy(lookup, [names[5]])
+        store.write({names[5]: seal(b'later')})
+        same = before == [records[names[5]]] == _copy(lookup, [names[5]])
     _expect(same, 'a snapshot gives what lay there when it was taken')
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0016

@@ -17,12 +17,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .addresses import local_file, own_sqlite_file, sqlite_uri
 from mlref.core import (
     MlrefError,
     Predictor,
@@ -69,7 +70,7 @@ def local_uri(
     folder: Path,  # Of a registry
 ) -> str:
     "The address of the SQLite file in a folder"
-    return f'sqlite:///{Path(folder).resolve()}/mlflow.db'
+    return sqlite_uri(Path(folder).resolve() / 'mlflow.db')
 
 
 class RegistryUnreachable(MlrefError):
@@ -151,7 +152,7 @@ class Registry:
         name: str,  # Of the registered model: the name of the task
     ):
         self.name = check_model_name(name)
-        self.folder = Path(folder).resolve()
+        self.folder = local_file(folder, 'the folder of a registry').resolve()
         with explain_errors(f'a folder for the registry at {self.folder}', 'choose another'):
             self.folder.mkdir(parents=True, exist_ok=True)
         own = local_uri(self.folder)
@@ -168,11 +169,11 @@ class Registry:
 
         for logger in ('alembic', 'mlflow'):  # they report every migration
             logging.getLogger(logger).setLevel(logging.ERROR)
-        return _connect(
-            self.uri,
-            nullcontext() if self.file is None else hold_file_lock(self.folder / '.first_use'),
-            lambda: MlflowClient(tracking_uri=self.uri, registry_uri=self.uri),
-        )
+        make = partial(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
+        if self.file is None:
+            return _connect(self.uri, nullcontext(), make)
+        with own_sqlite_file(self.uri, self.file):
+            return _connect(self.uri, hold_file_lock(self.folder / '.first_use'), make)
 
     def call(
         self,

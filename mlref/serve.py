@@ -9,6 +9,7 @@ __all__ = ['WORK_ROUTES', 'STATE_ROUTES', 'LOAD_ROUTE', 'RESPONSES', 'API_ROUTE'
 
 # %% ../nbs/16_serve.ipynb #16c50004
 import json
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from .calibration import CALIBRATION_KEY
 from .core import MlrefError, need_extra
+from .dead_letters import LETTERS, Outage
+from .lmdb_store import snapshot_lag
 from mlref.model_server import (
     ModelServer,
     Reply,
     answer_mlflow,
     answer_oip,
+    check_fed,
     post_events,
     predict_entities,
     reload_champion,
@@ -42,12 +46,19 @@ def show_live(server: ModelServer, body: bytes) -> Reply:
 
 
 def show_ready(server: ModelServer, body: bytes) -> Reply:
-    "It has a model to answer with"
+    "It has a model and a store to answer with"
+    check_fed(server)
     return Reply({'ready': True, 'model_version': server.model.version})
 
 
 def show_metrics(server: ModelServer, body: bytes) -> Reply:
     "The text that Prometheus reads"
+    store = server.store
+    try:
+        meters = (len(store.names(LETTERS)), snapshot_lag(store), store.clock())
+    except Outage:  # what was counted is told nevertheless
+        meters = (math.nan, math.nan, math.nan)
+    server.metrics.store.show(*meters)
     return Reply(server.metrics.text())
 
 
@@ -196,6 +207,9 @@ def _endpoint(server: ModelServer, route: Route, path: str) -> Callable[['Reques
         except RequestError as error:
             reply = Reply({'error': str(error)})
             status = error.status
+        except Outage as error:
+            reply = Reply({'error': str(error)})
+            status = 503
         if route.method == 'POST':
             seconds = time.perf_counter() - start
             server.metrics.count_answer(path, status, seconds, reply.scored)

@@ -22,7 +22,7 @@ from typing import IO, TypedDict
 import duckdb
 import polars as pl
 
-from .addresses import check_place, note_place
+from .addresses import check_place, local_file, note_place
 from .core import MlrefError, digest, file_digest, write_bytes, write_json
 from .duckdb_files import connect_duckdb, parquet_query
 from .events import sort_events
@@ -167,7 +167,7 @@ def publish_snapshot(
     folder: Path,  # Where snapshots are; made when missing
 ) -> Path:  # The manifest
     "Publish what the lake holds now; again without new rows gives the same manifest"
-    folder = Path(folder)
+    folder = local_file(folder, 'a folder of snapshots')
     commit = lake.sql('select coalesce(max(commit_id), 0) as n from commits')['n'][0]
     with _alone(folder):
         newest = _newest(folder)

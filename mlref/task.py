@@ -22,6 +22,7 @@ from .core import Calendar, MlrefError, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet
 from .keys import key_family
+from .limits import with_limits
 from .schema import EventSchema
 
 # %% ../nbs/06c_task.ipynb #e06c0009
@@ -52,7 +53,7 @@ class Task:
     entity: str  # What one row is called in a sentence, e.g. 'visit'
     outcome: str  # What y = 1 means, e.g. 'buys again within 60 days'
     schema: EventSchema
-    contract: tuple[Rule, ...]
+    contract: tuple[Rule, ...]  # The limits of the feature store are added to it
     features: FeatureSet
     calendar: Calendar
     request_kind: str  # The kind of event that announces what is to be scored
@@ -74,6 +75,8 @@ class Task:
 
     def __post_init__(self):
         check_contract(self.contract, self.schema)
+        contract = with_limits(self.contract, self.features, self.schema)
+        object.__setattr__(self, 'contract', contract)
         kinds = (self.request_kind, *self.label_kinds)
         unknown = [kind for kind in kinds if kind not in self.schema.kinds]
         if unknown:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 # %% ../nbs/07b_training_set.ipynb #f1ab2582
-from .core import MlrefError, TrainingSet, check_minutes
+from .core import MlrefError, TrainingSet, check_minute, check_minutes
 from .offline import OfflineReader
 from .schema import EVENT_COLUMNS, EventSchema
 from .task import Task, select_requests
@@ -122,6 +122,7 @@ def corrupt_future(
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after a cut-off"
+    cutoff = check_minute(cutoff, 'cutoff')
     stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)
     columns = [column for column in schema.columns if column in events and column not in stay]
     later = pl.col('known_time') > cutoff
@@ -149,7 +150,7 @@ def find_leaks(
     "Which features change when everything known later is garbage"
     announced = events.filter(pl.col('kind') == task.request_kind)
     earliest = announced.select(pl.col(task.request_time).min()).item() or 0
-    first = earliest - task.calendar.horizon
+    first = max(earliest - task.calendar.horizon, 0)
     whole = make(events, task, first, max(cutoffs) + 1)
     found = Counter[str]()
     for cutoff in cutoffs:

@@ -144,7 +144,7 @@ def read_reference(registry: Registry, version: str) -> pl.DataFrame:
             f'expected the reference scores of model {version} in {file}, found none; register the'
             ' model with its reference'
         )
-    return pl.read_parquet(file)
+    return pl.read_parquet(file, glob=False)  # its folder may have a * in its name
 
 # %% ../nbs/22_workspace.ipynb #8605cef1
 class Monitors:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlref.consumer import partition_of
 from mlref.core import MlrefError, digest, encode_text, text_fault
 from mlref.events import decode_events, encode_events
 from mlref.flights.events import FLIGHT_SCHEMA
-from mlref.log import partition_of
 from mlref.messages import MessageReader
 from mlref.protocols import RequestError, read_json
 from mlref.schema import EventSchema

@@ -1,8 +1,10 @@
 """A time of another unit is refused at every door; rounding is towards 'not known yet'"""
 
 import io
+import json
 import os
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlref.contracts import at_clock
 from mlref.core import (
     LAST_MINUTE,
     MlrefError,
@@ -20,11 +23,16 @@ from mlref.core import (
     known_by,
     parse_time,
 )
+from mlref.events import events_between
 from mlref.features import Entity, FeatureSet, FeatureView, from_table, read_source, to_minutes
+from mlref.flights.events import FLIGHT_SCHEMA
+from mlref.flights.task import flights_task
 from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
-from mlref.materialize import apply_events
+from mlref.materialize import apply_events, list_records
 from mlref.offline import OfflineReader, point_in_time_join
+from mlref.task import select_requests
+from mlref.training_set import corrupt_future
 from mlref.vectors import compute_vectors, read_vectors
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -57,6 +65,12 @@ def store(tmp_path_factory):
     apply_events(made, KNOWN.with_columns(known_time='at'))
     yield made
     made.close()
+
+
+# Two flights: one is scored at noon, one the minute before
+TASK = flights_task()
+EVENT = pl.DataFrame({'event_id': ['a', 'b'], 'sched': [NOON + 119, NOON + 120]})
+EVENT = EVENT.with_columns(kind=pl.lit('schedule'), known_time=pl.lit(0))
 
 
 def ask_vectors(t, store):
@@ -93,6 +107,12 @@ DOORS = {
     ),
     'now of a read': lambda t, store: get_online_features(store, ['facts/who'], [['a']], t),
     'cutoff of a training set': training_rows,
+    'a first cut-off': lambda t, store: select_requests(TASK, EVENT, t, LAST_MINUTE),
+    'a last cut-off': lambda t, store: select_requests(TASK, EVENT, 0, t),
+    'the edge of a stretch': lambda t, store: events_between(EVENT, 0, t),
+    'where garbage begins': lambda t, store: corrupt_future(EVENT, t, FLIGHT_SCHEMA),
+    'a clock to trim to': lambda t, store: list_records(store, t),
+    'the clock of a contract': lambda t, store: at_clock((), FLIGHT_SCHEMA, t),
 }
 WRONG = {
     'seconds': NOON * 60,
@@ -163,13 +183,18 @@ def test_a_text_is_the_last_minute_that_had_begun_whatever_its_offset(moment, zo
     assert parse_time(moment.isoformat(between)) == microseconds // 60_000_000
 
 
-@pytest.mark.parametrize(
-    'text',
-    ['', 'noon', '2013-13-01', '1969-12-31', '2101-01-01', '0001-01-01T00:00+14:00', None, 7],
-)
+CORPUS = json.loads((Path(__file__).parent / 'corpus' / 'times.json').read_text())
+
+
+@pytest.mark.parametrize('text', [*CORPUS['refused'], None, 7, b'2013-04-01'])
 def test_a_text_that_is_no_time_of_these_years_is_refused(text):
     with pytest.raises(MlrefError, match='expected'):
         parse_time(text)
+
+
+@pytest.mark.parametrize('text', CORPUS['read'])
+def test_a_text_is_read_as_it_was(text):
+    assert parse_time(text) == CORPUS['read'][text]
 
 
 def test_every_minute_has_a_name():

@@ -70,7 +70,7 @@ def read_raw(
     "One file as a frame, untouched"
     p = Path(folder) / (f'{name}.csv.zip' if name == 'flights' else f'{name}.csv')
     src = zipfile.ZipFile(p).read(f'{name}.csv') if name == 'flights' else p
-    return pl.read_csv(src, null_values=['NA', ''], infer_schema_length=None)
+    return pl.read_csv(src, null_values=['NA', ''], infer_schema_length=None, glob=False)
 
 # %% ../../nbs/40_flights_events.ipynb #4035293b
 MISSING_ZONES = {
