@@ -115,7 +115,10 @@ def check_minute(
     "`check_minutes` of one time"
     if type(t) is int and 0 <= t <= LAST_MINUTE:
         return t
-    return int(check_minutes(t, what).item())
+    found = check_minutes(t, what)
+    if found.size != 1:
+        raise MlrefError(f'expected {what} as one time, got {found.size}; ask one by one')
+    return int(found.item())
 
 # %% ../nbs/01_core.ipynb #b8bed427
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
