@@ -20,7 +20,7 @@ from .core import MlrefError
 class FilePlace:
     "A file that is held open, and the name it had when it was opened"
 
-    path: Path  # Absolute
+    path: str  # Absolute
     device: int
     inode: int  # Its number on the device; another file under this path has another
 
@@ -30,7 +30,7 @@ def note_place(
 ) -> FilePlace:
     "Where a file lies that has just been opened"
     found = os.stat(path)
-    return FilePlace(Path(os.path.abspath(path)), found.st_dev, found.st_ino)
+    return FilePlace(os.path.abspath(path), found.st_dev, found.st_ino)
 
 
 def check_place(

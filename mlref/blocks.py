@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 from zlib import crc32
 
 from .core import MlrefError
@@ -47,7 +48,8 @@ def _damaged(partition: Partition, key: bytes | memoryview, what: str) -> MlrefE
 
 # %% ../nbs/02b_blocks.ipynb #02b0000d
 BLOCK_BYTES = 32_000  # of messages
-_HEAD = struct.Struct('<IIIIQQ')  # check of head and body, count, form, epoch, appended at
+_REST = struct.Struct('<IIIQQ')  # of a head: check of the body, count, form, epoch, appended at
+_HEAD = struct.Struct('<IIIIQQ')  # the same behind the check of the head
 _LINES, _LENGTHS = 0, 1  # forms of a body
 
 
@@ -72,8 +74,7 @@ def _pack_body(messages: list[bytes]) -> tuple[int, bytes]:
     return _LENGTHS, array('I', map(len, messages)).tobytes() + b''.join(messages)
 
 # %% ../nbs/02b_blocks.ipynb #02b0000e
-@dataclass(frozen=True)
-class BlockHead:
+class BlockHead(NamedTuple):
     "What a block says of itself"
 
     body_check: int  # CRC-32
@@ -83,12 +84,11 @@ class BlockHead:
     appended_at: int  # Of its last message, milliseconds since 1970-01-01 UTC
 
 
-def _seal(partition: Partition, key: bytes, head: BlockHead, body: bytes) -> bytes:
+def _seal(partition: Partition, key: bytes | memoryview, head: BlockHead, body: bytes) -> bytes:
     "A block as it is stored"
-    rest = (head.body_check, head.count, head.form, head.epoch, head.appended_at)
-    packed = _HEAD.pack(0, *rest)
-    check = crc32(packed[4:], crc32(key, partition.seed))
-    return _HEAD.pack(check, *rest) + body
+    packed = _REST.pack(*head)
+    check = crc32(packed, crc32(key, partition.seed))
+    return b''.join((check.to_bytes(4, 'little'), packed, body))
 
 
 def pack_block(
@@ -149,8 +149,8 @@ def extend_block(
     messages: list[bytes],  # To add
     epoch: int,  # Of the writer
     appended_at: int,  # Milliseconds since 1970-01-01 UTC
-) -> bytes | None:  # None when they need a block of their own
-    "A block with more messages; raises `MlrefError` when its head is not as it was written"
+) -> tuple[bytes, int] | None:  # None when they need a block of their own
+    "A block with more messages, and how many it had; raises `MlrefError` as `read_head`"
     if len(block) + sum(map(len, messages)) + len(messages) > _SMALL:
         return None
     head = read_head(block, partition, key)
@@ -161,4 +161,4 @@ def extend_block(
     check = crc32(more, head.body_check)
     count = head.count + len(messages)
     grown = BlockHead(check, count, _LINES, epoch, appended_at)
-    return _seal(partition, bytes(key), grown, bytes(block[_HEAD.size :]) + more)
+    return _seal(partition, key, grown, bytes(block[_HEAD.size :]) + more), head.count

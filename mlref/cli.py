@@ -134,7 +134,14 @@ def _resume_run(settings: RunSettings, layout: Layout, run_id: str) -> PipelineR
             f'expected a run to go on with what it was told, got --{", --".join(other)} too; leave'
             ' it out, or change parameters of its steps with --set'
         )
-    return load_run(layout.steps, layout.data, layout.reports, run_id, settings.anyway)
+    run = load_run(layout.steps, layout.data, layout.reports, run_id, settings.anyway)
+    tasks = sorted({str(own['task']) for own in run.given.values() if 'task' in own})
+    if settings.task != usual.task and settings.task not in tasks:
+        raise MlrefError(
+            f'expected the task of run {run_id}, {", ".join(tasks) or "none"}, got {settings.task};'
+            ' leave it out, or start another run'
+        )
+    return run
 
 # %% ../nbs/50_cli.ipynb #c1000033
 def make_run(

@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from .core import MlrefError, check_minute, check_minutes
+from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
 from .limits import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
 from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
@@ -25,7 +25,7 @@ class OnlineFeatures(NamedTuple):
     values: np.ndarray  # Floats (requests, values), NaN where nothing is present
     status: np.ndarray  # uint8 of the same shape: PRESENT, MISSING, EXPIRED
 
-# %% ../nbs/08a_last_values.ipynb #0a8a0031
+# %% ../nbs/08a_last_values.ipynb #0a8a0041
 def _check_lists(
     given: object,  # Names or keys
     what: str,
@@ -227,6 +227,17 @@ def _check_rows(layout: RecordLayout, keys: Sequence[str], values: np.ndarray) -
             "expected keys that name somebody, got '' among them; leave out the rows about nobody"
         )
 
+# %% ../nbs/08a_last_values.ipynb #0a8a0031
+def _check_known(known: np.ndarray, now: int | None) -> None:
+    "Raise `MlrefError` for a row that nobody can know yet"
+    latest = wall_clock() if now is None else check_minute(now, 'now')
+    newest = int(known.max(initial=0))
+    if newest > latest + MAX_AHEAD:
+        raise MlrefError(
+            f'expected rows known by now, {format_time(latest)}, got one known at'
+            f' {format_time(newest)}; of a plan give the time at which it was learnt as known'
+        )
+
 # %% ../nbs/08a_last_values.ipynb #0a8a000e
 def _pack_rows(
     layout: RecordLayout, t: np.ndarray, known: np.ndarray, values: np.ndarray
@@ -246,7 +257,7 @@ def _pack_rows(
     records['check'] = [crc32(whole[at : at + size - 4]) for at in range(0, len(whole), size)]
     return records
 
-# %% ../nbs/08a_last_values.ipynb #0a8a0030
+# %% ../nbs/08a_last_values.ipynb #29259cbe
 def _newest_times(
     layout: RecordLayout,
     records: Sequence[Record | None],
@@ -293,6 +304,7 @@ def push(
     t: np.ndarray,  # int64 minutes UTC: when each became true; of two rows the later one stays
     values: np.ndarray,  # (rows, values)
     known: np.ndarray | None = None,  # int64 minutes UTC: when learnt; decides equal t; default t
+    now: int | None = None,  # Minute UTC by which all of it is known; default: the wall clock
 ) -> int:  # Keys that were written
     "Write last values; what is older than the store's is left out, so again is harmless"
     layout = find_layout(store.layouts, name)
@@ -301,6 +313,7 @@ def push(
     rows = np.asarray(values)
     _check_rows(layout, keys, rows)
     _check_times(times, learnt, len(keys))
+    _check_known(learnt, now)
     if layout.keep:
         facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
         new = merge_facts(store, layout, facts, int(times.max(initial=NEVER)))

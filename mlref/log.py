@@ -84,6 +84,8 @@ _TOPIC = re.compile(r'[A-Za-z0-9._-]{1,249}')
 
 
 def _check_number(name: str, value: object, least: int) -> None:
+    if type(value) is int and value >= least:  # nearly always, and ten times as fast
+        return
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise MlrefError(f'expected a whole number from {least} as {name}, got {value!r:.60}')
 
@@ -292,7 +294,6 @@ def write_moment(log: LocalLog) -> Iterator[lmdb.Transaction]:
             yield txn
     except (lmdb.Error, OSError) as error:
         raise explain_lmdb(error, log.folder, log.settings) from None
-    check_place(log.place, 'the log')  # what was moved away meanwhile did not accept it
     log.sweep.after_commit()
 
 # %% ../nbs/03_log.ipynb #03a00006
@@ -396,13 +397,12 @@ def _extend_last(
 ) -> int | None:
     "Offset of the first message when they were added to the last block"
     key = bytes(cursor.key())
-    block = cursor.value()
-    grown = extend_block(block, where, key, messages, log.epoch, now)
+    grown = extend_block(cursor.value(), where, key, messages, log.epoch, now)
     if grown is None:
         return None
-    first = unpack_offset(key) + read_head(block, where, key).count
-    cursor.put(key, grown)
-    return first
+    block, before = grown
+    cursor.put(key, block)
+    return unpack_offset(key) + before
 
 # %% ../nbs/03_log.ipynb #03d00015
 def _put_batch(log: LocalLog, where: Partition, cursor: lmdb.Cursor, messages: list[bytes]) -> int:

@@ -10,7 +10,8 @@ __all__ = ['ModelServer', 'open_server', 'open_run_server', 'check_fed', 'reload
 # %% ../nbs/15c_model_server.ipynb #15c00004
 import json
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class ModelServer:
     log: Log  # Predictions go to its topic 'predictions', events to 'events'
     max_body: int = 8 * 2**20  # Bytes of a request
     loading: threading.Lock = field(default_factory=threading.Lock)  # One load at a time
+    clock: Callable[[], float] = time.time  # Seconds since 1970-01-01 UTC
     fed: bool = False  # Whether the store was seen to hold something
 
     def __post_init__(self):
@@ -140,16 +142,20 @@ def log_predictions(
     predictions: list[dict[str, Any]],  # entity_id, p, and calibration where there is one
     cutoff: np.ndarray,  # int64 minutes UTC, one per prediction
 ) -> None:
-    "Append predictions to the log, durable on return"
+    "Append predictions to the log, durable on return; raises `RequestError` when it cannot"
+    answered_at = round(server.clock(), 3)
     head = {'version': model.version, 'trained_until': model.trained_until}
     messages = []
     for each, minute in zip(predictions, cutoff.tolist(), strict=True):
         about = {'entity_id': str(each['entity_id']), 'cutoff': minute, 'scored_at': minute}
-        row = {**about, 'p': each['p'], **head}
+        row = {**about, 'p': each['p'], **head, 'answered_at': answered_at}
         if 'calibration' in each:
             row['calibration'] = each['calibration']
         messages.append(json.dumps(row).encode())
-    server.log.append('predictions', messages)
+    try:
+        server.log.append('predictions', messages)
+    except MlrefError as error:
+        raise RequestError(503, str(error)) from None
 
 # %% ../nbs/15c_model_server.ipynb #15c00019
 def count_statuses(
@@ -334,4 +340,5 @@ def post_events(
         offset = server.log.append('events', messages)
     except MlrefError as error:
         raise RequestError(503, str(error)) from None
-    return Reply({'accepted': len(messages), 'topic': 'events', 'offset': offset})
+    place = {'topic': 'events', 'offset': offset, 'log': server.log.identity('events')}
+    return Reply({'accepted': len(messages), **place})

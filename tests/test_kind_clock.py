@@ -21,6 +21,7 @@ from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.ingest import check_tables, follow_log, ingest, quality_rows, release
 from mlref.lake import Lake, events_as_of, insert_rows
+from mlref.last_values import push
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.log_position import LogPosition
@@ -304,6 +305,28 @@ def test_a_clock_that_jumps_is_a_finding_once(events, tmp_path):
     story.deliver(messages[400:500], END + 1)
     assert found() == ['clock']
     story.close()
+
+
+def test_a_pushed_row_of_next_year_freezes_no_key(tmp_path):
+    store = LmdbStore(tmp_path / 'store', FLIGHTS)
+    layout = next(each for each in store.layouts.values() if each.newest)
+    row = np.ones((1, layout.width - 1))
+
+    def send(t, known=None, now=END):
+        known = None if known is None else np.array([known])
+        return push(store, layout.name, ['x'], np.array([t]), row, known, now)
+
+    assert send(END - 60) == 1
+    for t, known, now in (
+        (END + YEAR, None, END),
+        (END, END + 6, END),
+        (wall_clock() + 60, None, None),
+    ):
+        with pytest.raises(MlrefError, match='as known'):
+            send(t, known, now)
+    assert send(END) == 1
+    assert send(END + DAY, known=END) == 1  # a plan
+    store.close()
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(0, 5))

@@ -228,7 +228,7 @@ def test_a_model_card_of_hostile_texts_shows_them():
     assert ' '.join(''.join(page.texts).split()).count(HOSTILE[0]) >= 10
 
 
-@pytest.mark.parametrize('name', [r'$\frac$', '$', r'\$x$', '^_{', *HOSTILE])
+@pytest.mark.parametrize('name', [r'$\frac$', r'\$x$ ^_{', HOSTILE[2], HOSTILE[3]])
 def test_a_plot_takes_any_name(name):
     days = range(15_000, 15_020)
     metrics = pl.DataFrame(

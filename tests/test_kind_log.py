@@ -1,5 +1,6 @@
 """A log says which one it is, what it holds, and that it is whole"""
 
+import json
 import os
 import random
 import shutil
@@ -8,8 +9,10 @@ import struct
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import lmdb
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -19,12 +22,15 @@ from mlref.blocks import Partition, extend_block, pack_block, pack_offset, unpac
 from mlref.consumer import Consumer, send_events
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
+from mlref.flights.task import flights_task
 from mlref.ingest import ingest, read_position
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
 from mlref.log import LocalLog
 from mlref.log_care import Retention, StoredBlock, convert_log, retained_from, trim_log, verify_log
 from mlref.log_position import LogPosition, check_position, position_at
+from mlref.model_server import ModelServer, log_predictions
+from mlref.protocols import RequestError
 from mlref.snapshots import open_snapshot, publish_snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -206,7 +212,8 @@ def test_what_comes_out_of_a_block_is_what_went_in(messages, offset):
         grown = extend_block(block, where, key, [message], 5, 0)
         if grown is None:
             return
-        block = grown
+        block, before = grown
+        assert before == len(unpack_block(block, where, key)) - 1
     assert unpack_block(block, where, key) == messages
 
 
@@ -454,3 +461,26 @@ def test_a_stream_cannot_be_split_into_no_partitions(log):
     for parts in (0, -1):
         with pytest.raises(MlrefError, match='at least one partition'):
             send_events(log, 't', nothing, FLIGHT_SCHEMA, parts)
+
+
+def test_a_prediction_says_when_it_was_answered_and_goes_by_policy(tmp_path):
+    now = [1_800_000_000.0]
+    log = LocalLog(tmp_path / 'log', clock=lambda: now[0])
+    model = SimpleNamespace(version='v', trained_until=1)
+    server = ModelServer(flights_task(), model, None, None, log, clock=lambda: now[0])
+    for i in range(100):
+        now[0] += 3600
+        answers = [{'entity_id': str(j), 'p': 0.5} for j in range(100)]
+        log_predictions(server, model, answers, np.full(100, i))
+    rows = [json.loads(message) for message in log.read('predictions', 0, 10**6)]
+    assert [row['answered_at'] for row in rows[::100]] == [
+        1_800_000_000.0 + 3600 * (i + 1) for i in range(100)
+    ]
+    start = trim_log(log, 'predictions', Retention(seconds=24 * 3600))
+    kept = [json.loads(message) for message in log.read('predictions', start, 10**6)]
+    assert 0 < start < 10_000 - 2400
+    assert sum(row['answered_at'] >= now[0] - 24 * 3600 for row in kept) == 2500
+    shutil.rmtree(tmp_path / 'log')
+    with pytest.raises(RequestError, match='while it was in use') as refused:
+        log_predictions(server, model, answers, np.full(100, 0))
+    assert refused.value.status == 503

@@ -187,7 +187,7 @@ def test_the_commits_of_outputs_and_of_ids_of_cells_are_no_code(layout):
 
 def test_what_a_resumed_run_would_pass_over_is_refused(layout):
     make_run(layout)
-    for more in ({'seed': 3}, {'profile': 'quick'}, {'quick': True}):
+    for more in ({'seed': 3}, {'profile': 'quick'}, {'quick': True}, {'task': 'shop:SHOP'}):
         wanted = cli.RunSettings(resume='one', **more)
         with pytest.raises(MlrefError, match='leave it out'):
             cli.make_run(wanted, layout, datetime(2026, 1, 2))
