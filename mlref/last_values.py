@@ -80,7 +80,7 @@ def _find_layouts(
         raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {lengths}')
     return layouts
 
-
+# %% ../nbs/08a_last_values.ipynb #0a8a0043
 def _matrix(
     out: np.ndarray | None,
     shape: tuple[int, int],
