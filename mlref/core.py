@@ -97,11 +97,16 @@ def check_minutes(
     what: str,  # What they are, for a message, e.g. 'cutoff'
 ) -> np.ndarray:  # The same, int64
     "Raise `MlrefError` unless these are whole minutes of the years from 1970 to 2100"
-    mixed = isinstance(times, (list, tuple)) and any(isinstance(t, bool) for t in times)
-    minutes = np.asarray(times, object if mixed else None)
-    whole = minutes.dtype.kind in 'iu' or not minutes.size
-    if whole and (not minutes.size or (minutes.min() >= 0 and minutes.max() <= LAST_MINUTE)):
-        return minutes.astype(np.int64, copy=False)
+    minutes = np.asarray(times)
+    if isinstance(times, (list, tuple)) and any(isinstance(t, bool) for t in times):
+        minutes = np.asarray(times, object)  # numpy takes a truth value for a number
+    if not minutes.size:
+        return minutes.astype(np.int64)
+    if minutes.dtype.kind in 'iu':
+        one = minutes.size == 1  # as most requests have it, and far quicker
+        least, most = (minutes.item(),) * 2 if one else (minutes.min(), minutes.max())
+        if least >= 0 and most <= LAST_MINUTE:
+            return minutes.astype(np.int64, copy=False)
     raise MlrefError(
         f'expected {what} in whole minutes since 1970-01-01 UTC, before 2100, got'
         f' {_describe_times(minutes)}'

@@ -143,12 +143,11 @@ def _plain_lists(frame: Columns, keys: list[str]) -> dict[str, list] | None:
         if not (few and all([is_plain_key(frame.schema[key]) for key in keys])):
             return None
         return {key: frame[key].to_list() for key in keys}
-    arrays = {key: np.asarray(frame[key]) for key in keys}
-    if not all([array.dtype.kind in 'OUiu' for array in arrays.values()]):
-        return None  # a time in nanoseconds would become a whole number
-    lists = {key: array.tolist() for key, array in arrays.items()}
+    lists = {key: np.asarray(frame[key]).tolist() for key in keys}
     kinds = {type(value) for values in lists.values() for value in values}
-    return lists if kinds <= {str, int, type(None)} else None
+    # numpy gives whole numbers for times in nanoseconds
+    times = [key for key in keys if np.asarray(frame[key]).dtype.kind == 'M']
+    return lists if kinds <= {str, int, type(None)} and not times else None
 
 # %% ../nbs/06a_keys.ipynb #06a00035
 _SCALARS = (np.integer, np.str_, np.bool_)  # what an array of objects may hold of numpy's own

@@ -1,10 +1,11 @@
-"""Is the rewritten library as fast? Kernels of an old commit and of today's, one after the other
+"""Is today's library as fast? Kernels of an old commit and of today's, one after the other
 
     git worktree add --detach OLD da38fe3
-    python tests/speed/compare.py OLD
+    python tests/speed/compare.py OLD                       the commit before the rewrite
+    python tests/speed/compare.py OLD --name NAME           a later commit, by its own kernels
 
 Each kernel is run alternately by a process of the old commit and one of this checkout. A row of
-`reports/results/rewrite.json` has the median of the ratios old/new of CPU time (above 1: today's is
+`reports/results/NAME.json` has the median of the ratios old/new of CPU time (above 1: today's is
 faster) and the interval in which it lies with about 95 % confidence (order statistics).
 """
 
@@ -81,16 +82,18 @@ def main() -> None:
     "Compare, print, and write the result file"
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument('old', type=Path, help='checkout of the old commit')
+    ask.add_argument('--name', default='rewrite', help='of the result file')
     ask.add_argument('--repeats', type=int, default=9)
     ask.add_argument('--results', type=Path, default=ROOT / 'reports' / 'results')
     args = ask.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        old = Kernels(args.old, HERE / 'before.py', Path(work))
+        theirs = args.old / 'tests' / 'speed' / 'after.py'
+        old = Kernels(args.old, theirs if theirs.exists() else HERE / 'before.py', Path(work))
         new = Kernels(ROOT, HERE / 'after.py', Path(work))
-        if old.names != new.names:
-            raise SystemExit('expected both to have the same kernels; mend after.py')
+        if not {*old.names} <= {*new.names}:
+            raise SystemExit('expected today to have every kernel of the old commit; mend after.py')
         rows = []
-        for name in new.names:
+        for name in old.names:
             row = compare(old, new, name, args.repeats)
             print(
                 f'{name:56} {row["median"]:6.3f} [{row["low"]:.3f}, {row["ours"]:.3f}]', flush=True
@@ -98,7 +101,8 @@ def main() -> None:
             rows.append(row)
         old.process.kill()
         new.process.kill()
-    print(write_results(args.results, 'rewrite', 'python tests/speed/compare.py OLD', rows))
+    command = f'python tests/speed/compare.py OLD --name {args.name}'
+    print(write_results(args.results, args.name, command, rows))
 
 
 if __name__ == '__main__':
