@@ -207,7 +207,7 @@ def raise_for_failed(
         )
     return got
 
-# %% ../nbs/04_contracts.ipynb #da0400a1
+# %% ../nbs/04_contracts.ipynb #88d6607c
 @dataclass(frozen=True, kw_only=True)
 class ClockRule(Rule):
     "A bound on a time of an event against the clock of its reader"
@@ -227,7 +227,7 @@ def clock_bounds(
         'happened by the clock': pl.col('event_time').is_between(0, latest),
     }
 
-# %% ../nbs/04_contracts.ipynb #da0400a2
+# %% ../nbs/04_contracts.ipynb #6b67bcb1
 def at_clock(
     rules: tuple[Rule, ...],  # A contract
     schema: EventSchema,
@@ -306,7 +306,7 @@ def _refuse_settings(
                 ' about one event can say; check it by hand, or leave it out'
             )
 
-# %% ../nbs/04_contracts.ipynb #da0400a3
+# %% ../nbs/04_contracts.ipynb #f0cd9117
 # (the least included, the most included) -> what polars calls it
 _CLOSED: dict[tuple[bool, bool], Literal['both', 'left', 'right', 'none']] = {
     (True, True): 'both',
@@ -398,7 +398,7 @@ def _column_rules(name: str, column: Any, kept: ColumnType | None) -> list[Rule]
         rules.append(_type_rule(name, kind))
     return rules
 
-# %% ../nbs/04_contracts.ipynb #da0400a4
+# %% ../nbs/04_contracts.ipynb #5ce8107c
 def _number_names(rules: list[Rule]) -> tuple[Rule, ...]:
     "The same rules, with a number behind the name of a second one"
     seen: Counter[str] = Counter()

@@ -118,7 +118,7 @@ def check_minutes(
         f' {_describe_times(minutes)}'
     )
 
-
+# %% ../nbs/01_core.ipynb #c10c0013
 def check_minute(
     t: Any,  # Minutes since 1970-01-01 UTC
     what: str,  # What it is, for a message, e.g. 'now'
@@ -126,7 +126,10 @@ def check_minute(
     "`check_minutes` of one time"
     if type(t) is int and 0 <= t <= LAST_MINUTE:
         return t
-    return int(check_minutes(t, what).item())
+    found = check_minutes(t, what)
+    if found.size == 1:
+        return int(found.item())
+    raise MlrefError(f'expected {what} as one time, got {found.size}; ask one by one')
 
 # %% ../nbs/01_core.ipynb #b8bed427
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

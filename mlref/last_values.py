@@ -6,13 +6,14 @@
 __all__ = ['OnlineFeatures', 'get_online_features', 'push', 'check_store']
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0005
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
+from .limits import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
 from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
@@ -24,6 +25,37 @@ class OnlineFeatures(NamedTuple):
     values: np.ndarray  # Floats (requests, values), NaN where nothing is present
     status: np.ndarray  # uint8 of the same shape: PRESENT, MISSING, EXPIRED
 
+# %% ../nbs/08a_last_values.ipynb #0a8a0041
+def _check_lists(
+    given: object,  # Names or keys
+    what: str,
+) -> None:
+    "Raise `MlrefError` unless it is a list of texts: a text is none, though it has a length"
+    unordered = isinstance(given, (str, bytes, Mapping, Set))
+    if unordered or not (hasattr(given, '__len__') and hasattr(given, '__getitem__')):
+        raise MlrefError(
+            f'expected {what} as a list of texts, got {type(given).__name__}; put it into a list'
+        )
+
+
+def _check_texts(keys: Sequence[str]) -> None:
+    odd = [kind for kind in {*map(type, keys)} if not issubclass(kind, str)]
+    if odd:
+        raise MlrefError(
+            f'expected keys as text, got {odd[0].__name__}; make them with keys.key_text'
+        )
+
+
+def _wanted_names(layouts: Sequence[RecordLayout], keys: Sequence[Sequence[str]]) -> list[bytes]:
+    "What the records are called, history after history"
+    asked = zip(layouts, keys, strict=True)
+    try:
+        return [layout.prefix + key.encode() for layout, each in asked for key in each]
+    except (AttributeError, TypeError):
+        for each in keys:
+            _check_texts(each)
+        raise
+
 # %% ../nbs/08a_last_values.ipynb #0a8a000a
 def _find_layouts(
     store: OnlineStore,
@@ -31,20 +63,24 @@ def _find_layouts(
     keys: Sequence[Sequence[str]],  # For each of them one key per request
 ) -> list[RecordLayout]:
     "The layouts, all of newest rows; raises `MlrefError` when names and keys do not fit"
+    _check_lists(names, 'names of histories')
     held = store.layouts
-    layouts = [held[name] if name in held else find_layout(held, name) for name in names]
+    layouts = [find_layout(held, name) for name in names]
     for layout in layouts:
         if not layout.newest:
             raise MlrefError(
                 f'expected histories of newest rows, {layout.name} keeps sums; read it with a'
                 ' window'
             )
+    _check_lists(keys, 'lists of keys')
+    for each in keys:
+        _check_lists(each, 'the keys of a history')
     if len(keys) != len(names) or len({*map(len, keys)}) > 1:
         lengths = [len(each) for each in keys]
         raise MlrefError(f'expected {len(names)} lists of keys, all as long, got lengths {lengths}')
     return layouts
 
-
+# %% ../nbs/08a_last_values.ipynb #0a8a0043
 def _matrix(
     out: np.ndarray | None,
     shape: tuple[int, int],
@@ -52,6 +88,8 @@ def _matrix(
     "`out`, or a new matrix; raises `MlrefError` when it does not fit"
     if out is None:
         return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray):
+        raise MlrefError(f'expected out as an array of floats, got {type(out).__name__}')
     if out.shape != shape or out.dtype.kind != 'f':
         raise MlrefError(
             f'expected out as floats of shape {shape}, got {out.dtype} of shape {out.shape}'
@@ -135,8 +173,7 @@ def get_online_features(
     count = len(keys[0]) if len(keys) else 0
     values = _matrix(out, (count, sum([layout.width - 1 for layout in layouts])))
     found = OnlineFeatures(values, np.zeros(values.shape, np.uint8))
-    asked = zip(layouts, keys, strict=True)
-    wanted = [layout.prefix + key.encode() for layout, each in asked for key in each]
+    wanted = _wanted_names(layouts, keys)
     end = 0
     with store.snapshot() as lookup:
         records = lookup(wanted)
@@ -167,21 +204,27 @@ def _check_times(
 
 def _check_rows(layout: RecordLayout, keys: Sequence[str], values: np.ndarray) -> None:
     "Raise `MlrefError` unless these are newest rows for the layout"
+    _check_lists(keys, 'keys')
     if not layout.newest:
         raise MlrefError(
             f'expected a history of newest rows, {layout.name} keeps sums; give its events to'
             ' apply_events'
         )
     shape = (len(keys), layout.width - 1)
+    if values.dtype.kind in 'iu' and (np.abs(values.astype(np.float64)) >= MAX_EXACT).any():
+        raise MlrefError(
+            f'expected whole numbers below 2^53 for {layout.name}, which are exact as floats, got'
+            ' larger ones; choose a larger unit'
+        )
     if values.dtype.kind not in 'fiub' or values.shape != shape:
         raise MlrefError(
             f'expected numbers of shape {shape} for {", ".join(layout.values)}, got'
             f' {values.dtype} of shape {values.shape}'
         )
-    odd = [kind for kind in {*map(type, keys)} if not issubclass(kind, str)]
-    if odd:
+    _check_texts(keys)
+    if '' in keys:
         raise MlrefError(
-            f'expected keys as text, got {odd[0].__name__}; make them with keys.key_text'
+            "expected keys that name somebody, got '' among them; leave out the rows about nobody"
         )
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0031

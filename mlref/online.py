@@ -68,7 +68,7 @@ def find_layout(
     name: str,  # Of a history: 'source/entity'
 ) -> RecordLayout:
     "How a history lies; raises `MlrefError` for one that is not in the store"
-    layout = layouts.get(name)
+    layout = layouts.get(name) if isinstance(name, str) else None
     if layout is None:
         raise MlrefError(
             f'expected one of the histories {", ".join(sorted(layouts))}, got {name!r};'
