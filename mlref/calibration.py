@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .core import DAY, Calendar, MlrefError, digest
+from mlref.arguments import (
+    MlrefError,
+    check_array,
+    check_fields,
+    check_number,
+    check_probabilities,
+    check_type,
+)
+from .core import DAY, Calendar, digest
 from .evaluate import check_scores
 from .schema import TableSchema
 
@@ -36,6 +44,10 @@ def apply_calibration(
     slope: float | np.ndarray,  # The log-odds are multiplied by it
 ) -> np.ndarray:  # float64
     "Scores whose log-odds z became shift + slope z"
+    check_probabilities(p, 'p')
+    for number in (shift, slope):
+        if not isinstance(number, np.ndarray):
+            check_number(number, 'shift and slope')
     return _sigmoid(shift + slope * _log_odds(p))
 
 
@@ -93,6 +105,11 @@ class CalibrationPolicy:
     weeks: float = 3  # Length of the window
     l2: float = 1000.0  # Weight of leaving the scores as they are, in labels
 
+    def __post_init__(self):
+        check_fields(self)
+        check_number(self.weeks, 'weeks of a calibration', low=1 / 7)
+        check_number(self.l2, 'l2 of a calibration', low=0)
+
     def window(
         self,
         at: int,  # The moment of fitting, minutes UTC
@@ -100,6 +117,15 @@ class CalibrationPolicy:
         "Cut-offs old enough at `at` for labels of both outcomes to be known"
         until = int(at) - self.calendar.label_delay
         return until - int(self.weeks * 7 * DAY), until
+
+
+def _check_columns(
+    p: np.ndarray, y: np.ndarray, cutoff: np.ndarray, label_time: np.ndarray
+) -> None:
+    check_probabilities(p, 'p')
+    check_array(y, 'y', len(p))
+    check_array(cutoff, 'cutoff', len(p), 'iu')
+    check_array(label_time, 'label_time', len(p), 'iu')
 
 
 def fit_calibration(
@@ -111,11 +137,9 @@ def fit_calibration(
     policy: CalibrationPolicy,
 ) -> Calibration:
     "The map that labels known at `at` ask for; raises `MlrefError` without both outcomes"
-    lengths = [len(column) for column in (p, y, cutoff, label_time)]
-    if len(set(lengths)) > 1:
-        raise MlrefError(
-            f'expected parallel columns, got lengths {lengths}; select the same rows from each'
-        )
+    check_type(policy, CalibrationPolicy, 'policy')
+    check_number(at, 'at', whole=True)
+    _check_columns(p, y, cutoff, label_time)
     since, until = policy.window(at)
     known = (label_time >= 0) & (label_time <= at) & ~np.isnan(y)
     rows = known & (cutoff >= since) & (cutoff < until)
@@ -138,7 +162,8 @@ def trailing_calibration(
     policy: CalibrationPolicy,
 ) -> np.ndarray:  # float64, one per row
     "Each day's scores, moved by the map fitted when it began"
-    check_scores(np.zeros(len(cutoff)), p, y, cutoff, label_time)
+    check_type(policy, CalibrationPolicy, 'policy')
+    _check_columns(p, y, cutoff, label_time)
     moved = np.array(p, np.float64)
     day = np.asarray(policy.calendar.day_of(cutoff))
     labelled = (label_time >= 0) & ~np.isnan(y)
@@ -179,6 +204,12 @@ class CalibrationHistory:
     slope: np.ndarray  # Of each, float64
     digests: tuple[str, ...]  # Of each, as a `Calibration` has it
 
+    def __post_init__(self):
+        for name in ('at', 'shift', 'slope'):
+            check_array(getattr(self, name), f'{name} of maps', len(self.digests))
+        if not self.digests:
+            raise MlrefError('expected at least one map, got none; fit one first')
+
     def apply(
         self,
         p: np.ndarray,  # Scores of a model, 0 to 1
@@ -204,7 +235,15 @@ CALIBRATION_KEY = b'!calibration'  # its name in an online store
 def encode_calibrations(
     rows: Iterable[Mapping[str, Any]],  # fitted_at, digest, and the fields of a `Calibration`
 ) -> bytes:  # For the note of an online store
-    "Maps as a store keeps them"
+    "Maps as a store keeps them; raises `MlrefError` for one without a field"
+    rows = list(rows)
+    needed = {'fitted_at', 'digest', *(field.name for field in fields(Calibration))}
+    missing = sorted({name for row in rows for name in needed - set(row)})
+    if missing:
+        raise MlrefError(
+            f'expected maps with {", ".join(sorted(needed))}, got one without {", ".join(missing)};'
+            ' encode rows of the table calibrations'
+        )
     return json.dumps(sorted(map(dict, rows), key=lambda row: row['fitted_at'])).encode()
 
 # %% ../nbs/12b_calibration.ipynb #b8a557f5

@@ -142,7 +142,7 @@ def record_features(
     "Note definitions, and which model uses them; again is harmless"
     lake.create(FEATURES, FEATURE_USES)
     tables = {'features': feature_catalog(features)}
-    if model:
+    if model is not None:
         set_version = pl.lit(features.version)
         tables['feature_uses'] = tables['features'].select(
             'view', 'version', model=pl.lit(model), features=set_version

@@ -140,9 +140,11 @@ def check_same_job(
         _refuse(folder, here.network, f'one of {there.network}')
     if here.data != there.data:
         _refuse(folder, 'these rows', 'one of other rows')
-    if changed := _differences(here.settings, there.settings):
+    changed = _differences(here.settings, there.settings)
+    if changed:
         _refuse(folder, 'these settings', changed)
-    if moved := _differences(here.place, there.place):
+    moved = _differences(here.place, there.place)
+    if moved:
         warnings.warn(
             f'the checkpoint was made elsewhere ({moved}): the weights will be as good, not the'
             ' same to the last bit',

@@ -112,7 +112,11 @@ class RunSettings:
 # %% ../nbs/50_cli.ipynb #c1000031
 def _folders(data: Path | None, reports: Path | None) -> Layout:
     layout = find_folders()
-    return Layout(layout.steps, data or layout.data, reports or layout.reports)
+    return Layout(
+        layout.steps,
+        layout.data if data is None else data,
+        layout.reports if reports is None else reports,
+    )
 
 
 def _check_sources(run: PipelineRun) -> None:
@@ -120,7 +124,7 @@ def _check_sources(run: PipelineRun) -> None:
 
     for own in run.given.values():
         # a folder of raw files is read, and found wanting, by the step it was given to
-        if 'task' in own and not own.get('raw'):
+        if 'task' in own and not own.get('raw', ''):
             require_source(load_task(str(own['task'])))
 
 

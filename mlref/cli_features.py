@@ -297,7 +297,7 @@ def _reshard_store(
     "Spread an online store over a number of files, while servers read on."
     from mlref.lmdb_store import LmdbStore, reshard
 
-    folder = store or run_folder(None, data) / 'online'
+    folder = run_folder(None, data) / 'online' if store is None else store
     new = not folder.exists()
     opened = LmdbStore(folder, shards=parts)
     before = 0 if new else len(opened.envs)

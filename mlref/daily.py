@@ -40,7 +40,7 @@ from mlref.monitor import (
     realized_day,
 )
 from .records import KEEP_MINUTES
-from .task import Task
+from .task import Task, read_labels
 from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
 
@@ -138,7 +138,8 @@ def known_labels(
         now,
     ).cast(pl.Schema(task.schema.columns))
     entity_id = pl.col(task.schema.entity_id).cast(pl.String).alias('entity_id')
-    return task.labels(events, now).select(entity_id, pl.col('y').cast(pl.Float64), 'label_time')
+    labels = read_labels(task, events, now)
+    return labels.select(entity_id, pl.col('y').cast(pl.Float64), 'label_time')
 
 
 def labelled_predictions(

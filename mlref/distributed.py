@@ -194,7 +194,7 @@ def average_gradients(
     _check_compression(compress)
     model = wrap_ddp(net, bucket_mb)
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        state, hook = _communication_hook(compress, moved or Traffic())
+        state, hook = _communication_hook(compress, Traffic() if moved is None else moved)
         model.register_comm_hook(state, hook)
     return model
 
@@ -296,7 +296,8 @@ def main(
     argv: list[str] | None = None,  # The folder of a job; None = what the process was called with
 ) -> int:  # Exit status
     "`python -m mlref.distributed FOLDER`, once per rank, under torchrun"
-    folder = Path((argv or sys.argv[1:] or ['.'])[0])
+    given = sys.argv[1:] if argv is None else argv
+    folder = Path(given[0] if given else '.')
     try:
         run_rank(folder)
         return 0

@@ -149,7 +149,7 @@ def _requirements() -> list[str]:
 def _usable_cores() -> int:
     # a container or taskset may leave fewer than the machine has
     counted = getattr(os, 'sched_getaffinity', None)
-    return len(counted(0)) if counted else os.cpu_count() or 1
+    return os.cpu_count() or 1 if counted is None else len(counted(0))
 
 
 def examine_machine(

@@ -73,7 +73,7 @@ def lock_hash(
     # 12 hexadecimal digits, '+' and 6 more when installed versions differ; 'unknown' without a lock
 ) -> str:
     "Name of the set of packages that this process runs on"
-    lock = Path(file or lock_file())
+    lock = lock_file() if file is None else Path(file)
     if not lock.exists():
         return 'unknown'
     differing = mismatched_packages(locked_packages(lock.read_text()), installed_packages())
@@ -185,8 +185,8 @@ def _package_difference(
     return Difference(
         what=name,
         was=was,
-        now=now or 'missing',
-        breaks=not now or not _same_major(was, now),
+        now='missing' if now == '' else now,
+        breaks=now == '' or not _same_major(was, now),
         fix=f"pip install '{name}=={was}'",
     )
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .core import MlrefError
+from .arguments import MlrefError, check_array, check_number, check_probabilities
 
 # %% ../nbs/12_evaluate.ipynb #9d0bcf5e
 def check_scores(
@@ -26,6 +26,10 @@ def check_scores(
     both: bool = False,  # Whether both outcomes must occur
 ) -> None:
     "Raise `MlrefError` unless outcomes and scores belong together and are numbers"
+    check_array(y, 'outcomes')
+    check_array(p, 'scores')
+    for column in more:
+        check_array(column, 'what belongs to each row', kinds='biufUO')
     lengths = [len(column) for column in (y, p, *more)]
     if len(set(lengths)) > 1 or not lengths[0]:
         raise MlrefError(
@@ -71,6 +75,7 @@ def log_loss(
 ) -> float:
     "Mean negative log-likelihood; probabilities are kept 1e-15 away from 0 and 1"
     check_scores(y, p)
+    check_probabilities(p, 'p')
     inside = np.clip(p, 1e-15, 1 - 1e-15)
     return float(-np.mean(y * np.log(inside) + (1 - y) * np.log(1 - inside)))
 
@@ -81,9 +86,10 @@ def brier(
 ) -> float:
     "Mean squared distance of probability and outcome"
     check_scores(y, p)
+    check_probabilities(p, 'p')
     return float(np.mean((p - y) ** 2))
 
-
+# %% ../nbs/12_evaluate.ipynb #87b9ba75
 def average_precision(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
@@ -115,6 +121,8 @@ def reliability_table(
 ) -> ReliabilityTable:
     "Mean score and share of positives of groups of equal size"
     check_scores(y, p)
+    check_probabilities(p, 'p')
+    check_number(groups, 'groups', low=1, whole=True)
     parts = np.array_split(np.argsort(p, kind='stable'), groups)
     parts = [rows for rows in parts if len(rows)]  # fewer rows than groups
     score = np.array([p[rows].mean() for rows in parts], np.float64)
@@ -162,7 +170,10 @@ def decision_cost(
 ) -> np.ndarray:  # Expected cost per row at each threshold
     "What acting above a threshold costs; raises `MlrefError` for a cost that is not above 0"
     check_scores(y, p)
-    if false_alarm <= 0 or miss <= 0:
+    check_array(thresholds, 'thresholds')
+    check_number(false_alarm, 'false_alarm', low=0)
+    check_number(miss, 'miss', low=0)
+    if false_alarm == 0 or miss == 0:
         raise MlrefError(
             f'expected costs above 0, got {false_alarm} for a false alarm and {miss} for a miss'
         )
@@ -205,6 +216,9 @@ def draw_days(
     seed: int = 0,
 ) -> DayDraws:
     "As many days as there are, with replacement, `n` times; raises `MlrefError` for one day"
+    check_array(day, 'day', kinds='iuf')
+    check_number(n, 'n', low=1, whole=True)
+    check_number(seed, 'seed', low=0, whole=True)
     days = np.unique(day)
     if len(days) < 2:
         raise MlrefError(f'expected at least 2 days to resample, got {len(days)}; take more days')
@@ -245,6 +259,10 @@ def percentile_interval(
     level: float = 0.95,
 ) -> tuple[float, float]:  # Low, high
     "The middle share of resampled values"
+    check_array(values, 'values')
+    check_number(level, 'level', 0, 1)
+    if not len(values):
+        raise MlrefError('expected resampled values, got none; draw some days')
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -293,8 +311,11 @@ def day_aucs(
     draws: DayDraws,
 ) -> np.ndarray:  # AUC of each resample; NaN where it has one class
     "The AUC of resampled days, from pairs of days counted once"
+    check_scores(y, p, day)
     size = len(draws.days)
     place = np.searchsorted(draws.days, day)
+    if (draws.days.take(place, mode='clip') != day).any():
+        raise MlrefError('expected days that were drawn from, got others; draw from these rows')
     positive = y > 0.5
     won = _won_pairs(y, p, place, size)
     positives = draws.counts @ np.bincount(place[positive], minlength=size)
@@ -341,6 +362,7 @@ def delong_interval(
     "AUC(challenger) - AUC(champion) with DeLong's interval (Sun and Xu 2014)"
     check_scores(y, challenger, champion, both=True)
     check_scores(y, champion)
+    check_number(deviations, 'deviations', low=0)
     positive = y > 0.5
     positives = np.zeros(positive.sum())
     negatives = np.zeros((~positive).sum())
@@ -363,6 +385,10 @@ def swap_by_day(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # Challenger, champion: neither is better
     "An A/A pair: a coin decides day by day which model is called the challenger"
+    check_array(challenger, 'challenger')
+    check_array(champion, 'champion', len(challenger))
+    check_array(day, 'day', len(challenger), kinds='iuf')
+    check_number(seed, 'seed', low=0, whole=True)
     days, place = np.unique(day, return_inverse=True)
     heads = np.random.default_rng(seed).integers(0, 2, len(days)).astype(bool)[place]
     return np.where(heads, challenger, champion), np.where(heads, champion, challenger)

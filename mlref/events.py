@@ -18,9 +18,10 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from .core import MlrefError, check_minutes
+from .arguments import MlrefError, check_choice, check_number
+from .core import check_minutes
 from .messages import MessageReader, show_name
-from .schema import EVENT_COLUMNS, ColumnType, EventSchema, check_column_types
+from .schema import EVENT_COLUMNS, ColumnType, EventSchema, check_frame
 
 # %% ../nbs/02_events.ipynb #616ace93
 def sort_events(
@@ -28,6 +29,7 @@ def sort_events(
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same rows by known_time, event_time, kind, event_id
     "The one order in which events are delivered"
+    check_frame(events, EVENT_COLUMNS, 'events')
     return events.sort(
         'known_time',
         'event_time',
@@ -44,6 +46,11 @@ def disturb_delivery(
     twice: float = 0.0,  # Share delivered twice
 ) -> pl.DataFrame:  # Rows in the order of a bad day; some twice
     "Deliver some events late and some twice"
+    check_frame(events, {'known_time': pl.Int64}, 'events')
+    check_number(seed, 'seed', low=0, whole=True)
+    check_number(late, 'late', 0, 1)
+    check_number(minutes, 'minutes', low=1, whole=True)
+    check_number(twice, 'twice', 0, 1)
     generator = np.random.default_rng(seed)
     is_late = generator.random(events.height) < late
     delays = generator.integers(1, minutes + 1, events.height)
@@ -60,8 +67,10 @@ def replay(
     sleep: Callable[[float], None] = time.sleep,  # Seconds
 ) -> Iterator[pl.DataFrame]:  # What becomes due, together, in order
     "Play a stretch of the stream again"
-    if not speed > 0:
-        raise MlrefError(f'expected a speed above 0, got {speed}')
+    check_frame(events, {'known_time': pl.Int64}, 'events')
+    check_number(speed, 'speed', low=0)
+    if speed == 0:
+        raise MlrefError('expected a speed above 0, got 0; say how many minutes pass in a second')
     due = events['known_time'].cum_max()
     start = clock()
     played = 0
@@ -84,8 +93,9 @@ def drop_feed(
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same rows without those known from there on
     "Lose a feed"
-    if kind not in schema.kinds:
-        raise MlrefError(f'expected a kind among {", ".join(schema.kinds)}, got {kind!r}')
+    check_frame(events, EVENT_COLUMNS, 'events')
+    check_choice(kind, schema.kinds, 'the kind of event')
+    check_number(start, 'start', whole=True)
     return events.filter((pl.col('kind') != kind) | (pl.col('known_time') < start))
 
 # %% ../nbs/02_events.ipynb #45b29b0e
@@ -109,13 +119,7 @@ def encode_events(
     schema: EventSchema,
 ) -> list[bytes]:  # One JSON object each, in order
     "Events as messages; raises `MlrefError` for what JSON or the schema would change"
-    check_column_types(events, schema)
-    missing = [name for name in schema.columns if name not in events.columns]
-    if missing:
-        raise MlrefError(
-            f'expected the columns of the schema, {", ".join(missing)} are not there; add them,'
-            ' null where nothing is known'
-        )
+    check_frame(events, schema.columns, 'events')
     messages = np.empty(events.height, object)
     for _, group in events.with_row_index('_i').group_by('kind', maintain_order=True):
         messages[group['_i'].to_numpy()] = _encode_kind(group, schema)
@@ -433,8 +437,8 @@ def corrupt_messages(
     share: float,  # Of the messages
 ) -> tuple[list[bytes], list[int]]:  # All messages; the places of the damaged
     "Damage some messages so that they cannot be read"
-    if not 0 <= share <= 1:
-        raise MlrefError(f'expected a share from 0 to 1, got {share}')
+    check_number(seed, 'seed', low=0, whole=True)
+    check_number(share, 'share', 0, 1)
     generator = np.random.default_rng(seed)
     places = np.flatnonzero(generator.random(len(messages)) < share)
     ways = generator.integers(0, 3, len(places))
@@ -450,6 +454,9 @@ def events_between(
     end: int,  # Last minute, excluded
 ) -> pl.DataFrame:  # Those with start <= known_time < end
     "What became known in a stretch of time"
+    check_frame(events, {'known_time': pl.Int64}, 'events')
+    check_number(start, 'start', whole=True)
+    check_number(end, 'end', low=start, whole=True)
     check_minutes([start, end], 'start and end')
     known = events['known_time']
     return events[known.search_sorted(start, 'left') : known.search_sorted(end, 'left')]

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from .core import MlrefError, check_minutes, digest
+from .arguments import MlrefError, check_distinct, check_fields, check_number, check_type
+from .core import check_minutes, digest
 from .versions import canonical_code
 
 # %% ../nbs/06_features.ipynb #c4fafaa4
@@ -27,6 +28,10 @@ class Entity:
     name: str  # e.g. 'customer'
     # Columns that tell one from another: text, whole numbers, dates, times; () = one for all
     keys: tuple[str, ...]
+
+    def __post_init__(self):
+        check_fields(self)
+        check_distinct(self.keys, f'keys of {self.name}')
 
 # %% ../nbs/06_features.ipynb #9f1d0a46
 SourceKind = Literal['last', 'aggregate']
@@ -47,10 +52,9 @@ class Source:
     description: str = ''
 
     def __post_init__(self):
-        if self.kind not in ('last', 'aggregate'):
-            raise MlrefError(
-                f"expected the kind 'last' or 'aggregate' for {self.name}, got {self.kind!r}"
-            )
+        check_fields(self)
+        check_distinct(self.values, f'values of {self.name}')
+        check_distinct(self.columns, f'columns of {self.name}')
 
     @cached_property
     def version(self) -> str:
@@ -117,13 +121,21 @@ def read_source(
     ties: bool = True,  # Put rows of equal times in the order of their values; False: as they came
 ) -> pl.DataFrame:  # t, keys and values; sorted by t
     "The rows of a source, checked; raises `MlrefError` for what would go wrong later"
+    check_type(events, pl.DataFrame, f'the events of {source.name}')
     missing = [name for name in source.columns if name not in events.columns]
     if missing:
         raise MlrefError(
             f'expected the columns {", ".join(source.columns)} for {source.name},'
             f' {", ".join(missing)} is missing'
         )
-    rows = source.rows(events)
+    try:
+        rows = source.rows(events)
+    except pl.exceptions.PolarsError as error:
+        raise MlrefError(
+            f'expected a table that {source.name} can read, got: {str(error).splitlines()[0]:.160};'
+            ' give the columns their types'
+        ) from error
+    check_type(rows, pl.DataFrame, f'the rows of {source.name}')
     _check_times(rows, source)
     for name in source.values:
         _check_value(rows, source, name)
@@ -158,7 +170,7 @@ def to_minutes(
     begun = (ticks % a_minute > 0).cast(pl.Int64) if up else 0
     return ticks // a_minute + begun
 
-
+# %% ../nbs/06_features.ipynb #6eb6f2f6
 def from_table(
     name: str,
     *,
@@ -170,6 +182,9 @@ def from_table(
     description: str = '',
 ) -> Source:
     "A source over a table of your own"
+    check_distinct(keys, f'keys of {name}')
+    check_distinct(values, f'values of {name}')
+    check_type(known, str, f'known of {name}')
 
     def rows(table: pl.DataFrame) -> pl.DataFrame:
         found = table.select(to_minutes(table[known]).alias('t'), *keys, *values)
@@ -249,6 +264,8 @@ class FeatureView:
     description: str = ''
 
     def __post_init__(self):
+        check_fields(self)
+        check_distinct(self.stats, f'stats of {self.name}')
         for stat in self.stats:
             if self.windows:
                 _check_window_stat(self, stat)
@@ -377,6 +394,12 @@ class OnDemand:
     owner: str = ''
     description: str = ''
 
+    def __post_init__(self):
+        check_fields(self)
+        check_distinct(self.outputs, f'outputs of {self.name}')
+        check_distinct(self.inputs, f'inputs of {self.name}')
+        check_distinct(self.reads, f'reads of {self.name}')
+
     @cached_property
     def version(self) -> str:
         "Digest of the code and what it reads"
@@ -392,6 +415,7 @@ def lookup_feature(
     values: tuple[str, ...],  # What each entry holds
 ) -> OnDemand:
     "Values from a table that does not change; NaN for a key it lacks"
+    check_distinct(values, f'values of {name}')
     none = (np.nan,) * len(values)
 
     def make(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
@@ -427,6 +451,10 @@ class FeatureSet:
     former: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        check_fields(self)
+        check_distinct(self.only, f'columns of {self.name}')
+        for name, size in self.categories.items():
+            check_number(size, f'codes of {name}', low=1, whole=True)
         _check_columns(self)
 
     @cached_property

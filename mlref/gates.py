@@ -14,8 +14,17 @@ from itertools import zip_longest
 import numpy as np
 import polars as pl
 
-from .core import MlrefError, TrainingSet, format_time
+from mlref.arguments import (
+    MlrefError,
+    check_array,
+    check_number,
+    check_probabilities,
+    check_type,
+)
+from .core import TrainingSet, format_time
 from .evaluate import Estimate, check_scores
+from .schema import check_frame
+from .slices import SLICE_DIFFERENCES
 
 # %% ../nbs/12c_gates.ipynb #3a264b6c
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ def all_passed(gates: list[Gate]) -> bool:
     "Promote only when every gate passed; raises `MlrefError` when none was run"
     if not gates:
         raise MlrefError('expected the answers of the gates, got none; run them first')
+    for gate in gates:
+        check_type(gate, Gate, 'each answer')
     return all(gate.passed for gate in gates)
 
 # %% ../nbs/12c_gates.ipynb #3f2dab72
@@ -60,6 +71,8 @@ def trained_before_judged(
     judged_from: int,  # First cut-off of the rows that judge, minutes UTC
 ) -> Gate:
     "By its own word, the model knows nothing of the rows that judge it"
+    check_number(trained_until, 'trained_until', whole=True)
+    check_number(judged_from, 'judged_from', whole=True)
     return Gate(
         'trained_before_judged',
         trained_until <= judged_from,
@@ -74,12 +87,14 @@ def no_leak(
     judged_from: int,  # First cut-off of the rows that judge, minutes UTC
 ) -> Gate:
     "No row learnt from lies in the stretch that judges or has a label out of its time"
+    check_type(rows, TrainingSet, 'rows')
+    check_number(judged_from, 'judged_from', whole=True)
     inside = (rows.cutoff >= judged_from) | (rows.label_time > judged_from)
     before_itself = rows.label_time < rows.cutoff
     leaks = int((inside | before_itself).sum())
     return Gate(
         'no_leak',
-        leaks == 0,
+        leaks == 0 and len(rows) > 0,
         leaks,
         0,
         f'{leaks} of {len(rows)} rows learnt from lie in the stretch that judges, or have a label'
@@ -93,11 +108,13 @@ def mature_labels(
     as_of: int,  # The minute at which its labels were taken
 ) -> Gate:
     "All rows are old enough for a label of either outcome to be known"
+    check_type(rows, TrainingSet, 'rows')
+    check_number(as_of, 'as_of', whole=True)
     delay = rows.calendar.label_delay
     young = int((rows.cutoff > as_of - delay).sum())
     return Gate(
         f'mature_{what}_labels',
-        young == 0,
+        young == 0 and len(rows) > 0,
         young,
         0,
         f'{young} of {len(rows)} rows are younger than the label delay of {delay} minutes at'
@@ -110,6 +127,8 @@ def label_age_skew(
     as_of: int,  # The minute at which their labels were taken
 ) -> float:  # 0 = none; 1 where the older half has labels of one outcome only
     "By how much the share of positives of a tenth of the rows is off because of its age"
+    check_type(rows, TrainingSet, 'rows')
+    check_number(as_of, 'as_of', whole=True)
     age = as_of - rows.cutoff
     by_age = np.argsort(age, kind='stable')  # the youngest first
     older = rows.take(by_age[len(by_age) // 2 :])
@@ -124,7 +143,7 @@ def label_age_skew(
     tenths = np.array_split(share[by_age], 10)
     return max(abs(float(tenth.mean()) - base) for tenth in tenths if len(tenth))
 
-
+# %% ../nbs/12c_gates.ipynb #f9e1665b
 def no_age_skew(
     what: str,  # 'training' or 'judging'
     rows: TrainingSet,  # Labelled rows
@@ -132,6 +151,7 @@ def no_age_skew(
     limit: float = 0.05,  # Of the skew
 ) -> Gate:
     "Which outcome a label has does not depend on how old its row is"
+    check_number(limit, 'limit', 0, 1)
     skew = label_age_skew(rows, as_of)
     return Gate(
         f'no_age_skew_{what}',
@@ -150,6 +170,9 @@ def is_fresh(
     max_age: int,  # Minutes
 ) -> Gate:
     "The newest of something is not too old, and not from the future"
+    check_number(newest, 'newest', whole=True)
+    check_number(decided_at, 'decided_at', whole=True)
+    check_number(max_age, 'max_age', low=0)
     age = int(decided_at) - int(newest)
     return Gate(
         f'fresh_{what}',
@@ -165,6 +188,8 @@ def better_than_champion(
     level: float = 0.95,  # Of its interval
 ) -> Gate:
     "Credibly better than the champion"
+    check_type(difference, Estimate, 'difference')
+    check_number(level, 'level', 0, 1)
     passed = difference.low > 0
     verdict = 'credibly better' if passed else 'not credibly better'
     return Gate(
@@ -186,6 +211,9 @@ def well_calibrated(
     "The level of the scores is right, or as right as the champion's"
     check_scores(y, challenger, champion)
     check_scores(y, champion)
+    check_probabilities(challenger, 'scores of the challenger')
+    check_probabilities(champion, 'scores of the champion')
+    check_number(gap, 'gap', 0, 1)
     base_rate = float(y.mean())
     off = abs(float(challenger.mean()) - base_rate)
     limit = max(gap, abs(float(champion.mean()) - base_rate))
@@ -203,9 +231,11 @@ def no_slice_worse(
     differences: pl.DataFrame,  # From `slice_differences`, challenger minus champion
 ) -> Gate:
     "Nowhere credibly worse than the champion; raises `MlrefError` when there is no slice"
+    check_frame(differences, SLICE_DIFFERENCES, 'differences')
     if not differences.height:
         raise MlrefError('expected slices to compare in, got none; take more days')
-    worse = differences.filter(pl.col('high') < 0)
+    # an interval that is no number has shown nothing
+    worse = differences.filter(~(pl.col('high') >= 0).fill_null(False) | pl.col('high').is_nan())
     nearest = differences.sort('high').row(0, named=True)
     found = f'in none of {differences.height}; nearest to it {nearest["by"]} {nearest["slice"]}'
     if worse.height:
@@ -221,8 +251,11 @@ def parity(
     limit: float = 1e-5,  # Largest distance allowed; an engine of eight bits needs about .02
 ) -> Gate:
     "What serves scores as what was trained"
-    check_scores(np.zeros(len(trained)), trained, served)
-    check_scores(np.zeros(len(served)), served)
+    check_probabilities(trained, 'scores of the trained model')
+    check_probabilities(served, 'scores of the served model', len(trained))
+    check_number(limit, 'limit', 0, 1)
+    if not len(served):
+        raise MlrefError('expected scores to compare, got none; score at least one row with both')
     distance = np.abs(served - trained)
     largest = float(distance.max())
     flips = ((served >= 0.5) != (trained >= 0.5)).mean()
@@ -246,6 +279,8 @@ def latency_within(
         raise MlrefError(
             'expected the digest of recorded timings, got none; call: mlref bench compress'
         )
+    check_number(ms, 'ms')
+    check_number(limit, 'limit', low=0)
     why = f'{ms:.3g} ms for one row, recorded in {record}'
     return Gate('latency_within', 0 < ms <= limit, ms, limit, why)
 
@@ -255,6 +290,8 @@ def size_within(
     limit: int = 5_000_000,  # Bytes
 ) -> Gate:
     "Small enough to ship"
+    check_number(size, 'size', low=0, whole=True)
+    check_number(limit, 'limit', low=0)
     return Gate('size_within', size <= limit, size, limit, f'{size:,} bytes are shipped')
 
 # %% ../nbs/12c_gates.ipynb #624d05bc
@@ -263,18 +300,23 @@ def no_serving_skew(
     rebuilt: np.ndarray,  # Its scores from the lake's rows of the same entities
 ) -> Gate:
     "What was served is what the lake says would have been served, to the last bit"
+    check_array(served, 'served scores')
+    check_array(rebuilt, 'rebuilt scores')
     if len(served) != len(rebuilt):
         raise MlrefError(
             f'expected as many served as rebuilt scores, got {len(served)} and {len(rebuilt)}; join'
             ' them by id'
         )
-    different = float((served != rebuilt).mean()) if len(served) else 0.0
+    different = float((served != rebuilt).mean()) if len(served) else 1.0
+    why = f'{different:.2%} of {len(served)} served scores differ from the rebuilt ones'
+    if not len(served):
+        why = 'the champion has served none of the rows that judge, so nothing could be compared'
     return Gate(
         'no_serving_skew',
         different == 0,
         different,
         0.0,
-        f'{different:.2%} of {len(served)} served scores differ from the rebuilt ones',
+        why,
     )
 
 # %% ../nbs/12c_gates.ipynb #79af5480

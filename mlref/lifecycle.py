@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 from tqdm import tqdm
 
+from .arguments import MlrefError, check_fields
 from .challenger import first_cutoff, register_challenger, run_challenge, sync_registry
 from .client import Client, start_server
 from .core import Calendar, Predictor, format_time
@@ -186,6 +187,14 @@ class Stretch:
     start: int  # Minute UTC in the first scoring day
     end: int  # Minute UTC in the day after the last
     served: int = 0  # Days that begin before this minute are scored by a server over HTTP
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.end < self.start:
+            raise MlrefError(
+                f'expected a stretch that ends after {format_time(self.start)}, got the end'
+                f' {format_time(self.end)}; swap the two'
+            )
 
 
 def missing_days(lake: Lake, stretch: Stretch, calendar: Calendar) -> list[int]:  # Scoring days

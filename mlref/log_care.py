@@ -107,7 +107,7 @@ def verify_log(
     counts = {}
     for part in list_partitions(log, topic):
         at = start = log.start(topic, part)
-        while messages := log.read(topic, at, 10_000, part):
+        while (messages := log.read(topic, at, 10_000, part)) != []:
             at += len(messages)
         counts[part] = at - start
     return counts

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .core import MlrefError, Predictor, file_digest, write_bytes, write_json
+from .arguments import MlrefError, check_array, check_distinct, check_number, check_type
+from .core import Predictor, file_digest, write_bytes, write_json
 from .edges import read_json_object
 
 # %% ../nbs/10a_model.ipynb #10aa0072
@@ -32,8 +33,12 @@ def check_rows(
     names: tuple[str, ...],  # The features that a model expects
 ) -> np.ndarray:  # float32 (rows, names), contiguous
     "Raise `MlrefError` unless these are rows of so many features"
-    if X.ndim != 2 or X.shape[1] != len(names):
-        raise MlrefError(f'expected rows of {len(names)} features, got an array of shape {X.shape}')
+    check_array(X, 'rows', dimensions=2)
+    if X.shape[1] != len(names):
+        raise MlrefError(
+            f'expected rows of {len(names)} features, got an array of shape {X.shape}; take the'
+            ' columns that the model names, in their order'
+        )
     return np.ascontiguousarray(X, np.float32)
 
 
@@ -270,6 +275,25 @@ def _load_network(
     return TorchPredictor(net, saved.trained_until, device)
 
 # %% ../nbs/10a_model.ipynb #79d8aa9e
+def _read_trees(text: str, features: int) -> Any:  # A lightgbm.Booster
+    import lightgbm
+
+    check_type(text, str, 'the text of a LightGBM model')
+    try:
+        booster = lightgbm.Booster(model_str=text)
+    except lightgbm.basic.LightGBMError as error:
+        raise MlrefError(
+            f'expected the text of a LightGBM model, got {text!r:.40}: {error}; take it from'
+            ' Booster.model_to_string()'
+        ) from None
+    if booster.num_feature() != features:
+        raise MlrefError(
+            f'expected names for the {booster.num_feature()} features of the trees, got {features};'
+            ' name every column in order'
+        )
+    return booster
+
+
 class LightGBMPredictor:
     "Boosted trees as a Predictor; kept as LightGBM's own text"
 
@@ -281,12 +305,12 @@ class LightGBMPredictor:
         names: tuple[str, ...],  # Features, in order
         trained_until: int,  # Latest label it has seen, minutes UTC
     ):
-        import lightgbm
-
+        check_distinct(names, 'names of a model')
+        check_number(trained_until, 'trained_until', whole=True)
         self.text = text
         self.names = tuple(names)
         self.trained_until = int(trained_until)
-        self.booster = lightgbm.Booster(model_str=text)
+        self.booster = _read_trees(text, len(self.names))
         self.version = hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def predict(
@@ -333,6 +357,8 @@ class EnsemblePredictor:
     def __init__(self, *parts: Predictor):
         if len(parts) < 2:
             raise MlrefError(f'expected two models or more to take the mean of, got {len(parts)}')
+        for part in parts:
+            check_type(part, Predictor, 'each part')
         if len({part.names for part in parts}) > 1:
             raise MlrefError(
                 'expected models of the same features, got'

@@ -13,6 +13,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+# %% ../nbs/10_networks.ipynb #cff0fff4
+from .arguments import check_choice, check_distinct, check_number
+
 # %% ../nbs/10_networks.ipynb #10aa0001
 _BELOW = -1e30  # lower than any number here
 
@@ -147,6 +150,11 @@ class TabularInput(nn.Module):
         categories: Mapping[str, int],  # Categorical columns and their number of codes
         pieces: int = 0,  # Of each number; 0 = straight lines only
     ):
+        check_distinct(names, 'names of a network')
+        check_number(pieces, 'pieces', low=0, whole=True)
+        for name, size in categories.items():
+            check_choice(name, names, 'a categorical column')
+            check_number(size, f'codes of {name}', low=1, whole=True)
         super().__init__()
         self.names = tuple(names)
         self.categories = dict(categories)
@@ -216,6 +224,10 @@ class TabularNet(TabularInput):
         pieces: int = 0,  # Of each number; 0 = straight lines only
         members: int = 1,  # Networks in one
     ):
+        check_number(width, 'width', low=1, whole=True)
+        check_number(drop, 'drop', 0, 1)
+        check_number(layers, 'layers', low=0, whole=True)
+        check_number(members, 'members', low=1, whole=True)
         super().__init__(names, categories, pieces)
         self.shape = {'width': width, 'layers': layers, 'pieces': pieces, 'members': members}
         widths = [self.width, *[width] * layers]

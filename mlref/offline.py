@@ -17,7 +17,8 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from .core import MlrefError, check_minutes
+from .arguments import MlrefError, check_type
+from .core import check_minutes
 from .features import Entity, FeatureSet, FeatureView, Source, read_source, to_minutes
 from .keys import check_same_keys, key_series
 from .read_plan import NO_TTL
@@ -147,6 +148,8 @@ class Histories:
     ):
         self.events = events
         self.tables = tables or {}
+        for name, table in {'of events': events, **self.tables}.items():
+            check_type(table, pl.DataFrame, f'the table {name}')
         self._rows: dict[Source, pl.DataFrame] = {}
         self._histories: dict[tuple[Source, Entity], History] = {}
         self._numbers: dict[Entity, dict[str, int]] = {}
@@ -330,6 +333,13 @@ def _window_values(
     return [pl.Series(name, column) for name, column in zip(features.names, vectors.T, strict=True)]
 
 # %% ../nbs/07_offline.ipynb #a2342368
+def _check_types(requests: pl.DataFrame, views: tuple[FeatureView, ...]) -> None:
+    check_type(requests, pl.DataFrame, 'requests')
+    check_type(views, (tuple, list), 'views')
+    for view in views:
+        check_type(view, FeatureView, 'each view')
+
+
 def _check_join(
     requests: pl.DataFrame,
     views: tuple[FeatureView, ...],
@@ -361,6 +371,7 @@ def point_in_time_join(
     # The requests, row by row, with the views' columns and a status for each last value
 ) -> pl.DataFrame:
     "What was known of every request at its T; raises `MlrefError` on a leak"
+    _check_types(requests, views)
     cutoff = _cutoffs(requests)
     windows = tuple(view for view in views if view.windows)
     _check_join(requests, views, windows, engine)

@@ -6,13 +6,22 @@
 __all__ = ['TRUSTED_TYPES', 'OwnModel', 'sklearn_model', 'open_onnx', 'onnx_model', 'xgboost_model']
 
 # %% ../nbs/10c_own_model.ipynb #10cc0004
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .core import MlrefError, digest, write_bytes
+from mlref.arguments import (
+    MlrefError,
+    check_distinct,
+    check_name,
+    check_number,
+    check_type,
+    describe_value,
+)
+from .core import digest, write_bytes
 from .model import SavedModel, check_rows, register_loader, score_in_blocks, write_description
 
 # %% ../nbs/10c_own_model.ipynb #10cc0010
@@ -28,6 +37,12 @@ class OwnModel:
         trained_until: int,  # Latest label it has seen, minutes UTC
         packages: tuple[str, ...] = (),  # That its scores depend on, as installers name them
     ):
+        check_name(kind, 'the kind of a model')
+        check_distinct(names, 'names of a model')
+        check_number(trained_until, 'trained_until', whole=True)
+        for name, data in files.items():
+            check_name(name, 'the name of a file of a model')
+            check_type(data, bytes, f'content of {name}')
         self.kind = kind
         self.score = score
         self.files = dict(files)
@@ -100,7 +115,32 @@ def _from_skops(
         packages=('scikit-learn', 'skops'),
     )
 
+# %% ../nbs/10c_own_model.ipynb #10cc0043
+def _check_estimator(estimator: Any, features: int) -> None:
+    "Raise `MlrefError` unless it is fitted, to so many columns and to the outcomes 0 and 1"
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
 
+    advice = 'fit it to (rows, features) and outcomes 0 and 1 first'
+    if not hasattr(estimator, 'predict_proba'):
+        raise MlrefError(
+            f'expected an estimator with predict_proba, got {describe_value(estimator)}; choose one'
+            ' that gives probabilities'
+        )
+    try:
+        check_is_fitted(estimator)
+    except (NotFittedError, TypeError):
+        name = type(estimator).__name__
+        raise MlrefError(f'expected a fitted estimator, {name} is not; {advice}') from None
+    columns = getattr(estimator, 'n_features_in_', features)
+    classes = np.asarray(getattr(estimator, 'classes_', [0, 1])).tolist()
+    if columns != features or classes != [0, 1]:
+        raise MlrefError(
+            f'expected an estimator of {features} columns and the classes 0 and 1, got {columns}'
+            f' and {classes!r:.60}; {advice}'
+        )
+
+# %% ../nbs/10c_own_model.ipynb #10cc0044
 def sklearn_model(
     estimator: Any,  # Fitted, with predict_proba for two classes
     names: tuple[str, ...],  # Features, in order
@@ -109,9 +149,10 @@ def sklearn_model(
     "A scikit-learn estimator as a Predictor; raises `MlrefError` on one that holds other code"
     import skops.io
 
+    _check_estimator(estimator, len(names))
     return _from_skops(skops.io.dumps(estimator), names, trained_until)
 
-
+# %% ../nbs/10c_own_model.ipynb #10cc0045
 @register_loader('sklearn')
 def _load_sklearn(saved: SavedModel, device: str) -> OwnModel:
     "An estimator from its archive"
@@ -145,7 +186,15 @@ def onnx_model(
 ) -> OwnModel:
     "An ONNX file as a Predictor; raises `MlrefError` on one that ONNX Runtime does not read"
     session = open_onnx(data)
-    given = session.get_inputs()[0].name
+    inputs = session.get_inputs()
+    width = inputs[0].shape[-1]
+    fits = not isinstance(width, int) or width == len(names)  # it may be left open
+    if len(inputs) != 1 or inputs[0].type != 'tensor(float)' or not fits:
+        raise MlrefError(
+            f'expected one float32 input of {len(names)} columns, got {len(inputs)} of'
+            f' {inputs[0].type}, {width} columns; export the model with such an input'
+        )
+    given = inputs[0].name
 
     def score(X: np.ndarray) -> np.ndarray:
         out = np.asarray(session.run(None, {given: X})[-1])
@@ -179,13 +228,27 @@ def _from_xgboost(data: bytes, names: tuple[str, ...], trained_until: int) -> Ow
         packages=('xgboost',),
     )
 
+# %% ../nbs/10c_own_model.ipynb #10cc0046
+def _check_booster(booster: Any, features: int) -> None:
+    import xgboost
+
+    check_type(booster, xgboost.Booster, 'booster')
+    objective = json.loads(booster.save_config())['learner']['objective']['name']
+    columns = booster.num_features()
+    if objective not in ('binary:logistic', 'reg:logistic') or columns != features:
+        raise MlrefError(
+            f'expected a booster of {features} features trained with binary:logistic, got {columns}'
+            f' and {objective}; train it again'
+        )
+
 
 def xgboost_model(
     booster: Any,  # Trained with binary:logistic
     names: tuple[str, ...],  # Features, in order
     trained_until: int,  # Latest label it has seen, minutes UTC
 ) -> OwnModel:
-    "An XGBoost booster as a Predictor"
+    "An XGBoost booster as a Predictor; raises `MlrefError` on one that gives no probabilities"
+    _check_booster(booster, len(names))
     return _from_xgboost(bytes(booster.save_raw('json')), names, trained_until)
 
 

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field
 
 import polars as pl
 
+from .arguments import check_choice, check_fields, check_number
 from .checks import CheckResult
+from .compress import ENGINES
 from .core import DAY, Calendar, digest
 from .gates import Gate, all_passed, refusal_reason
 from .monitor import AlarmPolicy
+from .recipes import RECIPES
 from .workspace import DECISIONS
 
 # %% ../nbs/22a_policy.ipynb #ae146984
@@ -40,6 +43,8 @@ def make_decision(
     calendar: Calendar,
 ) -> Decision:
     "A decision with its evidence, its time and its id"
+    check_number(day, 'day', whole=True)
+    check_choice(action, ('alarm', 'retrain', 'promote', 'refuse'), 'action')
     text = json.dumps(evidence, sort_keys=True, default=float)
     return Decision(
         id=digest([day, action, why, text])[:12],
@@ -75,6 +80,18 @@ class RetrainPolicy:
     ms: float = 0.0  # Wall ms for one row in these timings
     policy: AlarmPolicy = field(default_factory=AlarmPolicy)
 
+    def __post_init__(self):
+        check_fields(self)
+        check_choice(self.kind, RECIPES, 'kind of a retraining policy')
+        check_choice(self.engine, ENGINES, 'engine of a retraining policy')
+        check_number(self.seed, 'seed', low=0)
+        for name in ('stop', 'block'):
+            check_number(getattr(self, name), f'{name} of a retraining policy', low=1)
+        for name in ('cooldown', 'refresh'):
+            check_number(getattr(self, name), f'{name} of a retraining policy', low=0)
+        check_number(self.level, 'level of a retraining policy', 0, 1)
+        check_number(self.ms, 'ms of a retraining policy', low=0)
+
     def min_history(self, calendar: Calendar) -> int:  # Minutes
         "How long labels must have been collected before a challenger can be trained and judged"
         days_to_learn = 7
@@ -90,9 +107,15 @@ def retrain_reason(
     policy: RetrainPolicy,
 ) -> str:  # '' = no challenger tonight
     "Why to train a challenger tonight"
+    check_number(day, 'day', whole=True)
+    check_number(first_model, 'first_model', whole=True)
+    if last_attempt is not None:
+        check_number(last_attempt, 'last_attempt', whole=True)
     if alarms and (last_attempt is None or day - last_attempt >= policy.cooldown):
         return f'alarms: {", ".join(alarms)}'
-    return 'age' if day - (last_attempt or first_model) >= policy.refresh else ''
+    # a day may be 0, so it is asked whether there is one
+    last = first_model if last_attempt is None else last_attempt
+    return 'age' if day - last >= policy.refresh else ''
 
 # %% ../nbs/22a_policy.ipynb #7e128684
 def alarm_decisions(

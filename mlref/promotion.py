@@ -220,7 +220,7 @@ def _append(
         to=version,
         model=entry.tags['model'],
         why=why,
-        gates=digest(gates) if gates else '',
+        gates='' if gates is None else digest(gates),
         forced=forced,
     )
     return _write_row(registry, row, entry)

@@ -127,7 +127,28 @@ def _split_parts(request: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     rows = split.get('data') if isinstance(split, dict) else None
     if not isinstance(columns, list) or not isinstance(rows, list):
         raise RequestError(400, "expected 'dataframe_split' with 'columns' and 'data'")
+    if len(set(map(str, columns))) < len(columns):
+        twice = max(columns, key=columns.count)
+        raise RequestError(400, f'expected each column once, got {twice!r:.40} twice')
     return columns, rows
+
+# %% ../nbs/15a_protocols.ipynb #15a00022
+def parse_mlflow(
+    request: dict[str, Any],  # Of MLflow's scoring protocol
+    names: tuple[str, ...],  # Features of the model, in order
+) -> np.ndarray:  # float32 (rows, features)
+    "The rows of `dataframe_split`, whose columns may come in any order; raises `RequestError`"
+    columns, rows = _split_parts(request)
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise RequestError(
+            400,
+            f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
+        )
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        raise RequestError(400, f'expected rows of {len(columns)} values')
+    X = parse_matrix(rows, (len(rows), len(columns)))
+    return np.ascontiguousarray(X[:, [columns.index(name) for name in names]])
 
 # %% ../nbs/15a_protocols.ipynb #15a00019
 def parse_mlflow(

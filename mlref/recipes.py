@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .core import MlrefError, Predictor, TrainingSet, digest
+from .arguments import MlrefError, check_array, check_choice, check_number, check_type
+from .core import Predictor, TrainingSet, digest
 from .model import EnsemblePredictor, LightGBMPredictor, TorchPredictor, load_model, save_model
 from .networks import TabularNet, linear_net
 from .train import day_blocks, fit_torch, latest_label, validate_tables
@@ -74,6 +75,12 @@ def fit_lightgbm(
     "Train boosted trees; the same tables and seed give the same trees"
     import lightgbm
 
+    validate_tables(fit, stop)
+    check_number(seed, 'seed', low=0, whole=True)
+    check_number(trees, 'trees', low=1, whole=True)
+    check_number(rate, 'rate', 1e-6, 1)
+    check_number(leaves, 'leaves', low=2, whole=True)
+    check_number(bins, 'bins', low=2, whole=True)
     codes = [fit.names.index(name) for name in fit.categories]
     params = TREES | {'learning_rate': rate, 'num_leaves': leaves, 'seed': seed, 'max_bin': bins}
     rows = lightgbm.Dataset(fit.X, fit.y, categorical_feature=codes, params=params)
@@ -89,6 +96,7 @@ def epochs_for(
     n: int,  # Rows to learn from
 ) -> int:
     "How often a network goes over its rows"
+    check_number(n, 'rows', low=1, whole=True)
     return int(min(8, max(3, ROWS_SEEN // n)))
 
 
@@ -130,6 +138,8 @@ def cross_fit_folds(
     k: int,  # Folds
 ) -> np.ndarray:  # Fold of each row, 0 to k-1
     "Deal the days of a table to k folds, two days at a time"
+    check_type(table, TrainingSet, 'table')
+    check_number(k, 'k', low=2, whole=True)
     return table.day // 2 % k
 
 
@@ -177,7 +187,9 @@ def fit_student(
     share: float = 0.6,  # Of the teacher's opinion in what is learnt
 ) -> TorchPredictor:
     "Train a network on what happened and on what a teacher thought"
+    check_number(share, 'share', 0, 1)
     soft = out_of_fold_teacher_scores(fit, stop, seed) if soft is None else soft
+    check_array(soft, 'soft', len(fit))
     mixed = share * soft + (1 - share) * fit.y
     return fit_net(fit, stop, seed, mixed.astype(np.float32))
 
@@ -209,8 +221,8 @@ def fit_recipe(
     seed: int = 0,  # The same seed gives the same model
 ) -> Predictor:
     "Train one kind of model; raises `MlrefError` on an unknown kind or labels of one class"
-    if kind not in RECIPES:
-        raise MlrefError(f'expected a kind among {", ".join(RECIPES)}, got {kind!r}')
+    check_choice(kind, RECIPES, 'the kind of a model')
+    check_number(seed, 'seed', low=0, whole=True)
     validate_tables(fit, stop)
     return RECIPES[kind](fit, stop, seed)
 
@@ -222,6 +234,7 @@ def out_of_fold_scores(
     seed: int = 0,
 ) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
     "Scores of days that the scoring model was not trained on"
+    check_number(k, 'k', low=2, whole=True)
     block = day_blocks(table, k)
     scores = np.empty(len(table))
     for i in range(k):

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .addresses import local_file, own_sqlite_file, sqlite_uri
+from .arguments import MlrefError, check_type
 from mlref.core import (
-    MlrefError,
     Predictor,
     check_predictor,
     file_digest,
@@ -157,8 +157,8 @@ class Registry:
             self.folder.mkdir(parents=True, exist_ok=True)
         own = local_uri(self.folder)
         file = self.folder / 'mlflow.db'
-        found = own if file.exists() else os.environ.get('MLFLOW_TRACKING_URI')
-        self.uri = uri or found or own
+        found = '' if file.exists() else os.environ.get('MLFLOW_TRACKING_URI', '')  # '' = none
+        self.uri = (found or own) if uri is None else uri
         self.file = file if self.uri == own else None
 
     @cached_property
@@ -359,7 +359,10 @@ def register_model(
     sample: np.ndarray | None = None,  # Rows to compare scores on at loading, float32
 ) -> str | None:  # Number of the version; None = the server is away, the model waits
     "Register a model as the challenger; idempotent; raises `MlrefError` for no `Predictor`"
-    if features and model.names != features.names:
+    check_type(model, Predictor, 'model')
+    if sample is not None:
+        check_predictor(model, sample[:KEPT_ROWS])  # before anything is written
+    if features is not None and model.names != features.names:
         raise MlrefError(
             f'expected a model of the {len(features.names)} columns of {features.name}, got one of'
             f' {len(model.names)}; train it on vectors of that feature set'
@@ -470,7 +473,7 @@ def _log_run(
     registry.call('log_batch', run.info.run_id, metrics, params)
     registry.call('log_inputs', run.info.run_id, [DatasetInput(rows)])
     outputs = registry.call('get_run', run.info.run_id).outputs
-    if not getattr(outputs, 'model_outputs', None):  # MLflow takes it once
+    if not getattr(outputs, 'model_outputs', []):  # MLflow takes it once
         made = [LoggedModelOutput(model.model_id, 0)]
         registry.call('log_outputs', run.info.run_id, made)
 
@@ -530,7 +533,7 @@ def upload_model(
         about = read_json_object(note, f'the note of model {model}', _REGISTER_AGAIN)
         gates = about['tags'].get('gates')
         # the same model was judged again
-        if gates and gates != entry.tags.get('gates'):
+        if gates is not None and gates != entry.tags.get('gates'):
             registry.call('set_model_version_tag', registry.name, number, 'gates', gates)
         note.unlink()
     return number

@@ -172,19 +172,21 @@ def _summary(files: Sequence[Mapping]) -> list[str]:
     held = sum(each[0] for each in counts)
     goals = sum(each[1] for each in counts)
     lines = [f'**{held} of {goals} goals held, {goals - held} missed.**', '']
-    if missed := _missed(files):
+    missed = _missed(files)
+    if missed:
         table = markdown_table(['file', 'what', 'measured', 'goal'], missed)
         lines += ['## Missed', '', *table, '']
     return lines
 
-
+# %% ../nbs/23_results.ipynb #e2300043
 def render_card(
     results: Path,  # Folder of result files
 ) -> str:  # Markdown
     "Every goal on one screen: held, missed, not run; then all rows, folded"
     files = read_results(results)
     lines = ['# Report card', '', *_summary(files)]
-    if not_run := _not_run(files):
+    not_run = _not_run(files)
+    if not_run:
         lines += ['## Not run', '', *markdown_table(['why', 'rows', 'files'], not_run), '']
     overview = markdown_table(['file', 'goals held', 'measured', 'command'], _overview(files))
     lines += ['## By file', '', *overview, '', '## All rows', '']

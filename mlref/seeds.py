@@ -16,7 +16,8 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
-from .core import MlrefError, TrainingSet
+from .arguments import MlrefError, check_number
+from .core import TrainingSet
 from .model import TorchPredictor
 from .networks import TabularNet
 from mlref.train import (
@@ -193,6 +194,17 @@ class BestWeights:
         self.losses = torch.minimum(self.losses, losses)
 
 # %% ../nbs/11c_seeds.ipynb #11cc0039
+def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    seeds = tuple(seeds)
+    for seed in seeds:
+        check_number(seed, 'each seed', low=0, whole=True)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise MlrefError(
+            f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice'
+        )
+    return seeds
+
+# %% ../nbs/11c_seeds.ipynb #11cc0040
 def fit_seeds(
     fit: TrainingSet,  # Labelled rows to learn from
     stop: TrainingSet,  # Labelled rows of later days, to stop on
@@ -207,13 +219,9 @@ def fit_seeds(
     Raises `MlrefError` on rows that cannot be learnt from, seeds that repeat, a loss that is no
     number.
     """
-    seeds = tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise MlrefError(
-            f'expected seeds, each once, got {seeds}; the same seed twice is the same network twice'
-        )
-    config = replace(config or TrainConfig(), seed=seeds[0])
-    runtime = runtime or Runtime()
+    seeds = _check_seeds(seeds)
+    config = replace(TrainConfig() if config is None else config, seed=seeds[0])
+    runtime = Runtime() if runtime is None else runtime
     arrays = (fit.X, validate_tables(fit, stop), stop.X, stop.y)
     X, y, stop_X, stop_y = (torch.from_numpy(array).to(default_device()) for array in arrays)
     many = _fresh_nets(make, fit, seeds)

@@ -249,7 +249,7 @@ def _listen(
         listening.listen(2048)
     except (OSError, OverflowError) as error:  # a port above 65535 overflows
         listening.close()
-        said = getattr(error, 'strerror', None) or str(error)
+        said = getattr(error, 'strerror', '') or str(error)
         raise MlrefError(
             f'expected port {port} of {host} to be free, got: {said}; choose another with --port'
         ) from None

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .arguments import MlrefError, check_array, check_number
 from mlref.core import (
     Calendar,
-    MlrefError,
     Predictor,
     TrainingSet,
     format_time,
@@ -36,6 +36,7 @@ from mlref.evaluate import (
     log_loss,
     percentile_interval,
 )
+from .schema import check_frame
 
 # %% ../nbs/12a_slices.ipynb #4d2dea70
 MIN_ROWS = 300  # rows; smaller slices are left out
@@ -55,8 +56,10 @@ def find_slices(
     cuts: Mapping[str, np.ndarray],  # Name -> label of each row
 ) -> list[Slice]:  # Cut by cut, by label
     "Every slice of `MIN_ROWS` rows or more that has both outcomes"
+    check_array(y, 'outcomes')
     found = []
     for by, labels in cuts.items():
+        check_array(labels, f'labels of {by}', len(y), kinds='biufUO')
         for name in np.unique(labels):
             rows = np.flatnonzero(labels == name)
             if len(rows) >= MIN_ROWS and 0 < y[rows].sum() < len(rows):
@@ -295,6 +298,12 @@ def rolling_origin(
     stop_days: int = 14,  # Days before each stretch to stop on
 ) -> pl.DataFrame:  # id, cutoff, label_time, y, p, edge, trained_until; labelled rows only
     "Scores of each stretch by a model of what was known when it began"
+    if len(edges) < 2 or list(edges) != sorted(set(edges)):
+        raise MlrefError(
+            f'expected two edges or more, each later than the one before, got {edges!r:.80}; sort'
+            ' them'
+        )
+    check_number(stop_days, 'stop_days', low=1, whole=True)
     scored = []
     for begin, end in pairwise(edges):
         past, stop, test = _origin_split(rows, begin, end, stop_days)
@@ -318,6 +327,8 @@ def metrics_by_edge(
     calendar: Calendar,
 ) -> pl.DataFrame:  # As `slice_metrics` gives them; slice: the day a stretch begins
     "How good the models were in each stretch, with intervals by whole days"
+    columns = {'y': pl.Float64, 'p': pl.Float64, 'cutoff': pl.Int64, 'edge': None}
+    check_frame(scored, columns, 'scores')
     y, p, cutoff = (scored[name].to_numpy() for name in ('y', 'p', 'cutoff'))
     begins = np.array([format_time(edge)[:10] for edge in scored['edge']])
     found = slice_metrics(y, p, np.asarray(calendar.day_of(cutoff)), {'edge': begins})

@@ -256,7 +256,7 @@ def _hold_manifest(
 ) -> tuple[Path, IO[str]]:
     # the newest may be followed by another and cleared between reading its name and holding it
     while True:
-        file = folder / name if name else _newest(folder)
+        file = _newest(folder) if name is None else folder / name
         if file is None:
             raise MlrefError(
                 f'expected a snapshot in {folder}, found none; publish one with publish_snapshot()'
@@ -265,7 +265,7 @@ def _hold_manifest(
         held = _hold(file)
         if held is not None:
             return file, held
-        if name or file == _newest(folder):
+        if name is not None or file == _newest(folder):
             raise MlrefError(
                 f'expected the manifest {file.name} in {folder}, found none; open the newest'
             )

@@ -255,14 +255,14 @@ def _say(sentence: str) -> None:
 
 def _explain_usage(error: typer.TyperException) -> str:
     context = getattr(error, 'ctx', None)
-    command = context.command_path if context else 'mlref'
+    command = 'mlref' if context is None else context.command_path
     return f'{error.format_message().rstrip(".")}; see {command} --help'
 
 # %% ../nbs/45_terminal.ipynb #e4500040
 def _explain_foreign(error: Exception) -> str:
     "The sentence for an error of another library; '' = not one, or its traceback is wanted"
     owner = blame_library(error)
-    if not owner or os.environ.get('MLREF_TRACEBACK'):
+    if not owner or os.environ.get('MLREF_TRACEBACK', ''):
         return ''
     return (
         f'expected {owner} to do its part, got {describe_error(error)}; mend what it names, or set'

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from .arguments import MlrefError, check_array, check_number, check_type
 from .checkpoint import JobSettings
-from .core import MlrefError, TrainingSet
+from .core import TrainingSet
 from .model import TorchPredictor
 from .networks import TabularNet
 from mlref.training_state import (
@@ -55,6 +56,8 @@ def day_blocks(
     k: int,  # How many
 ) -> np.ndarray:  # Block of each row, 0 to k-1
     "Cut the days of a table into k stretches of about equally many days"
+    check_type(table, TrainingSet, 'table')
+    check_number(k, 'k', low=1, whole=True)
     days, at = np.unique(table.day, return_inverse=True)
     if len(days) < k:
         raise MlrefError(f'expected at least {k} days to cut into {k} blocks, got {len(days)}')
@@ -91,6 +94,7 @@ def _check_targets(
     rows: int,
 ) -> None:
     "Raise `MlrefError` unless there is a finite target for each row"
+    check_array(targets, 'targets', dimensions=np.ndim(targets))
     if not rows:
         raise MlrefError('expected rows to learn from, got none; take more days')
     if len(targets) != rows or not np.isfinite(targets).all():
@@ -106,6 +110,8 @@ def validate_tables(
     targets: np.ndarray | None = None,  # What is learnt instead of fit.y, (rows, ...); finite
 ) -> np.ndarray:  # What is learnt, float32
     "Raise `MlrefError` on tables that nothing can be learnt from"
+    check_type(fit, TrainingSet, 'fit')
+    check_type(stop, TrainingSet, 'stop')
     if targets is None:
         _check_labels(fit.y, 'learn from')
     else:
@@ -404,8 +410,8 @@ def fit_torch(
     Raises `MlrefError` on rows that cannot be learnt from, a loss that is no number, and a folder
     with checkpoints of another fit.
     """
-    config = config or TrainConfig()
-    runtime = runtime or Runtime()
+    config = TrainConfig() if config is None else config
+    runtime = Runtime() if runtime is None else runtime
     y = validate_tables(fit, stop, targets)
     net = seeded_net(make, fit, config.seed)
     net.scale(torch.from_numpy(fit.X))

@@ -9,15 +9,17 @@ __all__ = ['compute_offline', 'join_labels', 'training_set', 'corrupt_future', '
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 # %% ../nbs/07b_training_set.ipynb #f1ab2582
-from .core import MlrefError, TrainingSet, check_minute, check_minutes
+from .arguments import MlrefError
+from .core import TrainingSet, check_minute, check_minutes
 from .offline import OfflineReader
-from .schema import EVENT_COLUMNS, EventSchema
-from .task import Task, select_requests
+from .schema import EVENT_COLUMNS, EventSchema, check_frame
+from .task import Task, read_labels, select_requests
 from .vectors import Reader, compute_vectors
 
 # %% ../nbs/07b_training_set.ipynb #f2616ee8
@@ -27,21 +29,14 @@ def _labels(
     requests: pl.DataFrame,
 ) -> pl.DataFrame:  # y and label_time, null where there is no label; row by row as `requests`
     entity_id = task.schema.entity_id
-    outcomes = events.filter(pl.col('kind').is_in(task.label_kinds))
     now = events.select(pl.col('known_time').max()).item()
-    labels = task.labels(outcomes, now)
-    rows = requests.select(entity_id).join(
+    labels = read_labels(task, events, now)
+    return requests.select(entity_id).join(
         labels.select(entity_id, 'y', 'label_time'),
         on=entity_id,
         how='left',
         maintain_order='left',
     )
-    if rows.height != requests.height:
-        raise MlrefError(
-            f'expected one label for each {task.entity}, got {rows.height} rows for'
-            f' {requests.height}; try check_task'
-        )
-    return rows
 
 # %% ../nbs/07b_training_set.ipynb #60cce203
 def compute_offline(
@@ -122,6 +117,7 @@ def corrupt_future(
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
     "Garbage in every fact known after a cut-off"
+    check_frame(events, EVENT_COLUMNS, 'events')
     cutoff = check_minute(cutoff, 'cutoff')
     stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)
     columns = [column for column in schema.columns if column in events and column not in stay]
@@ -134,12 +130,19 @@ def corrupt_future(
     return events.with_columns(changed)
 
 # %% ../nbs/07b_training_set.ipynb #98826866
+def _without_labels(task: Task) -> Task:
+    "The same task, but nothing is labelled: garbage need not be 0 or 1"
+    columns = {task.schema.entity_id: task.schema.columns[task.schema.entity_id]}
+    none = pl.DataFrame(schema={**columns, 'y': pl.Float64, 'label_time': pl.Int64})
+    return replace(task, labels=lambda events, now: none)
+
+
 def _changed(was: TrainingSet, now: TrainingSet) -> list[str]:
     "Features that differ in some row"
     same = (was.X == now.X) | (np.isnan(was.X) & np.isnan(now.X))
     return [was.names[column] for column in np.flatnonzero(~same.all(axis=0))]
 
-
+# %% ../nbs/07b_training_set.ipynb #98826867
 def find_leaks(
     events: pl.DataFrame,  # Of a stretch of time
     task: Task,
@@ -148,14 +151,21 @@ def find_leaks(
     make: Callable[[pl.DataFrame, Task, int, int], TrainingSet] = training_set,
 ) -> dict[str, int]:  # Feature -> at how many cut-offs it changed; empty when nothing leaks
     "Which features change when everything known later is garbage"
+    check_frame(events, task.schema.columns, f'events of {task.name}')
     announced = events.filter(pl.col('kind') == task.request_kind)
-    earliest = announced.select(pl.col(task.request_time).min()).item() or 0
+    if not announced.height or not cutoffs:
+        raise MlrefError(
+            f'expected a {task.entity} among the events and a cut-off, got {announced.height} and'
+            f' {len(cutoffs)}; take a longer stretch'
+        )
+    earliest = announced.select(pl.col(task.request_time).min()).item()
     first = max(earliest - task.calendar.horizon, 0)
     whole = make(events, task, first, max(cutoffs) + 1)
+    blind = _without_labels(task)
     found = Counter[str]()
     for cutoff in cutoffs:
         was = whole.take(whole.cutoff <= cutoff)
-        now = make(corrupt_future(events, cutoff, task.schema), task, first, cutoff + 1)
+        now = make(corrupt_future(events, cutoff, task.schema), blind, first, cutoff + 1)
         if not np.array_equal(was.ids, now.ids):
             raise MlrefError(
                 f'expected the same {len(was)} rows of {task.entity} at {cutoff}, got {len(now)}:'

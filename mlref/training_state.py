@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arguments import check_fields, check_number
 from mlref.checkpoint import (
     Checkpoint,
     JobSettings,
@@ -39,6 +40,14 @@ class TrainConfig:
     decay: float = 1e-2  # Of weights, as in AdamW
     half: bool = False  # Products in bfloat16
     patience: int = 0  # Epochs without a lower stop loss before the end; 0 = no such end
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ('seed', 'decay', 'patience'):
+            check_number(getattr(self, name), f'{name} of a fit', low=0)
+        check_number(self.epochs, 'epochs of a fit', low=1)
+        check_number(self.batch, 'batch of a fit', low=1)
+        check_number(self.rate, 'rate of a fit', low=0)
 
     def steps(
         self,

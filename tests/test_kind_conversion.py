@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlref.contracts import (
-    ACTIONS,
+    RULE_ACTIONS,
     Rule,
     base_rules,
     check_contract,
@@ -133,7 +133,7 @@ def contracts(draw):
             name=f'rule {i}',
             kinds=draw(st.sampled_from([(), ('seen',), ('seen', 'gone')])),
             holds=draw(st.sampled_from(holds)),
-            action=draw(st.sampled_from(ACTIONS)),
+            action=draw(st.sampled_from(RULE_ACTIONS)),
             max_rows=draw(st.integers(0, 2)),
         )
         for i in range(count)
@@ -245,8 +245,8 @@ GOOD = {'name': 'big', 'holds': pl.col('size') > 0}
         ({'kinds': (7,)}, 'expected a tuple of kinds'),
         ({'name': ''}, 'a rule with a name'),
         ({'holds': True}, 'a polars expression, got .*bool'),
-        ({'max_share': float('nan')}, 'a share from 0 to 1'),
-        ({'max_rows': -1}, 'a count from 0'),
+        ({'max_share': float('nan')}, 'a number from 0 to 1'),
+        ({'max_rows': -1}, 'a whole number from 0'),
     ],
 )
 def test_a_rule_that_could_not_be_asked_is_refused_when_it_is_made(change, why):
@@ -272,9 +272,12 @@ def test_a_contract_that_would_lose_a_rule_is_refused_on_every_way_in():
 @pytest.mark.parametrize(
     'change, why',
     [
-        ({'kinds': ('seen', 'seen')}, 'each of kinds once, got seen again'),
-        ({'kinds': 'seen'}, "kinds as a tuple of names, got 'seen'"),
-        ({'partition_by': ('name', 'name')}, 'partition_by once, got name again'),
+        ({'kinds': ('seen', 'seen')}, "kinds of an event schema once, got 'seen' twice"),
+        ({'kinds': 'seen'}, "kinds of EventSchema as .*, got 'seen'"),
+        (
+            {'partition_by': ('name', 'name')},
+            "partition_by of .* once, got 'name' twice",
+        ),
         ({'payload': {'name': pl.String, 'at': pl.Datetime}}, "got 'at' of Datetime"),
         ({'payload': {'name': pl.String, 'tags': pl.List(pl.String)}}, "got 'tags' of List"),
         ({'payload': {'name': pl.UInt64}}, "got 'name' of UInt64"),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from checks.notebooks import DIRECTIVE, LIBRARY, ROOT, Cell, Finding, Page, read_pages
 from checks.shapes import COLUMNS, FUNCTIONS, Found, check_shape
+from checks.truth import check_truth
 
 CELLS = 90  # in one notebook
 OUTPUT_KB = 64  # of stored outputs in one notebook
@@ -177,6 +178,7 @@ def check_code(
         )
     if not imported:
         yield from check_shape(cell)
+        yield from check_truth(cell.tree)
     if cell.exported:
         yield from check_exported(cell, shown)
         yield from check_patches(cell, own)
