@@ -70,7 +70,8 @@ def store(tmp_path_factory):
 # Two flights: one is scored at noon, one the minute before
 TASK = flights_task()
 EVENT = pl.DataFrame({'event_id': ['a', 'b'], 'sched': [NOON + 119, NOON + 120]})
-EVENT = EVENT.with_columns(kind=pl.lit('schedule'), known_time=pl.lit(0))
+ZERO = pl.lit(0, pl.Int64)
+EVENT = EVENT.with_columns(kind=pl.lit('schedule'), event_time=ZERO, known_time=ZERO)
 
 
 def ask_vectors(t, store):
