@@ -215,9 +215,9 @@ def test_a_number_that_json_cannot_carry_is_not_sent_as_null(value):
     events = decode_events(filler(SCHEMA, 2), SCHEMA)[0].drop('_i')
     with pytest.raises(MlrefError, match='numbers or null in share, got NaN or an infinity'):
         encode_events(events.with_columns(share=pl.lit(value)), SCHEMA)
-    with pytest.raises(MlrefError, match='expected whole as Int64, got Float64'):
+    with pytest.raises(MlrefError, match='expected whole of events as Int64, got Float64'):
         encode_events(events.with_columns(pl.col('whole').cast(pl.Float64)), SCHEMA)
-    with pytest.raises(MlrefError, match='truth are not there'):
+    with pytest.raises(MlrefError, match='got truth not among'):
         encode_events(events.drop('truth'), SCHEMA)
 
 
@@ -369,7 +369,7 @@ def test_one_odd_message_is_a_dead_letter_and_no_change_of_the_schema():
 
 def test_a_column_that_is_sent_twice_is_refused():
     request = read_json(b'{"dataframe_split": {"columns": ["a", "a"], "data": [[1, 2]]}}')
-    with pytest.raises(RequestError, match='expected each column once, got a more than once'):
+    with pytest.raises(RequestError, match="expected each column once, got 'a' twice"):
         parse_mlflow(request, ('a',))
 
 

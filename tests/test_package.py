@@ -159,6 +159,7 @@ for kind in ('logistic', 'gbm'):
 import onnxruntime, polars as pl, uvicorn
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
+from mlref.materialize import apply_events
 from mlref.model_server import open_server, predict_entities
 from mlref.schema import EventSchema
 from mlref.serve import make_app
@@ -169,6 +170,8 @@ task = Task(name='half', entity='sale', outcome='is returned', schema=schema, co
     features=features, calendar=Calendar(), request_kind='sale', request_time='event_time',
     labels=lambda events, now: events, label_kinds=('sale',))
 store = LmdbStore(folder / 'online', features)
+row = ['s1', 'sale', 28_000_000, 28_000_000, 1, 1, 3]
+apply_events(store, pl.DataFrame([row], schema=dict(schema.columns), orient='row'))
 server = open_server(task, registry, store, LocalLog(folder / 'log'))
 body = b'{"entities": [{"sale": 7, "shop": 1, "event_time": "2024-05-02T08:30Z"}]}'
 answer = predict_entities(server, body).content['predictions']

@@ -38,7 +38,7 @@ MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
 PUBLIC_LINK = r'([\w/.-]+?)\.html'
 PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)')
 METHOD_LINK = re.compile(r'(\.md#\w+)\.\w+\)')
-NOTEBOOK_LINK = re.compile(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]?_)?([\w-]+)\.ipynb')
+NOTEBOOK_LINK = re.compile(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]*_)?([\w-]+)\.ipynb')
 RESULT_LINK = re.compile(r'\]\((?:\.\./)+reports/results/')
 TARGET = re.compile(r'\{target="_blank" style="[^"]*"\}')
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$', re.MULTILINE | re.DOTALL)
@@ -56,7 +56,7 @@ def joined(
 
 def page_name(path: Path) -> str:
     "The name of a page without its number"
-    return re.sub(r'^\d+[a-z]?_', '', path.stem)
+    return re.sub(r'^\d+[a-z]*_', '', path.stem)
 
 
 def exported_module(path: Path) -> str | None:
