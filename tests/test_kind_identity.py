@@ -94,5 +94,7 @@ def test_whole_numbers_beyond_a_float_are_told_apart_beside_a_null():
 
 @pytest.mark.parametrize('name', ['', 'a"b', 'a\\b', 'a\nb', 'a\ud800', 7])
 def test_a_column_has_a_name_that_every_part_can_write(name):
-    with pytest.raises(MlrefError, match='expected (names of columns|a name|entity_id of EventSchema as str)'):
+    with pytest.raises(
+        MlrefError, match='expected (names of columns|a name|entity_id of EventSchema as str)'
+    ):
         EventSchema({name: pl.Int64}, ('seen',), entity_id=name)
