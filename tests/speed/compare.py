@@ -30,6 +30,7 @@ class Kernels:
     "A process that runs the kernels of one commit"
 
     def __init__(self, checkout: Path, script: Path, work: Path):
+        work.mkdir()
         env = {**os.environ, 'PYTHONPATH': str(checkout), 'OMP_NUM_THREADS': '1'}
         command = [sys.executable, str(script), str(work), str(MODELS)]
         self.process = subprocess.Popen(
@@ -88,8 +89,10 @@ def main() -> None:
     args = ask.parse_args()
     with tempfile.TemporaryDirectory() as work:
         theirs = args.old / 'tests' / 'speed' / 'after.py'
-        old = Kernels(args.old, theirs if theirs.exists() else HERE / 'before.py', Path(work))
-        new = Kernels(ROOT, HERE / 'after.py', Path(work))
+        old = Kernels(
+            args.old, theirs if theirs.exists() else HERE / 'before.py', Path(work, 'old')
+        )
+        new = Kernels(ROOT, HERE / 'after.py', Path(work, 'new'))
         if not {*old.names} <= {*new.names}:
             raise SystemExit('expected today to have every kernel of the old commit; mend after.py')
         rows = []
