@@ -7,7 +7,6 @@ __all__ = ['RequestError', 'read_json', 'parse_matrix', 'parse_oip', 'parse_mlfl
 
 # %% ../nbs/15a_protocols.ipynb #15a00004
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -132,24 +131,6 @@ def _split_parts(request: dict[str, Any]) -> tuple[list[Any], list[Any]]:
         raise RequestError(400, f'expected each column once, got {twice!r:.40} twice')
     return columns, rows
 
-# %% ../nbs/15a_protocols.ipynb #15a00022
-def parse_mlflow(
-    request: dict[str, Any],  # Of MLflow's scoring protocol
-    names: tuple[str, ...],  # Features of the model, in order
-) -> np.ndarray:  # float32 (rows, features)
-    "The rows of `dataframe_split`, whose columns may come in any order; raises `RequestError`"
-    columns, rows = _split_parts(request)
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise RequestError(
-            400,
-            f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
-        )
-    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
-        raise RequestError(400, f'expected rows of {len(columns)} values')
-    X = parse_matrix(rows, (len(rows), len(columns)))
-    return np.ascontiguousarray(X[:, [columns.index(name) for name in names]])
-
 # %% ../nbs/15a_protocols.ipynb #15a00019
 def parse_mlflow(
     request: dict[str, Any],  # Of MLflow's scoring protocol
@@ -157,22 +138,16 @@ def parse_mlflow(
 ) -> np.ndarray:  # float32 (rows, features)
     "The rows of `dataframe_split`, whose columns may come in any order; raises `RequestError`"
     columns, rows = _split_parts(request)
-    sent = Counter(name for name in columns if isinstance(name, str))
-    missing = [name for name in names if name not in sent]
+    places = {name: place for place, name in enumerate(columns) if isinstance(name, str)}
+    missing = [name for name in names if name not in places]
     if missing:
         raise RequestError(
             400,
             f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
         )
-    doubled = [name for name in names if sent[name] > 1]
-    if doubled:
-        raise RequestError(
-            400, f'expected each column once, got {doubled[0]} more than once; send one of them'
-        )
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
         raise RequestError(400, f'expected rows of {len(columns)} values')
     X = parse_matrix(rows, (len(rows), len(columns)))
-    places = {name: place for place, name in enumerate(columns) if isinstance(name, str)}
     return np.ascontiguousarray(X[:, [places[name] for name in names]])
 
 # %% ../nbs/15a_protocols.ipynb #15a00015
