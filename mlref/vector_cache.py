@@ -10,6 +10,7 @@ import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,11 @@ class RunningDigest:
         self,
         events: pl.DataFrame,  # In any order
     ):
-        ordered = events.sort('known_time')
-        self.known = ordered['known_time'].to_numpy()
+        known = events['known_time'].to_numpy()
+        order = np.argsort(known, kind='stable')  # of a lake's events hardly any work
+        self.known = known[order]
         # modulo 2**64; another version of Polars may hash differently, and then all is computed
-        self.sums = np.cumsum(ordered.hash_rows(seed=7).to_numpy())
+        self.sums = np.cumsum(events.hash_rows(seed=7).to_numpy()[order])
 
     def before(
         self,
@@ -80,6 +82,7 @@ def split_blocks(
         yield Block(int(number[start] + 1) * length, start, stop)
 
 # %% ../nbs/07d_vector_cache.ipynb #07dc0010
+@cache
 def _code_digest() -> str:
     "Of the modules that compute vectors"
     modules = (keys, read_plan, vectors, offline)
