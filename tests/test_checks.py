@@ -90,6 +90,7 @@ PAGES = {
     'prose': [code('# why\n' * 500)],
     'conflict': [Cell('markdown', 'm1', '<<<<<<< HEAD')],
     'markdown-code': [Cell('markdown', 'm1', "So:\nassert load('a') == 1")],
+    'defined-once': [exported('def one():\n    ...'), exported('def one():\n    pass')],
     'module-lines': [exported('# why\n' * 501), Cell('markdown', 'm1', 'word ' * 500)],
     'docstring': [exported('def load(): return\n'), code('load()')],
     'shown': [exported('def load():\n    "Load"')],

@@ -8,6 +8,7 @@ they export.
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from checks.notebooks import DIRECTIVE, LIBRARY, ROOT, Cell, Finding, Page, read_pages
@@ -59,7 +60,7 @@ def check_page(
     own: set[str],  # classes that may not be patched
 ) -> Iterator[tuple[str, str, str]]:
     "(where, rule, message) of everything out of bounds"
-    for check in (check_top, check_stored, check_prose, check_module):
+    for check in (check_top, check_stored, check_prose, check_module, check_defined_once):
         for rule, message in check(page):
             yield '', rule, message
     for cell in page.text:
@@ -118,6 +119,16 @@ def check_module(page: Page) -> Found:
         yield 'columns', f'a first line of {len(summary)} columns (limit {COLUMNS - 6})'
     if is_general(page):
         yield from check_domain(summary)
+
+
+def check_defined_once(page: Page) -> Found:
+    "A second definition hides the first, also from those who read it"
+    trees = [cell.tree for cell in page.code if cell.exported and cell.tree]
+    kinds = (*FUNCTIONS, ast.ClassDef)
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, kinds))
+    for name, count in names.items():
+        if count > 1:
+            yield 'defined-once', f'`{name}` is defined {count} times'
 
 
 def is_general(page: Page) -> bool:
