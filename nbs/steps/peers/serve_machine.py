@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,12 +106,12 @@ def send_load(
     url: str,  # with its path
     bodies: Path,  # one a line
     connections: int,
-    seconds: float,
+    seconds: int,
     pause: int = 0,  # milliseconds between an answer and the next request; 0 = at once
 ) -> Load:
     "Load by wrk; raises `RuntimeError` when it does not run"
     here = Path(__file__).parent
-    command = ['wrk', '-t1', f'-c{connections}', f'-d{seconds:g}s', '--timeout', '30s']
+    command = ['wrk', '-t1', f'-c{connections}', f'-d{seconds}s', '--timeout', '30s']
     command += ['-s', str(here / 'serve.lua'), url]
     told = {'LOAD_BODIES': str(bodies), 'LOAD_PAUSE': str(pause)}
     done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
@@ -222,6 +223,69 @@ class Server:
             time.sleep(0.05)
         self.signal(signal.SIGKILL)
         self.process.wait()
+
+
+@dataclass(frozen=True)
+class Measured:
+    "A server under load, and what that took"
+
+    load: Load  # of many connections
+    alone: Load  # of one connection
+    cpu: float  # seconds of CPU of all its processes, an answer
+    memory: list[float]  # MB of each of its processes, the largest first
+
+
+def measure(
+    server: Server,
+    path: str,
+    bodies: Path,  # one a line
+    connections: int,
+    seconds: int,
+) -> Measured:
+    "One connection for a second, which also warms it; then many; it stands still before and after"
+    url = server.url + path
+    server.resume()
+    alone = send_load(url, bodies, 1, 1)
+    before = server.cpu()
+    load = send_load(url, bodies, connections, seconds)
+    cpu = (server.cpu() - before) / max(load.answers, 1)
+    memory = server.memory()
+    server.pause()
+    return Measured(load, alone, cpu, memory)
+
+
+class Probe:
+    "A client that asks now and then, and notes how long each answer with status 200 took"
+
+    def __init__(self, server: Server, path: str, body: bytes, pause: float = 0.005):
+        self.server = server
+        self.path = path
+        self.body = body
+        self.pause = pause
+        self.times: list[float] = []
+        self.refused = 0
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._ask, daemon=True)
+
+    def _ask(self) -> None:
+        while not self.stopped.wait(self.pause):
+            start = time.perf_counter()
+            try:
+                status, _ = self.server.ask(self.path, self.body, timeout=30)
+            except (OSError, HTTPException):
+                status = 0
+            if status == 200:
+                self.times.append(time.perf_counter() - start)
+            else:
+                self.refused += 1
+
+    def __enter__(self) -> 'Probe':
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.thread.join(40)
 
 
 def need_wrk() -> str:  # '' = it is here

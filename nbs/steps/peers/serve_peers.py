@@ -6,7 +6,9 @@ Versions are pinned: a figure is of these, and of no other.
 import json
 import math
 import os
+import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,3 +179,36 @@ def start_ours(
     log = folder / f'served_{port}'
     here = {'PYTHONPATH': str(checkout), 'PATH': os.environ['PATH']}
     return Server(name, [*command, '--log', str(log), *words], port, folder, here)
+
+
+def make_home(
+    checkout: Path,  # whose mlref makes it
+    home: Path,
+    raw: str = '',  # folder of the raw files; '' = the installed package
+) -> Path:  # `home`
+    "A run to serve, by `serve_home.py` in a process of its own"
+    home.mkdir(parents=True)
+    script = Path(__file__).parent / 'serve_home.py'
+    command = [sys.executable, str(script), str(home), *([raw] if raw else [])]
+    environment = {**os.environ, 'PYTHONPATH': str(checkout), 'MPLBACKEND': 'agg'}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f'expected a run in {home}, got: {done.stderr[-500:]}')
+    print(home.name, done.stdout.strip().splitlines()[-1], flush=True)
+    return home
+
+
+def unpack_commit(
+    repository: Path,
+    commit: str,
+    folder: Path,
+) -> str:  # '' = done; else why not
+    "The files of a commit, beside the repository and not of it"
+    folder.mkdir(parents=True)
+    command = ['git', '-C', str(repository), 'archive', '-o', str(folder / 'files.tar'), commit]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return f'commit {commit} is not here: {done.stderr.strip()[:150]}'
+    with tarfile.open(folder / 'files.tar') as files:
+        files.extractall(folder, filter='data')
+    return ''
