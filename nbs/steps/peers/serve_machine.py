@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -286,6 +287,105 @@ class Probe:
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
         self.thread.join(40)
+
+
+@dataclass(frozen=True)
+class Overload:
+    "What comes of too much"
+
+    load: Load
+    times: list[float]  # seconds of each accepted request of a client that asks now and then
+    grown: float  # memory afterwards, times that before
+
+
+def overload(
+    server: Server,
+    path: str,
+    bodies: Path,
+    rate: float,  # requests a second that all clients together try
+    seconds: int,
+    clients: int = 600,
+) -> Overload:
+    "Clients that wait a while after each answer, so that refusals do not make them ask more often"
+    pause = max(round(clients / rate * 1000), 2)
+    with bodies.open('rb') as file:
+        body = file.readline().strip()
+    server.resume()
+    memory = sum(server.memory())
+    with Probe(server, path, body) as probe:
+        load = send_load(server.url + path, bodies, clients, seconds, pause)
+    grown = sum(server.memory()) / memory
+    server.pause()
+    return Overload(load, probe.times, grown)
+
+
+class LoadInBackground:
+    "Load from a thread; `.found` when it is over"
+
+    def __init__(self, *arguments: object):  # as for `send_load`
+        self.found: Load | None = None
+        self.arguments = arguments
+        self.thread = threading.Thread(target=self._send)
+        self.thread.start()
+
+    def _send(self) -> None:
+        self.found = send_load(*self.arguments)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        "Whether it is over"
+        self.thread.join(seconds)
+        return not self.thread.is_alive()
+
+
+def swap_under_load(
+    server: Server,
+    path: str,
+    bodies: Path,
+    connections: int,
+    seconds: int,
+    swap: Callable[[], object],  # has another version served
+) -> tuple[Load, Load]:  # without and with swaps
+    "Load as long as usual, then as long again while versions are swapped, four times"
+    url = server.url + path
+    server.resume()
+    swap()  # whatever is loaded for the first time
+    steady = send_load(url, bodies, connections, seconds)
+    load = LoadInBackground(url, bodies, connections, seconds)
+    for _ in range(4):
+        time.sleep(seconds / 8)
+        swap()
+    load.wait()
+    server.pause()
+    assert load.found is not None
+    return steady, load.found
+
+
+def soak(
+    server: Server,
+    path: str,
+    bodies: Path,
+    rate: float,  # requests a second
+    minutes: int,
+    swap: Callable[[], object],
+) -> tuple[Load, float]:  # and MB that memory grows by 100,000 requests
+    "A long load with a swap every half minute; the first third warms up"
+    clients = 64
+    server.resume()
+    arguments = (server.url + path, bodies, clients, 60 * minutes, round(clients / rate * 1000))
+    load = LoadInBackground(*arguments)
+    start = time.perf_counter()
+    times: list[float] = []
+    memory: list[float] = []
+    while not load.wait(5):
+        times.append(time.perf_counter() - start)
+        memory.append(sum(server.memory()))
+        if len(memory) % 6 == 0:
+            swap()
+    server.pause()
+    assert load.found is not None
+    warm = len(memory) // 3
+    slope = statistics.linear_regression(times[warm:], memory[warm:]).slope
+    return load.found, slope / load.found.rate * 100_000
 
 
 def need_wrk() -> str:  # '' = it is here
