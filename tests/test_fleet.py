@@ -195,7 +195,7 @@ def test_waiting_agrees_with_a_queue_of_single_requests(running, load):
         ({'min_replicas': 11}, 'max_replicas as a whole number from 11'),
         ({'initial_replicas': 11}, 'initial_replicas as a whole number from 1 to 10'),
         ({'target_ongoing_requests': 0.0}, 'target_ongoing_requests as a number from'),
-        ({'upscaling_factor': math.nan}, 'upscaling_factor as a number from'),
+        ({'upscaling_factor': math.nan}, 'upscaling_factor of AutoscalingConfig as float'),
         ({'downscale_delay_s': -1.0}, 'downscale_delay_s as a number from 0'),
         ({'replica_cost_per_hour': 1.0, 'max_cost_per_day': 23.0}, 'of at least 24, which 1'),
         ({'max_cost_per_day': math.nan}, 'max_cost_per_day'),
