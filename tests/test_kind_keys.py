@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlref.sources import from_table
 
 from mlref.core import MlrefError
-from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.features import Entity, FeatureSet, FeatureView
 from mlref.keys import FEW_REQUESTS, key_series, key_text
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlref.sources import from_table, read_source, to_minutes
 
 from mlref.contracts import at_clock
 from mlref.core import (
@@ -24,7 +25,7 @@ from mlref.core import (
     parse_time,
 )
 from mlref.events import events_between
-from mlref.features import Entity, FeatureSet, FeatureView, from_table, read_source, to_minutes
+from mlref.features import Entity, FeatureSet, FeatureView
 from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.flights.task import flights_task
 from mlref.last_values import get_online_features, push

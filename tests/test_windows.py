@@ -9,20 +9,11 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from mlref.sources import from_table, to_minutes, with_squares
 
 from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
-from mlref.features import (
-    Entity,
-    FeatureSet,
-    FeatureView,
-    OnDemand,
-    Source,
-    from_table,
-    lookup_feature,
-    to_minutes,
-    with_squares,
-)
+from mlref.features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup_feature
 from mlref.flights.features import FLIGHTS
 from mlref.flights.sources import local_time
 from mlref.keys import key_text
