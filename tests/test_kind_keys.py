@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlref.sources import from_table
 
 from mlref.core import MlrefError
 from mlref.features import Entity, FeatureSet, FeatureView
@@ -18,6 +17,7 @@ from mlref.keys import FEW_REQUESTS, key_series, key_text
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
+from mlref.sources import from_table
 from mlref.vectors import compute_vectors
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'

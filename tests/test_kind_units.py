@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlref.sources import from_table, read_source, to_minutes
 
 from mlref.contracts import at_clock
 from mlref.core import (
@@ -32,6 +31,7 @@ from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events, list_records
 from mlref.offline import OfflineReader, point_in_time_join
+from mlref.sources import from_table, read_source, to_minutes
 from mlref.task import select_requests
 from mlref.training_set import corrupt_future
 from mlref.vectors import compute_vectors, read_vectors

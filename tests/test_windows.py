@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from mlref.sources import from_table, to_minutes, with_squares
 
 from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
@@ -21,6 +20,7 @@ from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
 from mlref.records import record_layouts
+from mlref.sources import from_table, to_minutes, with_squares
 from mlref.vectors import STATUS_NAMES, compute_vectors, read_vectors
 from mlref.versions import canonical_code
 
