@@ -235,7 +235,7 @@ def _bench(
         raise MlrefError(f'expected a benchmark among {", ".join(known)}, got {name!r}')
     step = layout.steps / f'bench_{name}.ipynb'
     folder = layout.reports / 'runs' / step.stem
-    given = {'reports': str(folder.resolve()), 'publish': publish}
+    given: dict[str, object] = {'reports': str(folder.resolve()), 'publish': publish}
     wanted = {key: value for key, value in given.items() if key in read_parameters(step)}
     texts = [f'{step.stem}.{text}' for text in changes or []]
     wanted = set_parameters({step.stem: wanted}, texts)[step.stem]

@@ -384,12 +384,12 @@ def plot_fleet(
     part = slice(start, start + steps)
     hours = np.arange(len(history.served[part])) * history.step_s / 3600
     came = (history.served + history.refused)[part] / history.step_s
-    figure, ax = plt.subplots(figsize=(8, 2.6), layout='constrained')
+    figure, ax = plt.subplots(figsize=(6, 1.9), layout='constrained')
     able = history.running[part] * history.replica.requests_per_s
     ax.step(hours, able, where='post', color='C2', lw=1, label='could be answered')
     ax.plot(hours, came, color='C0', lw=0.8, label='came')
     refused = history.refused[part] / history.step_s
-    ax.fill_between(hours, 0, refused, color='C3', label='refused')
+    ax.fill_between(hours, 0, refused, color='C3', lw=0, label='refused')
     ax.set_xlabel('hours')
     ax.set_ylabel('requests a second')
     ax.legend(fontsize=7)

@@ -100,7 +100,7 @@ CONTENDERS = (
     Contender(
         'MLflow serve',
         'serve_mlflow.py',
-        ('mlflow==3.18.0', UVICORN, 'fastapi==0.163.2', ONNX),
+        ('mlflow==3.17.2', UVICORN, 'fastapi==0.163.2', ONNX),
         '/invocations',
         body=inputs_body,
         score=p_of_predictions,
