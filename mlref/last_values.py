@@ -162,6 +162,30 @@ def _mark_missing(found: OnlineFeatures) -> OnlineFeatures:
         found.status[empty & (found.status == PRESENT)] = MISSING
     return found
 
+# %% ../nbs/08a_last_values.ipynb #0a8a0044
+def _read_one_key(
+    store: OnlineStore,
+    layouts: Sequence[RecordLayout],
+    names: list[bytes],  # Of its records, one a layout
+    now: int,  # Minute UTC
+    out: np.ndarray,  # (1, values), filled in
+) -> OnlineFeatures:
+    "The last values of one key"
+    values: list[float] = []
+    states: list[int] = []
+    with store.snapshot() as lookup:
+        for layout, found in zip(layouts, lookup(names), strict=True):
+            record = _own_record(layout, found)
+            row = layout.row.unpack_from(record, len(record) - 8 * layout.width - SEAL)
+            if layout.ttl and row[0] < now - layout.ttl:
+                values += [np.nan] * (layout.width - 1)
+                states += [EXPIRED] * (layout.width - 1)
+                continue
+            values += row[1:]
+            states += [MISSING if value != value else PRESENT for value in row[1:]]
+    out[0] = values
+    return OnlineFeatures(out, np.array([states], np.uint8))
+
 # %% ../nbs/08a_last_values.ipynb #0a8a000c
 def get_online_features(
     store: OnlineStore,
@@ -175,8 +199,10 @@ def get_online_features(
     layouts = _find_layouts(store, names, keys)
     count = len(keys[0]) if len(keys) else 0
     values = _matrix(out, (count, sum([layout.width - 1 for layout in layouts])))
-    found = OnlineFeatures(values, np.zeros(values.shape, np.uint8))
     wanted = _wanted_names(layouts, keys)
+    if count == 1:
+        return _read_one_key(store, layouts, wanted, now, values)
+    found = OnlineFeatures(values, np.zeros(values.shape, np.uint8))
     end = 0
     with store.snapshot() as lookup:
         records = lookup(wanted)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESENT', 'MISSING', 'EXPIRED', 'STATUS_NAMES', 'Reader', 'reduce_span', 'standard_deviation', 'compute_vectors',
-           'Vectors', 'read_vectors']
+           'Vectors', 'read_vectors', 'read_by_plan']
 
 # %% ../nbs/06d_vectors.ipynb #06b00005
 from collections.abc import Iterable, Mapping
@@ -206,12 +206,12 @@ def _pick(requests: Columns, names: Iterable[str]) -> dict[str, np.ndarray]:
     return {name: np.asarray(requests[name]) for name in names}
 
 # %% ../nbs/06d_vectors.ipynb #06b00028
-def _read_requests(requests: Columns, features: FeatureSet, plan: ReadPlan) -> _Batch:
+def _read_requests(requests: Columns, plan: ReadPlan) -> _Batch:
     "The keys of all entities, and the columns that formulas take; checked"
     if isinstance(requests, pl.DataFrame) and requests.height <= FEW_REQUESTS:
         requests = _as_arrays(requests, plan.columns)
-    columns = _pick(requests, features.reads)
-    more = dict(features.asks(columns)) if features.asks else {}
+    columns = _pick(requests, plan.asks_reads)
+    more = dict(plan.asks(columns)) if plan.asks else {}
     columns |= _pick(requests, [name for name in plan.reads if name not in more])
     columns |= more
     columns['cutoff'] = check_minutes(columns['cutoff'], 'cutoff')
@@ -259,7 +259,7 @@ def compute_vectors(
 ) -> np.ndarray:  # float32 (requests, len(features.names))
     "Every feature of every request; raises `MlrefError` when a column is missing"
     plan = make_plan(features)
-    batch = _read_requests(requests, features, plan)
+    batch = _read_requests(requests, plan)
     count = len(batch.columns['cutoff'])
     if count <= block:
         return _in_order(plan, _fill_block(reader, plan, batch, lookups)[0])
@@ -292,8 +292,17 @@ def read_vectors(
     lookups: object = None,  # What on-demand features look things up in
 ) -> Vectors:
     "`compute_vectors` with the status of every last value, from one read"
-    plan = make_plan(features)
-    batch = _read_requests(requests, features, plan)
+    return read_by_plan(reader, requests, make_plan(features), lookups)
+
+
+def read_by_plan(
+    reader: Reader,
+    requests: Columns,
+    plan: ReadPlan,
+    lookups: object = None,
+) -> Vectors:
+    "`read_vectors` where the plan of the feature set is there already"
+    batch = _read_requests(requests, plan)
     filled, newest = _fill_block(reader, plan, batch, lookups)
     status = {}
     if plan.lasts:
