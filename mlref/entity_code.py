@@ -161,6 +161,7 @@ class EntityCode:
     prefixes: tuple[bytes, ...]  # Its records are called by these, each with the key behind it
     places: tuple[int, ...]  # In the block, of the values that `read` gives
     views: dict[str, slice]  # View of last values -> its statuses among those that `read` gives
+    last: tuple[int, ...]  # Of these statuses: number of each among the last values of the plan
     source: str  # The text that was compiled
     read: EntityRead  # (records, cut-off) -> values and statuses; raises `UnreadableRecord`
 
@@ -224,14 +225,14 @@ def compile_entity(
         lines += _history_lines(read, layout, i)
     places, windows = _window_lines(plan, entity.name)
     lines += windows
-    states: list[str] = []
+    last: list[int] = []
     views = {}
     for name, columns in _own_views(plan, entity.name).items():
         lines += _last_lines(plan.last, columns)
         places += plan.last.column[columns].tolist()
-        views[name] = slice(len(states), len(states) + columns.stop - columns.start)
-        states += [f't{i}' for i in range(columns.start, columns.stop)]
-    source = _write_function('read', lines, places, states)
+        views[name] = slice(len(last), len(last) + columns.stop - columns.start)
+        last += range(columns.start, columns.stop)
+    source = _write_function('read', lines, places, [f't{i}' for i in last])
     names = _names(found)
     exec(compile(source, f'<read of {entity.name}>', 'exec'), names)
     return EntityCode(
@@ -239,6 +240,7 @@ def compile_entity(
         prefixes=tuple(layout.prefix for layout in found),
         places=tuple(places),
         views=views,
+        last=tuple(last),
         source=source,
         read=names['read'],
     )
