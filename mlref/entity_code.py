@@ -34,15 +34,16 @@ def _history_lines(
 ) -> list[str]:
     "Search one record at every offset, and unpack the rows"
     size = 8 * layout.width
+    whole = _HEADER + SEAL
     lines = [
         f'record = records[{number}]  # {read.name}',
         f'if record is None: record = nobody{number}',
-        f'rows, rest = divmod(len(record) - {_HEADER + SEAL}, {size + 8})',
+        f'rows, rest = divmod(len(record) - {whole}, {size + 8})',
         f'if rest or rows < 1 or record[:16] != stamp{number}: raise unreadable',
         "times = memoryview(record).cast('q')",
-        f'at, end = {_FIRST}, {_FIRST} + rows',
-        f'edge = {_HEADER - size * (_FIRST + 1)} + 8 * rows',
     ]
+    lines.append(f'at, end = {_FIRST}, {_FIRST} + rows')
+    lines.append(f'edge = {_HEADER - size * (_FIRST + 1)} + 8 * rows')
     for i, offset in enumerate(read.offsets.tolist()):
         lines.append(f'at = bisect_right(times, T + {offset}, at, end)')
         if i == 0:
@@ -109,12 +110,12 @@ class _WindowWriter:
 
     def write(self, stat: str, columns: WindowColumns, i: int) -> None:
         "One column of a statistic"
-        formula = _FORMULAS[stat].format(
-            total=_difference(columns.total[:, i].tolist(), self.zero),
-            squares=_difference(columns.squares[:, i].tolist(), self.zero),
-            count='' if stat == 'sum' else self.count(columns.count[:, i].tolist()),
-            minutes=columns.minutes[i, 0],
-        )
+        parts = {'minutes': columns.minutes[i, 0]}
+        parts['total'] = _difference(columns.total[:, i].tolist(), self.zero)
+        parts['squares'] = _difference(columns.squares[:, i].tolist(), self.zero)
+        if stat != 'sum':
+            parts['count'] = self.count(columns.count[:, i].tolist())
+        formula = _FORMULAS[stat].format_map(parts)
         self.lines.append(f'b{columns.column[i]} = {formula}')
 
 # %% ../nbs/08ca_entity_code.ipynb #761bc0ad
@@ -124,29 +125,21 @@ def _last_lines(
 ) -> list[str]:
     "The values of a view and what became of them"
     first = columns.start
-    values = []
-    states = []
-    found = []
-    gone = []
-    for i in range(columns.start, columns.stop):
-        values.append(f'b{last.column[i]}')
-        states.append(f't{i}')
-        is_age = bool(last.is_age[i, 0])
-        value = f'a{first}' if is_age else f'l{last.value[i]}'
-        found.append(f'    {values[-1]} = {value}')
-        gone.append(
-            f'    t{i} = {PRESENT if is_age else f"{MISSING} if {value} != {value} else 0"}'
-        )
+    own = range(first, columns.stop)
+    age = f'a{first}'
     time = f'l{last.time[first]}'
-    return [
-        f'a{first} = T + {last.ahead[first, 0]} - {time}',
-        f'if a{first} <= {last.ttl[first, 0]}:',
-        *found,
-        *gone,
-        'else:',
-        f'    {" = ".join(values)} = nan',
-        f'    {" = ".join(states)} = {MISSING} if {time} != {time} else {EXPIRED}',
-    ]
+    values = [age if last.is_age[i, 0] else f'l{last.value[i]}' for i in own]
+    names = [f'b{place}' for place in last.column[columns]]
+    states = ' = '.join(f't{i}' for i in own)
+    lines = [f'{age} = T + {last.ahead[first, 0]} - {time}']
+    lines.append(f'if {age} <= {last.ttl[first, 0]}:')
+    for i, name, value in zip(own, names, values, strict=True):
+        lines.append(f'    {name} = {value}')
+        lines.append(f'    t{i} = {MISSING} if {value} != {value} else {PRESENT}')
+    lines.append('else:')
+    lines.append(f'    {" = ".join(names)} = nan')
+    lines.append(f'    {states} = {MISSING} if {time} != {time} else {EXPIRED}')
+    return lines
 
 # %% ../nbs/08ca_entity_code.ipynb #7430c53f
 Values = tuple[float, ...]
@@ -165,7 +158,7 @@ class EntityCode:
     source: str  # The text that was compiled
     read: EntityRead  # (records, cut-off) -> values and statuses; raises `UnreadableRecord`
 
-
+# %% ../nbs/08ca_entity_code.ipynb #921ebd53
 def _owners(reads: Iterable[SourceRead]) -> list[str]:
     "The entity of every number of a flat row"
     return [read.entity.name for read in reads for _ in range(read.size)]
@@ -190,7 +183,7 @@ def _own_views(plan: ReadPlan, entity: str) -> dict[str, slice]:
     views = plan.last.views.items()
     return {name: own for name, own in views if owners[plan.last.time[own.start]] == entity}
 
-# %% ../nbs/08ca_entity_code.ipynb #727dcbf1
+# %% ../nbs/08ca_entity_code.ipynb #f894531a
 def _names(layouts: Sequence[RecordLayout]) -> dict[str, Any]:
     "What the text of an entity speaks of"
     names: dict[str, Any] = {
@@ -211,7 +204,14 @@ def _write_function(name: str, lines: list[str], places: list[int], states: list
     body = [*lines, f'return ({values}), bytes(({statuses}))']
     return '\n    '.join([f'def {name}(records, T):', *body]) + '\n'
 
+# %% ../nbs/08ca_entity_code.ipynb #468127ed
+def _layout_lines(reads: Sequence[SourceRead], layouts: Sequence[RecordLayout]) -> list[str]:
+    lines = []
+    for i, (read, layout) in enumerate(zip(reads, layouts, strict=True)):
+        lines += _history_lines(read, layout, i)
+    return lines
 
+# %% ../nbs/08ca_entity_code.ipynb #924770d3
 def compile_entity(
     plan: ReadPlan,
     layouts: Mapping[str, RecordLayout],  # Of the store, by name
@@ -220,11 +220,8 @@ def compile_entity(
     "Compile what a plan reads of one entity"
     reads = [read for read in plan.sums + plan.lasts if read.entity.name == entity.name]
     found = [layouts[read.name] for read in reads]
-    lines = []
-    for i, (read, layout) in enumerate(zip(reads, found, strict=True)):
-        lines += _history_lines(read, layout, i)
     places, windows = _window_lines(plan, entity.name)
-    lines += windows
+    lines = _layout_lines(reads, found) + windows
     last: list[int] = []
     views = {}
     for name, columns in _own_views(plan, entity.name).items():

@@ -123,14 +123,14 @@ class LmdbSnapshot:
                 self.store.reopen()
                 lost = None
                 continue
-            if lost is not None:
-                self.abort()
-                raise lost
-            if monotonic() > watch.next_look:
+            if lost is None and monotonic() > watch.next_look:
                 lost = _find_fault(self.store)
                 if lost is not None:  # a reshard leaves its mark before it removes a part
                     self.abort()
                     continue
+            if lost is not None:
+                self.abort()
+                raise lost
             self.seen = watch.seen_at(self.moment)
             return self.lookup
 
@@ -146,11 +146,10 @@ class LmdbSnapshot:
 
     def lookup(self, names: list[bytes]) -> Sequence[Record | None]:
         "A record or None for every name; raises `DamagedRecord`"
-        count = len(self.txns)
-        if count == 1:
+        if len(self.txns) == 1:
             records = list(map(self.txns[0].get, names))
         else:
-            records = [self.txns[crc32(name) % count].get(name) for name in names]
+            records = [self.txns[crc32(name) % len(self.txns)].get(name) for name in names]
         if not self.seen.issuperset(names):
             _check_records(self.store, self.seen, names, records)
         return records
@@ -173,7 +172,7 @@ def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes |
     }
     return {**records, **notes}
 
-
+# %% ../nbs/08b_lmdb_store.ipynb #03cc0f27
 def _check_records(
     store: 'LmdbStore',
     seen: set[bytes],  # Names that were looked at; these are added
@@ -194,7 +193,10 @@ def _check_records(
             raise DamagedRecord(name.decode(), f' in {store.folder / part}')
         if mark:
             watch.seals[name] = mark
-    watch.remember(seen, names)
+    for kept in (seen, watch.seals):
+        if len(kept) > _REMEMBERED:
+            kept.clear()
+    seen.update(names)
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0023
 MAX_LAG = 1000  # commits that a reader may hold its moment before the writer warns
@@ -210,9 +212,9 @@ class _Watch:
 
     places: tuple[FilePlace, ...] = ()  # Of its parts
     sweeps: tuple[ReaderSweep, ...] = ()  # Of its parts, when it is open for writing
+    generation: int = 0  # Of the parts
     next_look: float = 0.0  # When the places are compared again, seconds of `monotonic`
     writes: int = 0
-    generation: int = 0  # Of the parts
     # The last moment that was read, and the names whose records were whole at it
     last: tuple[tuple[int, ...], set[bytes]] = field(default_factory=lambda: ((), set()))
     seals: dict[bytes, bytes] = field(default_factory=dict)  # Of long records that were whole
@@ -225,14 +227,7 @@ class _Watch:
             self.last = (moment, seen)  # at once: another thread may be in another moment
         return seen
 
-    def remember(self, seen: set[bytes], names: Sequence[bytes]) -> None:
-        "These are whole, or not there"
-        for kept in (seen, self.seals):
-            if len(kept) > _REMEMBERED:
-                kept.clear()
-        seen.update(names)
-
-
+# %% ../nbs/08b_lmdb_store.ipynb #34c2da80
 def _start_watch(
     parts: Sequence[Path],
     envs: tuple[lmdb.Environment, ...],
@@ -240,8 +235,7 @@ def _start_watch(
     generation: int,
 ) -> _Watch:
     places = tuple(note_place(part / 'data.mdb') for part in parts)
-    sweeps = () if settings.readonly else tuple(map(ReaderSweep, envs))
-    return _Watch(places, sweeps, generation=generation)
+    return _Watch(places, () if settings.readonly else tuple(map(ReaderSweep, envs)), generation)
 
 
 def _find_fault(store: 'LmdbStore') -> Outage | None:

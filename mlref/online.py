@@ -102,6 +102,21 @@ class _Asked:
     layout: RecordLayout
     keys: _Keys
     minutes: np.ndarray  # int64 (offsets, requests)
+    earliest: int  # Of the minutes
+    latest: int  # Of the minutes
+
+    def names(self) -> list[bytes]:
+        "What the records of its keys are called"
+        prefix = self.layout.prefix
+        return [prefix + key for key in self.keys.different]
+
+    def history(self, records: Sequence[Record | None]) -> HistoryRecords:
+        "Its records, as they are searched"
+        return HistoryRecords(self.layout, records, self.earliest, self.latest)
+
+    def numbers(self, first: int) -> np.ndarray:  # int64 (offsets, requests)
+        "The record of every request, when its own begin with this one"
+        return np.broadcast_to(self.keys.number + first, self.minutes.shape)
 
 
 def _refuse(asked: Sequence[_Asked], records: Sequence[Record | None]) -> NoReturn:
@@ -113,34 +128,25 @@ def _refuse(asked: Sequence[_Asked], records: Sequence[Record | None]) -> NoRetu
             read_record(each.layout, key.decode(), next(rest), minutes)
     raise MlrefError('expected records that can be read, got others; rebuild the store')
 
-
+# %% ../nbs/08_online.ipynb #db48cc6c
 def _find_many(
     lookup: Lookup, asked: Sequence[_Asked]
 ) -> tuple[np.ndarray, np.ndarray]:  # All numbers; (offsets of all, requests): where rows begin
     "The rows of all histories at all minutes; raises `MlrefError` where one cannot be read"
     names: list[bytes] = []
+    edges = [0]
     for each in asked:
-        prefix = each.layout.prefix
-        names += [prefix + key for key in each.keys.different]
+        names += each.names()
+        edges.append(len(names))
     records = lookup(names)
-    counts = np.array([len(each.keys.different) for each in asked])
-    first = np.cumsum(counts) - counts
+    pairs = zip(asked, pairwise(edges), strict=True)
+    joined = join_records([each.history(records[start:end]) for each, (start, end) in pairs])
+    if joined is None:
+        _refuse(asked, records)
     minutes = np.concatenate([each.minutes for each in asked])
-    earliest = minutes.min(1).tolist()
-    latest = minutes.max(1).tolist()
-    histories = []
-    offset = 0
-    for each, start, count in zip(asked, first.tolist(), counts.tolist(), strict=True):
-        end = offset + len(each.minutes)
-        some = records[start : start + count]
-        stretch = (min(earliest[offset:end]), max(latest[offset:end]))
-        histories.append(HistoryRecords(each.layout, some, *stretch))
-        offset = end
-    joined = join_records(histories)
-    number = np.stack([each.keys.number for each in asked]) + first[:, None]
-    record = np.repeat(number, [len(each.minutes) for each in asked], axis=0)
-    rows = None if joined is None else find_rows(joined, record, minutes)
-    if joined is None or rows is None:
+    numbers = [each.numbers(first) for each, first in zip(asked, edges, strict=False)]
+    rows = find_rows(joined, np.concatenate(numbers), minutes)
+    if rows is None:
         _refuse(asked, records)
     return joined.numbers, rows
 
@@ -161,7 +167,26 @@ def _read_one(
         parts += read_record(layout, key, record, minutes[read.times])
     return b''.join([*parts, bytes(8)])
 
+# %% ../nbs/08_online.ipynb #86297ecd
+def _ask_all(
+    layouts: Mapping[str, RecordLayout],
+    plan: ReadPlan,
+    keys: dict[str, list[str]],  # Entity name -> one key per request
+    times: np.ndarray,  # int64 (requests, offsets of the plan)
+) -> list[_Asked]:
+    "What a plan asks of every history"
+    number = {name: _number_keys(asked) for name, asked in keys.items()}
+    minutes = np.ascontiguousarray(times.T)
+    low = times.min(0).tolist()
+    high = times.max(0).tolist()
+    asked = []
+    for read in plan.sums + plan.lasts:
+        stretch = (low[read.times.start], high[read.times.stop - 1])  # the offsets are sorted
+        layout = find_layout(layouts, read.name)
+        asked.append(_Asked(layout, number[read.entity.name], minutes[read.times], *stretch))
+    return asked
 
+# %% ../nbs/08_online.ipynb #93fdcab8
 def _take_numbers(
     numbers: np.ndarray,
     rows: np.ndarray,  # (offsets, requests): where each row begins
@@ -178,19 +203,12 @@ def _read_many(
     plan: ReadPlan,
     keys: dict[str, list[str]],  # Entity name -> one key per request
     times: np.ndarray,  # int64 (requests, offsets of the plan)
-) -> tuple[np.ndarray, np.ndarray]:  # (numbers + 1, requests) each
+) -> tuple[np.ndarray, np.ndarray]:
     "Running sums and newest rows of many requests, one row a number"
-    reads = plan.sums + plan.lasts
-    if not (reads and len(times)):
-        sums = np.zeros((len(plan.sum_places.offset) + 1, len(times)), np.int64)
-        return sums, np.zeros((len(plan.last_places.offset) + 1, len(times)))
-    number = {name: _number_keys(asked) for name, asked in keys.items()}
-    minutes = np.ascontiguousarray(times.T)
-    asked = [
-        _Asked(find_layout(layouts, read.name), number[read.entity.name], minutes[read.times])
-        for read in reads
-    ]
-    numbers, rows = _find_many(lookup, asked)
+    numbers = np.empty(0, np.int64)
+    rows = np.empty((0, len(times)), np.int64)
+    if times.size:
+        numbers, rows = _find_many(lookup, _ask_all(layouts, plan, keys, times))
     sums = _take_numbers(numbers, rows, plan.sum_places)
     return sums, _take_numbers(numbers.view(np.float64), rows, plan.last_places)
 
@@ -265,7 +283,8 @@ class OnlineReader(SnapshotReader, Reader):
         if not t.size:
             return np.empty((*t.shape, layout.width), layout.dtype)
         with self.snapshot() as lookup:
-            numbers, rows = _find_many(lookup, [_Asked(layout, _number_keys(keys), t.T)])
+            stretch = (int(t.min()), int(t.max()))
+            numbers, rows = _find_many(lookup, [_Asked(layout, _number_keys(keys), t.T, *stretch)])
         return numbers.view(layout.dtype).take(rows.T[:, :, None] + np.arange(layout.width))
 
     def gather(

@@ -349,7 +349,7 @@ def make_plan(features: FeatureSet) -> ReadPlan:
     lasts = _plan_reads(_of_stat(pairs, 'last'), first=len(_all_offsets(sums.values())))
     by_name = {view.entity.name: view.entity for view, _ in pairs}
     entities = tuple(by_name.values())
-    reads = ['cutoff', *(name for part in features.on_demand for name in part.reads)]
+    read = ['cutoff', *(name for part in features.on_demand for name in part.reads)]
     order = np.array([places[name] for name in features.names])
     of_sums = tuple(sums.values())
     of_lasts = tuple(lasts.values())
@@ -358,18 +358,20 @@ def make_plan(features: FeatureSet) -> ReadPlan:
     spans = _plan_spans(_of_stat(pairs, *ROW_STATS), places)
     on_demand = tuple(_on_demand_columns(part, places) for part in features.on_demand)
     columns = _request_columns(features, entities)
+    offsets = _all_offsets(of_sums + of_lasts)
+    reads = tuple(dict.fromkeys(read))
     return ReadPlan(
         order=order,
         width=len(places),
         sums=of_sums,
         lasts=of_lasts,
-        offsets=_all_offsets(of_sums + of_lasts),
+        offsets=offsets,
         windows=windows,
         last=last,
         spans=spans,
         on_demand=on_demand,
         entities=entities,
-        reads=tuple(dict.fromkeys(reads)),
+        reads=reads,
         columns=columns,
         asks=features.asks,
         asks_reads=features.reads,

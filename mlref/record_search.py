@@ -66,7 +66,7 @@ class JoinedRecords:
     table: np.ndarray  # int64 (records,): the place of its first row
     width: np.ndarray  # int64 (records,): numbers of a row
 
-
+# %% ../nbs/07e_record_search.ipynb #a2a8e566
 def _count_rows(
     histories: Sequence[HistoryRecords],
     numbers: np.ndarray,
@@ -85,7 +85,19 @@ def _count_rows(
     foreign |= numbers.take(start + 1) != stamps[1::2].take(which)
     return None if foreign.any() else rows
 
-# %% ../nbs/07e_record_search.ipynb #62a3d1fd
+# %% ../nbs/07e_record_search.ipynb #925d07f8
+def _move_apart(
+    numbers: np.ndarray,
+    rows: np.ndarray,  # int64 (records,) of each
+    first: np.ndarray,  # int64 (records,): the place of its first time
+    before: np.ndarray,  # int64 (records,): rows of the records before each
+) -> np.ndarray:  # int64: the times of all rows
+    times = numbers.take(np.arange(rows.sum()) + np.repeat(first - before, rows))
+    times[before] = np.maximum(times.take(before), _EARLIEST)
+    times += np.repeat(np.arange(len(rows)) << _APART, rows)
+    return times
+
+# %% ../nbs/07e_record_search.ipynb #766bad07
 def join_records(histories: Sequence[HistoryRecords]) -> JoinedRecords | None:
     "The records of all histories, one after the other; None when one cannot be read"
     parts = [each.parts() for each in histories]
@@ -103,13 +115,11 @@ def join_records(histories: Sequence[HistoryRecords]) -> JoinedRecords | None:
         return None
     before = np.cumsum(rows) - rows
     first = np.cumsum(size) - size + _FIRST
-    times = numbers.take(np.arange(rows.sum()) + np.repeat(first - before, rows))
-    times[before] = np.maximum(times.take(before), _EARLIEST)
-    times += np.repeat(np.arange(len(every)) << _APART, rows)
     width = np.array([each.layout.width for each in histories]).take(which)
+    times = _move_apart(numbers, rows, first, before)
     return JoinedRecords(numbers, times, before, first + rows, width)
 
-# %% ../nbs/07e_record_search.ipynb #88b20dfe
+# %% ../nbs/07e_record_search.ipynb #f0e260e8
 def find_rows(
     joined: JoinedRecords,
     record: np.ndarray,  # int64, any shape: number of the record, from 0

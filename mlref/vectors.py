@@ -266,7 +266,7 @@ def fill_spans(
             value = values[:, each.value].astype(np.float64)
             block[each.column] = reduce_span(each.stat, value, starts)
 
-
+# %% ../nbs/06d_vectors.ipynb #06b00062
 def fill_on_demand(
     plan: ReadPlan,
     columns: Mapping[str, np.ndarray],  # Of the requests
