@@ -206,7 +206,7 @@ def _read_many(
 ) -> tuple[np.ndarray, np.ndarray]:
     "Running sums and newest rows of many requests, one row a number"
     numbers = np.empty(0, np.int64)
-    rows = np.empty((0, len(times)), np.int64)
+    rows = np.empty(times.T.shape, np.int64)
     if times.size:
         numbers, rows = _find_many(lookup, _ask_all(layouts, plan, keys, times))
     sums = _take_numbers(numbers, rows, plan.sum_places)

@@ -12,16 +12,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from mlref import compiled_vectors
+from mlref import hot_keys
 from mlref.compiled_vectors import compile_vectors
 from mlref.core import LAST_MINUTE, MlrefError
-from mlref.features import Entity, FeatureSet, FeatureView, OnDemand, from_table, with_squares
+from mlref.features import Entity, FeatureSet, FeatureView, OnDemand
 from mlref.lmdb_store import LmdbStore, reshard
 from mlref.materialize import apply_events
 from mlref.online import Facts, OnlineReader, merge_facts
 from mlref.read_plan import make_plan
 from mlref.records import DamagedRecord, read_record, record_layouts
 from mlref.row_forms import row_form_of
+from mlref.sources import from_table, with_squares
 from mlref.vectors import read_vectors
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -213,7 +214,7 @@ def test_made_up_sets_and_histories_give_the_same_bits(features, sold, posted, a
         theirs = read_vectors(store, columns, features, 7.5)
         assert_same(compiled.read(store, columns, 7.5), theirs)
         at_once = compile_vectors(make_plan(features), store.layouts)
-        with patch.object(compiled_vectors, 'FEW_KEYS', 0):  # all that is new by one search
+        with patch.object(hot_keys, 'FEW_KEYS', 0):  # all that is new by one search
             for _ in range(2):
                 assert_same(at_once.read(store, columns, 7.5), theirs)
 
@@ -279,7 +280,7 @@ def test_what_is_kept_is_bounded():
         one = columns_of([(minute, 'a', 1)])
         assert_same(compiled.read(store, one, 0), read_vectors(store, one, features, 0))
         kept = sum(len(table) for each in compiled.reader.hot.minutes.values() for table in each)
-        assert kept <= 50 + 3 == 50 + len(compiled.entities)
+        assert kept <= 50 + 3 == 50 + len(compiled.plan.entities)
 
 
 def test_two_stores_are_not_mixed_up():
