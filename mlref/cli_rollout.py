@@ -61,22 +61,20 @@ class RolloutPlace:
 # %% ../nbs/49a_cli_rollout.ipynb #49a0000d
 def read_messages(
     folder: Path,  # Of a server
+    topic: str,  # 'predictions', or 'shadows'
 ) -> list[dict[str, Any]]:
-    "The predictions that the workers of a server wrote down"
-    from mlref.consumer import list_partitions
+    "The messages of a topic that the workers of a server wrote down"
     from mlref.log import LocalLog
 
-    if not (folder / 'data.mdb').exists():
-        return []
     found: list[dict[str, Any]] = []
-    log = LocalLog(folder, readonly=True)
-    try:
-        for part in list_partitions(log, 'predictions'):
-            start = log.start('predictions', part)
-            count = log.end('predictions', part) - start
-            found += map(json.loads, log.read('predictions', start, count, part) if count else ())
-    finally:
-        log.close()
+    for file in sorted([*folder.glob('data.mdb'), *folder.glob('logs/*/data.mdb')]):
+        log = LocalLog(file.parent, readonly=True)
+        try:
+            start = log.start(topic)
+            count = log.end(topic) - start
+            found += map(json.loads, log.read(topic, start, count) if count else ())
+        finally:
+            log.close()
     return found
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a0000f
@@ -93,7 +91,9 @@ def collect_evidence(
 
     now = place.now()
     rollout = standing.rollout
-    rows = scored_rows(read_messages(place.server_folder(registry)), rollout.started)
+    folder = place.server_folder(registry)
+    written = [read_messages(folder, topic) for topic in ('predictions', 'shadows')]
+    rows = scored_rows(*written, rollout.started)
     lake = Lake(place.lake_file(registry), task.schema)
     try:
         labels = known_labels(lake, task, rollout.started, now)
@@ -117,7 +117,10 @@ class Pace:
     hours: Annotated[float, typer.Option(help='Least time at a step.')] = 24.0
     margin: Annotated[
         float, typer.Option(help='Worsening of the squared error that would not matter.')
-    ] = 0.002
+    ] = 0.005
+    spread: Annotated[
+        float, typer.Option(help='Deviation of the difference from day to day, as expected.')
+    ] = 0.01
     days: Annotated[int, typer.Option(min=1, help='Then the champion stays.')] = 60
 
     def policy(self) -> 'RolloutPolicy':
@@ -136,7 +139,9 @@ class Pace:
             Step(share=share, requests=min(200, round(400 * share) or 200), minutes=minutes)
             for share in shares
         )
-        return RolloutPolicy(steps=steps, margin=self.margin, max_days=self.days)
+        return RolloutPolicy(
+            steps=steps, margin=self.margin, spread=self.spread, max_days=self.days
+        )
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00014
 @contextmanager

@@ -78,13 +78,32 @@ class ConfidenceSequence(NamedTuple):
         return Estimate(float(self.mean[-1]), float(self.low[-1]), float(self.high[-1]))
 
 
+def _excess(
+    n: np.ndarray,  # Values so far
+    scale: np.ndarray,  # Log of n * b / (alpha**2 * rho)
+    least: np.ndarray,  # Log of b / (alpha**2 * rho)
+) -> np.ndarray:  # u at the ends of the interval; inf = there are none
+    "The smaller root of u + log(n - u) = scale, by bisection from both sides"
+    low = least
+    high = np.maximum(n - 1.0, least)
+    for _ in range(60):
+        middle = (low + high) / 2
+        with np.errstate(invalid='ignore', divide='ignore'):
+            above = middle + np.log(n - middle) >= scale
+        high = np.where(above, middle, high)
+        low = np.where(above, low, middle)
+    return np.where(scale <= n - 1, high, np.inf)
+
+# %% ../nbs/17b_confidence.ipynb #17b00016
 def mean_sequence(
     x: np.ndarray,  # One value per day, in order; or (rollouts, days)
+    spread: float = 0.01,  # Deviation of a day that is expected; for the width, not for being right
     alpha: float = 0.05,  # Chance that the truth is ever missed
-    weight: float = 5.0,  # Patience: days that the prior of no effect is worth
+    weight: float = 4.0,  # Days that `spread` is worth
 ) -> ConfidenceSequence:
-    "Confidence sequence of a mean with unknown spread (Lai 1976; Wang and Ramdas 2023)"
+    "Confidence sequence of the mean of symmetric values (de la Peña 1999; Howard et al. 2021)"
     check_array(x, 'values', dimensions=max(1, np.ndim(x)))
+    check_number(spread, 'spread', 1e-12, 1e12)
     check_number(alpha, 'alpha', 1e-12, 0.999)
     check_number(weight, 'weight', 1e-6, 1e6)
     values = np.asarray(x, np.float64)
@@ -93,17 +112,17 @@ def mean_sequence(
             f'expected a number for each look, got {int((~np.isfinite(values)).sum())} that are NaN'
             ' or infinite; leave out days without labels'
         )
-    n = np.arange(1, values.shape[-1] + 1)
+    n = np.arange(1.0, values.shape[-1] + 1)
     mean = np.cumsum(values, axis=-1) / n
-    spread = np.sqrt(np.maximum(np.cumsum(values**2, axis=-1) / n - mean**2, 0))
-    left = (alpha**2 * weight / (n + weight)) ** (1 / n)
-    room = (n + weight) * left - weight
-    with np.errstate(divide='ignore', invalid='ignore'):
-        reach = np.sqrt((n + weight) * (1 - left) / np.maximum(room, 0))
-    width = np.where(room > 0, spread * np.where(room > 0, reach, 1.0), np.inf)
+    rho = weight * spread**2
+    base = np.maximum(np.cumsum(values**2, axis=-1) - n * mean**2, 0) + rho
+    least = np.log(base / (alpha**2 * rho))
+    ends = _excess(n, least + np.log(n), least)
+    with np.errstate(over='ignore'):
+        width = np.sqrt(np.maximum(alpha**2 * rho * np.exp(ends) - base, 0) / n)
     return ConfidenceSequence(mean, mean - width, mean + width)
 
-# %% ../nbs/17b_confidence.ipynb #17b0001f
+# %% ../nbs/17b_confidence.ipynb #17b00020
 def bounded_sequence(
     x: np.ndarray,  # Values in order
     low: float,  # No value lies below

@@ -72,7 +72,7 @@ class GuardrailPolicy:
     errors: float = 1.5  # Times the champion's
     slow: float = 2.0  # Times the champion's
     missing: float = 1.5  # Times the champion's
-    shift: float = 0.05  # Of the mean score, to either side
+    shift: float = 0.15  # Of the mean score, to either side; on single days honest ones reach .1
     alpha: float = 0.001  # Chance of a false alarm of each, over the whole rollout
 
     def __post_init__(self):

@@ -48,13 +48,15 @@ class RolloutPolicy:
     "When a candidate gets more, everything or nothing"
 
     steps: tuple[Step, ...] = STEPS
-    margin: float = 0.002  # Of the loss a row, squared error: so much worse would not matter
+    margin: float = 0.005  # Of the squared error a row: so much worse would not matter
+    spread: float = 0.01  # Of the difference from day to day, as expected before the start
     alpha: float = 0.05  # Chance that the interval of the loss ever misses the truth
     max_days: int = 60  # Then the champion stays
 
     def __post_init__(self):
         check_fields(self)
         check_number(self.margin, 'the margin of a rollout', 0)
+        check_number(self.spread, 'the spread of a rollout', 1e-12)
         check_number(self.alpha, 'alpha of a rollout', 1e-9, 0.5)
         check_number(self.max_days, 'max_days of a rollout', 1)
         shares = [step.share for step in self.steps]

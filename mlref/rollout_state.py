@@ -10,6 +10,7 @@ __all__ = ['ROW_TYPES', 'Standing', 'read_rollout', 'require_rollout', 'begin_ro
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -125,27 +126,35 @@ ROW_TYPES = {
     'cutoff': pl.Int64,  # Minute UTC
     'scored_at': pl.Int64,  # Minute UTC
     'variant': pl.String,  # Who scored it
-    'shadow': pl.Boolean,  # Nobody saw it
     'counted': pl.Boolean,  # False = somebody chose the model
     'p': pl.Float64,
 }
 
 
+def _to_rows(messages: list[dict[str, Any]], since: int, shadow: bool) -> pl.DataFrame:
+    usual = {'request_id': '', 'variant': 'champion', 'counted': True}
+    mine = [{**usual, **row} for row in messages if row['scored_at'] >= since]
+    names = itemgetter(*ROW_TYPES)
+    kept = [names(row) for row in mine]
+    rows = pl.DataFrame(kept, schema=ROW_TYPES, orient='row')
+    return rows.with_columns(shadow=pl.lit(shadow))
+
+
 def scored_rows(
-    messages: list[dict[str, Any]],  # Of the topic 'predictions'
+    answers: list[dict[str, Any]],  # Messages of the topic 'predictions'
+    shadows: list[dict[str, Any]],  # Messages of the topic 'shadows'
     since: int,  # Minute UTC of the oldest that matter
-) -> pl.DataFrame:  # Columns of `ROW_TYPES`
-    "What servers wrote down during a rollout; rows that name no variant are of before"
-    mine = [row for row in messages if 'variant' in row and row['scored_at'] >= since]
-    return pl.DataFrame(mine, schema=ROW_TYPES, infer_schema_length=None)
+) -> pl.DataFrame:  # Columns of `ROW_TYPES`, and shadow: nobody saw it
+    "What servers wrote down during a rollout"
+    return pl.concat([_to_rows(answers, since, False), _to_rows(shadows, since, True)])
 
-
+# %% ../nbs/17d_rollout_state.ipynb #17d00016
 def pair_scores(
     rows: pl.DataFrame,  # From `scored_rows`
     labels: pl.DataFrame,  # entity_id, y, label_time
 ) -> PairedScores:  # In order of the cut-off
     "The scores of both models for each unit, and its label where it is known"
-    check_frame(rows, ROW_TYPES, 'rows of predictions')
+    check_frame(rows, {**ROW_TYPES, 'shadow': pl.Boolean}, 'rows of predictions')
     keys = ['request_id', 'entity_id', 'cutoff']
     counted = rows.filter('counted')
     sides = [
@@ -162,7 +171,7 @@ def pair_scores(
     names = ('cutoff', 'champion', 'candidate', 'y', 'label_time')
     return PairedScores(**{name: pairs[name].to_numpy() for name in names})
 
-# %% ../nbs/17d_rollout_state.ipynb #17d0001b
+# %% ../nbs/17d_rollout_state.ipynb #17d0001c
 def ratio_alarms(
     rollout: Rollout,
     rows: pl.DataFrame,  # From `scored_rows`
@@ -179,7 +188,7 @@ def ratio_alarms(
     shown = ', '.join(f'{name} {n:,}' for name, n in sorted(counts.items()))
     return (f'answers not divided as planned ({rollout.share:.0%} for the candidate): {shown}',)
 
-# %% ../nbs/17d_rollout_state.ipynb #17d0001c
+# %% ../nbs/17d_rollout_state.ipynb #17d0001d
 def _scored_at_step(rollout: Rollout, rows: pl.DataFrame) -> int:
     "Units that the candidate answered since the step began, or scored while it is a shadow"
     mine = (pl.col('variant') == 'candidate') & (pl.col('scored_at') >= rollout.since)
@@ -204,12 +213,13 @@ def gather_evidence(
     alarms += check_shift(pairs.champion, pairs.candidate, guardrails)
     if counts:
         alarms += check_guardrails(counts['champion'], counts['candidate'], guardrails)
-    found = mean_sequence(days.difference, rollout.policy.alpha)
+    policy = rollout.policy
+    found = mean_sequence(days.difference, policy.spread, policy.alpha)
     difference = found.last if len(days.day) else UNKNOWN
     requests = _scored_at_step(rollout, known)
     return RolloutEvidence(now, requests, alarms, len(days.day), difference)
 
-# %% ../nbs/17d_rollout_state.ipynb #17d0001f
+# %% ../nbs/17d_rollout_state.ipynb #17d00020
 def publish_plan(
     folder: Path,  # Of a server
     plan: RoutingPlan,
@@ -222,14 +232,14 @@ def publish_plan(
     with hold_file_lock(folder / '.state.lock'):
         advice = 'stop the server, remove the file and start it again'
         state = read_json_object(file, 'the state of a server', advice) if file.exists() else {}
-        routing = encode_plan(plan)
+        encoded = encode_plan(plan)
         epoch = int(state.get('epoch', 0))
-        if state.get('routing') != routing:
+        if state.get('plan') != encoded:
             epoch += 1
-            write_json(file, {**state, 'routing': routing, 'epoch': epoch})
+            write_json(file, {**state, 'plan': encoded, 'epoch': epoch})
     return epoch
 
-# %% ../nbs/17d_rollout_state.ipynb #17d00020
+# %% ../nbs/17d_rollout_state.ipynb #17d00021
 def sync_routing(
     registry: Registry,
     folder: Path,  # Of a server

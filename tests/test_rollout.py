@@ -157,7 +157,7 @@ def null_days(n, days, seed=0, correlation=0.0):
 @pytest.mark.parametrize('correlation', [0.0, 0.15])
 def test_null_rollouts_are_seldom_condemned_and_a_peeking_test_condemns_many(correlation):
     x = null_days(1000, 56, correlation=correlation)
-    found = mean_sequence(x)
+    found = mean_sequence(x, 1.3)
     wrong = ((found.low > 0) | (found.high < 0)).any(1).sum()
     n = np.arange(1, 57)
     error = np.sqrt((np.cumsum(x**2, 1) / n - found.mean**2) / np.maximum(n - 1, 1))
@@ -166,17 +166,29 @@ def test_null_rollouts_are_seldom_condemned_and_a_peeking_test_condemns_many(cor
 
 
 def test_a_worse_candidate_is_found_in_weeks():
-    found = mean_sequence(null_days(300, 42) / 1.29 + 0.9)  # of one deviation a day
+    found = mean_sequence(null_days(300, 42) / 1.29 + 0.9, 1.0)  # of one deviation a day
     assert (found.low > 0).any(1).mean() >= 0.9
 
 
-def test_the_interval_is_the_martingale_turned_round():
-    x = null_days(1, 30)[0]
-    found = mean_sequence(x, alpha=0.1, weight=3.0).last
-    for mu in (found.low, found.high):
-        total, squares = (x - mu).sum(), ((x - mu) ** 2).sum()
-        evidence = np.sqrt(3 / 33) * (1 - total**2 / (33 * squares)) ** -15
-        assert evidence == pytest.approx(10, rel=1e-6)
+def test_the_interval_is_the_supermartingale_turned_round():
+    for x in null_days(20, 30):
+        found = mean_sequence(x, 0.7, alpha=0.1, weight=3.0)
+        rho = 3 * 0.7**2
+        known = np.flatnonzero(np.isfinite(found.low))
+        assert len(known) >= 8
+        for look in known:
+            for mu in (found.low[look], found.high[look]):
+                inside = x[: look + 1] - mu
+                squares = (inside**2).sum() + rho
+                evidence = np.sqrt(rho / squares) * np.exp(inside.sum() ** 2 / (2 * squares))
+                assert evidence == pytest.approx(10, rel=1e-6)
+
+
+def test_a_spread_that_is_wrong_costs_width_and_not_truth():
+    x = null_days(500, 56)
+    for spread in (0.05, 1.3, 30.0):
+        found = mean_sequence(x, spread)
+        assert ((found.low > 0) | (found.high < 0)).any(1).sum() <= 40
 
 
 def test_bounded_values_are_covered_at_all_looks():
@@ -383,10 +395,10 @@ def test_killed_between_row_and_routers_the_next_who_looks_finishes_it(folder, t
     process.join()
     assert process.exitcode == -signal.SIGKILL
     state = json.loads((server / 'state.json').read_text())
-    assert state['routing'] == encode_plan(rollout_plan(begun.rollout))
+    assert state['plan'] == encode_plan(rollout_plan(begun.rollout))
     assert sync_routing(opened(folder), server) == sync_routing(opened(folder), server) == 2
     state = json.loads((server / 'state.json').read_text())
-    assert state['routing']['split']['shares'] == {'candidate': 0.1}
+    assert state['plan']['split']['shares'] == {'candidate': 0.1}
 
 
 def test_the_state_of_a_server_keeps_what_others_wrote(folder, tmp_path):
@@ -406,24 +418,23 @@ def test_the_state_of_a_server_keeps_what_others_wrote(folder, tmp_path):
 
 
 def messages(rollout, days, worse=0.0, rows=200):
-    "Predictions of both models as servers write them, and the labels"
+    "What servers write: answers and shadows; and the labels"
     draw = np.random.default_rng(3)
     router = Router(rollout_plan(rollout))
-    found, labels = [], []
+    answers, shadows, labels = [], [], []
     for i in range(days * rows):
         cutoff = rollout.started + i * DAY // rows
         truth = draw.beta(1, 3)
-        entity = f'v{i}'
-        y = float(draw.random() < truth)
-        labels.append((entity, y, cutoff + 60))
-        assigned = router.assign(entity)
+        labels.append((f'v{i}', float(draw.random() < truth), cutoff + 60))
         scores = {'champion': truth, 'candidate': truth + worse * (0.9 - truth)}
+        about = {'request_id': f'r{i}', 'entity_id': f'v{i}', 'cutoff': cutoff}
+        assigned = router.assign(f'v{i}')
         for name in (assigned.variant, *assigned.shadow):
-            about = {'request_id': f'r{i}', 'entity_id': entity, 'cutoff': cutoff}
-            seen = {'variant': name, 'shadow': name != assigned.variant, 'counted': True}
-            found.append({**about, **seen, 'scored_at': cutoff, 'p': scores[name]})
+            said = {} if name == 'champion' else {'variant': name}  # as rows leave out defaults
+            row = {**about, **said, 'scored_at': cutoff, 'p': scores[name]}
+            (answers if name == assigned.variant else shadows).append(row)
     columns = {'entity_id': pl.String, 'y': pl.Float64, 'label_time': pl.Int64}
-    return found, pl.DataFrame(labels, schema=columns, orient='row')
+    return (answers, shadows), pl.DataFrame(labels, schema=columns, orient='row')
 
 
 DAILY = Calendar(label_delay=DAY)
@@ -431,7 +442,7 @@ AT_STEP = Rollout('2', '1', NOW // DAY * DAY, NOW // DAY * DAY, step=1, policy=P
 
 
 def seen(rollout, found, labels, day, **more):
-    rows = scored_rows(found, rollout.started)
+    rows = scored_rows(*found, rollout.started)
     return gather_evidence(rollout, rows, labels, DAILY, rollout.started + day * DAY, **more)
 
 
@@ -440,10 +451,10 @@ def test_evidence_counts_a_unit_once_and_leaves_out_who_chose():
     evidence = seen(AT_STEP, found, labels, 4)
     assert evidence.mature_days == 3 and evidence.alarms == ()
     assert 50 < evidence.requests < 115  # a tenth of 800
-    again = [{**row, 'request_id': 'x' + row['request_id'], 'p': 0.9} for row in found]
-    chosen = [{**row, 'counted': False, 'p': 0.1} for row in found]
-    before = {'entity_id': 'v1', 'p': 0.5, 'cutoff': NOW, 'scored_at': NOW}
-    assert seen(AT_STEP, [*found, *again, *chosen, before], labels, 4) == evidence
+    again = [[{**row, 'request_id': 'x', 'p': 0.9} for row in part] for part in found]
+    chosen = [[{**row, 'counted': False, 'p': 0.1} for row in part] for part in found]
+    every = [found[i] + again[i] + chosen[i] for i in (0, 1)]
+    assert seen(AT_STEP, every, labels, 4) == evidence
 
 
 def test_a_worse_candidate_goes_back_and_an_equal_one_is_promoted():
@@ -457,8 +468,8 @@ def test_a_worse_candidate_goes_back_and_an_equal_one_is_promoted():
 
 def test_a_split_that_did_not_happen_stops_the_rollout():
     found, labels = messages(AT_STEP, 4)
-    lost = [row for row in found if row['shadow'] or row['variant'] == 'candidate']
-    evidence = seen(AT_STEP, lost, labels, 4)
+    lost = [row for row in found[0] if 'variant' in row]
+    evidence = seen(AT_STEP, (lost, found[1]), labels, 4)
     assert 'answers not divided as planned (10% for the candidate)' in evidence.alarms[0]
     counts = {'champion': VariantCounts(700, 1), 'candidate': VariantCounts(80, 9)}
     broken = seen(AT_STEP, found, labels, 4, counts=counts)
@@ -490,10 +501,11 @@ def test_the_commands_follow_a_run(folder, tmp_path, capsys):
     why = ('--why', 'all gates passed', '--who', 'ann')
     assert mlref('start', '2', *why, '--steps', '0,0.5', '--hours', '1', at=begun)[0] == 0
     found, _ = messages(require_rollout(opened(folder)).rollout, 5, rows=50)
-    log = LocalLog(tmp_path / 'served')
-    for i, row in enumerate(found):
-        log.append('predictions', [json.dumps(row).encode()], partition=i % 2)
-    log.close()
+    for worker in (0, 1):
+        log = LocalLog(tmp_path / 'served' / 'logs' / str(worker))
+        for topic, rows in zip(('predictions', 'shadows'), found, strict=True):
+            log.append(topic, [json.dumps(row).encode() for row in rows[worker::2]])
+        log.close()
     status, said = mlref('status', '--json', at='2012-10-15T00:00')
     state = json.loads(said.out)
     assert (status, state['decision'], state['step']) == (0, 'hold', '1 of 2')
@@ -502,5 +514,5 @@ def test_the_commands_follow_a_run(folder, tmp_path, capsys):
     assert mlref('abort', at=begun)[0] == 1
     assert mlref('abort', '--why', 'enough', '--who', 'bob', at='2012-10-16T13:00')[0] == 0
     assert mlref('status', at=begun)[0] == 1
-    routing = json.loads((tmp_path / 'served' / 'state.json').read_text())['routing']
-    assert routing['split'] == {'shares': {}, 'shadow': {}}
+    plan = json.loads((tmp_path / 'served' / 'state.json').read_text())['plan']
+    assert plan['split'] == {'shares': {}, 'shadow': {}}
