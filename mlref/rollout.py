@@ -154,9 +154,11 @@ class RolloutDecision:
     why: str
 
 
-def _show_difference(difference: Estimate) -> str:
-    value, low, high = difference
-    return f'loss {value:+.4f} [{low:+.4f}, {high:+.4f}]'
+def _show_difference(evidence: RolloutEvidence) -> str:
+    value, low, high = evidence.difference
+    if low == -inf:
+        return f'no interval yet from {evidence.mature_days} mature days'
+    return f'loss {value:+.4f} [{low:+.4f}, {high:+.4f}] over {evidence.mature_days} days'
 
 
 def _why_wait(rollout: Rollout, evidence: RolloutEvidence) -> str:
@@ -176,7 +178,7 @@ def decide_rollout(
     "Promote, hold or roll back; raises `MlrefError` for a rollout that is over"
     check_choice(rollout.status, ('running',), 'the status of a rollout to decide on')
     policy = rollout.policy
-    said = f'{_show_difference(evidence.difference)} over {evidence.mature_days} days'
+    said = _show_difference(evidence)
     if evidence.alarms:
         return RolloutDecision('roll back', f'guardrail: {"; ".join(evidence.alarms)}')
     if evidence.difference.low > 0:

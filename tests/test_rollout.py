@@ -250,7 +250,7 @@ def test_guardrails_ring_for_the_broken_and_not_for_the_honest():
 
     assert sum(rings(0.02) > 0 for _ in range(100)) <= 2
     broken = [rings(1.0) for _ in range(20)]
-    assert min(broken) > 0 and max(broken) <= 8
+    assert min(broken) > 0 and max(broken) <= 12
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.floats(0.01, 0.99), st.floats(1, 3))
