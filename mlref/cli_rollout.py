@@ -92,8 +92,9 @@ def collect_evidence(
     now = place.now()
     rollout = standing.rollout
     folder = place.server_folder(registry)
-    written = [read_messages(folder, topic) for topic in ('predictions', 'shadows')]
-    rows = scored_rows(*written, rollout.started)
+    answers = read_messages(folder, 'predictions')
+    shadows = read_messages(folder, 'shadows')
+    rows = scored_rows(answers, shadows, rollout.started)
     lake = Lake(place.lake_file(registry), task.schema)
     try:
         labels = known_labels(lake, task, rollout.started, now)
