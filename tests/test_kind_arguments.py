@@ -17,7 +17,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlref import arguments, calibration, core, evaluate, events, features, gates, monitor, slices
+from mlref import (
+    arguments,
+    calibration,
+    core,
+    evaluate,
+    events,
+    features,
+    gates,
+    monitor,
+    slices,
+    sources,
+)
 from mlref.arguments import MlrefError
 from mlref.calibration import Calibration, CalibrationPolicy
 from mlref.contracts import Rule
@@ -141,9 +152,9 @@ CALLS = [
         rows=SALES.rows,
         columns=('shop',),
     ),
-    call(features.read_source, events=EVENTS, source=SALES),
+    call(sources.read_source, events=EVENTS, source=SALES),
     call(
-        features.from_table,
+        sources.from_table,
         'values',
         name='t',
         known='known_time',
@@ -506,6 +517,7 @@ WHOLE_MODULES = {
     'doctor': 'looks at the machine',
     'documentation': 'takes any object',
     'environment': 'takes what a registry noted',
+    'fleet': 'settings and traffic, refused by name in test_fleet',
     'flights': 'the worked case: its input are the files of a package, checked by digest',
     'history': 'reads a registry by its versions (test_registry)',
     'ingest': 'takes messages, an open lake and a log (test_ingest)',
@@ -572,6 +584,7 @@ EXEMPT = {
     'to_minutes': 'times have a kind of tests of their own',
     'with_squares': 'refused by name in its page',
     'lookup_feature': 'refused by name in its page',
+    'TableLookup': 'made by `lookup_feature`',
     'accept_request': 'takes anything',
     'check_task': 'takes what `read_labels` and `validate` take (test_second_task)',
     'read_stream': 'takes what `disturb_delivery` takes',

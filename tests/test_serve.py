@@ -27,7 +27,7 @@ from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.challenger import bootstrap
 from mlref.client import start_server
 from mlref.core import DAY, digest, format_time, parse_time
-from mlref.flights.events import HORIZON
+from mlref.flights.common import HORIZON
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of
@@ -425,7 +425,8 @@ import numpy as np
 import polars as pl
 
 from mlref.core import DAY, Calendar
-from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.features import Entity, FeatureSet, FeatureView
+from mlref.sources import from_table
 from mlref.model import register_loader
 from mlref.own_model import OwnModel
 from mlref.schema import EventSchema
