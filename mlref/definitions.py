@@ -37,7 +37,11 @@ def _encode_source(source: Source) -> dict[str, Any]:
 
 
 def _decode_source(data: Mapping[str, Any]) -> Source:
-    about: dict[str, Any] = {**data, 'values': dict(data['values']), 'columns': tuple(data['columns'])}
+    about: dict[str, Any] = {
+        **data,
+        'values': dict(data['values']),
+        'columns': tuple(data['columns']),
+    }
     return Source(**about, rows=refuse_rows)
 
 # %% ../nbs/06ba_definitions.ipynb #06ba000a
@@ -49,7 +53,11 @@ def _encode_view(view: FeatureView) -> dict[str, Any]:
 def _decode_view(
     data: Mapping[str, Any], entities: Mapping[str, Entity], sources: Mapping[str, Source]
 ) -> FeatureView:
-    about: dict[str, Any] = {**data, 'stats': tuple(data['stats']), 'windows': tuple(data['windows'])}
+    about: dict[str, Any] = {
+        **data,
+        'stats': tuple(data['stats']),
+        'windows': tuple(data['windows']),
+    }
     about |= {'entity': entities[data['entity']], 'source': sources[data['source']]}
     return FeatureView(**about)
 
