@@ -186,9 +186,9 @@ def refusal(call) -> RequestError:
 @pytest.mark.parametrize(
     'change, status, says',
     [
-        ({'shape': [1, 3.0]}, 400, 'shape [rows, 3]'),
-        ({'shape': [1, True]}, 400, 'shape [rows, 3]'),
-        ({'shape': [-1, 3]}, 400, 'shape [rows, 3]'),
+        ({'shape': [1, 3.0]}, 422, 'shape [rows, 3]'),
+        ({'shape': [1, True]}, 422, 'shape [rows, 3]'),
+        ({'shape': [-1, 3]}, 422, 'shape [rows, 3]'),
         ({'shape': [0, 3], 'data': []}, 400, 'at least one row'),
         ({'shape': [65, 3], 'data': []}, 413, 'at most 64 rows'),
         ({'data': [[1, 2, 3], 5]}, 422, 'rows of 3 values, got 5'),
@@ -478,14 +478,19 @@ CHECKS = {
 CONFIG = SchemathesisConfig.from_dict({'checks': CHECKS})
 schema = schemathesis.openapi.from_dict(SCHEMAS, config=CONFIG)
 bodies_of = settings(
-    max_examples=500 if DEEP else 30,
+    max_examples=500 if DEEP else 20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,
 )
 
 
-@schema.include(method='POST').parametrize()
+sent = schema.include(method='POST')
+if not DEEP:
+    sent = sent.exclude(path_regex='versions')  # the same bodies as without one
+
+
+@sent.parametrize()
 @bodies_of
 def test_the_document_is_true_of_what_is_sent(case, address):
     case.call_and_validate(base_url=f'http://{address}')
