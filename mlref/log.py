@@ -256,6 +256,15 @@ class LocalLog:
         self.env.close()
 
 # %% ../nbs/03_log.ipynb #03a00004
+def _open_table(log: LocalLog, name: bytes) -> Any:
+    if log.settings.readonly:
+        with log.opening:
+            return log.env.open_db(name, create=False)
+    # begun here: LMDB's own would wait for another writer and hold up every thread meanwhile
+    with log.env.begin(write=True) as txn, log.opening:
+        return log.env.open_db(name, txn=txn, create=False)
+
+
 def find_table(
     log: LocalLog,
     where: Partition,
@@ -263,11 +272,11 @@ def find_table(
     "The LMDB database of a partition; not to be asked inside a transaction of the writer"
     name = where.name
     if name not in log.tables:
-        with log.opening, suppress(lmdb.NotFoundError):
-            log.tables[name] = log.env.open_db(name.encode(), create=False)
+        with suppress(lmdb.NotFoundError):
+            log.tables[name] = _open_table(log, name.encode())
     return log.tables.get(name)
 
-
+# %% ../nbs/03_log.ipynb #03a00014
 @contextmanager
 def read_moment(log: LocalLog, where: Partition) -> Iterator[tuple[lmdb.Transaction, Any]]:
     "A moment to read a partition at, and its table; raises `MlrefError` as LMDB and the disk do"
@@ -380,16 +389,18 @@ def _epoch_of(log: LocalLog, where: Partition, offset: int) -> int:
 def _new_table(log: LocalLog, where: Partition) -> Any:
     "The LMDB database of a partition, made when it is missing"
     name = where.name
-    with log.opening:
-        if name not in log.tables:
-            try:
-                log.tables[name] = log.env.open_db(name.encode())
-            except lmdb.DbsFullError:
-                raise MlrefError(
-                    f'expected at most {PARTITIONS} partitions in the log {log.folder}, {name} is'
-                    ' one more; use fewer for a topic, or another log'
-                ) from None
+    if name in log.tables:
         return log.tables[name]
+    with write_moment(log) as txn, log.opening:
+        try:
+            table = log.env.open_db(name.encode(), txn=txn)
+        except lmdb.DbsFullError:
+            raise MlrefError(
+                f'expected at most {PARTITIONS} partitions in the log {log.folder}, {name} is one'
+                ' more; use fewer for a topic, or another log'
+            ) from None
+    log.tables[name] = table
+    return table
 
 # %% ../nbs/03_log.ipynb #03d00009
 def _extend_last(
