@@ -24,19 +24,13 @@ from .dead_letters import Outage
 from .events import decode_events
 from .lmdb_store import LmdbStore
 from .log import LocalLog, Log
+from .mlflow_protocol import decode_mlflow, encode_mlflow
 from .model_versions import load_champion
 from .observe import ServerMetrics
-from mlref.protocols import (
-    RequestError,
-    Scores,
-    encode_mlflow,
-    encode_oip,
-    parse_mlflow,
-    parse_oip,
-    read_json,
-)
+from .oip import decode_oip, encode_oip
+from .protocols import Answer, Limits, RequestError, Scores, Signature, decode_json
 from .registry import Registry, RegistryUnreachable
-from .request_fields import parse_entities, request_fields
+from .request_fields import make_served_task, parse_entities
 from .task import Task
 from .vectors import STATUS_NAMES, read_vectors
 
@@ -50,13 +44,14 @@ class ModelServer:
     registry: Registry  # Asked again by `reload_champion`
     store: LmdbStore  # Read only
     log: Log  # Predictions go to its topic 'predictions', events to 'events'
-    max_body: int = 8 * 2**20  # Bytes of a request
+    limits: Limits = Limits()  # Of a request
     loading: threading.Lock = field(default_factory=threading.Lock)  # One load at a time
     clock: Callable[[], float] = time.time  # Seconds since 1970-01-01 UTC
     fed: bool = False  # Whether the store was seen to hold something
 
     def __post_init__(self):
-        self.fields = request_fields(self.task)
+        self.served = make_served_task(self.task)
+        self.fields = self.served.fields
         self.metrics = ServerMetrics(self.task.name)
         self.metrics.show_version(self.model.version)
 
@@ -174,7 +169,7 @@ def count_statuses(
 class Reply:
     "What is answered, and how many were scored for it"
 
-    content: dict[str, Any] | bytes  # JSON, or text as it is
+    content: dict[str, Any] | bytes | Answer  # JSON, text as it is, or encoded already
     scored: int = 0
 
 
@@ -206,7 +201,7 @@ def predict_entities(
     task = server.task
     model = server.model
     check_fed(server)
-    request = parse_entities(read_json(body), task, server.fields)
+    request = parse_entities(decode_json(body, server.limits), server.served)
     cutoff = request[task.request_time] - task.calendar.horizon
     calibrations = serving_calibrations(server)
     columns = {**request, 'cutoff': cutoff}
@@ -238,13 +233,10 @@ def answer_oip(
     body: bytes,
 ) -> Reply:
     "Scores of vectors by the Open Inference Protocol"
-    request = read_json(body)
     model = server.model
-    scores = _score(server, model, parse_oip(request, model.names))
-    answer = encode_oip(scores, server.task.name, model.version)
-    if 'id' in request:
-        answer['id'] = request['id']
-    return Reply(answer, len(scores.p))
+    request = decode_oip(body, {}, Signature(model.names), server.limits)
+    scores = _score(server, model, request.X)
+    return Reply(encode_oip(request, scores, server.task.name, model.version), len(scores.p))
 
 
 def answer_mlflow(
@@ -253,8 +245,9 @@ def answer_mlflow(
 ) -> Reply:
     "Scores of vectors by MLflow's protocol"
     model = server.model
-    scores = _score(server, model, parse_mlflow(read_json(body), model.names))
-    return Reply(encode_mlflow(scores), len(scores.p))
+    request = decode_mlflow(body, 'application/json', Signature(model.names), server.limits)
+    scores = _score(server, model, request.X)
+    return Reply(encode_mlflow(request, scores), len(scores.p))
 
 # %% ../nbs/15c_model_server.ipynb #15c0002a
 _JSON = json.JSONDecoder()

@@ -30,7 +30,7 @@ from mlref.model_server import (
     predict_entities,
     reload_champion,
 )
-from .protocols import RequestError
+from .protocols import Answer, RequestError
 
 # %% ../nbs/16_serve.ipynb #16c50005
 if TYPE_CHECKING:  # only who serves needs Starlette and Uvicorn
@@ -181,11 +181,14 @@ async def _read_body(
         )
     return bytes(body)
 
-
-def _respond(content: dict[str, Any] | bytes, status: int = 200) -> 'Response':
-    "JSON, or text as Prometheus wants it"
+# %% ../nbs/16_serve.ipynb #16c5002d
+def _respond(content: dict[str, Any] | bytes | Answer, status: int = 200) -> 'Response':
+    "JSON, text as Prometheus wants it, or what is encoded already"
     from starlette.responses import JSONResponse, Response
 
+    if isinstance(content, Answer):
+        headers = {name.decode(): value.decode() for name, value in content.headers}
+        return Response(content.body, status, headers)
     if isinstance(content, bytes):
         return Response(content, status, media_type='text/plain; version=0.0.4')
     return JSONResponse(content, status)
@@ -199,7 +202,7 @@ def _endpoint(server: ModelServer, route: Route, path: str) -> Callable[['Reques
         start = time.perf_counter()
         status = 200
         try:
-            body = await _read_body(request, server.max_body)
+            body = await _read_body(request, server.limits.max_body_bytes)
             if route.waits:
                 reply = await run_in_threadpool(route.handler, server, body)
             else:
