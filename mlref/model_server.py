@@ -30,7 +30,7 @@ from .observe import ServerMetrics
 from .oip import decode_oip, encode_oip
 from .protocols import Answer, Limits, RequestError, Scores, Signature, decode_json
 from .registry import Registry, RegistryUnreachable
-from .request_fields import parse_entities, request_fields
+from .request_fields import make_served_task, parse_entities
 from .task import Task
 from .vectors import STATUS_NAMES, read_vectors
 
@@ -50,7 +50,8 @@ class ModelServer:
     fed: bool = False  # Whether the store was seen to hold something
 
     def __post_init__(self):
-        self.fields = request_fields(self.task)
+        self.served = make_served_task(self.task)
+        self.fields = self.served.fields
         self.metrics = ServerMetrics(self.task.name)
         self.metrics.show_version(self.model.version)
 
@@ -200,7 +201,7 @@ def predict_entities(
     task = server.task
     model = server.model
     check_fed(server)
-    request = parse_entities(decode_json(body, server.limits), task, server.fields)
+    request = parse_entities(decode_json(body, server.limits), server.served)
     cutoff = request[task.request_time] - task.calendar.horizon
     calibrations = serving_calibrations(server)
     columns = {**request, 'cutoff': cutoff}
