@@ -198,10 +198,11 @@ class HotReader:
             self.hot = hot = hot_keys_of(self.hot, store, snapshot)
             of_minute = {each: hot.tables(each, count, self.bound) for each in set(minutes)}
             tables = [of_minute[minute] for minute in minutes]
-            if count_new(tables, keys) > FEW_KEYS:
+            new = count_new(tables, keys)
+            if new > FEW_KEYS:
                 reader = MomentReader(store.layouts, lookup)
                 hot.size += fill_tables(reader, self.plan, self.codes, keys, minutes, tables)
-            else:
+            elif new:
                 missing = find_missing(tables, keys, minutes)
                 read_missing(self.codes, lookup, missing)
                 hot.size += len(missing)
