@@ -40,6 +40,7 @@ from mlref.monitor import (
     realized_day,
 )
 from .records import KEEP_MINUTES
+from .snapshots import Snapshot
 from .task import Task, read_labels
 from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
@@ -123,7 +124,7 @@ def score_day(
 
 # %% ../nbs/22c_daily.ipynb #6679bcc5
 def known_labels(
-    lake: Lake,
+    lake: Lake | Snapshot,
     task: Task,
     since: int,  # Oldest cut-off that is asked about, minute UTC
     now: int,  # Minute UTC
