@@ -163,7 +163,8 @@ def _write_parts(
         'nan': bundle.signature.nan,
         'model': {'kind': model.kind, 'version': model.version, 'loader': loader},
     }
-    write_json(folder / 'lookups.json', {'lookups': encode_value(bundle.lookups, 'the lookups')})
+    looked_up = json.dumps(encode_value(bundle.lookups, 'the lookups'), sort_keys=True)
+    write_bytes(folder / 'lookups.json', looked_up.encode())
     rows = np.ascontiguousarray(sample[:KEPT_ROWS], np.float32)
     scores = check_predictor(model, rows)
     write_bytes(folder / 'kept.safetensors', save({'X': rows, 'p': scores}))
@@ -172,7 +173,7 @@ def _write_parts(
     digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     return {**about, 'files': digests}
 
-
+# %% ../nbs/15d_bundle.ipynb #15d00026
 def _seal(folder: Path, about: Mapping[str, Any]) -> str:  # The digest
     "Write `bundle.json`"
     name = digest(dict(about))[:12]
@@ -320,7 +321,7 @@ def open_bundle(
     folder = Path(folder)
     about = _read_about(folder)
     _check_files(folder, about['files'])
-    lookups = json.loads((folder / 'lookups.json').read_text())['lookups']
+    lookups = json.loads((folder / 'lookups.json').read_bytes())
     features = decode_features(about['features'])  # before the model: its code is what changes
     model = _load_model(folder, about['model'])
     return ServingBundle(
