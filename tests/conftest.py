@@ -1,6 +1,9 @@
 """Fixtures that several files of tests share"""
 
 import pytest
+from server_fixture import served
+
+__all__ = ['served']
 
 
 @pytest.fixture(scope='session')
