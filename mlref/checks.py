@@ -311,7 +311,7 @@ def select_readable(
 
 # %% ../nbs/04a_checks.ipynb #8987f330
 def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
-    fits = expected is not None and type(value) in COLUMN_RULES[expected].types
+    fits = expected is not None and type(value) in COLUMN_RULES[str(expected)].types
     return expected if fits else _CAME[type(value)]
 
 

@@ -92,7 +92,7 @@ def _describe_times(times: np.ndarray) -> str:
         return f'{times.dtype} such as {times.flat[0]}; fill or leave out what is missing, and cast'
     if times.dtype.kind not in 'iu':
         kind = type(times.flat[0]).__name__ if times.dtype == object else times.dtype
-        return f'{kind}; parse_time reads a text, features.to_minutes a column of times'
+        return f'{kind}; parse_time reads a text, sources.to_minutes a column of times'
     if times.min() < 0:
         return f'{times.min()}; leave out what has no time'
     return f'{times.max()}{_guess_unit(int(times.max()))}'

@@ -337,7 +337,7 @@ class DecodedBatch:
 # %% ../nbs/02_events.ipynb #02dc0024
 def _read_singly(messages: list[bytes], places: Iterable[int], schema: EventSchema) -> DecodedBatch:
     "Messages at some places, one by one"
-    reader = MessageReader(schema)
+    reader = MessageReader(schema.columns, schema.limits)
     read = {place: reader.read(messages[place]) for place in places}
     good = {place: message for place, message in read.items() if not message.faults}
     columns = [pl.Series('_i', list(good), pl.UInt32)]

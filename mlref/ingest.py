@@ -31,7 +31,8 @@ from .events import limit_names
 from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, insert_rows
 from .log import Log
 from .log_position import LogPosition, check_position, position_at
-from .schema import EventSchema, MessageLimits
+from .messages import MessageLimits
+from .schema import EventSchema
 
 # %% ../nbs/05a_ingest.ipynb #da5a0010
 _MOST_NAMES = MessageLimits().max_unknown_names

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
-from .limits import MAX_EXACT
+from .features import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
 from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT

@@ -26,7 +26,7 @@ from .addresses import FilePlace, check_place, local_file, note_place
 from .core import MlrefError, write_bytes
 from .dead_letters import Outage
 from .features import FeatureSet
-from .limits import LONGEST, check_names
+from .keys import LONGEST, check_names
 from mlref.lmdb_files import (
     LmdbSettings,
     ReaderSweep,

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from .core import MlrefError, check_minute
-from .features import FeatureSet, FeatureView, read_source
-from .keys import is_plain_key, key_text
-from .limits import check_names
+from .features import FeatureSet, FeatureView
+from .keys import check_names, is_plain_key, key_text
 from .lmdb_store import LmdbStore
 from .online import Facts, find_layout, merge_facts
 from .records import pack_record, trim_record, unpack_record
+from .sources import read_source
 
 # %% ../nbs/08c_materialize.ipynb #0c8c0006
 def _find_histories(features: FeatureSet) -> Iterable[FeatureView]:

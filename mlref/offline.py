@@ -19,9 +19,10 @@ import polars as pl
 
 from .arguments import MlrefError, check_type
 from .core import check_minutes
-from .features import Entity, FeatureSet, FeatureView, Source, read_source, to_minutes
+from .features import Entity, FeatureSet, FeatureView, Source
 from .keys import check_same_keys, key_series
 from .read_plan import NO_TTL
+from .sources import read_source, to_minutes
 from .vectors import EXPIRED, MISSING, PRESENT, STATUS_NAMES, Reader, compute_vectors
 
 # %% ../nbs/07_offline.ipynb #6295b721

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from .core import MlrefError, check_minute, parse_time
 from .protocols import RequestError
 from .read_plan import make_plan
-from .schema import ColumnType
-from .task import Task
+
+# %% ../nbs/15b_request_fields.ipynb #15bf0020
+if TYPE_CHECKING:  # a server of a model has neither frames nor the task itself
+    import polars as pl
+
+    from mlref.task import Task
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0009
 @dataclass(frozen=True)
@@ -62,23 +65,30 @@ class RequestField:
         return f'as {names[self.json]}' + (' or null' if self.nullable else '')
 
 # %% ../nbs/15b_request_fields.ipynb #15bf000b
-def _json_type(name: str, dtype: ColumnType) -> str:
+_JSON_TYPES = {
+    'String': 'string',
+    'Int64': 'integer',
+    'Int32': 'integer',
+    'Float64': 'number',
+    'Float32': 'number',
+    'Boolean': 'boolean',
+}
+
+
+def _json_type(
+    name: str,
+    dtype: object,  # As Polars has it
+) -> str:
     "What JSON Schema calls a column's type; raises `MlrefError` for one that JSON cannot say"
-    if dtype == pl.String:
-        return 'string'
-    if dtype.is_integer():
-        return 'integer'
-    if dtype.is_float():
-        return 'number'
-    if dtype == pl.Boolean:
-        return 'boolean'
-    raise MlrefError(
-        f'expected the request column {name} as text, a number or a boolean, got {dtype}; give the'
-        ' schema a column of such a type'
-    )
+    if str(dtype) not in _JSON_TYPES:
+        raise MlrefError(
+            f'expected the request column {name} as text, a number or a boolean, got {dtype}; give'
+            ' the schema a column of such a type'
+        )
+    return _JSON_TYPES[str(dtype)]
 
 
-def request_fields(task: Task) -> tuple[RequestField, ...]:  # In the order of the schema
+def request_fields(task: 'Task') -> tuple[RequestField, ...]:  # In the order of the schema
     "What a client must say of an entity; raises `MlrefError` for a type that JSON cannot say"
     needed = {task.schema.entity_id, task.request_time, *make_plan(task.features).columns}
     times = {'event_time', 'known_time', task.request_time}
@@ -147,7 +157,7 @@ def _read_column(
 # %% ../nbs/15b_request_fields.ipynb #15bf0013
 def parse_entities(
     request: dict[str, Any],  # With a list of objects under `entities`
-    task: Task,
+    task: 'Task',
     fields: Sequence[RequestField],  # From `request_fields`
 ) -> dict[str, np.ndarray]:  # Field -> a value per entity
     "The entities of a request, column by column; raises `RequestError`"
@@ -175,10 +185,10 @@ def parse_entities(
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0015
 def entity_rows(
-    requests: pl.DataFrame,  # Events of `task.request_kind`; more columns may be there
+    requests: 'pl.DataFrame',  # Events of `task.request_kind`; more columns may be there
     fields: Sequence[RequestField],  # From `request_fields`
 ) -> list[dict[str, Any]]:
     "Requests as a client sends them, one object each"
     numbers = [field.name for field in fields if field.json == 'number']
     sent = requests.select([field.name for field in fields])
-    return sent.with_columns(pl.col(numbers).fill_nan(None)).to_dicts()
+    return sent.with_columns([sent[name].fill_nan(None) for name in numbers]).to_dicts()

@@ -138,7 +138,7 @@ def select_requests(
     if not events.schema[task.request_time].is_integer():
         raise MlrefError(
             f'expected {task.request_time} in whole minutes UTC, got'
-            f' {events.schema[task.request_time]}; convert it with features.to_minutes'
+            f' {events.schema[task.request_time]}; convert it with sources.to_minutes'
         )
     announced = events.filter(pl.col('kind') == task.request_kind).with_columns(cutoff=cutoff)
     asked = announced.filter((pl.col('cutoff') >= start) & (pl.col('cutoff') < end))

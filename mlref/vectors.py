@@ -10,14 +10,18 @@ __all__ = ['PRESENT', 'MISSING', 'EXPIRED', 'STATUS_NAMES', 'Reader', 'reduce_sp
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from .core import MlrefError, check_minutes
 from .features import Entity, FeatureSet, Source
-from .keys import FEW_REQUESTS, Columns, key_texts
+from .keys import FEW_REQUESTS, Columns, is_frame, key_texts
 from .read_plan import LastColumns, ReadPlan, SourceRead, WindowColumns, make_plan
+
+# %% ../nbs/06d_vectors.ipynb #06b00050
+if TYPE_CHECKING:  # a server of a model reads arrays, and has no frames
+    import polars as pl
 
 # %% ../nbs/06d_vectors.ipynb #3f3fb983
 class Reader:
@@ -179,8 +183,10 @@ class _Batch:
         return _Batch(columns, {name: texts[start:end] for name, texts in self.keys.items()})
 
 # %% ../nbs/06d_vectors.ipynb #06b00039
-def _as_arrays(requests: pl.DataFrame, names: tuple[str, ...]) -> Columns:
+def _as_arrays(requests: 'pl.DataFrame', names: tuple[str, ...]) -> Columns:
     "The columns that are read; the frame itself when one holds something else than text or int"
+    import polars as pl
+
     arrays = {}
     for name in names:
         if name not in requests.columns:
@@ -197,29 +203,34 @@ def _as_arrays(requests: pl.DataFrame, names: tuple[str, ...]) -> Columns:
 
 # %% ../nbs/06d_vectors.ipynb #06b00041
 def _pick(requests: Columns, names: Iterable[str]) -> dict[str, np.ndarray]:
-    have = requests.columns if isinstance(requests, pl.DataFrame) else requests
+    have = requests.columns if is_frame(requests) else requests
     missing = [name for name in names if name not in have]
     if missing:
         raise MlrefError(f'expected the column {missing[0]} in the requests, got {", ".join(have)}')
-    if isinstance(requests, pl.DataFrame):
+    if is_frame(requests):
         return {name: requests[name].to_numpy() for name in names}
     return {name: np.asarray(requests[name]) for name in names}
 
 # %% ../nbs/06d_vectors.ipynb #06b00028
+def _with_columns(requests: Columns, more: Mapping[str, np.ndarray]) -> Columns:
+    "Requests with the columns that were derived from theirs"
+    if not is_frame(requests):
+        return {**requests, **more}
+    import polars as pl
+
+    return requests.with_columns(pl.Series(name, more[name]) for name in more)
+
+
 def _read_requests(requests: Columns, features: FeatureSet, plan: ReadPlan) -> _Batch:
     "The keys of all entities, and the columns that formulas take; checked"
-    if isinstance(requests, pl.DataFrame) and requests.height <= FEW_REQUESTS:
+    if is_frame(requests) and requests.height <= FEW_REQUESTS:
         requests = _as_arrays(requests, plan.columns)
     columns = _pick(requests, features.reads)
     more = dict(features.asks(columns)) if features.asks else {}
     columns |= _pick(requests, [name for name in plan.reads if name not in more])
     columns |= more
     columns['cutoff'] = check_minutes(columns['cutoff'], 'cutoff')
-    if isinstance(requests, pl.DataFrame):
-        requests = requests.with_columns(pl.Series(name, more[name]) for name in more)
-    else:
-        requests = {**requests, **more}
-    return _Batch(columns, key_texts(requests, plan.entities))
+    return _Batch(columns, key_texts(_with_columns(requests, more), plan.entities))
 
 # %% ../nbs/06d_vectors.ipynb #06b00030
 def _fill_block(

@@ -17,7 +17,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlref import arguments, calibration, core, evaluate, events, features, gates, monitor, slices
+from mlref import (
+    arguments,
+    calibration,
+    core,
+    evaluate,
+    events,
+    features,
+    gates,
+    monitor,
+    slices,
+    sources,
+)
 from mlref.arguments import MlrefError
 from mlref.calibration import Calibration, CalibrationPolicy
 from mlref.contracts import Rule
@@ -141,9 +152,9 @@ CALLS = [
         rows=SALES.rows,
         columns=('shop',),
     ),
-    call(features.read_source, events=EVENTS, source=SALES),
+    call(sources.read_source, events=EVENTS, source=SALES),
     call(
-        features.from_table,
+        sources.from_table,
         'values',
         name='t',
         known='known_time',

@@ -21,7 +21,8 @@ from mlref.contracts import (
     validate,
 )
 from mlref.core import MlrefError
-from mlref.schema import EventSchema, MessageLimits
+from mlref.messages import MessageLimits
+from mlref.schema import EventSchema
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 SCHEMA = EventSchema(

@@ -22,10 +22,10 @@ from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.ingest import IngestCounts, check_tables, ingest
 from mlref.lake import Lake
 from mlref.log import LocalLog
-from mlref.messages import MessageReader
+from mlref.messages import MessageLimits, MessageReader
 from mlref.model_server import ModelServer, post_events
 from mlref.protocols import RequestError, parse_mlflow, read_json
-from mlref.schema import EventSchema, MessageLimits, TableSchema
+from mlref.schema import EventSchema, TableSchema
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ def _good(kind: object) -> str:
 
 def read_singly(messages: list[bytes], schema: EventSchema) -> tuple:
     "What the exact reader says: events, broken, unknown"
-    reader = MessageReader(schema)
+    reader = MessageReader(schema.columns, schema.limits)
     read = [reader.read(message) for message in messages]
     rows = [m.values for m in read if not m.faults]
     columns = {

@@ -46,7 +46,7 @@ def test_pairs_of_surrogates_in_json_are_one_character():
 def test_an_id_of_an_event_is_the_text_that_was_sent_or_a_dead_letter(text):
     fields = {'event_id': text, 'kind': 'departure', 'flight_id': text}
     message = json.dumps({**fields, 'event_time': 1, 'known_time': 1}).encode()
-    told = MessageReader(FLIGHT_SCHEMA).read(message)
+    told = MessageReader(FLIGHT_SCHEMA.columns, FLIGHT_SCHEMA.limits).read(message)
     if text_fault(text):
         assert {fault.split(':')[0] for fault in told.faults} == {'event_id', 'flight_id'}
     else:

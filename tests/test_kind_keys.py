@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlref.core import MlrefError
-from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.features import Entity, FeatureSet, FeatureView
 from mlref.keys import FEW_REQUESTS, key_series, key_text
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
+from mlref.sources import from_table
 from mlref.vectors import compute_vectors
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'

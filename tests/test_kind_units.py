@@ -24,13 +24,14 @@ from mlref.core import (
     parse_time,
 )
 from mlref.events import events_between
-from mlref.features import Entity, FeatureSet, FeatureView, from_table, read_source, to_minutes
+from mlref.features import Entity, FeatureSet, FeatureView
 from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.flights.task import flights_task
 from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events, list_records
 from mlref.offline import OfflineReader, point_in_time_join
+from mlref.sources import from_table, read_source, to_minutes
 from mlref.task import select_requests
 from mlref.training_set import corrupt_future
 from mlref.vectors import compute_vectors, read_vectors

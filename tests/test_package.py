@@ -68,7 +68,8 @@ import tempfile
 from pathlib import Path
 import numpy as np
 from mlref.core import Calendar
-from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.features import Entity, FeatureSet, FeatureView
+from mlref.sources import from_table
 from mlref.model import register_loader
 from mlref.model_versions import load_champion
 from mlref.own_model import OwnModel

@@ -425,7 +425,8 @@ import numpy as np
 import polars as pl
 
 from mlref.core import DAY, Calendar
-from mlref.features import Entity, FeatureSet, FeatureView, from_table
+from mlref.features import Entity, FeatureSet, FeatureView
+from mlref.sources import from_table
 from mlref.model import register_loader
 from mlref.own_model import OwnModel
 from mlref.schema import EventSchema

@@ -12,17 +12,7 @@ from hypothesis import strategies as st
 
 from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
-from mlref.features import (
-    Entity,
-    FeatureSet,
-    FeatureView,
-    OnDemand,
-    Source,
-    from_table,
-    lookup_feature,
-    to_minutes,
-    with_squares,
-)
+from mlref.features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup_feature
 from mlref.flights.features import FLIGHTS
 from mlref.flights.sources import local_time
 from mlref.keys import key_text
@@ -30,6 +20,7 @@ from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
 from mlref.offline import OfflineReader, point_in_time_join
 from mlref.records import record_layouts
+from mlref.sources import from_table, to_minutes, with_squares
 from mlref.vectors import STATUS_NAMES, compute_vectors, read_vectors
 from mlref.versions import canonical_code
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
-from mlref.features import Entity, FeatureView, from_table
+from mlref.features import Entity, FeatureView
 from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.offline import point_in_time_join
+from mlref.sources import from_table
 
 
 def cpu():

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mlref.features import to_minutes
 from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.records import RecordLayout
+from mlref.sources import to_minutes
 
 home = Path(sys.argv[1])
 spec = json.loads((home / 'spec.json').read_text())
