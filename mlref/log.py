@@ -263,8 +263,9 @@ def find_table(
     "The LMDB database of a partition; not to be asked inside a transaction of the writer"
     name = where.name
     if name not in log.tables:
-        with log.opening, suppress(lmdb.NotFoundError):
-            log.tables[name] = log.env.open_db(name.encode(), create=False)
+        # a transaction of a reader: one of the writer would wait for other writers
+        with log.opening, suppress(lmdb.NotFoundError), begin_read(log.env) as txn:
+            log.tables[name] = log.env.open_db(name.encode(), txn=txn, create=False)
     return log.tables.get(name)
 
 
@@ -380,16 +381,19 @@ def _epoch_of(log: LocalLog, where: Partition, offset: int) -> int:
 def _new_table(log: LocalLog, where: Partition) -> Any:
     "The LMDB database of a partition, made when it is missing"
     name = where.name
-    with log.opening:
-        if name not in log.tables:
-            try:
-                log.tables[name] = log.env.open_db(name.encode())
-            except lmdb.DbsFullError:
-                raise MlrefError(
-                    f'expected at most {PARTITIONS} partitions in the log {log.folder}, {name} is'
-                    ' one more; use fewer for a topic, or another log'
-                ) from None
+    if name in log.tables:
         return log.tables[name]
+    # begun here: LMDB's own would wait for another writer and hold up every thread meanwhile
+    with write_moment(log) as txn, log.opening:
+        try:
+            table = log.env.open_db(name.encode(), txn=txn)
+        except lmdb.DbsFullError:
+            raise MlrefError(
+                f'expected at most {PARTITIONS} partitions in the log {log.folder}, {name} is'
+                ' one more; use fewer for a topic, or another log'
+            ) from None
+    log.tables[name] = table
+    return table
 
 # %% ../nbs/03_log.ipynb #03d00009
 def _extend_last(
