@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -277,12 +278,7 @@ class TurnRunner:
         else:
             self.thread.start(partial(score_parts, self.run, parts), partial(self._end, batch))
 
-    def _end(
-        self,
-        batch: list[ScoreRequest],
-        found: list[np.ndarray | Exception] | None,
-        error: BaseException | None,
-    ) -> None:
+    def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
         self.turn.end()
         outcomes = [error] * len(batch) if found is None else found
         for request, outcome in zip(batch, outcomes, strict=True):

@@ -174,7 +174,7 @@ def _split_csv(body: bytes, limits: Limits) -> list[list[str]]:
     check_rows(len(rows) - 1, limits)
     return rows
 
-
+# %% ../nbs/15ab_mlflow.ipynb #15ab0016
 def _parse_csv(body: bytes, signature: Signature, limits: Limits) -> MlflowRequest:
     "A table in CSV; raises `RequestError`"
     columns, *rows = _split_csv(body, limits)
@@ -188,7 +188,7 @@ def _parse_csv(body: bytes, signature: Signature, limits: Limits) -> MlflowReque
     X = to_rows(parse_decimals(texts, signature.names), signature)
     return MlflowRequest(X, ignored)
 
-# %% ../nbs/15ab_mlflow.ipynb #15ab0018
+# %% ../nbs/15ab_mlflow.ipynb #15ab0019
 class _Split(msgspec.Struct, forbid_unknown_fields=True):
     columns: list[str]
     data: list[list[float | None]]
@@ -220,7 +220,7 @@ def _decode_usual(body: bytes, signature: Signature, limits: Limits) -> MlflowRe
     taken = wide if places == list(range(width)) else wide[:, places]
     return MlflowRequest(to_rows(taken.ravel(), signature), ignored)
 
-# %% ../nbs/15ab_mlflow.ipynb #15ab001a
+# %% ../nbs/15ab_mlflow.ipynb #15ab001b
 _LAYOUTS = ('dataframe_split', 'dataframe_records', 'instances', 'inputs')
 
 
@@ -242,11 +242,12 @@ def _parse_layout(
         return _parse_records(found, signature)
     return _parse_tensor(found, signature)
 
-
+# %% ../nbs/15ab_mlflow.ipynb #15ab001c
 def _decode_table(body: bytes, signature: Signature, limits: Limits) -> MlflowRequest:
     "A table in JSON; raises `RequestError`"
     request = decode_json(body, limits)
-    if request.pop('params', None):
+    params = request.pop('params', {})
+    if params != {}:
         raise RequestError(400, 'expected a request without params, got some; leave them out')
     if len(request) != 1 or next(iter(request)) not in _LAYOUTS:
         shown = ', '.join(map(show_name, list(request)[:5])) or 'nothing'
@@ -254,7 +255,7 @@ def _decode_table(body: bytes, signature: Signature, limits: Limits) -> MlflowRe
     ((layout, found),) = request.items()
     return _parse_layout(layout, found, signature, limits)
 
-# %% ../nbs/15ab_mlflow.ipynb #15ab001b
+# %% ../nbs/15ab_mlflow.ipynb #15ab001d
 def decode_mlflow(
     body: bytes,  # Decompressed
     content_type: str,  # The header Content-Type
@@ -273,7 +274,7 @@ def decode_mlflow(
     usual = _decode_usual(body, signature, limits)
     return usual if usual is not None else _decode_table(body, signature, limits)
 
-# %% ../nbs/15ab_mlflow.ipynb #15ab0021
+# %% ../nbs/15ab_mlflow.ipynb #15ab0024
 def encode_mlflow(
     request: MlflowRequest,
     scores: Scores,

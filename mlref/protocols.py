@@ -214,7 +214,7 @@ def _check_texts(
         elif isinstance(value, list):
             left.extend(value)
 
-
+# %% ../nbs/15a_protocols.ipynb #15a0001b
 def check_values(
     body: bytes,  # A JSON text
     limits: Limits,
@@ -230,7 +230,7 @@ def check_values(
             f'expected at most {limits.max_values:,} values, got {commas + 1:,}; send fewer rows',
         )
 
-# %% ../nbs/15a_protocols.ipynb #15a0001a
+# %% ../nbs/15a_protocols.ipynb #15a0001d
 def decode_json(
     body: bytes,  # Of a request, decompressed
     limits: Limits,
@@ -244,6 +244,8 @@ def decode_json(
                 400, f'expected JSON at most {limits.max_nesting_depth} deep, got it deeper'
             )
         found = _READER.decode(text)
+    except RequestError:  # which is a ValueError
+        raise
     except (ValueError, RecursionError):  # no JSON, no UTF-8, as deep as Python is by now
         raise RequestError(
             400, f'expected a JSON object, got {len(body)} bytes that are none'
@@ -254,7 +256,7 @@ def decode_json(
         _check_texts(found)
     return found
 
-# %% ../nbs/15a_protocols.ipynb #15a0001e
+# %% ../nbs/15a_protocols.ipynb #15a00021
 @dataclass(frozen=True)
 class Signature:
     "What a model is given"
@@ -277,7 +279,7 @@ def _refuse_number(
     row, column = divmod(at, len(names))
     raise RequestError(422, f'{what} for feature {names[column]} of row {row}')
 
-# %% ../nbs/15a_protocols.ipynb #15a00020
+# %% ../nbs/15a_protocols.ipynb #15a00023
 _OVERFLOWS = 2.0**128 - 2.0**103  # from here on the nearest float32 is infinite
 
 
@@ -306,7 +308,7 @@ def to_rows(
         _name_offender(wide, signature)
     return wide.astype(np.float32).reshape(-1, len(signature.names))
 
-# %% ../nbs/15a_protocols.ipynb #15a00023
+# %% ../nbs/15a_protocols.ipynb #15a00026
 NUMBERS = frozenset({int, float, type(None)})  # not bool, which is an int to isinstance
 
 
@@ -338,7 +340,7 @@ def flatten(
         raise RequestError(422, f'expected rows of {width} values, got {got}')
     return [value for row in data for value in row]
 
-# %% ../nbs/15a_protocols.ipynb #15a00024
+# %% ../nbs/15a_protocols.ipynb #15a00027
 def parse_numbers(
     values: list[Any],  # As JSON has them, row after row
     signature: Signature,
@@ -350,7 +352,7 @@ def parse_numbers(
     check_types(values, NUMBERS, signature.names)
     return to_rows(np.array(values, np.float64), signature)
 
-# %% ../nbs/15a_protocols.ipynb #15a00027
+# %% ../nbs/15a_protocols.ipynb #15a0002a
 _NUMBER = re.compile(r'-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
 
 
@@ -365,7 +367,7 @@ def parse_decimals(
         _refuse_number(at, f'expected numbers, got the text {show_name(text)!r}', names)
     return np.array([math.nan if text is None else float(text) for text in texts])
 
-# %% ../nbs/15a_protocols.ipynb #15a0002a
+# %% ../nbs/15a_protocols.ipynb #15a0002d
 @dataclass(frozen=True)
 class Scores:
     "Scores of vectors, and the calibrated ones where there is a calibration"

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from os.path import commonprefix
 from typing import Any, Protocol
 
 # %% ../nbs/16_serve.ipynb #c8afc59a
@@ -134,8 +135,11 @@ def find_route(
     if found:
         methods = ' or '.join(sorted({route.method for route in found}))
         raise RequestError(405, f'expected {methods} of {found[0].path}, got {method:.20}')
-    known = ', '.join(dict.fromkeys(route.path for route in routes))
-    raise RequestError(404, f'expected one of {known}, got {path!r:.60}')
+    paths = dict.fromkeys(route.path for route in routes)
+    near = sorted(paths, key=lambda known: -len(commonprefix([known, path])))
+    raise RequestError(
+        404, f'expected one of {len(paths)} paths such as {", ".join(near[:4])}, got {path!r:.60}'
+    )
 
 # %% ../nbs/16_serve.ipynb #91775dc9
 class ClientLeft(Exception):
@@ -294,6 +298,7 @@ async def _answer(
 ) -> None:
     start = time.perf_counter()
     status = 200
+    traced = trace_headers(request) if b'traceparent' in request.headers else ()
     try:
         answer = await _ask_handler(app, request, receive)
     except Exception as error:
@@ -304,13 +309,8 @@ async def _answer(
         if accepted is not None:
             answer = compress(answer, accepted.decode(errors='replace'))
         size = str(len(answer.body)).encode()
-        headers = [
-            *answer.headers,
-            (b'content-length', size),
-            (b'x-request-id', request.id.encode()),
-        ]
-        if b'traceparent' in request.headers:
-            headers += trace_headers(request)
+        named = (b'x-request-id', request.id.encode())
+        headers = [*answer.headers, (b'content-length', size), named, *traced]
         if app.draining:
             headers.append((b'connection', b'close'))
         await send({'type': 'http.response.start', 'status': status, 'headers': headers})

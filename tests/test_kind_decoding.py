@@ -5,6 +5,7 @@ import os
 import random
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,9 @@ from mlref.ingest import IngestCounts, check_tables, ingest
 from mlref.lake import Lake
 from mlref.log import LocalLog
 from mlref.messages import MessageLimits, MessageReader
+from mlref.mlflow_protocol import decode_mlflow
 from mlref.model_server import ModelServer, post_events
-from mlref.protocols import RequestError, parse_mlflow, read_json
+from mlref.protocols import Limits, RequestError, Signature, decode_json
 from mlref.schema import EventSchema, TableSchema
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -368,19 +370,20 @@ def test_one_odd_message_is_a_dead_letter_and_no_change_of_the_schema():
 
 
 def test_a_column_that_is_sent_twice_is_refused():
-    request = read_json(b'{"dataframe_split": {"columns": ["a", "a"], "data": [[1, 2]]}}')
-    with pytest.raises(RequestError, match="expected each column once, got 'a' twice"):
-        parse_mlflow(request, ('a',))
+    for data in (b'[[1, 2]]', b'[[1, "x"]]'):
+        body = b'{"dataframe_split": {"columns": ["a", "a"], "data": %s}}' % data
+        with pytest.raises(RequestError, match="expected each column once, got 'a' twice"):
+            decode_mlflow(body, 'application/json', Signature(('a',)), Limits())
 
 
 def test_a_field_that_is_sent_twice_is_refused_at_once():
     with pytest.raises(RequestError, match='expected each field once, got a more than once'):
-        read_json(b'{"entities": [{"a": 1, "b": 2, "a": 3}]}')
+        decode_json(b'{"entities": [{"a": 1, "b": 2, "a": 3}]}', Limits())
     fields = ','.join(f'"f{i}":1' for i in range(80_000)) + ',"f79999":2'
 
     def read():
         with pytest.raises(RequestError, match='got f79999 more than once'):
-            read_json(f'{{{fields}}}'.encode())
+            decode_json(f'{{{fields}}}'.encode(), Limits())
         assert decode_batch([f'{{{fields}}}'.encode()], SCHEMA).broken
 
     assert cpu(read) < 2
@@ -390,8 +393,11 @@ def test_many_columns_cost_no_more_than_they_are():
     names = tuple(f'c{i}' for i in range(130))
     columns = [*(f'x{i}' for i in range(100_000)), *names]
     request = {'dataframe_split': {'columns': columns, 'data': [[1] * len(columns)]}}
-    assert parse_mlflow(request, names).shape == (1, 130)
-    assert cpu(lambda: parse_mlflow(request, names)) < 1
+    usual = json.dumps(request).encode()
+    for body in (usual, usual.replace(b'[[1,', b'[["x",')):
+        arguments = (body, 'application/json', Signature(names), Limits())
+        assert decode_mlflow(*arguments).X.shape == (1, 130)
+        assert cpu(partial(decode_mlflow, *arguments)) < 1
 
 
 @pytest.mark.parametrize('value', [12.9, True, '7', 2**63, [1]])

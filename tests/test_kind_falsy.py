@@ -1,6 +1,7 @@
 """Falsy values: '', 0, [], {} and False are values; nothing that was found is tested for truth"""
 
 import ast
+import json
 import math
 
 import numpy as np
@@ -14,8 +15,10 @@ from mlref.features import FeatureSet, FeatureView, Source
 from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
+from mlref.mlflow_protocol import decode_mlflow
+from mlref.oip import decode_oip
 from mlref.policy import RetrainPolicy, retrain_reason
-from mlref.protocols import RequestError, parse_matrix, parse_mlflow, parse_oip
+from mlref.protocols import Limits, RequestError, Signature, parse_numbers
 from mlref.request_fields import parse_entities, request_fields
 from small import SALES, SHOP, TASK
 
@@ -93,20 +96,21 @@ def test_a_request_takes_no_empty_value_of_another_type(field, value):
 
 @pytest.mark.parametrize('value', ['', False, [], {}, ()], ids=repr)
 def test_a_vector_takes_no_empty_value_for_a_number(value):
+    signature = Signature(('a', 'b'))
+    tensor = {'name': 'X', 'datatype': 'FP32', 'shape': [1, 2], 'data': [1.0, value]}
+    oip = json.dumps({'inputs': [tensor]}).encode()
+    split = {'columns': ['a', 'b'], 'data': [[1.0, value]]}
+    frame = json.dumps({'dataframe_split': split}).encode()
     bodies = [
-        lambda: parse_matrix([1.0, value], (1, 2)),
-        lambda: parse_mlflow(
-            {'dataframe_split': {'columns': ['a', 'b'], 'data': [[1.0, value]]}}, ('a', 'b')
-        ),
-        lambda: parse_oip(
-            {'inputs': [{'datatype': 'FP32', 'shape': [1, 2], 'data': [1.0, value]}]}, ('a', 'b')
-        ),
+        lambda: parse_numbers([1.0, value], signature),
+        lambda: decode_mlflow(frame, 'application/json', signature, Limits()),
+        lambda: decode_oip(oip, {}, signature, Limits()),
     ]
     for body in bodies:
-        with pytest.raises(RequestError, match='expected numbers or null'):
+        with pytest.raises(RequestError, match='expected (numbers or null|rows of 2 values)'):
             body()
-    assert parse_matrix([0, None], (1, 2)).tolist()[0][0] == 0
-    assert math.isnan(parse_matrix([0, None], (1, 2))[0, 1])
+    found = parse_numbers([0, None], signature)
+    assert found[0, 0] == 0 and math.isnan(found[0, 1])
 
 
 @pytest.mark.parametrize('value', FALSY, ids=repr)
@@ -136,6 +140,6 @@ def test_a_push_takes_no_empty_value_for_a_key(tmp_path):
 
 
 def test_of_two_columns_of_one_name_none_counts():
-    twice = {'dataframe_split': {'columns': ['a', 'b', 'a'], 'data': [[1.0, 2.0, 3.0]]}}
+    twice = b'{"dataframe_split": {"columns": ["a", "b", "a"], "data": [[1.0, 2.0, 3.0]]}}'
     with pytest.raises(RequestError, match="'a' twice"):
-        parse_mlflow(twice, ('a', 'b'))
+        decode_mlflow(twice, 'application/json', Signature(('a', 'b')), Limits())

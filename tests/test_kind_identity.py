@@ -13,7 +13,7 @@ from mlref.core import MlrefError, digest, encode_text, text_fault
 from mlref.events import decode_events, encode_events
 from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.messages import MessageReader
-from mlref.protocols import RequestError, read_json
+from mlref.protocols import Limits, RequestError, decode_json
 from mlref.schema import EventSchema
 
 ANY_TEXT = st.text(st.characters(), max_size=12)  # lone surrogates and NUL included
@@ -76,9 +76,10 @@ def test_two_ids_that_would_become_one_are_both_refused(text):
 )
 def test_a_request_with_such_text_is_refused(body):
     with pytest.raises(RequestError, match='UTF-8 can carry') as error:
-        read_json(body)
+        decode_json(body, Limits())
     assert error.value.status == 400
-    assert read_json(b'{"id": "\\ud83d\\ude00 \\u00fc"}') == {'id': '\U0001f600 \xfc'}
+    found = decode_json(b'{"id": "\\ud83d\\ude00 \\u00fc"}', Limits())
+    assert found == {'id': '\U0001f600 \xfc'}
 
 
 def test_a_partition_is_of_a_key_that_can_be_written_down():
