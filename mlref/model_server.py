@@ -189,12 +189,13 @@ class ModelServer:
     ending: set[asyncio.Task] = field(default_factory=set)  # Of versions that end
     reload: Callable[[], Any] | None = None  # Asks for the champion again; None = it cannot
     draining: bool = False
+    secured: bool = False  # Whether a key is asked for
     segment_fields: tuple[str, ...] = ()  # Of requests that the plan looks at
     beside: set[asyncio.Task] = field(default_factory=set)  # Shadows at work
 
     def __post_init__(self):
         self.watch = StoreWatch(self.store)
-        self.reader = MessageReader(self.task.schema)
+        self.reader = MessageReader(self.task.schema.columns, self.task.schema.limits)
 
     @property
     def champion(self) -> ServedModel:

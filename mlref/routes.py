@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['WORK', 'show_live', 'show_ready', 'show_metrics', 'load_again', 'refuse_unload', 'answer_version', 'model_states',
            'show_server', 'show_model', 'show_config', 'show_model_ready', 'show_index', 'show_statistics',
-           'state_routes', 'make_routes', 'make_app', 'open_server']
+           'event_fields', 'show_api', 'state_routes', 'make_routes', 'make_app', 'open_server']
 
 # %% ../nbs/16gb_routes.ipynb #665f549e
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version as package_version
 from typing import Any
 
 # %% ../nbs/16gb_routes.ipynb #674adbdd
 import msgspec
 
-# %% ../nbs/16gb_routes.ipynb #0e155a79
+# %% ../nbs/16gb_routes.ipynb #412abba8
+from . import __version__
 from .answers import answer_mlflow, answer_oip, post_events, predict_entities
 from .bundle import ServingBundle
 from .group_commit import Durability, GroupCommit
@@ -46,7 +46,9 @@ from mlref.oip_metadata import (
     find_model,
     index_models,
 )
+from .openapi import ServedApi, describe_api
 from .protocols import Answer, RequestError
+from .request_fields import RequestField
 from .serve import JSON, Application, Request, Route
 
 # %% ../nbs/16gb_routes.ipynb #716ab79e
@@ -134,7 +136,7 @@ def _find(servers: tuple[ModelServer, ...], request: Request) -> ModelState:
 # %% ../nbs/16gb_routes.ipynb #60e73fcd
 def show_server(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "The server, by the Open Inference Protocol"
-    return _as_json(describe_server(package_version('mlref')))
+    return _as_json(describe_server(__version__))
 
 
 def show_model(servers: tuple[ModelServer, ...], request: Request) -> Answer:
@@ -177,6 +179,36 @@ def show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answe
             )
             found.append(statistics)
     return _as_json(describe_statistics(found))
+
+# %% ../nbs/16gb_routes.ipynb #9d217e05
+_JSON_TYPES = {'String': 'string', 'Boolean': 'boolean', 'Float64': 'number', 'Float32': 'number'}
+_TIMES = ('event_time', 'known_time')
+
+
+def event_fields(server: ModelServer) -> tuple[RequestField, ...]:
+    "What a producer may say of an event"
+    return tuple(
+        RequestField(
+            name=name,
+            json=_JSON_TYPES.get(str(kind), 'integer'),
+            nullable=name not in ('event_id', 'kind', *_TIMES),
+        )
+        for name, kind in server.task.schema.columns.items()
+    )
+
+
+def show_api(servers: tuple[ModelServer, ...], request: Request) -> Answer:
+    "The OpenAPI document"
+    first = servers[0]
+    api = ServedApi(
+        model=model_states([first])[0],
+        entity={},
+        fields=first.task.fields,
+        event_fields=event_fields(first),
+        limits=first.settings.limits,
+        secured=first.secured,
+    )
+    return _as_json(describe_api(api))
 
 # %% ../nbs/16gb_routes.ipynb #65d4b5fd
 _BINARY = (JSON, b'application/octet-stream')
@@ -241,7 +273,9 @@ def state_routes(
         '/v2/models/stats': show_statistics,
         _MODEL + '/stats': show_statistics,
         _MODEL + '/versions/{version}/stats': show_statistics,
+        '/version': show_server,
         '/metrics': show_metrics,
+        '/openapi.json': show_api,
         '/v2/health/live': show_live,
         '/v2/health/ready': show_ready,
         '/health/live': show_live,

@@ -210,6 +210,7 @@ class StateFollower:
         "The keys as they are now"
         if self.app is not None:
             self.app.keys = read_keys(self.folder / 'keys.json')
+            self.server.secured = bool(self.app.keys)
 
     async def take(self, state: ServingState) -> None:
         "Serve a state"
