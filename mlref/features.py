@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SourceKind', 'LARGEST_SUM', 'LARGEST_SUM_ROOT', 'MAX_EXACT', 'SUM_STATS', 'ROW_STATS', 'Entity', 'Source',
-           'FeatureView', 'Column', 'view_columns', 'view_definition', 'OnDemand', 'lookup_feature', 'FeatureSet']
+           'FeatureView', 'Column', 'view_columns', 'view_definition', 'OnDemand', 'TableLookup', 'lookup_feature',
+           'FeatureSet']
 
 # %% ../nbs/06_features.ipynb #51fdddd5
 from collections.abc import Callable, Iterable, Mapping
@@ -231,6 +232,21 @@ class OnDemand:
         columns = [list(self.outputs), list(self.inputs), list(self.reads)]
         return digest([self.name, *columns, canonical_code(self.make)])[:12]
 
+# %% ../nbs/06_features.ipynb #06fe0044
+@dataclass(frozen=True)
+class TableLookup:
+    "Values from a table that does not change; NaN for a key it lacks"
+
+    key: str  # Column of the request
+    table: str  # Attribute of the lookups: dict of key -> values
+    width: int  # Values of an entry
+
+    def __call__(self, request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
+        none = (np.nan,) * self.width
+        table = getattr(lookups, self.table)
+        found = [table.get(key, none) for key in request[self.key]]
+        return np.array(found, np.float64).reshape(-1, self.width).T
+
 
 def lookup_feature(
     name: str,  # Prefix of the columns
@@ -241,19 +257,10 @@ def lookup_feature(
 ) -> OnDemand:
     "Values from a table that does not change; NaN for a key it lacks"
     check_distinct(values, f'values of {name}')
-    none = (np.nan,) * len(values)
-
-    def make(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
-        return (
-            np.array([getattr(lookups, table).get(k, none) for k in request[key]], np.float64)
-            .reshape(-1, len(none))
-            .T
-        )
-
     return OnDemand(
         name=name,
         outputs=tuple(f'{name}_{value}' for value in values),
-        make=make,
+        make=TableLookup(key=key, table=table, width=len(values)),
         reads=(key,),
         description=f'{", ".join(values)} of {key}, from a table',
     )

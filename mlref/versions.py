@@ -233,18 +233,40 @@ def _write_function(fn: FunctionType, book: _Book) -> str:
     body = node.body if isinstance(node, ast.Lambda) else _without_docstring(node.body)
     return f'{canon.write(node.args)}:{canon.write(body)}'
 
+# %% ../nbs/05c_versions.ipynb #5a11db51
+def _methods(cls: type) -> dict[str, FunctionType]:
+    "The functions that a class was written with; what a dataclass adds is none of them"
+    found = {}
+    for name, value in vars(cls).items():
+        inner = getattr(value, 'fget', getattr(value, 'func', getattr(value, '__func__', value)))
+        if isinstance(inner, FunctionType) and inner.__code__.co_filename != '<string>':
+            found[name] = inner
+    return found
 
+
+def _take_apart(
+    fn: Callable,
+) -> tuple[object, object]:  # What is run first; what it holds, None for a plain function
+    if isinstance(fn, partial):
+        return inspect.unwrap(fn.func), (fn.args, fn.keywords)
+    if is_dataclass(fn) and not isinstance(fn, type):
+        held = {field.name: getattr(fn, field.name) for field in fields(fn)}
+        return vars(type(fn)).get('__call__'), (held, _methods(type(fn)))
+    return fn if isinstance(fn, FunctionType) else inspect.unwrap(fn), None
+
+# %% ../nbs/05c_versions.ipynb #5a11db52
 def canonical_code(
-    fn: Callable,  # A function in Python
+    fn: Callable,  # A function in Python, one with arguments of its own, a dataclass to be called
 ) -> str:  # A line a function: it, and those it calls
     "What a function computes, the same text wherever it stands and whatever it is called"
-    inner = fn if isinstance(fn, FunctionType) else inspect.unwrap(fn)
+    inner, held = _take_apart(fn)
     if not isinstance(inner, FunctionType):
         raise MlrefError(
             f'expected a function written in Python, got {type(fn).__name__}; wrap it in one'
         )
     book = _Book(inner)
-    lines = []
+    more = [] if held is None else [book.refer(held)]
+    lines: list[str] = []
     while len(lines) < len(book.numbers):  # writing one may bring others
         lines.append(_write_function(list(book.numbers)[len(lines)], book))
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *more])

@@ -11,15 +11,9 @@ from mlref.challenger import bootstrap
 from mlref.contracts import Rule, from_pandera, to_pandera, validate
 from mlref.core import MlrefError, digest, format_time, parse_time
 from mlref.events import decode_events, encode_events
+from mlref.flights.common import FLIGHT_CALENDAR
 from mlref.flights.contract import flight_rules
-from mlref.flights.events import (
-    FLIGHT_CALENDAR,
-    FLIGHT_SCHEMA,
-    MISSING_ZONES,
-    raw_folder,
-    read_raw,
-    read_year,
-)
+from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.ingest import ingest, next_offset, release

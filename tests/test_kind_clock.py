@@ -16,7 +16,8 @@ from mlref.consumer import Consumer
 from mlref.contracts import at_clock, base_rules, check_messages, clock_of
 from mlref.core import DAY, MAX_AHEAD, MlrefError, parse_time, wall_clock
 from mlref.events import encode_events, events_between
-from mlref.flights.events import FLIGHT_SCHEMA, HORIZON, raw_folder, read_year
+from mlref.flights.common import HORIZON
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_year
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.ingest import check_tables, follow_log, ingest, quality_rows, release

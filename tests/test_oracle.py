@@ -16,7 +16,7 @@ import pytest
 from mlref.contracts import validate
 from mlref.core import LAST_MINUTE
 from mlref.flights.events import raw_folder, read_year
-from mlref.flights.features import CARRIERS
+from mlref.flights.on_demand import CARRIERS
 from mlref.flights.task import flights_task
 from mlref.training_set import training_set
 

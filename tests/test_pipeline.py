@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from golden import measure
-from mlref.flights.events import FLIGHT_CALENDAR, FLIGHT_SCHEMA, raw_folder
+from mlref.flights.common import FLIGHT_CALENDAR
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
 from mlref.pipeline import read_profile
 

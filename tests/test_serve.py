@@ -27,7 +27,7 @@ from mlref.calibration import CALIBRATION_KEY, Calibration, encode_calibrations
 from mlref.challenger import bootstrap
 from mlref.client import start_server
 from mlref.core import DAY, digest, format_time, parse_time
-from mlref.flights.events import HORIZON
+from mlref.flights.common import HORIZON
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.lake import events_as_of

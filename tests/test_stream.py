@@ -18,8 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mlref.core import DAY, MlrefError, parse_time
 from mlref.events import disturb_delivery, encode_events, events_between
+from mlref.flights.common import HORIZON
 from mlref.flights.contract import flight_rules
-from mlref.flights.events import FLIGHT_SCHEMA, HORIZON, raw_folder, read_raw, read_year
+from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
 from mlref.flights.features import FLIGHTS, static
 from mlref.ingest import ingest
 from mlref.lake import Lake, events_as_of

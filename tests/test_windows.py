@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mlref.catalog import feature_catalog, feature_lineage
 from mlref.core import MlrefError
 from mlref.features import Entity, FeatureSet, FeatureView, OnDemand, Source, lookup_feature
+from mlref.flights.common import local_time
 from mlref.flights.features import FLIGHTS
-from mlref.flights.sources import local_time
 from mlref.keys import key_text
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events

@@ -10,8 +10,8 @@ import numpy as np
 
 # %% ../../nbs/43_flights_slices.ipynb #f1430005
 from ..core import TrainingSet
-from .contract import ORIGINS
-from .features import CARRIERS
+from .common import ORIGINS
+from .on_demand import CARRIERS
 
 # %% ../../nbs/43_flights_slices.ipynb #e7bbafc4
 VISIBILITY = 3.0  # miles

@@ -16,7 +16,8 @@ from mlref.catalog import feature_version
 from mlref.contracts import validate
 from mlref.core import DAY, known_by, parse_time
 from mlref.features import FeatureView
-from mlref.flights.events import HORIZON, raw_folder, read_year
+from mlref.flights.common import HORIZON
+from mlref.flights.events import raw_folder, read_year
 from mlref.flights.features import FLIGHTS
 from mlref.flights.task import flights_task
 from mlref.model import load_model
