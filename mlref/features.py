@@ -49,6 +49,8 @@ class Source:
     columns: tuple[str, ...] = ()  # The columns of the events that `rows` reads
     owner: str = ''
     description: str = ''
+    # Canonical code of `rows` where it is not at hand, as in a server; '' = taken from it
+    code: str = ''
 
     def __post_init__(self):
         check_fields(self)
@@ -59,7 +61,7 @@ class Source:
     def version(self) -> str:
         "Digest of the code and the schema"
         is_last = self.kind == 'last'
-        code = canonical_code(self.rows)
+        code = self.code or canonical_code(self.rows)
         return digest([self.name, self.values, is_last, list(self.columns), code])[:12]
 
 # %% ../nbs/06_features.ipynb #06fe0041

@@ -584,7 +584,6 @@ EXEMPT = {
     'with_squares': 'refused by name in its page',
     'lookup_feature': 'refused by name in its page',
     'TableLookup': 'made by `lookup_feature`',
-    'accept_request': 'takes anything',
     'check_task': 'takes what `read_labels` and `validate` take (test_second_task)',
     'read_stream': 'takes what `disturb_delivery` takes',
     'slice_differences': 'takes what `compare_models` takes, with a slice that is large enough',

@@ -19,7 +19,7 @@ from mlref.mlflow_protocol import decode_mlflow
 from mlref.oip import decode_oip
 from mlref.policy import RetrainPolicy, retrain_reason
 from mlref.protocols import Limits, RequestError, Signature, parse_numbers
-from mlref.request_fields import parse_entities, request_fields
+from mlref.request_fields import make_served_task, parse_entities, request_fields
 from small import SALES, SHOP, TASK
 
 FALSY = ('', 0, 0.0, False, None, [], {}, ())
@@ -87,11 +87,11 @@ def test_a_request_takes_no_empty_value_of_another_type(field, value):
     good = {'visit': 'v1', 'shop': 's1', 'event_time': 5}
     request = {'entities': [good, {**good, field.name: value}]}
     if type(value) in field.types and not (field.is_time and value == ''):
-        found = parse_entities(request, TASK, request_fields(TASK))
+        found = parse_entities(request, make_served_task(TASK))
         assert found[field.name][1] == value
         return
     with pytest.raises(RequestError, match=f'expected {field.name}'):
-        parse_entities(request, TASK, request_fields(TASK))
+        parse_entities(request, make_served_task(TASK))
 
 
 @pytest.mark.parametrize('value', ['', False, [], {}, ()], ids=repr)
