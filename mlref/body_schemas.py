@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .oip import CONTENT_TYPES, MATRIX, OUTPUTS
-from .protocols import Limits, Signature
+from .protocols import Limits, Signature, first_infinite
 from .request_fields import RequestField
 
 # %% ../nbs/15e_body_schemas.ipynb #15eb0009
@@ -46,9 +46,9 @@ def _has(*names: str) -> Schema:
     return {'type': 'object', 'required': list(names)}
 
 # %% ../nbs/15e_body_schemas.ipynb #15eb000d
-def _number(signature: Signature, dtype: type = np.float32) -> Schema:
+def _number(signature: Signature, dtype: type[np.floating] = np.float32) -> Schema:
     "A value of a feature"
-    most = float(np.finfo(dtype).max)
+    most = float(np.nextafter(first_infinite(dtype), 0))
     types = ['number', 'null'] if signature.nan == 'allow' else ['number']
     return {'type': types, 'minimum': -most, 'maximum': most}
 
@@ -59,7 +59,7 @@ _BITS = {'INT8': 8, 'INT16': 16, 'INT32': 32, 'INT64': 64}
 
 def _tensor_values(signature: Signature) -> list[tuple[Schema, Schema]]:
     "Datatypes, and the values of their tensors in JSON"
-    text: Schema = {'type': 'string', 'pattern': _DECIMAL, 'maxLength': 308}
+    text: Schema = {'type': 'string', 'pattern': _DECIMAL}
     half = _number(signature, np.float16)
     found: list[tuple[Schema, Schema]] = [
         ({'enum': ['FP32', 'FP64']}, _number(signature)),

@@ -223,7 +223,7 @@ def _parse_shape(
     if not is_shape or not (flat_fits or shape[1:] == [width]):
         wanted = f'[rows, {width}]' if name == MATRIX else '[rows] or [rows, 1]'
         raise RequestError(
-            400, f'expected shape {wanted} of the input {name}, got {show_name(repr(shape)[:60])}'
+            422, f'expected shape {wanted} of the input {name}, got {show_name(repr(shape)[:60])}'
         )
     check_rows(shape[0], limits)
     return shape

@@ -160,6 +160,10 @@ def check_load(
             f'expected a load without {show_name(unknown[0])}, got one; what is served comes from'
             ' the registry: promote a version, then load',
         )
+    dependents = parameters.get('unload_dependents', False)
+    if not isinstance(dependents, bool):
+        shown = show_name(repr(dependents)[:60])
+        raise RequestError(400, f'expected unload_dependents as true or false, got {shown}')
 
 # %% ../nbs/15ac_oip_metadata.ipynb #15ac0017
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Headers', 'JSON_HEADERS', 'NUMBERS', 'RequestError', 'Answer', 'encode_error', 'Limits', 'check_size', 'check_rows',
-           'decompress', 'compress', 'check_values', 'decode_json', 'Signature', 'to_rows', 'check_types', 'flatten',
-           'parse_numbers', 'parse_decimals', 'Scores', 'finite_list']
+           'decompress', 'compress', 'check_values', 'decode_json', 'Signature', 'first_infinite', 'to_rows',
+           'check_types', 'flatten', 'parse_numbers', 'parse_decimals', 'Scores', 'finite_list']
 
 # %% ../nbs/15a_protocols.ipynb #15a00004
 import gzip
@@ -152,7 +152,7 @@ def compress(
     return Answer(body, (*answer.headers, (b'content-encoding', b'gzip')))
 
 # %% ../nbs/15a_protocols.ipynb #15a00018
-_DIGITS = 308  # of a whole number that every float carries, rounded
+_DIGITS = 308  # of a whole number; longer ones are no float, and slow to read
 
 
 def _refuse_constant(word: str) -> NoReturn:
@@ -180,7 +180,7 @@ def _read_whole(text: str) -> int:
 
 
 def _read_fraction(text: str) -> float:
-    value = float(text) if len(text) <= _DIGITS else math.inf
+    value = float(text)
     if math.isinf(value):
         raise RequestError(400, f'expected numbers that a float carries, got {text:.40}')
     return value
@@ -280,12 +280,21 @@ def _refuse_number(
     raise RequestError(422, f'{what} for feature {names[column]} of row {row}')
 
 # %% ../nbs/15a_protocols.ipynb #15a00023
-_OVERFLOWS = 2.0**128 - 2.0**103  # from here on the nearest float32 is infinite
+def first_infinite(
+    dtype: type[np.floating],
+) -> float:  # Larger numbers, and this one, become infinite
+    "The least number that has no nearest finite one of a type"
+    info = np.finfo(dtype)
+    return 2.0**info.maxexp - 2.0 ** (info.maxexp - info.nmant - 2)
 
 
+_INFINITE = first_infinite(np.float32)
+
+# %% ../nbs/15a_protocols.ipynb #15a00025
 def _name_offender(wide: np.ndarray, signature: Signature) -> None:
     "Raise `RequestError` for a value that is missing or too large, if there is one"
-    large = np.abs(wide.astype(np.float64)) >= _OVERFLOWS  # NaN is not
+    with np.errstate(invalid='ignore'):  # of a NaN that signals
+        large = np.abs(wide.astype(np.float64)) >= _INFINITE  # NaN is not
     if large.any():
         at = int(large.argmax())
         what = f'expected numbers that fit into float32, got {wide[at]:g}'
@@ -303,12 +312,12 @@ def to_rows(
     "Numbers as rows of a model; raises `RequestError` for what it cannot be given"
     low = float(np.fmin.reduce(wide))  # of what is not missing
     high = float(np.fmax.reduce(wide))
-    fits = low > -_OVERFLOWS and high < _OVERFLOWS
+    fits = low > -_INFINITE and high < _INFINITE
     if not fits or signature.nan == 'refuse':
         _name_offender(wide, signature)
     return wide.astype(np.float32).reshape(-1, len(signature.names))
 
-# %% ../nbs/15a_protocols.ipynb #15a00026
+# %% ../nbs/15a_protocols.ipynb #15a00028
 NUMBERS = frozenset({int, float, type(None)})  # not bool, which is an int to isinstance
 
 
@@ -340,7 +349,7 @@ def flatten(
         raise RequestError(422, f'expected rows of {width} values, got {got}')
     return [value for row in data for value in row]
 
-# %% ../nbs/15a_protocols.ipynb #15a00027
+# %% ../nbs/15a_protocols.ipynb #15a00029
 def parse_numbers(
     values: list[Any],  # As JSON has them, row after row
     signature: Signature,
@@ -352,22 +361,22 @@ def parse_numbers(
     check_types(values, NUMBERS, signature.names)
     return to_rows(np.array(values, np.float64), signature)
 
-# %% ../nbs/15a_protocols.ipynb #15a0002a
+# %% ../nbs/15a_protocols.ipynb #15a0002c
 _NUMBER = re.compile(r'-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
 
 
 def parse_decimals(
     texts: list[str | None],  # Row after row; None = missing
     names: tuple[str, ...],  # Features of a row
-) -> np.ndarray:  # float64, flat; NaN = missing
+) -> np.ndarray:  # float64, flat; NaN = missing, infinity = too large
     "Numbers written as text; raises `RequestError`"
     for at, text in enumerate(texts):
-        if text is None or (len(text) <= _DIGITS and _NUMBER.fullmatch(text)):
+        if text is None or _NUMBER.fullmatch(text):
             continue
         _refuse_number(at, f'expected numbers, got the text {show_name(text)!r}', names)
     return np.array([math.nan if text is None else float(text) for text in texts])
 
-# %% ../nbs/15a_protocols.ipynb #15a0002d
+# %% ../nbs/15a_protocols.ipynb #15a0002f
 @dataclass(frozen=True)
 class Scores:
     "Scores of vectors, and the calibrated ones where there is a calibration"

@@ -48,7 +48,7 @@ def _to_float32(
     names: tuple[str, ...],  # Features of a row
 ) -> np.ndarray:  # float32
     "The same numbers in float32; raises `RequestError` when one would change"
-    with np.errstate(over='ignore'):
+    with np.errstate(over='ignore', invalid='ignore'):  # of a NaN that signals
         narrow = values.astype(np.float32)
     if values.dtype.itemsize < 4 or datatype == 'FP32':  # small ones always fit
         return narrow

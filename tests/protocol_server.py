@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 
 from mlref.mlflow_protocol import decode_mlflow, encode_mlflow
-from mlref.oip import LENGTH_HEADER, decode_oip, encode_oip
+from mlref.oip import decode_oip, encode_oip
 from mlref.oip_metadata import (
     ModelState,
     ModelStatistics,
@@ -62,8 +62,8 @@ def as_json(value: object) -> Answer:
 
 def infer(body: bytes, headers: Headers) -> Answer:
     kind = headers.get(b'content-type', b'').partition(b';')[0]
-    kinds = (b'application/json', b'application/octet-stream')
-    if kind not in kinds and LENGTH_HEADER not in headers:
+    # Triton's client sends none
+    if kind not in (b'', b'application/json', b'application/octet-stream'):
         raise RequestError(415, f'expected Content-Type application/json, got {kind!r}')
     request = decode_oip(body, headers, SIGNATURE, LIMITS)
     return encode_oip(request, score(request.X), MODEL.name, MODEL.version)

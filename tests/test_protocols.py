@@ -13,12 +13,14 @@ import sys
 import time
 import tracemalloc
 import zlib
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from schemathesis.config import SchemathesisConfig
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -37,7 +39,7 @@ from mlref.protocols import (
 from protocol_server import DOCUMENT, LIMITS, MODEL, SIGNATURE, score
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-EXAMPLES = 2000 if DEEP else 60
+EXAMPLES = 2000 if DEEP else 40
 NAMES = SIGNATURE.names
 WIDTH = len(NAMES)
 JSON = 'application/json'
@@ -184,9 +186,9 @@ def refusal(call) -> RequestError:
 @pytest.mark.parametrize(
     'change, status, says',
     [
-        ({'shape': [1, 3.0]}, 400, 'shape [rows, 3]'),
-        ({'shape': [1, True]}, 400, 'shape [rows, 3]'),
-        ({'shape': [-1, 3]}, 400, 'shape [rows, 3]'),
+        ({'shape': [1, 3.0]}, 422, 'shape [rows, 3]'),
+        ({'shape': [1, True]}, 422, 'shape [rows, 3]'),
+        ({'shape': [-1, 3]}, 422, 'shape [rows, 3]'),
         ({'shape': [0, 3], 'data': []}, 400, 'at least one row'),
         ({'shape': [65, 3], 'data': []}, 413, 'at most 64 rows'),
         ({'data': [[1, 2, 3], 5]}, 422, 'rows of 3 values, got 5'),
@@ -214,7 +216,6 @@ def test_a_tensor_that_is_not_what_it_says(change, status, says):
         (b'{"a":' * 1500 + b'1' + b'}' * 1500, 'at most 32 deep'),
         (USUAL.replace(b'21.5', b'9' * 400), 'at most 308 digits, got 400'),
         (USUAL.replace(b'21.5', b'1e999'), 'that a float carries, got 1e999'),
-        (USUAL.replace(b'21.5', b'0.' + b'1' * 400), 'that a float carries'),
         (USUAL.replace(b'null', b'NaN'), 'or NaN in a binary tensor'),
         (USUAL.replace(b'a7', b'UA\\ud800'), 'half of a surrogate pair'),
         (USUAL.replace(b'a7', b'UA\\u0000'), 'a NUL character'),
@@ -289,7 +290,7 @@ def test_a_binary_tensor_keeps_every_number_or_is_refused(kind, raw):
     values = np.frombuffer(raw[: dtype.itemsize * WIDTH], dtype)
     tensor = {
         'name': 'X',
-        'datatype': np_to_triton_dtype(dtype.type),
+        'datatype': np_to_triton_dtype(dtype),
         'shape': [1, WIDTH],
         'parameters': {'binary_data_size': values.nbytes},
     }
@@ -354,8 +355,7 @@ def test_a_costly_body_costs_no_more_than_it_is_long(case):
     start = time.process_time()
     tracemalloc.start()
     try:
-        with pytest.raises(RequestError):
-            DECODERS[decoder](body)
+        refused_or_read(decoder, body)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -463,15 +463,40 @@ def test_triton_client_asks_what_there_is(client):
         client.load_model('late', config='{}')
 
 
-schema = schemathesis.openapi.from_dict(DOCUMENT)
-
-
-@schema.parametrize()
-@settings(
-    max_examples=500 if DEEP else 30,
+# Bodies in CSV and in binary have no schema; what is fuzzed of them stands above
+SCHEMAS = deepcopy(DOCUMENT)
+for path in SCHEMAS['paths'].values():
+    content = path.get('post', {}).get('requestBody', {}).get('content', {})
+    for kind in [*content]:
+        if kind != JSON:
+            del content[kind]
+# what the schema allows and still cannot be scored together: values and parts that do not agree
+CHECKS = {
+    'positive_data_acceptance': {'expected-statuses': ['2xx', '422']},
+    'negative_data_rejection': {'expected-statuses': ['400', '404', '405', '413', '415', '422']},
+}
+CONFIG = SchemathesisConfig.from_dict({'checks': CHECKS})
+schema = schemathesis.openapi.from_dict(SCHEMAS, config=CONFIG)
+bodies_of = settings(
+    max_examples=500 if DEEP else 20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,
 )
-def test_the_document_is_true(case, address):
+
+
+sent = schema.include(method='POST')
+if not DEEP:
+    sent = sent.exclude(path_regex='versions')  # the same bodies as without one
+
+
+@sent.parametrize()
+@bodies_of
+def test_the_document_is_true_of_what_is_sent(case, address):
+    case.call_and_validate(base_url=f'http://{address}')
+
+
+@schema.include(method='GET').parametrize()
+@settings(bodies_of, max_examples=500 if DEEP else 3)
+def test_the_document_is_true_of_what_is_asked(case, address):
     case.call_and_validate(base_url=f'http://{address}')

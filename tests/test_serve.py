@@ -139,7 +139,7 @@ BAD = [
     (
         '/v2/models/late/infer',
         {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': [1, 3], 'data': [1, 2, 3]}]},
-        400,
+        422,
         'expected shape [rows, 132]',
     ),
     (
