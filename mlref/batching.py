@@ -175,18 +175,18 @@ class TurnClock:
 # %% ../nbs/16b_batching.ipynb #16bc001c
 def is_wanted(
     request: ScoreRequest,
-    now: float,  # Seconds
+    end: float,  # When its turn would be over, seconds
 ) -> bool:
-    "Does its caller still wait? One whose deadline has passed is told so"
+    "Does its caller still wait? One whose deadline would be missed is told so"
     if request.told.done():  # it left
         return False
-    if now < request.deadline:
+    if end < request.deadline:
         return True
     rows = len(request.X)
     request.told.set_exception(
         DeadlineExceeded(
-            f'expected {rows:,} rows to be scored before their deadline, {request.next:,} were when'
-            ' it passed; allow more time, or ask again later'
+            f'expected {rows:,} rows to be scored before their deadline, {request.next:,} were, and'
+            ' there is no time for more; allow more, or ask again later'
         )
     )
     return False
@@ -247,6 +247,7 @@ class TurnRunner:
         self.turn = turn
         self.thread = BackgroundThread('batcher') if in_thread else None
         self.busy = False  # A turn is under way, or begins soon
+        self.loaded = False  # It began with requests that had waited for the one before
         self.batches = 0
         self.rows = 0  # Scored
 
@@ -258,9 +259,10 @@ class TurnRunner:
             loop.call_soon(self._begin)
 
     def _next_batch(self) -> list[ScoreRequest]:
-        now = self.turn.clock()
+        # what a turn under load would finish too late; the first one after a rest always runs
+        end = self.turn.clock() + (self.turn.seconds if self.loaded else 0.0)
         while len(self.queue):
-            batch = [each for each in self.queue.take() if is_wanted(each, now)]
+            batch = [each for each in self.queue.take() if is_wanted(each, end)]
             if batch:
                 return batch
         return []
@@ -268,7 +270,7 @@ class TurnRunner:
     def _begin(self) -> None:
         batch = self._next_batch()
         if not batch:
-            self.busy = False
+            self.loaded = self.busy = False
             return
         parts = [next_rows(each, self.queue.max_rows) for each in batch]
         self.batches += 1
@@ -324,7 +326,7 @@ class Batcher(TurnRunner):
 
     def _admit(self, deadline: float) -> None:
         turns = self.queue.turns()
-        wait = (turns + 1) * self.turn.seconds if turns else 0.0
+        wait = (turns + 2) * self.turn.seconds if turns else 0.0  # one is under way
         now = self.clock()
         if deadline <= now:
             raise DeadlineExceeded('expected a deadline that lies ahead, it has passed; ask again')

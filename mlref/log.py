@@ -256,6 +256,15 @@ class LocalLog:
         self.env.close()
 
 # %% ../nbs/03_log.ipynb #03a00004
+def _open_table(log: LocalLog, name: bytes) -> Any:
+    if log.settings.readonly:
+        with log.opening:
+            return log.env.open_db(name, create=False)
+    # begun here: LMDB's own would wait for another writer and hold up every thread meanwhile
+    with log.env.begin(write=True) as txn, log.opening:
+        return log.env.open_db(name, txn=txn, create=False)
+
+
 def find_table(
     log: LocalLog,
     where: Partition,
@@ -263,9 +272,8 @@ def find_table(
     "The LMDB database of a partition; not to be asked inside a transaction of the writer"
     name = where.name
     if name not in log.tables:
-        # a transaction of a reader: one of the writer would wait for other writers
-        with log.opening, suppress(lmdb.NotFoundError), begin_read(log.env) as txn:
-            log.tables[name] = log.env.open_db(name.encode(), txn=txn, create=False)
+        with suppress(lmdb.NotFoundError):
+            log.tables[name] = _open_table(log, name.encode())
     return log.tables.get(name)
 
 
@@ -383,14 +391,13 @@ def _new_table(log: LocalLog, where: Partition) -> Any:
     name = where.name
     if name in log.tables:
         return log.tables[name]
-    # begun here: LMDB's own would wait for another writer and hold up every thread meanwhile
     with write_moment(log) as txn, log.opening:
         try:
             table = log.env.open_db(name.encode(), txn=txn)
         except lmdb.DbsFullError:
             raise MlrefError(
-                f'expected at most {PARTITIONS} partitions in the log {log.folder}, {name} is'
-                ' one more; use fewer for a topic, or another log'
+                f'expected at most {PARTITIONS} partitions in the log {log.folder}, {name} is one'
+                ' more; use fewer for a topic, or another log'
             ) from None
     log.tables[name] = table
     return table
