@@ -92,7 +92,7 @@ def _vector_row(
 # %% ../nbs/16ga_answers.ipynb #dfbeb149
 async def answer_oip(server: ModelServer, request: Request) -> Answer:
     "Scores of vectors by the Open Inference Protocol"
-    signature = server.champion.bundle.signature
+    signature = server.champion.signature
     asked = decode_oip(request.body, request.headers, signature, server.settings.limits)
     unit = asked.id or request.id
     assigned, served, scores = await _score_vectors(server, request, asked.X, unit)
@@ -104,7 +104,7 @@ async def answer_oip(server: ModelServer, request: Request) -> Answer:
 
 async def answer_mlflow(server: ModelServer, request: Request) -> Answer:
     "Scores of vectors by MLflow's protocol"
-    signature = server.champion.bundle.signature
+    signature = server.champion.signature
     kind = request.headers.get(b'content-type', b'').decode(errors='replace')
     asked = decode_mlflow(request.body, kind, signature, server.settings.limits)
     assigned, served, scores = await _score_vectors(server, request, asked.X, request.id)
@@ -126,14 +126,14 @@ class _Asked:
 def _read_entities(server: ModelServer, request: Request) -> _Asked:
     "The entities of a request, checked; raises `RequestError`"
     task, settings = server.task, server.settings
-    needs_history = server.champion.bundle.needs_history
+    needs_history = server.champion.needs_history
     check_fed(server.watch, needs_history)
     deadline = read_deadline(request.headers, settings, time.monotonic())
     found = decode_json(request.body, settings.limits)
     entities = found.get('entities')
     if isinstance(entities, list) and entities:
         check_rows(len(entities), settings.limits)
-    columns = parse_entities(found, task, task.fields)
+    columns = parse_entities(found, task)
     cutoff = columns[task.request_time] - task.horizon
     if needs_history:
         check_ahead(cutoff, server.watch.clock, settings.max_ahead)
@@ -425,7 +425,7 @@ async def check_events(
 async def post_events(server: ModelServer, request: Request) -> Answer:
     "Events into the log, durable before the answer: a JSON list, or one JSON object a line"
     messages = split_events(request.body)
-    await check_events(messages, server.reader)
+    await check_events(messages, server.task.messages)
     offset = await server.events.append('events', messages)
     place = {'topic': 'events', 'offset': offset, 'log': server.event_file.identity('events')}
     return Answer(msgspec.json.encode({'accepted': len(messages), **place}))

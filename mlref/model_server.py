@@ -23,7 +23,7 @@ import numpy as np
 # %% ../nbs/16g_model_server.ipynb #d82f9cc5
 from .access import AccessKey, RateLimiter
 from .batching import Batcher
-from .bundle import ServedTask, ServingBundle
+from .bundle import ServingBundle
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
 from .compiled_vectors import compile_vectors
 from .core import MlrefError, format_time
@@ -31,9 +31,9 @@ from .dead_letters import LETTERS, Outage
 from .group_commit import GroupCommit
 from .lmdb_store import LmdbStore, snapshot_lag
 from .log import LocalLog
-from .messages import MessageReader
 from .observe import ServerMetrics, write_sample
-from .protocols import Limits, RequestError, Scores
+from .protocols import Limits, RequestError, Scores, Signature
+from .request_fields import ServedTask
 
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class ServedModel:
         self.bundle = bundle
         self.model = bundle.model
         self.version = bundle.model.version
+        self.signature = Signature(tuple(bundle.model.names), bundle.nan)
+        self.needs_history = bool(bundle.features.views)  # Else requests say everything
         self.vectors = compile_vectors(bundle.plan, store.layouts)
         self.batcher = Batcher(
             bundle.model.predict, max_rows=settings.max_batch, max_queue=settings.max_queue
@@ -195,7 +197,6 @@ class ModelServer:
 
     def __post_init__(self):
         self.watch = StoreWatch(self.store)
-        self.reader = MessageReader(self.task.schema.columns, self.task.schema.limits)
 
     @property
     def champion(self) -> ServedModel:
@@ -374,7 +375,7 @@ def _store_trouble(server: ModelServer) -> str:
     watch = server.watch
     try:
         server.store.notes([b'!newest'])  # also sees whether its files are still the same
-        check_fed(watch, bool(server.champion.bundle.needs_history))
+        check_fed(watch, server.champion.needs_history)
         watch.calibrations()
     except MlrefError as error:
         return str(error)
