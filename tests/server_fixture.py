@@ -57,7 +57,7 @@ def make_model(weights: tuple[float, float], names: tuple[str, ...]) -> Any:
     from mlref.recipes import fit_recipe
 
     table = replace(make_table(), names=names)
-    source = fit_recipe('mean', table, table)
+    source = fit_recipe('logistic', table, table)
     data = onnx_model(weights)
     return OnnxPredictor(data, source, 'onnx', digest(data)[:12])
 
