@@ -286,10 +286,9 @@ class TurnRunner:
         for request, outcome in zip(batch, outcomes, strict=True):
             if tell_request(request, outcome):
                 self.queue.add(request)
-        if len(self.queue):
+        self.loaded = self.busy = len(self.queue) > 0
+        if self.busy:
             asyncio.get_running_loop().call_soon(self._begin)
-        else:
-            self.busy = False
 
 # %% ../nbs/16b_batching.ipynb #16bc001f
 class Batcher(TurnRunner):

@@ -188,6 +188,9 @@ def _gate_step(gate: Gate) -> LineageStep:
 
 def _promotion_step(row: Promotion) -> LineageStep:
     "A row of the promotion log"
+    if row.rollout:
+        text = f'{format_time(row.at)} {row.who}: {row.why} (row {row.id[:12]})'
+        return LineageStep('rollout', text)
     change = f'{row.was or "-"} -> {row.to}{" FORCED" if row.forced else ""}'
     text = f'{format_time(row.at)} {row.who}: {change}, {row.why} (row {row.id[:12]})'
     return LineageStep('promotion', text)
@@ -210,6 +213,14 @@ def _training_steps(
     return [*rows, *_view_steps(columns), model, *gates]
 
 
+def _versions_in(row: Promotion) -> tuple[str, ...]:
+    "The versions that a row of the promotion log is about"
+    if not row.rollout:
+        return row.was, row.to
+    state = json.loads(row.rollout)
+    return str(state.get('champion', '')), str(state.get('candidate', ''))
+
+
 def model_lineage(
     registry: Registry,
     version: str,  # Its number
@@ -217,7 +228,7 @@ def model_lineage(
 ) -> list[LineageStep]:
     "The chain from the rows a version learnt from to the decisions about it"
     entry = get_version(registry, version)
-    mine = [row for row in promotions(registry) if version in (row.to, row.was)]
+    mine = [row for row in promotions(registry) if version in _versions_in(row)]
     return [
         *_training_steps(entry, column_versions(registry, version)),
         *[LineageStep('decision', f'{when} {what}') for when, what in decided],
@@ -248,7 +259,7 @@ def describe_version(
     rows = _noted(get_version(registry, version))
     lines = [f'{name}: {value}' for name, value in rows.items()]
     chain = model_lineage(registry, version)
-    kinds = ('gate', 'promotion')
+    kinds = ('gate', 'promotion', 'rollout')
     lines += [f'{step.kind}: {step.text}' for step in chain if step.kind in kinds]
     text = '\n'.join(lines)
     return f'{card.read_text().strip()}\n\n{text}' if card else text

@@ -276,7 +276,7 @@ def find_table(
             log.tables[name] = _open_table(log, name.encode())
     return log.tables.get(name)
 
-
+# %% ../nbs/03_log.ipynb #03a00014
 @contextmanager
 def read_moment(log: LocalLog, where: Partition) -> Iterator[tuple[lmdb.Transaction, Any]]:
     "A moment to read a partition at, and its table; raises `MlrefError` as LMDB and the disk do"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DO_NOT_TRUST', 'why_not_promotable', 'promotion_log', 'Promotion', 'verify_chain', 'promotions', 'sync_aliases',
-           'promote', 'rollback']
+           'promote', 'rollback', 'RolloutNote', 'append_rollout']
 
 # %% ../nbs/14b_promotion.ipynb #14b00005
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .core import MlrefError, digest
@@ -76,11 +76,16 @@ class Promotion:
     gates: str  # Digest of what the gates said of it; '' = they were not run
     forced: bool
     written: int = 0  # Wall clock, ms since 1970; not part of the id
+    rollout: str = ''  # Where a rollout stands from now on, as JSON; '' = none runs
 
     @property
     def content(self) -> dict[str, Any]:
-        "What the id is a digest of"
-        return {name: value for name, value in asdict(self).items() if name != 'written'}
+        "What the id is a digest of; rows without a rollout have it as before there were any"
+        content = asdict(self)
+        del content['written']
+        if not self.rollout:
+            del content['rollout']
+        return content
 
     @property
     def id(self) -> str:
@@ -275,3 +280,57 @@ def rollback(
         )
     load_version(registry, rows[-1].was, features)
     return _append(registry, rows[-1].was, at, text, who, False)
+
+# %% ../nbs/14b_promotion.ipynb #14b00041
+@dataclass(frozen=True)
+class RolloutNote:
+    "What a rollout writes into the log"
+
+    at: int  # Minute of the decision, on the simulated or the real clock
+    who: str
+    why: str
+    state: str  # Where it stands from now on, as JSON
+    to: str = ''  # Version that becomes champion with it; '' = no alias moves
+
+
+def _noted_row(registry: Registry, last: Promotion, note: RolloutNote) -> Promotion:
+    "The row after the last one; raises `MlrefError` for a version that may not become champion"
+    row = replace(
+        last,
+        after=last.id,
+        at=int(note.at),
+        who=note.who,
+        why=note.why,
+        forced=False,
+        written=0,
+        rollout=note.state,
+    )
+    if not note.to or note.to == last.to:
+        return row
+    tags = get_version(registry, note.to).tags
+    refusal = why_not_promotable(tags, lock_hash(), first=False, force=False)
+    if refusal:
+        raise MlrefError(f'version {note.to}: {refusal}')
+    load_version(registry, note.to)
+    gates = digest(tags['gates'])
+    return replace(row, was=last.to, to=note.to, model=tags['model'], gates=gates)
+
+# %% ../nbs/14b_promotion.ipynb #14b00042
+def append_rollout(
+    registry: Registry,
+    note: RolloutNote,
+    after: str,  # Id of the row that was last when it was decided
+) -> Promotion:  # Its row
+    "Note where a rollout stands; raises `MlrefError` when the log has gone on since"
+    sync_aliases(registry)
+    rows = promotions(registry)
+    if not rows:
+        raise MlrefError('expected a champion to compare with, found none; promote one first')
+    if rows[-1].id != after:
+        newest = rows[-1]
+        raise MlrefError(
+            f'expected the row {after[:12]} to be the last of the promotion log still, {newest.who}'
+            f' has written another ({newest.why}); look at it and decide again'
+        )
+    row = _noted_row(registry, rows[-1], note)
+    return _write_row(registry, row, get_version(registry, row.to))

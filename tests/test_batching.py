@@ -627,7 +627,7 @@ def test_closing_waits_for_the_last_batch(run):
         waiting = [asyncio.create_task(ask(batcher, i)) for i in range(30)]
         await asyncio.sleep(0)
         await batcher.close()
-        found = await asyncio.wait_for(asyncio.gather(*waiting), 0.01)  # they are scored
+        found = await asyncio.wait_for(asyncio.gather(*waiting), 0.1)  # they are scored
         with pytest.raises(Overloaded, match='no longer served'):
             await ask(batcher, 0)
         return found

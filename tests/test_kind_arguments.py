@@ -517,6 +517,7 @@ WHOLE_MODULES = {
     'doctor': 'looks at the machine',
     'documentation': 'takes any object',
     'environment': 'takes what a registry noted',
+    'fleet': 'settings and traffic, refused by name in test_fleet',
     'flights': 'the worked case: its input are the files of a package, checked by digest',
     'history': 'reads a registry by its versions (test_registry)',
     'ingest': 'takes messages, an open lake and a log (test_ingest)',

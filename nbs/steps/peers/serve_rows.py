@@ -1,0 +1,127 @@
+"The rows of the benchmark of serving: one a server, then one a goal"
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from peers.serve_machine import Measured, Overload
+
+from mlref.results import result_row
+
+Runs = Mapping[str, list[Measured]]  # name of a server -> what was measured in each round
+
+
+def rate_of(run: Measured) -> float:
+    return run.load.rate
+
+
+def p50_of(run: Measured) -> float:
+    return run.load.p50
+
+
+def p99_of(run: Measured) -> float:
+    return run.load.p99
+
+
+def alone_of(run: Measured) -> float:
+    return run.alone.p50
+
+
+def cpu_of_answer(run: Measured) -> float:
+    return run.cpu
+
+
+def failed_of(run: Measured) -> int:
+    return run.load.refused + run.load.broken
+
+
+SEEN: dict[str, Callable[[Measured], float]] = {
+    'throughput': rate_of,
+    'p99': p99_of,
+    'p50 at one connection': alone_of,
+    'CPU a request': cpu_of_answer,
+}
+GOALS = (  # what, whose, over whose, goal
+    ('throughput', 'ours', 'FastAPI def', '>= 12'),
+    ('throughput', 'ours', 'FastAPI async def', '>= 5'),
+    ('p99', 'ours', 'FastAPI def', '<= 0.04'),
+    ('throughput', 'ours', 'LitServe', '>= 10'),
+    ('throughput', 'ours', 'MLServer', '>= 10'),
+    ('throughput', 'ours', 'BentoML', '>= 18'),
+    ('throughput', 'ours', 'Ray Serve', '>= 40'),
+    ('throughput', 'ours', 'MLflow serve', '>= 15'),
+    ('throughput', 'bare', 'mosec', '>= 1'),
+    ('throughput', 'ours', 'mosec, same features', '>= 1'),
+    ('p50 at one connection', 'ours', 'mosec, same features', '<= 0.2'),
+    ('throughput', 'ours', 'mosec', ''),
+    ('CPU a request', 'ours', 'hello', '<= 2.5'),
+    ('throughput', 'ours, two workers', 'ours', '>= 1.8'),
+)
+BY_KEYS_GOALS = (
+    ('throughput', 'ours', 'ours before', '>= 10'),
+    ('throughput', 'ours', 'Feast + FastAPI', '>= 15'),
+)
+
+
+def median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))
+
+
+def server_row(
+    name: str,
+    runs: list[Measured],
+    start: float,  # seconds to the first right answer
+) -> dict[str, object]:
+    "A server's rate, and all else that was seen of it"
+    rates = [run.load.rate for run in runs]
+    more = {
+        'n_runs': len(runs),
+        'spread': [min(rates), max(rates)],
+        'p50_ms': 1000 * median(map(p50_of, runs)),
+        'p99_ms': 1000 * median(map(p99_of, runs)),
+        'alone_p50_ms': 1000 * median(map(alone_of, runs)),
+        'cpu_us': 1e6 * median(map(cpu_of_answer, runs)),
+        'memory_mb': sum(runs[-1].memory),
+        'start_s': start,
+        'failed': sum(map(failed_of, runs)),
+    }
+    n = sum(run.load.answers for run in runs)
+    return result_row(f'{name}: answers a second', median(rates), '', n=n, **more)
+
+
+def goal_rows(
+    found: Runs,
+    goals: Iterable[tuple[str, str, str, str]],  # what, whose, over whose, goal
+    how: str = '',  # in front of each name
+) -> list[dict[str, object]]:
+    "One side over the other, round by round; without a side there is no row"
+    rows = []
+    for what, ours, theirs, goal in goals:
+        if ours not in found or theirs not in found:
+            continue
+        mine = [SEEN[what](run) for run in found[ours]]
+        other = [SEEN[what](run) for run in found[theirs]]
+        ratios = [left / right for left, right in zip(mine, other, strict=True)]
+        more = {'peer': theirs, 'theirs': median(other), 'mine': median(mine)}
+        more |= {'ratio': median(ratios), 'low': min(ratios), 'high': max(ratios)}
+        name = f'{how}{what}, {ours} over {theirs}'
+        rows.append(result_row(name, median(ratios), '', goal, n=len(ratios), **more))
+    return rows
+
+
+def overload_rows(
+    found: Overload,
+    peak: float,  # answers a second at the usual load
+    deadline: float,  # seconds
+) -> list[dict[str, object]]:
+    "What is left of the peak, and how long the accepted ones took"
+    load = found.load
+    p99 = float(np.quantile(found.times, 0.99)) if len(found.times) else float('inf')
+    offered = (load.answers + load.refused) / load.seconds
+    more = {'offered': offered / peak, 'refused': load.refused, 'broken': load.broken}
+    name = 'three times too much'
+    goodput = load.rate / peak
+    return [
+        result_row(f'{name}: goodput, share of the peak', goodput, '', '>= 0.8', **more),
+        result_row(f'{name}: p99 of the accepted over the deadline', p99 / deadline, '', '<= 1'),
+        result_row(f'{name}: memory, times that before', found.grown, '', '<= 1.1'),
+    ]

@@ -1,0 +1,124 @@
+"The benchmark of serving sees all processes of a server, their cost, and its last words"
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS = Path(__file__).parent.parent / 'nbs' / 'steps'
+sys.path.insert(0, str(STEPS))
+from peers.serve_machine import Load, Measured, Server, cpu_of, free_ports, marked, read_load
+from peers.serve_peers import BY_KEYS, CONTENDERS, FEAST, OURS
+from peers.serve_rows import BY_KEYS_GOALS, GOALS, goal_rows, server_row
+
+sys.path.remove(str(STEPS))
+
+# a parent that only waits, and a child in a session of its own that answers and keeps busy
+SERVER = """
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class Echo(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+
+    def log_message(self, *words):
+        pass
+
+
+port = sys.argv[1]
+if len(sys.argv) == 2:
+    subprocess.Popen([sys.executable, __file__, port, 'child'], start_new_session=True)
+    time.sleep(60)
+else:
+    HTTPServer(('127.0.0.1', int(port)), Echo).serve_forever()
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    script = tmp_path / 'server.py'
+    script.write_text(SERVER)
+    port = free_ports(1)
+    found = Server('echo', [sys.executable, str(script), str(port)], port, tmp_path)
+    yield found
+    found.stop()
+    assert marked(found.mark) == []
+
+
+def test_all_processes_of_a_server_are_counted_paused_and_ended(server):
+    seconds = server.wait_for('/', b'7', lambda answer: answer == b'7', 20)
+    assert 0 < seconds < 20
+    pids = marked(server.mark)
+    assert len(pids) == 2 and len(server.memory()) == 2
+    before = server.cpu()
+    status, answer = server.ask('/', b'hello')
+    assert (status, answer) == (200, b'hello')
+    time.sleep(0.3)
+    assert server.cpu() - before >= 0.15  # the child's, which is in another session
+    assert cpu_of(server.process.pid) < 0.15
+    server.pause()
+    with pytest.raises(TimeoutError):
+        server.ask('/', b'hello', timeout=0.3)
+    server.resume()
+    assert server.ask('/', b'again')[1] == b'again'
+
+
+def test_a_server_that_ends_is_told_with_its_last_words(tmp_path):
+    words = [sys.executable, '-c', 'raise SystemExit("no such model")']
+    server = Server('short', words, free_ports(1), tmp_path)
+    with pytest.raises(RuntimeError, match='ended with status 1; it said: no such model'):
+        server.wait_for('/', b'', bool, 20)
+
+
+def test_answers_are_compared_with_the_model():
+    tensor = json.dumps({'outputs': [{'data': [0.25]}]}).encode()
+    assert OURS.is_right(0.25)(tensor) and not OURS.is_right(0.26)(tensor)
+    entity = json.dumps({'predictions': [{'p': 0.25}]}).encode()
+    assert BY_KEYS.is_right(0.25)(entity) and not FEAST.is_right(0.3)(entity)
+    hello = next(each for each in CONTENDERS if each.name == 'hello')
+    assert hello.is_right(0.25)(b'{"p": 0.5}')
+
+
+def runs(rate, n=3, **more):
+    said = {'seconds': 2.0, 'refused': 5, 'broken': 0, 'p50': 0.01, 'p99': 0.02}
+    load = read_load(json.dumps({**said, 'answers': int(2 * rate) + 5, **more}))
+    return [Measured(load, load, 0.001, [90.0, 10.0])] * n
+
+
+def test_a_refusal_is_no_answer():
+    (run, *_) = runs(100)
+    assert run.load == Load(2.0, 200, 5, 0, 0.01, 0.02) and run.load.rate == 100
+    row = server_row('ours', runs(100), 1.5)
+    assert (row['ours'], row['failed'], row['n'], row['memory_mb']) == (100, 15, 600, 100)
+
+
+def test_every_goal_names_servers_that_are_measured():
+    known = {each.name for each in CONTENDERS} | {'ours', 'ours, two workers'}
+    assert {name for _, ours, theirs, _ in GOALS for name in (ours, theirs)} <= known
+    assert {theirs for _, _, theirs, _ in BY_KEYS_GOALS} == {'ours before', FEAST.name}
+    found = {name: runs(100) for name in known} | {'ours': runs(1200)}
+    held = {row['name']: row['held'] for row in goal_rows(found, GOALS)}
+    assert len(held) == len(GOALS)
+    assert held['throughput, ours over FastAPI def'] is True
+    assert held['throughput, ours over Ray Serve'] is False
+    assert goal_rows({'ours': runs(1)}, GOALS) == []
+
+
+def test_packages_are_pinned():
+    for each in (*CONTENDERS, FEAST):
+        assert all('==' in package for package in each.packages), each.name
+    assert (STEPS / 'peers' / 'serve.lua').exists()
+    assert all((STEPS / 'peers' / each.script).exists() for each in (*CONTENDERS, FEAST))
