@@ -201,7 +201,7 @@ def encode_plan(plan: RoutingPlan) -> dict[str, Any]:  # What JSON can hold
     split = encode_split(plan.split)
     return {'salt': plan.salt, 'split': split, 'rules': rules, 'default': plan.default}
 
-
+# %% ../nbs/17_route.ipynb #17000022
 def _check_keys(data: Any, keys: tuple[str, ...], what: str) -> None:
     check_type(data, dict, what)
     if set(data) != set(keys):
@@ -210,7 +210,7 @@ def _check_keys(data: Any, keys: tuple[str, ...], what: str) -> None:
             ' write it with encode_plan'
         )
 
-# %% ../nbs/17_route.ipynb #17000022
+# %% ../nbs/17_route.ipynb #17000023
 def _decode_split(data: Any) -> Split:
     _check_keys(data, ('shares', 'shadow'), 'a split')
     return Split(shares=data['shares'], shadow=data['shadow'])
@@ -234,7 +234,7 @@ def decode_plan(
     rules = tuple(_decode_rule(each) for each in data['rules'])
     return RoutingPlan(data['salt'], _decode_split(data['split']), rules, data['default'])
 
-# %% ../nbs/17_route.ipynb #17000025
+# %% ../nbs/17_route.ipynb #17000026
 @dataclass(frozen=True)
 class SampleRatio:
     "How the models' shares of what was counted fit the plan"
