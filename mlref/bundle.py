@@ -99,7 +99,7 @@ def make_bundle(
 
 # %% ../nbs/15d_bundle.ipynb #15d0000e
 def _encode_task(task: ServedTask) -> dict[str, Any]:
-    plain = {name: value for name, value in vars(task).items() if name not in ('messages',)}
+    plain = {name: value for name, value in vars(task).items() if name != 'messages'}
     return {
         **plain,
         'fields': [asdict(field) for field in task.fields],
@@ -111,9 +111,10 @@ def _encode_task(task: ServedTask) -> dict[str, Any]:
 
 def _decode_task(data: Mapping[str, Any]) -> ServedTask:
     check = decode_value(data['check_request'], f'check_request of {data["name"]}')
-    fields = tuple(RequestField(**field) for field in data['fields'])
-    plain = {**data, 'columns': dict(data['columns']), 'limits': MessageLimits(**data['limits'])}
-    return ServedTask(**{**plain, 'fields': fields, 'check_request': check})
+    about: dict[str, Any] = {**data, 'columns': dict(data['columns']), 'check_request': check}
+    about['fields'] = tuple(RequestField(**field) for field in data['fields'])
+    about['limits'] = MessageLimits(**data['limits'])
+    return ServedTask(**about)
 
 # %% ../nbs/15d_bundle.ipynb #15d00011
 KEPT_ROWS = 64

@@ -37,7 +37,11 @@ def _encode_source(source: Source) -> dict[str, Any]:
 
 
 def _decode_source(data: Mapping[str, Any]) -> Source:
-    about = {**data, 'values': dict(data['values']), 'columns': tuple(data['columns'])}
+    about: dict[str, Any] = {
+        **data,
+        'values': dict(data['values']),
+        'columns': tuple(data['columns']),
+    }
     return Source(**about, rows=refuse_rows)
 
 # %% ../nbs/06ba_definitions.ipynb #06ba000a
@@ -49,7 +53,11 @@ def _encode_view(view: FeatureView) -> dict[str, Any]:
 def _decode_view(
     data: Mapping[str, Any], entities: Mapping[str, Entity], sources: Mapping[str, Source]
 ) -> FeatureView:
-    about = {**data, 'stats': tuple(data['stats']), 'windows': tuple(data['windows'])}
+    about: dict[str, Any] = {
+        **data,
+        'stats': tuple(data['stats']),
+        'windows': tuple(data['windows']),
+    }
     about |= {'entity': entities[data['entity']], 'source': sources[data['source']]}
     return FeatureView(**about)
 
@@ -60,9 +68,10 @@ def _encode_part(part: OnDemand) -> dict[str, Any]:
 
 
 def _decode_part(data: Mapping[str, Any]) -> OnDemand:
-    about = {name: tuple(data[name]) for name in ('outputs', 'inputs', 'reads')}
-    make = decode_value(data['make'], f'the formula of {data["name"]}')
-    return OnDemand(**{**data, **about, 'make': make})
+    about: dict[str, Any] = dict(data)
+    about |= {name: tuple(data[name]) for name in ('outputs', 'inputs', 'reads')}
+    about['make'] = decode_value(data['make'], f'the formula of {data["name"]}')
+    return OnDemand(**about)
 
 # %% ../nbs/06ba_definitions.ipynb #06ba000c
 _PLAIN = ('only', 'reads', 'categories', 'former')  # of a feature set, as JSON holds them

@@ -187,7 +187,7 @@ def _decode_object(data: dict[str, Any], what: str) -> Any:
     cls = load_address(address, what)
     if not isinstance(cls, type) or not is_dataclass(cls):
         raise MlrefError(f'expected a dataclass at {address} for {what}, got {describe_value(cls)}')
-    value = cls(**{name: decode_value(one, what) for name, one in data['fields'].items()})
+    value: Any = cls(**{name: decode_value(one, what) for name, one in data['fields'].items()})
     if 'code' in data:
         _check_code(data, value, address, what)
     return value

@@ -197,8 +197,12 @@ def _read_column(
         raise RequestError(400, f'expected {name} {field.expected} of 64 bits, got more') from None
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0024
-def _check_rows(rows: Any, task: ServedTask) -> None:
-    "Raise `RequestError` unless these are objects with known fields"
+def _read_rows(
+    request: Mapping[str, Any],
+    task: ServedTask,
+) -> list[dict[str, Any]]:
+    "The objects of a request; raises `RequestError` unless they have known fields"
+    rows = request.get('entities')
     if not isinstance(rows, list) or not rows:
         raise RequestError(400, f"expected 'entities' with at least one {task.entity}")
     for row in rows:
@@ -207,7 +211,7 @@ def _check_rows(rows: Any, task: ServedTask) -> None:
                 400, f'expected each {task.entity} as an object, got a {type(row).__name__}'
             )
     if all([row.keys() <= task.columns.keys() for row in rows]):
-        return
+        return rows
     odd = min({name for row in rows for name in row}.difference(task.columns))
     known = ', '.join(field.name for field in task.fields)
     raise RequestError(
@@ -220,8 +224,7 @@ def parse_entities(
     task: ServedTask,
 ) -> dict[str, np.ndarray]:  # Field -> a value per entity
     "The entities of a request, column by column; raises `RequestError`"
-    rows = request.get('entities')
-    _check_rows(rows, task)
+    rows = _read_rows(request, task)
     columns = {field.name: _read_column(field, rows, task.entity) for field in task.fields}
     if task.check_request is None:
         return columns

@@ -108,7 +108,7 @@ def flights(tmp_path_factory):
     "A store of a few days, requests of a morning, a model, and its bundle"
     folder = tmp_path_factory.mktemp('flights')
     task = flights_task()
-    stretch = events_between(read_year(raw_folder()), NOW - 4 * DAY, NOW + 300)
+    stretch = events_between(read_year(raw_folder()), NOW - 8 * DAY, NOW + 300)
     events = validate(stretch, task.contract).good
     store = LmdbStore(folder / 'online', task.features)
     apply_events(store, events)
