@@ -244,7 +244,10 @@ def choose_version(
         found = server.router.assign(unit, segment, wanted)
     except MlrefError as error:
         raise RequestError(400, str(error)) from None
-    return found, server.versions.get(found.variant) or server.champion
+    served = server.versions.get(found.variant)
+    if served is None:  # it is not loaded yet
+        return ChampionOnly(counted=False), server.champion
+    return found, served
 
 # %% ../nbs/16g_model_server.ipynb #77dbee53
 _SLICE = 100  # entities whose vectors are read before others get their turn

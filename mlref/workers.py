@@ -100,22 +100,32 @@ def publish_champion(
 ) -> ServingState:
     "Make the registry's champion what a server answers with; raises `MlrefError`"
     from mlref.bundle import write_bundle
-    from mlref.model_versions import load_champion
+    from mlref.model_versions import load_champion, load_version
     from mlref.registry import Registry, RegistryUnreachable
+    from mlref.rollout_state import read_rollout
     from mlref.task import load_task
 
     task = load_task(options.task)
     registry = Registry(Path(options.home) / 'registry', options.uri, name=task.name)
     mark = registry_mark(registry.folder) if registry.file else ''
+    bundles = Path(options.folder) / 'bundles'
     try:
-        model = load_champion(registry, features=task.features)
+        champion = load_champion(registry, features=task.features)
+        standing = read_rollout(registry)
     except RegistryUnreachable as error:
         raise MlrefError(
             f'{error}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
         ) from None
-    folder = Path(options.folder)
-    digest = write_bundle(task, model, folder / 'bundles').name
-    return publish_state(folder, lambda state: with_champion(state, digest, mark))
+    digest = write_bundle(task, champion, bundles).name
+    candidate = ''
+    if standing is not None:
+        tried = load_version(registry, standing.rollout.candidate, task.features)
+        candidate = write_bundle(task, tried, bundles).name
+
+    def change(state: ServingState) -> ServingState:
+        return replace(with_champion(state, digest, mark), candidate=candidate)
+
+    return publish_state(Path(options.folder), change)
 
 
 def is_current(
@@ -205,6 +215,11 @@ class StateFollower:
             await self.take(state)
         except Exception as error:  # whatever it is, what is served goes on
             self.note(str(error))
+        # somebody changed the plan: the registry may name other versions by now
+        if self.index == 0 and not is_current(self.options, state):
+            said = await _run_publisher(self.options)
+            if said:
+                self.note(said)
 
     def read_keys(self) -> None:
         "The keys as they are now"
