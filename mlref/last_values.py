@@ -162,6 +162,53 @@ def _mark_missing(found: OnlineFeatures) -> OnlineFeatures:
         found.status[empty & (found.status == PRESENT)] = MISSING
     return found
 
+# %% ../nbs/08a_last_values.ipynb #0a8a0044
+def _read_one_key(
+    store: OnlineStore,
+    layouts: Sequence[RecordLayout],
+    names: list[bytes],  # Of its records, one a layout
+    now: int,  # Minute UTC
+    out: np.ndarray,  # (1, values), filled in
+) -> OnlineFeatures:
+    "The last values of one key"
+    values: list[float] = []
+    states: list[int] = []
+    with store.snapshot() as lookup:
+        for layout, found in zip(layouts, lookup(names), strict=True):
+            record = _own_record(layout, found)
+            row = layout.row.unpack_from(record, len(record) - 8 * layout.width - SEAL)
+            if layout.ttl and row[0] < now - layout.ttl:
+                values += [np.nan] * (layout.width - 1)
+                states += [EXPIRED] * (layout.width - 1)
+                continue
+            values += row[1:]
+            states += [MISSING if value != value else PRESENT for value in row[1:]]
+    out[0] = values
+    return OnlineFeatures(out, np.array([states], np.uint8))
+
+# %% ../nbs/08a_last_values.ipynb #0a8a0045
+def _read_keys(
+    store: OnlineStore,
+    layouts: Sequence[RecordLayout],
+    names: list[bytes],  # Of the records, layout by layout
+    now: int,  # Minute UTC
+    out: np.ndarray,  # (keys, values), filled in
+) -> OnlineFeatures:
+    "The last values of several keys"
+    found = OnlineFeatures(out, np.zeros(out.shape, np.uint8))
+    count = len(out)
+    end = 0
+    with store.snapshot() as lookup:
+        records = lookup(names)
+        for i, layout in enumerate(layouts):
+            rows = _newest_rows(layout, records[i * count : (i + 1) * count])
+            columns = slice(end, end + layout.width - 1)
+            end = columns.stop
+            out[:, columns] = rows[:, 1:]
+            if layout.ttl:
+                _expire(found, columns, rows[:, 0] < float(now - layout.ttl))
+    return _mark_missing(found)
+
 # %% ../nbs/08a_last_values.ipynb #0a8a000c
 def get_online_features(
     store: OnlineStore,
@@ -175,19 +222,9 @@ def get_online_features(
     layouts = _find_layouts(store, names, keys)
     count = len(keys[0]) if len(keys) else 0
     values = _matrix(out, (count, sum([layout.width - 1 for layout in layouts])))
-    found = OnlineFeatures(values, np.zeros(values.shape, np.uint8))
     wanted = _wanted_names(layouts, keys)
-    end = 0
-    with store.snapshot() as lookup:
-        records = lookup(wanted)
-        for i, layout in enumerate(layouts):
-            rows = _newest_rows(layout, records[i * count : (i + 1) * count])
-            columns = slice(end, end + layout.width - 1)
-            end = columns.stop
-            values[:, columns] = rows[:, 1:]
-            if layout.ttl:
-                _expire(found, columns, rows[:, 0] < float(now - layout.ttl))
-    return _mark_missing(found)
+    read = _read_one_key if count == 1 else _read_keys
+    return read(store, layouts, wanted, now, values)
 
 # %% ../nbs/08a_last_values.ipynb #9d52b2f9
 def _check_times(

@@ -11,14 +11,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
-from typing import Protocol
+from itertools import pairwise
+from typing import NoReturn, Protocol
 
 import numpy as np
 
 from .core import MlrefError
 from .features import Entity, Source
-from .read_plan import ReadPlan, SourceRead
+from .read_plan import FlatPlaces, ReadPlan, SourceRead
+from .record_search import HistoryRecords, find_rows, join_records
 from mlref.records import (
     KEEP_MINUTES,
     NEVER,
@@ -78,49 +79,76 @@ def find_layout(
 
 # %% ../nbs/08_online.ipynb #7267bf1e
 @dataclass(frozen=True)
-class _KeyGroups:
-    "Requests, those about the same key together"
+class _Keys:
+    "Whom some requests are about"
 
-    keys: list[str]  # The different keys
-    order: np.ndarray | None  # The requests, key by key; None = they already lie so
-    edges: list[int]  # Where each key's requests begin in that order, and where the last ends
+    different: list[bytes]  # The different keys
+    number: np.ndarray  # int64 (requests,): which of them each request is about
 
 
-def _group_keys(
+def _number_keys(
     keys: list[str],  # One per request
-) -> _KeyGroups:
-    if len(keys) == 1:
-        return _KeyGroups(keys, None, [0, 1])
-    places: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
-    edges = [0, *accumulate(map(len, places.values()))]
-    if len(places) in (1, len(keys)):
-        return _KeyGroups(list(places), None, edges)
-    order = np.array(list(chain.from_iterable(places.values())))
-    return _KeyGroups(list(places), order, edges)
+) -> _Keys:
+    number = dict.fromkeys(keys, 0)
+    for i, key in enumerate(number):
+        number[key] = i
+    return _Keys([key.encode() for key in number], np.array([number[key] for key in keys]))
 
 # %% ../nbs/08_online.ipynb #db48cc6b
-def _read_history(
-    layout: RecordLayout,
-    lookup: Lookup,
-    groups: _KeyGroups,
-    minutes: np.ndarray,  # int64 (requests, k)
-) -> np.ndarray:  # (requests, k, width of the layout)
-    "The row of one history at each minute"
-    names = [layout.prefix + key.encode() for key in groups.keys]
-    asked = minutes if groups.order is None else minutes[groups.order]
-    edges = pairwise(groups.edges)
-    parts: list[Record] = []
-    for key, record, (start, end) in zip(groups.keys, lookup(names), edges, strict=True):
-        parts += read_record(layout, key, record, asked[start:end].ravel())
-    shape = (*minutes.shape, layout.width)
-    rows = np.frombuffer(b''.join(parts), layout.dtype).reshape(shape)
-    if groups.order is None:
-        return rows
-    in_order = np.empty_like(rows)
-    in_order[groups.order] = rows
-    return in_order
+@dataclass(frozen=True)
+class _Asked:
+    "What is asked of one history"
+
+    layout: RecordLayout
+    keys: _Keys
+    minutes: np.ndarray  # int64 (offsets, requests)
+    earliest: int  # Of the minutes
+    latest: int  # Of the minutes
+
+    def names(self) -> list[bytes]:
+        "What the records of its keys are called"
+        prefix = self.layout.prefix
+        return [prefix + key for key in self.keys.different]
+
+    def history(self, records: Sequence[Record | None]) -> HistoryRecords:
+        "Its records, as they are searched"
+        return HistoryRecords(self.layout, records, self.earliest, self.latest)
+
+    def numbers(self, first: int) -> np.ndarray:  # int64 (offsets, requests)
+        "The record of every request, when its own begin with this one"
+        return np.broadcast_to(self.keys.number + first, self.minutes.shape)
+
+
+def _refuse(asked: Sequence[_Asked], records: Sequence[Record | None]) -> NoReturn:
+    "Raise what is wrong with the first record that cannot be read"
+    rest = iter(records)
+    for each in asked:
+        for i, key in enumerate(each.keys.different):
+            minutes = each.minutes[:, each.keys.number == i].ravel()
+            read_record(each.layout, key.decode(), next(rest), minutes)
+    raise MlrefError('expected records that can be read, got others; rebuild the store')
+
+# %% ../nbs/08_online.ipynb #db48cc6c
+def _find_many(
+    lookup: Lookup, asked: Sequence[_Asked]
+) -> tuple[np.ndarray, np.ndarray]:  # All numbers; (offsets of all, requests): where rows begin
+    "The rows of all histories at all minutes; raises `MlrefError` where one cannot be read"
+    names: list[bytes] = []
+    edges = [0]
+    for each in asked:
+        names += each.names()
+        edges.append(len(names))
+    records = lookup(names)
+    pairs = zip(asked, pairwise(edges), strict=True)
+    joined = join_records([each.history(records[start:end]) for each, (start, end) in pairs])
+    if joined is None:
+        _refuse(asked, records)
+    minutes = np.concatenate([each.minutes for each in asked])
+    numbers = [each.numbers(first) for each, first in zip(asked, edges, strict=False)]
+    rows = find_rows(joined, np.concatenate(numbers), minutes)
+    if rows is None:
+        _refuse(asked, records)
+    return joined.numbers, rows
 
 # %% ../nbs/08_online.ipynb #86297ecb
 def _read_one(
@@ -139,21 +167,50 @@ def _read_one(
         parts += read_record(layout, key, record, minutes[read.times])
     return b''.join([*parts, bytes(8)])
 
+# %% ../nbs/08_online.ipynb #86297ecd
+def _ask_all(
+    layouts: Mapping[str, RecordLayout],
+    plan: ReadPlan,
+    keys: dict[str, list[str]],  # Entity name -> one key per request
+    times: np.ndarray,  # int64 (requests, offsets of the plan)
+) -> list[_Asked]:
+    "What a plan asks of every history"
+    number = {name: _number_keys(asked) for name, asked in keys.items()}
+    minutes = np.ascontiguousarray(times.T)
+    low = times.min(0).tolist()
+    high = times.max(0).tolist()
+    asked = []
+    for read in plan.sums + plan.lasts:
+        stretch = (low[read.times.start], high[read.times.stop - 1])  # the offsets are sorted
+        layout = find_layout(layouts, read.name)
+        asked.append(_Asked(layout, number[read.entity.name], minutes[read.times], *stretch))
+    return asked
+
+# %% ../nbs/08_online.ipynb #93fdcab8
+def _take_numbers(
+    numbers: np.ndarray,
+    rows: np.ndarray,  # (offsets, requests): where each row begins
+    places: FlatPlaces,
+) -> np.ndarray:  # (numbers + 1, requests), the last row zeros
+    flat = np.zeros((len(places.offset) + 1, rows.shape[1]), numbers.dtype)
+    numbers.take(rows.take(places.offset, 0) + places.number, out=flat[:-1], mode='clip')
+    return flat
+
 
 def _read_many(
     layouts: Mapping[str, RecordLayout],
     lookup: Lookup,
-    reads: tuple[SourceRead, ...],
-    groups: dict[str, _KeyGroups],  # By entity name
+    plan: ReadPlan,
+    keys: dict[str, list[str]],  # Entity name -> one key per request
     times: np.ndarray,  # int64 (requests, offsets of the plan)
-) -> np.ndarray:  # (numbers + 1, requests)
-    "What many requests read, one row a number"
-    blocks = []
-    for read in reads:
-        layout = find_layout(layouts, read.name)
-        rows = _read_history(layout, lookup, groups[read.entity.name], times[:, read.times])
-        blocks.append(rows.reshape(len(times), read.size).T)
-    return np.concatenate([*blocks, np.zeros((1, len(times)), np.int64)])
+) -> tuple[np.ndarray, np.ndarray]:
+    "Running sums and newest rows of many requests, one row a number"
+    numbers = np.empty(0, np.int64)
+    rows = np.empty(times.T.shape, np.int64)
+    if times.size:
+        numbers, rows = _find_many(lookup, _ask_all(layouts, plan, keys, times))
+    sums = _take_numbers(numbers, rows, plan.sum_places)
+    return sums, _take_numbers(numbers.view(np.float64), rows, plan.last_places)
 
 # %% ../nbs/08_online.ipynb #09bba7a2
 def _read_rows(
@@ -223,8 +280,12 @@ class OnlineReader(SnapshotReader, Reader):
     def read(self, source: Source, entity: Entity, keys: list[str], t: np.ndarray) -> np.ndarray:
         "Running count and sums, or the newest row, up to each minute: (requests, k, 1 + values)"
         layout = find_layout(self.layouts, f'{source.name}/{entity.name}')
+        if not t.size:
+            return np.empty((*t.shape, layout.width), layout.dtype)
         with self.snapshot() as lookup:
-            return _read_history(layout, lookup, _group_keys(keys), t)
+            stretch = (int(t.min()), int(t.max()))
+            numbers, rows = _find_many(lookup, [_Asked(layout, _number_keys(keys), t.T, *stretch)])
+        return numbers.view(layout.dtype).take(rows.T[:, :, None] + np.arange(layout.width))
 
     def gather(
         self, plan: ReadPlan, keys: dict[str, list[str]], times: np.ndarray
@@ -236,9 +297,7 @@ class OnlineReader(SnapshotReader, Reader):
                 one = _read_one(self.layouts, lookup, plan.sums, keys, minutes)
                 last = _read_one(self.layouts, lookup, plan.lasts, keys, minutes)
                 return np.frombuffer(one, np.int64)[:, None], np.frombuffer(last)[:, None]
-            groups = {name: _group_keys(asked) for name, asked in keys.items()}
-            sums = _read_many(self.layouts, lookup, plan.sums, groups, times)
-            return sums, _read_many(self.layouts, lookup, plan.lasts, groups, times)
+            return _read_many(self.layouts, lookup, plan, keys, times)
 
     def span(
         self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray

@@ -57,6 +57,11 @@ class RecordLayout:
         return 1 + len(self.values)
 
     @cached_property
+    def row(self) -> struct.Struct:
+        "Packs and unpacks a row"
+        return struct.Struct(f'<{self.width}{"d" if self.newest else "q"}')
+
+    @cached_property
     def prefix(self) -> bytes:
         "How the names of its records begin"
         return f'{self.name}/'.encode()
