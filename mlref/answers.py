@@ -140,7 +140,7 @@ def _read_entities(server: ModelServer, request: Request) -> _Asked:
     server.limiter.take(request.key, len(cutoff))
     return _Asked(columns[task.entity_id].tolist(), {**columns, 'cutoff': cutoff}, deadline)
 
-
+# %% ../nbs/16ga_answers.ipynb #9302b88a
 def _assign(
     server: ModelServer, request: Request, asked: _Asked
 ) -> list[tuple[Any, ServedModel]]:  # For each entity
@@ -173,7 +173,7 @@ async def _score_places(
     finally:
         served.users -= 1
 
-
+# %% ../nbs/16ga_answers.ipynb #59501dd8
 async def _score_entities(
     server: ModelServer, chosen: list[tuple[Any, ServedModel]], asked: _Asked
 ) -> np.ndarray:  # float64, in the order of the entities
@@ -221,7 +221,7 @@ def _encode_predictions(
         predictions.append(each)
     return msgspec.json.encode({'model_version': version, 'predictions': predictions})
 
-
+# %% ../nbs/16ga_answers.ipynb #f983432e
 def _prediction_rows(
     server: ModelServer,
     request: Request,
@@ -308,7 +308,7 @@ class _Beside:
 
 _SHADOW = _Beside('candidate')
 
-
+# %% ../nbs/16ga_answers.ipynb #4db4343d
 def _start_shadows(
     server: ModelServer, request: Request, chosen: list[tuple[Any, ServedModel]], asked: _Asked
 ) -> None:

@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mlref.consumer import MessageBatch
+    from mlref.followers import ServeOptions
     from mlref.ingest import IngestCounts
     from mlref.log_position import LogPosition
     from mlref.task import Task
-    from mlref.workers import ServeOptions, Supervisor
+    from mlref.workers import Supervisor
 
 # %% ../nbs/49_cli_serving.ipynb #e4900010
 def _check_file(file: Path, option: str) -> None:
@@ -280,7 +281,7 @@ class ServeSettings:
 
     def options(self, home: Path) -> 'ServeOptions':
         "As the supervisor takes them"
-        from mlref.workers import ServeOptions
+        from mlref.followers import ServeOptions
 
         return ServeOptions(
             task=self.task,

@@ -225,7 +225,7 @@ class HttpServer:
 # %% ../nbs/15e_connections.ipynb #30ce47c6
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-
+# %% ../nbs/15e_connections.ipynb #a6ba17c0
 def _take_one(server: HttpServer) -> None:
     "Take one connection of those that wait"
     try:
@@ -249,7 +249,7 @@ def _take_one(server: HttpServer) -> None:
         return
     _hand_over(server, accepted)
 
-
+# %% ../nbs/15e_connections.ipynb #51982519
 def _hand_over(server: HttpServer, accepted: socket.socket) -> None:
     made = server.loop.connect_accepted_socket(
         lambda: GuardedProtocol(server, server.loop), accepted
@@ -274,7 +274,7 @@ async def _look_after(server: HttpServer) -> None:
                 connection.expire()
         await asyncio.sleep(0.25)
 
-
+# %% ../nbs/15e_connections.ipynb #ded9b71a
 async def _drain(server: HttpServer) -> None:
     "Answer what was sent, close what is idle, and wait for the rest within bounds"
     server.draining = True

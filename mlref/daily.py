@@ -215,7 +215,13 @@ class ServedRows:
     def offsets(self) -> pl.DataFrame:
         "Rows of the table that says how far a lake has read"
         places = [
-            {'topic': 'predictions', 'part': part, 'next': at.offset, 'log': at.log, 'epoch': at.epoch}
+            {
+                'topic': 'predictions',
+                'part': part,
+                'next': at.offset,
+                'log': at.log,
+                'epoch': at.epoch,
+            }
             for part, at in self.positions.items()
         ]
         return pl.DataFrame(places)

@@ -278,7 +278,7 @@ async def read_rows(
 
 _STATUSES = ('present', 'missing', 'expired')
 
-
+# %% ../nbs/16g_model_server.ipynb #43d9e990
 def count_statuses(
     server: ModelServer,
     status: Mapping[str, np.ndarray],  # View -> uint8 (entities, columns), of the vectors
@@ -372,7 +372,7 @@ def _room_left(server: ModelServer) -> str:
         )
     return ''
 
-
+# %% ../nbs/16g_model_server.ipynb #30b8526e
 def _store_trouble(server: ModelServer) -> str:
     "What is wrong with the store; '' = nothing"
     watch = server.watch

@@ -84,7 +84,7 @@ def read_names(
         os.truncate(file, len(whole.encode()))
     return whole.splitlines()
 
-
+# %% ../nbs/15_observe.ipynb #212d22f7
 def add_samples(
     own: Meters,
     folder: Path | None,  # Of the files of all workers, this one among them; None = only own
@@ -149,7 +149,7 @@ def _cumulate(samples: Mapping[str, float]) -> dict[str, float]:
             shown[series.replace('_bucket{', '_count{') + '}'] = running[series]
     return shown
 
-
+# %% ../nbs/15_observe.ipynb #b8490f2b
 def render_metrics(
     samples: Mapping[str, float],  # From `add_samples`, and gauges
 ) -> bytes:  # In the order of their metrics

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['WORK', 'model_states', 'event_fields', 'state_routes', 'make_routes', 'make_app', 'open_server']
 
-# %% ../nbs/16gb_routes.ipynb #665f549e
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+# %% ../nbs/16gb_routes.ipynb #e4129e72
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,13 +27,11 @@ from mlref.model_server import (
     ServerSettings,
     find_troubles,
     measure_store,
-    set_versions,
 )
 from .observe import ServerMetrics
 from mlref.oip_metadata import (
     ModelState,
     ModelStatistics,
-    Spent,
     check_load,
     describe_config,
     describe_metadata,
@@ -73,7 +70,7 @@ def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
         gauges |= measure_store(server)
     return Answer(servers[0].metrics.text(gauges), (kind,))
 
-
+# %% ../nbs/16gb_routes.ipynb #233ef7d8
 async def _load_again(server: ModelServer, request: Request) -> Answer:
     "The champion, asked for again; answered when every worker serves it"
     check_load(request.body, server.settings.limits)
@@ -159,7 +156,7 @@ def _show_index(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     limits = servers[0].settings.limits
     return _as_json(index_models(model_states(servers), request.body, limits))
 
-
+# %% ../nbs/16gb_routes.ipynb #0194bd02
 def _show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "What the models did, in the worker that is asked"
     found = []
@@ -241,26 +238,29 @@ class _Work:
         )
 
 
-WORK = (
+_SCORING = (
     _Work('/v2/models/{task}/infer', answer_oip, 'predict', _BINARY, bare=True),
     _Work(
         '/v2/models/{task}/versions/{version}/infer', _answer_version, 'predict', _BINARY, bare=True
     ),
     _Work('/invocations', answer_mlflow, 'predict', _TABLES, named=False),
     _Work('/predict', predict_entities, 'predict', named=False),
-    _Work('/events', post_events, 'write', _LINES, named=False),
     _Work('/v2/models/{task}/predict', predict_entities, 'predict'),
+)
+_TAKING = (
+    _Work('/events', post_events, 'write', _LINES, named=False),
     _Work('/v2/models/{task}/events', post_events, 'write', _LINES),
     _Work('/v2/repository/models/{task}/load', _load_again, 'admin', bare=True),
     _Work('/v2/repository/models/{task}/unload', _refuse_unload, 'admin', bare=True),
 )
+WORK = (*_SCORING, *_TAKING)  # what a server does; all else tells how it is
 
 # %% ../nbs/16gb_routes.ipynb #a69d012e
 def state_routes(
     servers: tuple[ModelServer, ...],
 ) -> list[Route]:
     "Routes that tell how the server is; no key is needed, and nothing is counted"
-    of_all = {
+    of_models: dict[str, Any] = {
         '/v2': _show_server,
         _MODEL: _show_model,
         _MODEL + '/versions/{version}': _show_model,
@@ -271,6 +271,8 @@ def state_routes(
         '/v2/models/stats': _show_statistics,
         _MODEL + '/stats': _show_statistics,
         _MODEL + '/versions/{version}/stats': _show_statistics,
+    }
+    of_server: dict[str, Any] = {
         '/version': _show_server,
         '/metrics': _show_metrics,
         '/openapi.json': _show_api,
@@ -280,7 +282,10 @@ def state_routes(
         '/health/ready': _show_ready,
         '/ping': _show_ready,
     }
-    routes = [Route(path, partial(handler, servers)) for path, handler in of_all.items()]
+    routes = [
+        Route(path, partial(handler, servers))
+        for path, handler in {**of_models, **of_server}.items()
+    ]
     index = partial(_show_index, servers)
     return [*routes, Route('/v2/repository/index', index, 'POST', bare=True)]
 
@@ -308,7 +313,7 @@ def make_app(
     limits = first.settings.limits
     return Application(routes, first.metrics, [*servers, *services], limits)
 
-
+# %% ../nbs/16gb_routes.ipynb #6ec11956
 def open_server(
     bundle: ServingBundle,
     store: LmdbStore,
@@ -317,6 +322,8 @@ def open_server(
     durability: Durability = 'answer',
 ) -> ModelServer:
     "A server of one version in this process"
+    if settings is None:
+        settings = ServerSettings()
     server = ModelServer(
         task=bundle.task,
         store=store,
@@ -325,7 +332,7 @@ def open_server(
         log_file=log,
         event_file=log,
         metrics=ServerMetrics(),
-        settings=settings or ServerSettings(),
+        settings=settings,
     )
     served = ServedModel(bundle, store, server.settings)
     served.warm()

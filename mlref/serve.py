@@ -157,7 +157,7 @@ class ClientLeft(Exception):
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
-
+# %% ../nbs/16_serve.ipynb #35d44faf
 async def read_body(
     receive: Receive,  # Of ASGI
     most: int,  # Bytes
@@ -195,7 +195,7 @@ def error_answer(
         return Answer(answer.body, (*answer.headers, (b'allow', error.allowed.encode())))
     return answer
 
-
+# %% ../nbs/16_serve.ipynb #a7777201
 def explain_error(
     error: Exception,
     request: Request,
@@ -292,7 +292,7 @@ def _admit(app: Application, request: Request) -> None:
         if sent not in route.types:
             check_content_type(sent, route.types, route.bare)
 
-
+# %% ../nbs/16_serve.ipynb #158e781e
 async def _ask_handler(app: Application, request: Request, receive: Receive) -> Answer:
     _admit(app, request)
     if request.route.method == 'POST':
@@ -323,7 +323,7 @@ async def _answer(
     if status != 499:
         await _send_answer(app, request, status, answer, traced, send)
 
-
+# %% ../nbs/16_serve.ipynb #35be4355
 async def _send_answer(
     app: Application,
     request: Request,
@@ -348,7 +348,7 @@ def _has_left(send: Callable[[Any], Any]) -> bool:
     "Whether the client is gone, where the server below lets one see it"
     return getattr(getattr(send, '__self__', None), 'disconnected', False) is True
 
-
+# %% ../nbs/16_serve.ipynb #f6f4723f
 async def _live(app: Application, receive: Receive, send: Callable[[Any], Any]) -> None:
     "Start and stop as another server of ASGI says"
     while True:
@@ -445,7 +445,7 @@ async def run_app(
     await running
     await app.close()
 
-
+# %% ../nbs/16_serve.ipynb #71e70450
 def serve(
     app: Application,
     port: int = 8080,  # 0 = any free one

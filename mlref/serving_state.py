@@ -90,7 +90,7 @@ def publish_state(
         write_json(state_file(folder), asdict(wanted))
         return wanted
 
-
+# %% ../nbs/16h_serving_state.ipynb #133384a1
 def with_champion(
     state: ServingState,
     digest: str,  # Of its bundle

@@ -1,6 +1,7 @@
 """Fixtures that several files of tests share"""
 
 import pytest
+
 from server_fixture import served
 
 __all__ = ['served']

@@ -50,11 +50,10 @@ def onnx_model(weights: tuple[float, float]) -> bytes:
 
 def make_model(weights: tuple[float, float], names: tuple[str, ...]) -> Any:
     "The same as a predictor that can be registered"
-    from small import make_table
-
     from mlref.compress import OnnxPredictor
     from mlref.core import digest
     from mlref.recipes import fit_recipe
+    from small import make_table
 
     table = replace(make_table(), names=names)
     source = fit_recipe('logistic', table, table)
@@ -64,15 +63,14 @@ def make_model(weights: tuple[float, float], names: tuple[str, ...]) -> Any:
 
 def make_home(home: Path) -> list[str]:
     "A run of the visits; its versions, the champion first"
-    from small import FEATURES, TASK, make_events
-
     from mlref.core import DAY
+    from mlref.followers import ServeOptions, publish_champion
     from mlref.gates import Gate
     from mlref.lmdb_store import LmdbStore
     from mlref.materialize import apply_events
     from mlref.promotion import promote
     from mlref.registry import Registry, TrainingRun, local_uri, register_model
-    from mlref.workers import ServeOptions, publish_champion
+    from small import FEATURES, TASK, make_events
 
     events = make_events()
     store = LmdbStore(home / 'online', FEATURES)
@@ -189,7 +187,8 @@ class Served:
 
 CHILD = """
 import os, sys, threading, time
-from mlref.workers import decode_options, supervise
+from mlref.followers import decode_options
+from mlref.workers import supervise
 
 def end_with_run(supervisor, version):
     def watch():
@@ -205,7 +204,7 @@ supervise(decode_options(sys.argv[1]), end_with_run)
 
 def start_process(options: Any, *run: str) -> tuple[subprocess.Popen, str]:
     "A server in a process of its own, and where it answers"
-    from mlref.workers import child_environment, encode_options
+    from mlref.followers import child_environment, encode_options
 
     process = subprocess.Popen(
         [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
@@ -228,7 +227,7 @@ def alone(file: Path) -> Iterator[None]:
 
 def start_shared(root: Path) -> dict[str, Any]:
     "The server of this run"
-    from mlref.workers import ServeOptions
+    from mlref.followers import ServeOptions
 
     home = root / 'served-home'
     versions = make_home(home)

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server_fixture import Served, start_process, wait_gone
 
 from mlref.access import make_key, write_keys
 from mlref.core import MlrefError
+from mlref.followers import ServeOptions, child_environment
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
-from mlref.workers import ServeOptions, child_environment
+from server_fixture import Served, start_process, wait_gone
 
 ONE = np.array([[3, 2.5]], np.float32)
 DEEP = b'{"inputs":' + b'[' * 1500 + b']' * 1500 + b'}'
@@ -120,7 +120,9 @@ def test_a_row_says_for_which_request_and_for_whom(served):
     rows = [row for row in served.rows() if row['request_id'] == 'mine-7']
     wanted = [(each['entity_id'], each['p']) for each in said['predictions']]
     assert [(row['entity_id'], row['p']) for row in rows] == wanted
-    assert {row['client'] for row in rows} == {''} and {row['trace'] for row in rows} == {trace[3:35]}
+    assert {row['client'] for row in rows} == {''} and {row['trace'] for row in rows} == {
+        trace[3:35]
+    }
     # a name that could break a line of a log is not taken over
     assert served.call('POST', '/predict', {'entities': visits}, x_request_id='a b')[2][
         'x-request-id'
@@ -209,7 +211,9 @@ def test_a_worker_that_dies_is_replaced_and_nothing_it_counted_is_lost(served):
 
 
 def test_versions_change_under_load_and_back_without_a_failure(served):
-    wanted = dict(zip(served.versions, (served.scores(ONE)[0], served.scores(ONE, 1)[0]), strict=True))
+    wanted = dict(
+        zip(served.versions, (served.scores(ONE)[0], served.scores(ONE, 1)[0]), strict=True)
+    )
     stop = threading.Event()
 
     def ask(_):
@@ -356,7 +360,9 @@ def test_silent_connections_do_not_use_up_the_descriptors():
                 stack.enter_context(socket.create_connection(address, timeout=5))
             for _ in range(10):
                 with socket.create_connection(address, timeout=5) as client:
-                    client.sendall(b'GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n')
+                    client.sendall(
+                        b'GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n'
+                    )
                     assert client.recv(65536).startswith(b'HTTP/1.1 200')
     finally:
         process.kill()
