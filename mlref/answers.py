@@ -66,6 +66,16 @@ async def _score_vectors(
     return assigned, served, newest_scores(calibrations, p)
 
 
+def _about(server: ModelServer, request: Request) -> dict[str, Any]:
+    "What every row that is kept says of its request"
+    return {
+        'answered_at': round(server.clock(), 3),
+        'request_id': request.id,
+        'client': request.client,
+        'trace': request.trace.decode(),
+    }
+
+
 def _vector_row(
     server: ModelServer,
     request: Request,
@@ -75,19 +85,18 @@ def _vector_row(
     unit: str,
 ) -> bytes:
     "What is kept of a request by vectors"
-    row = VectorRow(
-        p=scores.p.tolist(),
-        version=served.version,
-        answered_at=round(server.clock(), 3),
-        request_id=request.id,
-        client=request.client,
-        id='' if unit == request.id else unit,
-        calibration=scores.calibration,
-        variant=assigned.variant,
-        counted=assigned.counted,
-        trace=request.trace.decode(),
+    named = '' if unit == request.id else unit
+    return encode_row(
+        VectorRow(
+            p=scores.p.tolist(),
+            version=served.version,
+            id=named,
+            calibration=scores.calibration,
+            variant=assigned.variant,
+            counted=assigned.counted,
+            **_about(server, request),
+        )
     )
-    return encode_row(row)
 
 # %% ../nbs/16ga_answers.ipynb #dfbeb149
 async def answer_oip(server: ModelServer, request: Request) -> Answer:
@@ -231,29 +240,27 @@ def _prediction_rows(
     digests: list[str],
 ) -> list[bytes]:
     "What is kept of the scores of entities"
-    answered_at = round(server.clock(), 3)
+    about = _about(server, request)
     cutoffs = asked.columns['cutoff'].tolist()
-    rows = zip(asked.ids, cutoffs, p, digests, chosen, strict=True)
-    return [
-        encode_row(
-            PredictionRow(
-                entity_id=str(entity_id),
-                cutoff=cutoff,
-                scored_at=cutoff,
-                p=score,
-                version=served.version,
-                trained_until=served.model.trained_until,
-                answered_at=answered_at,
-                request_id=request.id,
-                client=request.client,
-                calibration=digest,
-                variant=assigned.variant,
-                counted=assigned.counted,
-                trace=request.trace.decode(),
-            )
+    kept = []
+    for place, (assigned, served) in enumerate(chosen):
+        by = {
+            'version': served.version,
+            'trained_until': served.model.trained_until,
+            'variant': assigned.variant,
+            'counted': assigned.counted,
+        }
+        row = PredictionRow(
+            entity_id=str(asked.ids[place]),
+            cutoff=cutoffs[place],
+            scored_at=cutoffs[place],
+            p=p[place],
+            calibration=digests[place],
+            **by,
+            **about,
         )
-        for entity_id, cutoff, score, digest, (assigned, served) in rows
-    ]
+        kept.append(encode_row(row))
+    return kept
 
 # %% ../nbs/16ga_answers.ipynb #ae005b52
 async def predict_entities(server: ModelServer, request: Request) -> Answer:

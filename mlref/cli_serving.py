@@ -283,19 +283,16 @@ class ServeSettings:
         "As the supervisor takes them"
         from mlref.followers import ServeOptions
 
+        same = ('task', 'uri', 'host', 'port', 'durability', 'max_rows', 'deadline', 'max_age')
+        given = {name: getattr(self, name) for name in same}
+        cores = len(os.sched_getaffinity(0))
+        folder = home / 'served' if self.log is None else self.log
         return ServeOptions(
-            task=self.task,
+            **given,
             home=str(home),
-            folder=str(self.log or home / 'served'),
-            uri=self.uri,
-            host=self.host,
-            port=self.port,
-            workers=self.workers or len(os.sched_getaffinity(0)),
-            durability=self.durability,
-            names=tuple(self.allow_host or ()),
-            max_rows=self.max_rows,
-            deadline=self.deadline,
-            max_age=self.max_age,
+            folder=str(folder),
+            workers=self.workers if self.workers else cores,
+            names=() if self.allow_host is None else tuple(self.allow_host),
         )
 
 
@@ -351,7 +348,8 @@ def _add_key(
     from mlref.access import make_key, read_keys, write_keys
 
     file = _keys_file(log, data)
-    token, key = make_key(name, tuple(scope or ('predict',)), rows)
+    scopes = ('predict',) if scope is None else tuple(scope)
+    token, key = make_key(name, scopes, rows)
     write_keys(file, [*read_keys(file).values(), key])
     found = {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'key': token}
     return Answer(found, f'{token}\nKeep it: it is not shown again.')

@@ -177,7 +177,7 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
         count: Callable[[int], None] = lambda status: None,  # Told of what is refused here
     ):
-        self.limits = limits or ConnectionLimits()
+        self.limits = ConnectionLimits() if limits is None else limits
         self.count = count
         self.config = Config(
             app,
@@ -190,6 +190,7 @@ class HttpServer:
         )
         self.config.load()
         self.state = ServerState()
+        self.open: set[GuardedProtocol] = self.state.connections  # type: ignore[assignment]
         self.most = self.limits.most()
         self.draining = False
         self.taking: set[asyncio.Task[Any]] = set()
@@ -211,12 +212,12 @@ class HttpServer:
         finally:
             looking.cancel()
             self.loop.remove_reader(listening)
-            for connection in list(self.state.connections):
+            for connection in list(self.open):
                 connection.transport.abort()
 
     def make_room(self) -> bool:
         "Close the connection that has been silent longest; False when none is"
-        silent = [each for each in self.state.connections if each.phase in (IDLE, HEAD)]
+        silent = [each for each in self.open if each.phase in (IDLE, HEAD)]
         if not silent:
             return False
         min(silent, key=lambda each: each.since).transport.close()
@@ -269,7 +270,7 @@ async def _look_after(server: HttpServer) -> None:
     while True:
         now = server.loop.time()
         server.state.default_headers = [(b'date', formatdate(time.time(), usegmt=True).encode())]
-        for connection in list(server.state.connections):
+        for connection in list(server.open):
             if time_left(connection, server.limits, now) < 0:
                 connection.expire()
         await asyncio.sleep(0.25)
@@ -278,7 +279,7 @@ async def _look_after(server: HttpServer) -> None:
 async def _drain(server: HttpServer) -> None:
     "Answer what was sent, close what is idle, and wait for the rest within bounds"
     server.draining = True
-    connections = server.state.connections
+    connections = server.open
     for connection in connections:
         if connection.phase in (BODY, ANSWER):
             connection.cycle.keep_alive = False

@@ -227,6 +227,23 @@ class ServedRows:
         return pl.DataFrame(places)
 
 
+def _read_log(
+    place: Path,  # Of a worker's log
+    part: int,  # Its number
+    lake: Lake,
+) -> tuple[list[dict], LogPosition]:  # What the lake has not looked at; where it ends
+    log = LocalLog(place, readonly=True)
+    try:
+        position = read_position(lake, 'predictions', part)
+        check_position(log, 'predictions', position)
+        messages = log.read('predictions', position.offset, 10**6)
+        end = position.offset + len(messages)
+        served = [json.loads(message) for message in messages]
+        return served, position_at(log, 'predictions', end)
+    finally:
+        log.close()
+
+
 def read_served(
     folder: Path,  # Of a server
     lake: Lake,
@@ -235,19 +252,11 @@ def read_served(
     found: list[dict] = []
     positions = {}
     for part, place in prediction_logs(folder).items():
-        log = LocalLog(place, readonly=True)
-        try:
-            position = read_position(lake, 'predictions', part)
-            check_position(log, 'predictions', position)
-            messages = log.read('predictions', position.offset, 10**6)
-            end = position.offset + len(messages)
-            positions[part] = position_at(log, 'predictions', end)
-        finally:
-            log.close()
-        found += [json.loads(message) for message in messages]
+        rows, positions[part] = _read_log(place, part, lake)
+        found += rows
     return ServedRows(found, positions)
 
-
+# %% ../nbs/22c_daily.ipynb #7cff3774
 def calibrated_answers(
     p: np.ndarray,  # Scores
     fitted: pl.DataFrame | None,  # From `fit_daily_calibration`

@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/17e_followers.ipynb #deac72e3
 from .access import read_keys
@@ -44,6 +44,11 @@ from mlref.serving_state import (
     with_champion,
     write_note,
 )
+
+# %% ../nbs/17e_followers.ipynb #5933a265
+if TYPE_CHECKING:  # a worker has neither
+    from mlref.registry import Registry
+    from mlref.task import Task
 
 # %% ../nbs/17e_followers.ipynb #152f64c2
 @dataclass(frozen=True)
@@ -88,9 +93,8 @@ def publish_champion(
 ) -> ServingState:
     "Make the registry's champion what a server answers with; raises `MlrefError`"
     from mlref.bundle import write_bundle
-    from mlref.model_versions import load_champion, load_version
+    from mlref.model_versions import load_champion
     from mlref.registry import Registry, RegistryUnreachable
-    from mlref.rollout_state import read_rollout
     from mlref.task import load_task
 
     task = load_task(options.task)
@@ -99,23 +103,36 @@ def publish_champion(
     bundles = Path(options.folder) / 'bundles'
     try:
         champion = load_champion(registry, features=task.features)
-        standing = read_rollout(registry)
+        candidate = _write_candidate(task, registry, bundles)
     except RegistryUnreachable as error:
         raise MlrefError(
             f'{error}; start it again, or name one that answers with --uri or MLFLOW_TRACKING_URI'
         ) from None
     digest = write_bundle(task, champion, bundles).name
-    candidate = ''
-    if standing is not None:
-        tried = load_version(registry, standing.rollout.candidate, task.features)
-        candidate = write_bundle(task, tried, bundles).name
 
     def change(state: ServingState) -> ServingState:
         return replace(with_champion(state, digest, mark), candidate=candidate)
 
     return publish_state(Path(options.folder), change)
 
-# %% ../nbs/17e_followers.ipynb #03582c68
+# %% ../nbs/17e_followers.ipynb #3e7f5f34
+def _write_candidate(
+    task: 'Task',
+    registry: 'Registry',
+    bundles: Path,
+) -> str:  # Digest of its bundle; '' = nothing is tried out
+    "The version that a rollout tries out, as a bundle"
+    from mlref.bundle import write_bundle
+    from mlref.model_versions import load_version
+    from mlref.rollout_state import read_rollout
+
+    standing = read_rollout(registry)
+    if standing is None:
+        return ''
+    tried = load_version(registry, standing.rollout.candidate, task.features)
+    return write_bundle(task, tried, bundles).name
+
+
 def is_current(
     options: ServeOptions,
     state: ServingState,
@@ -133,7 +150,7 @@ def publish_main(text: str) -> None:
     except MlrefError as error:
         sys.exit(f'mlref: {error}')
 
-
+# %% ../nbs/17e_followers.ipynb #82255cbd
 def child_command(
     module: str,  # Of this package
     function: str,  # One that takes texts
@@ -331,7 +348,7 @@ async def _wait_for_all(
         await asyncio.sleep(0.01)
         behind = laggards(read_notes(folder), epoch)
 
-
+# %% ../nbs/17e_followers.ipynb #385d498c
 async def _run_publisher(options: ServeOptions) -> str:
     "Have the champion published; what went wrong, or ''"
     command = child_command('followers', 'publish_main', encode_options(options))
@@ -349,7 +366,7 @@ async def _run_publisher(options: ServeOptions) -> str:
         return f'no answer of the registry for {_MOST:g} s'
     return last_sentence(said.decode(errors='replace')) if process.returncode else ''
 
-# %% ../nbs/17e_followers.ipynb #db7e8a24
+
 def last_sentence(
     said: str,  # On standard error
 ) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-# %% ../nbs/16g_model_server.ipynb #d82f9cc5
-from .access import AccessKey, RateLimiter
+# %% ../nbs/16g_model_server.ipynb #e14bbacf
+from .access import RateLimiter
 from .batching import Batcher
 from .bundle import ServingBundle
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
@@ -363,8 +363,8 @@ def _room_left(server: ModelServer) -> str:
             f'expected {least:,} bytes free on the disk of {log.folder}, {left:,} are left; make'
             ' room, or trim with: mlref trim'
         )
-    info, stat = log.env.info(), log.env.stat()
-    used = info['last_pgno'] * stat['psize']
+    info = log.env.info()
+    used = info['last_pgno'] * log.env.stat()['psize']
     if info['map_size'] - used < least:
         return (
             f'expected {least:,} bytes left in the log {log.folder}, it is full at'

@@ -110,18 +110,21 @@ class Metric:
     says: str
 
 
-METRICS = {
+_OF_REQUESTS = {
     'mlref_requests': Metric('counter', 'Requests answered'),
     'mlref_request_seconds': Metric('histogram', 'Time to the answer'),
     'mlref_entities': Metric('counter', 'Entities or vectors scored'),
     'mlref_values': Metric('counter', 'Last values read'),
     'mlref_samples_dropped': Metric('counter', 'Counts under a name that found no place'),
+}
+_OF_NOW = {
     'mlref_model_info': Metric('gauge', 'The version that answers'),
     'mlref_store_dead_letters': Metric('gauge', 'Messages that the feed has set aside'),
     'mlref_store_snapshot_lag': Metric('gauge', 'Commits since the oldest moment that is held'),
     'mlref_store_clock_minutes': Metric('gauge', 'Newest known time applied, minutes since 1970'),
     'mlref_store_lag_minutes': Metric('gauge', 'Minutes that this is behind the clock on the wall'),
 }
+METRICS = {**_OF_REQUESTS, **_OF_NOW}
 _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
 
@@ -199,7 +202,7 @@ class ServerMetrics:
         meters: Meters | None = None,  # None = of nobody else's interest
         folder: Path | None = None,  # Of the meters of all workers
     ):
-        self.meters = meters or Meters()
+        self.meters = Meters() if meters is None else meters
         self.folder = folder
         self.values = self.meters.values
         self.answers: dict[tuple[str, str, int], _Places] = {}

@@ -260,19 +260,15 @@ def state_routes(
     servers: tuple[ModelServer, ...],
 ) -> list[Route]:
     "Routes that tell how the server is; no key is needed, and nothing is counted"
-    of_models: dict[str, Any] = {
-        '/v2': _show_server,
-        _MODEL: _show_model,
-        _MODEL + '/versions/{version}': _show_model,
-        _MODEL + '/config': _show_config,
-        _MODEL + '/versions/{version}/config': _show_config,
-        _MODEL + '/ready': _show_model_ready,
-        _MODEL + '/versions/{version}/ready': _show_model_ready,
-        '/v2/models/stats': _show_statistics,
-        _MODEL + '/stats': _show_statistics,
-        _MODEL + '/versions/{version}/stats': _show_statistics,
+    of_a_model: dict[str, Any] = {
+        '': _show_model,
+        '/config': _show_config,
+        '/ready': _show_model_ready,
+        '/stats': _show_statistics,
     }
     of_server: dict[str, Any] = {
+        '/v2': _show_server,
+        '/v2/models/stats': _show_statistics,
         '/version': _show_server,
         '/metrics': _show_metrics,
         '/openapi.json': _show_api,
@@ -282,10 +278,11 @@ def state_routes(
         '/health/ready': _show_ready,
         '/ping': _show_ready,
     }
-    routes = [
-        Route(path, partial(handler, servers))
-        for path, handler in {**of_models, **of_server}.items()
-    ]
+    found = {**of_server}
+    for end, handler in of_a_model.items():
+        found[_MODEL + end] = handler
+        found[_MODEL + '/versions/{version}' + end] = handler
+    routes = [Route(path, partial(handler, servers)) for path, handler in found.items()]
     index = partial(_show_index, servers)
     return [*routes, Route('/v2/repository/index', index, 'POST', bare=True)]
 
@@ -302,7 +299,7 @@ def make_routes(
     ]
     return [*work, *state_routes(servers)]
 
-
+# %% ../nbs/16gb_routes.ipynb #ecb8eaaf
 def make_app(
     *servers: ModelServer,  # One a task
     services: Iterable[Any] = (),  # That run beside it, e.g. what follows the state
@@ -313,7 +310,7 @@ def make_app(
     limits = first.settings.limits
     return Application(routes, first.metrics, [*servers, *services], limits)
 
-# %% ../nbs/16gb_routes.ipynb #6ec11956
+
 def open_server(
     bundle: ServingBundle,
     store: LmdbStore,

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from os.path import commonprefix
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 # %% ../nbs/16_serve.ipynb #c8afc59a
 from mlref.access import (
@@ -157,7 +157,7 @@ class ClientLeft(Exception):
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
-# %% ../nbs/16_serve.ipynb #35d44faf
+
 async def read_body(
     receive: Receive,  # Of ASGI
     most: int,  # Bytes
@@ -165,23 +165,24 @@ async def read_body(
     "The body of a request; raises `RequestError` for one that is too long, or `ClientLeft`"
     message = await receive()
     body = message.get('body', b'')
+    _check_there(message)
     size = len(body)
-    if not message.get('more_body') and size <= most and message['type'] == 'http.request':
-        return body
     parts = [body]
-    while True:
-        if message['type'] != 'http.request':
-            raise ClientLeft
-        if not message.get('more_body') or size > 16 * most:
-            break
+    while message.get('more_body', False) is True and size <= 16 * most:
         message = await receive()
+        _check_there(message)
         part = message.get('body', b'')
         size += len(part)
         if size <= most:
             parts.append(part)
     if size > most:
         raise RequestError(413, f'expected at most {most:,} bytes, got {size:,}; send fewer rows')
-    return b''.join(parts)
+    return body if len(parts) == 1 else b''.join(parts)
+
+# %% ../nbs/16_serve.ipynb #d61fb72e
+def _check_there(message: Mapping[str, Any]) -> None:
+    if message['type'] != 'http.request':
+        raise ClientLeft
 
 # %% ../nbs/16_serve.ipynb #a461a433
 def error_answer(
@@ -215,7 +216,8 @@ def explain_error(
     said = f'expected to answer, the server failed; its log has the reason under {request.id}'
     return 500, error_answer(RequestError(500, said))
 
-# %% ../nbs/16_serve.ipynb #282ba6de
+# %% ../nbs/16_serve.ipynb #e42a2032
+@runtime_checkable
 class Service(Protocol):
     "What runs beside an application"
 
@@ -234,9 +236,9 @@ class Application:
         services: Iterable[Service] = (),
         limits: Limits | None = None,  # Of requests; None = the usual ones
     ):
-        self.metrics = metrics or ServerMetrics()
+        self.metrics = ServerMetrics() if metrics is None else metrics
         self.services = tuple(services)
-        self.limits = limits or Limits()
+        self.limits = Limits() if limits is None else limits
         self.keys: Mapping[str, AccessKey] = {}  # None = whoever reaches it may ask
         self.addresses: Addresses = make_addresses('127.0.0.1')
         self.hosts: set[bytes] = set()  # Seen and found right

@@ -58,22 +58,22 @@ def open_worker(
 ) -> tuple[Application, StateFollower]:
     "The application of a worker; raises `MlrefError` when a part of it is missing"
     folder = Path(options.folder)
-    meters = folder / 'workers' / f'{index}.meters'
-    state = read_state(folder)
-    bundle = open_bundle(folder / 'bundles' / state.champion)
+    bundle = open_bundle(folder / 'bundles' / read_state(folder).champion)
+    store = LmdbStore(Path(options.home) / 'online', readonly=True)
     log = LocalLog(prediction_log(folder, index))
     events = LocalLog(event_log(folder))
+    meters = folder / 'workers' / f'{index}.meters'
     server = ModelServer(
         task=bundle.task,
-        store=LmdbStore(Path(options.home) / 'online', readonly=True),
+        store=store,
         log=GroupCommit(log, durability=options.durability),
         events=GroupCommit(events),
         log_file=log,
         event_file=events,
         metrics=ServerMetrics(Meters(meters), meters.parent),
         settings=options.settings(),
-        limiter=RateLimiter(share=1 / options.workers),
     )
+    server.limiter = RateLimiter(share=1 / options.workers)
     follower = StateFollower(options, server, index)
     follower.opened[bundle.digest] = bundle
     app = make_app(server, services=[follower])

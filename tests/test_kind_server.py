@@ -3,10 +3,8 @@
 Every case was found by trying; each is an input against a real server of two workers.
 """
 
-import asyncio
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -17,7 +15,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +23,7 @@ from mlref.access import make_key, write_keys
 from mlref.core import MlrefError
 from mlref.followers import ServeOptions, child_environment
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
-from server_fixture import Served, start_process, wait_gone
+from server_fixture import start_process
 
 ONE = np.array([[3, 2.5]], np.float32)
 DEEP = b'{"inputs":' + b'[' * 1500 + b']' * 1500 + b'}'
