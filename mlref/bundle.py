@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from .features import FeatureSet
 from .messages import MessageLimits
 from .model import LOADERS, load_model, save_model
 from .named_values import decode_value, encode_value
+from .protocols import Signature
 from .read_plan import ReadPlan, make_plan
 from .records import RecordLayout, record_layouts
 from .request_fields import RequestField, ServedTask, make_served_task
@@ -59,7 +60,7 @@ class ServingBundle:
     model: Predictor
     features: FeatureSet
     lookups: Any = None  # Handed to on-demand features
-    nan: Literal['refuse', 'allow'] = 'allow'  # What is done with a missing value in a vector
+    signature: Signature  # Of the model, for vectors that a client sends
     digest: str = ''  # Of its content, 12 hexadecimal digits; '' = it was never written
     folder: Path | None = None  # Where it lies
     loads: tuple[str, ...] = ()  # Packages that a worker imports for it, those of Python left out
@@ -95,6 +96,7 @@ def make_bundle(
         model=model,
         features=task.features,
         lookups=task.lookups,
+        signature=Signature(model.names),
     )
 
 # %% ../nbs/15d_bundle.ipynb #15d0000e
@@ -158,7 +160,7 @@ def _write_parts(
         'format': _FORMAT,
         'task': _encode_task(bundle.task),
         'features': encode_features(bundle.features),
-        'nan': bundle.nan,
+        'nan': bundle.signature.nan,
         'model': {'kind': model.kind, 'version': model.version, 'loader': loader},
     }
     write_json(folder / 'lookups.json', {'lookups': encode_value(bundle.lookups, 'the lookups')})
@@ -326,7 +328,7 @@ def open_bundle(
         model=model,
         features=features,
         lookups=decode_value(lookups, 'the lookups'),
-        nan=about['nan'],
+        signature=Signature(model.names, about['nan']),
         digest=about['digest'],
         folder=folder,
         loads=tuple(about['loads']),

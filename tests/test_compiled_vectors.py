@@ -1,6 +1,8 @@
 """A compiled vector is the reader's own, bit for bit: made-up sets, commits, threads, damage"""
 
 import os
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,12 +18,13 @@ from mlref import hot_keys
 from mlref.compiled_vectors import compile_vectors
 from mlref.core import LAST_MINUTE, MlrefError
 from mlref.features import Entity, FeatureSet, FeatureView, OnDemand
+from mlref.flights.features import FLIGHTS
 from mlref.lmdb_store import LmdbStore, reshard
 from mlref.materialize import apply_events
 from mlref.online import Facts, OnlineReader, merge_facts
 from mlref.read_plan import make_plan
 from mlref.records import DamagedRecord, read_record, record_layouts
-from mlref.row_forms import row_form_of
+from mlref.row_forms import find_row_form, row_form_of
 from mlref.sources import from_table, with_squares
 from mlref.vectors import read_vectors
 
@@ -428,3 +431,17 @@ def test_threads_see_whole_moments_while_a_writer_commits(tmp_path):
     for mine in seen:
         assert mine == sorted(mine)
         assert all(total == 5 * count for count, total in mine)
+
+
+def test_every_formula_of_the_flights_has_a_row_form():
+    "A formula without one costs a request five times as much, and nothing else would tell"
+    formulas = [FLIGHTS.asks, *(part.make for part in FLIGHTS.on_demand)]
+    assert [formula for formula in formulas if find_row_form(formula) is None] == []
+
+
+def test_a_compiled_vector_needs_no_frame_library():
+    code = 'import sys, mlref.compiled_vectors; print(*sys.modules)'
+    loaded = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert not {'polars', 'pandas', 'torch', 'mlflow', 'matplotlib'} & set(loaded.stdout.split())
