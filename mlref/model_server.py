@@ -32,7 +32,7 @@ from .group_commit import GroupCommit
 from .lmdb_store import LmdbStore, snapshot_lag
 from .log import LocalLog
 from .observe import ServerMetrics, write_sample
-from .protocols import Limits, RequestError, Scores, Signature
+from .protocols import Limits, RequestError, Scores
 from .request_fields import ServedTask
 
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
@@ -75,7 +75,7 @@ class ServedModel:
         self.bundle = bundle
         self.model = bundle.model
         self.version = bundle.model.version
-        self.signature = Signature(tuple(bundle.model.names), bundle.nan)
+        self.signature = bundle.signature
         self.needs_history = bool(bundle.features.views)  # Else requests say everything
         self.vectors = compile_vectors(bundle.plan, store.layouts)
         self.batcher = Batcher(

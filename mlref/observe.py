@@ -133,7 +133,8 @@ def write_sample(
     **labels: str,
 ) -> str:
     "A sample as a scraper reads it, without its value"
-    inside = ','.join(f'{key}={json.dumps(value)}' for key, value in labels.items())
+    ordered = sorted(labels, key=lambda key: (key == 'le', key))  # an edge stands last
+    inside = ','.join(f'{key}={json.dumps(labels[key])}' for key in ordered)
     return f'{name}{{{inside}}}'
 
 # %% ../nbs/15_observe.ipynb #b2bab48a
