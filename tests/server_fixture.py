@@ -5,6 +5,7 @@ those of an exported engine. Tests in other processes of the same run share it; 
 it, and it stops by itself when the run is gone.
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from socket import create_connection
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +185,23 @@ class Served:
             found += [json.loads(message) for message in messages]
             log.close()
         return found
+
+
+def deliver_body(log: Any, schema: Any, body: bytes) -> dict[str, Any]:
+    "What a server with this log answers to a body of events; raises as its handler does"
+    from mlref.answers import post_events
+    from mlref.group_commit import GroupCommit
+    from mlref.messages import MessageReader
+
+    columns = {name: str(kind) for name, kind in schema.columns.items()}
+    task = SimpleNamespace(messages=MessageReader(columns, schema.limits))
+
+    async def post() -> bytes:
+        server = SimpleNamespace(task=task, events=GroupCommit(log), event_file=log)
+        answer = await post_events(server, SimpleNamespace(body=body))
+        return answer.body
+
+    return json.loads(asyncio.run(post()))
 
 
 CHILD = """
