@@ -107,6 +107,10 @@ class FairQueue:
         self.rows -= self.max_rows - room
         return batch
 
+    def large_rows(self) -> int:
+        "Rows of the large requests"
+        return sum([len(each.X) for each in self.large])
+
     def turns(self) -> int:
         "Turns that are full already: those before the one of a small request that comes now"
         return self.rows // self.max_rows * (2 if self.large else 1)
@@ -300,12 +304,15 @@ class Batcher(TurnRunner):
         *,
         max_rows: int = 256,  # Of one run
         max_queue: int = 4096,  # Requests that wait at most
+        max_waiting: int = 2**17,  # Rows of the large ones among them, which take the memory
         in_thread: bool = False,  # For a model whose run takes many milliseconds
         clock: Callable[[], float] = time.monotonic,  # Of deadlines, seconds
     ):
         check_number(max_queue, 'max_queue', 1, whole=True)
+        check_number(max_waiting, 'max_waiting', 1, whole=True)
         super().__init__(run, FairQueue(max_rows), TurnClock(clock), in_thread)
         self.max_queue = max_queue
+        self.max_waiting = max_waiting
         self.clock = clock
         self.closed = False
 
@@ -317,19 +324,22 @@ class Batcher(TurnRunner):
         "Have rows scored; raises `Overloaded`, `DeadlineExceeded` or `MlrefError` at once"
         check_rows(X)
         loop = asyncio.get_running_loop()
-        self._admit(deadline)
+        self._admit(len(X), deadline)
         request = ScoreRequest(X, deadline, loop.create_future())
         self.queue.add(request)
         self.wake(loop)
         return request.told
 
-    def _admit(self, deadline: float) -> None:
+    def _admit(self, rows: int, deadline: float) -> None:
         turns = self.queue.turns()
         wait = (turns + 2) * self.turn.seconds if turns else 0.0  # one is under way
         now = self.clock()
         if deadline <= now:
             raise DeadlineExceeded('expected a deadline that lies ahead, it has passed; ask again')
         full = len(self.queue) >= self.max_queue
+        if rows > self.queue.max_rows:
+            large = self.queue.large_rows()
+            full = full or (large > 0 and large + rows > self.max_waiting)
         if full or self.closed or now + wait > deadline:
             ahead = f'{len(self.queue):,} requests wait for about {wait:.2g} s'
             why = 'this model is no longer served' if self.closed else ahead

@@ -131,6 +131,8 @@ def bounded_sequence(
 ) -> ConfidenceSequence:
     "Empirical Bernstein confidence sequence (Waudby-Smith and Ramdas 2023)"
     check_array(x, 'values')
+    check_number(low, 'low')
+    check_number(high, 'high')
     check_number(alpha, 'alpha', 1e-12, 0.999)
     if len(x) and not (low < high and x.min() >= low and x.max() <= high):
         raise MlrefError(

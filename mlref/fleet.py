@@ -6,11 +6,13 @@
 __all__ = ['DAY_S', 'BUSIEST', 'AutoscalingConfig', 'FleetObservation', 'AutoscalingState', 'ScalingDecision', 'desired_replicas',
            'affordable_replicas', 'decide_replicas', 'ReplicaModel', 'waiting_requests', 'RequestQueue',
            'SimulatedFleet', 'FleetHistory', 'simulate_fleet', 'slower_share', 'response_quantile', 'FleetSummary',
-           'summarize_fleet', 'plot_fleet']
+           'summarize_fleet', 'plot_fleet', 'Autoscaler']
 
 # %% ../nbs/18_fleet.ipynb #18f10004
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -394,3 +396,51 @@ def plot_fleet(
     ax.set_ylabel('requests a second')
     ax.legend(fontsize=7)
     return figure
+
+# %% ../nbs/18_fleet.ipynb #18f1004b
+class Autoscaler:
+    "Looks at a fleet, decides and scales it, once an interval; keeps its state between looks"
+
+    def __init__(
+        self,
+        config: AutoscalingConfig,
+        busy_seconds: Callable[[], float],  # Spent on requests so far, a counter over all replicas
+        running: Callable[[], int],  # Replicas that answer
+        scale: Callable[[int], object],  # Called with the number that is wanted, when it changes
+        clock: Callable[[], float] = time.time,  # Seconds
+    ):
+        self.config = config
+        self.busy_seconds = busy_seconds
+        self.running = running
+        self.scale = scale
+        self.clock = clock
+        self.state = AutoscalingState(max(running(), config.min_replicas))
+        self.spent = 0.0  # Since the day began
+        self.seen: deque[tuple[float, float]] = deque([(clock(), busy_seconds())])
+
+    def ongoing(self) -> float:
+        "Requests that were ongoing on average over the look-back period"
+        at = self.clock()
+        busy = self.busy_seconds()
+        self.seen.append((at, busy))
+        while len(self.seen) > 2 and self.seen[1][0] <= at - self.config.look_back_period_s:
+            self.seen.popleft()
+        began, before = self.seen[0]
+        grown = busy - before if busy >= before else busy
+        return grown / max(at - began, 1e-9)
+
+    def look(self) -> ScalingDecision:
+        "Observe, decide, and scale if the number changes"
+        last = self.seen[-1][0]
+        ongoing = self.ongoing()
+        at = self.seen[-1][0]
+        if at // DAY_S != last // DAY_S:
+            self.spent = 0.0
+        price = self.config.replica_cost_per_hour / 3600
+        self.spent += self.state.replicas * price * (at - last)
+        observed = FleetObservation(at, self.running(), ongoing, self.spent)
+        decision = decide_replicas(self.config, self.state, observed)
+        if decision.replicas != self.state.replicas:
+            self.scale(decision.replicas)
+        self.state = decision.state
+        return decision

@@ -369,7 +369,7 @@ class GroupCommit(Committer):
         return held_up(self.max_wait, 'nothing is kept') if stalled else self.error
 
     async def close(self) -> None:
-        "Take no more, write what was accepted; raises `Outage` when the disk does not take it"
+        "Write what was accepted; after an `Outage` the log is still in use: end the process"
         self.closing = True
         until = self.clock() + self.max_wait
         while self.queue.size and self.clock() < until:

@@ -13,7 +13,14 @@ from math import exp, log
 
 import numpy as np
 
-from .arguments import MlrefError, check_fields, check_number
+from mlref.arguments import (
+    MlrefError,
+    check_array,
+    check_fields,
+    check_number,
+    check_probabilities,
+    check_type,
+)
 from .confidence import bounded_sequence
 
 # %% ../nbs/17c_guardrails.ipynb #17c0000c
@@ -27,8 +34,10 @@ def excess_evidence(
     ratio: float = 1.0,  # Times as often as the champion, which would be accepted
 ) -> float:  # Log of the evidence that it is worse
     "Evidence that may be looked at after every event (Wald 1945; Robbins 1970)"
+    check_number(bad, 'bad', 0)
+    check_number(others, 'others', 0)
     check_number(share, 'share', 0, 1)
-    check_number(ratio, 'ratio', 1e-9)
+    check_number(ratio, 'ratio', 1e-9, 1e9)
     if not 0 < share < 1:
         return 0.0  # one model alone is compared with nobody
     odds = ratio * share / (1 - share)
@@ -60,9 +69,12 @@ def slow_limit(
     seconds: Sequence[float] | np.ndarray,  # How long answers took before the rollout
 ) -> float:  # Seconds
     "What only one answer in a hundred exceeds"
+    check_type(seconds, (Sequence, np.ndarray), 'how long answers took')
     if not len(seconds):
         raise MlrefError('expected answers of the champion, got none; let it answer some first')
-    return float(np.quantile(np.asarray(seconds, np.float64), 0.99))
+    times = np.asarray(seconds)
+    check_array(times, 'how long answers took')
+    return float(np.quantile(times, 0.99))
 
 # %% ../nbs/17c_guardrails.ipynb #17c00015
 @dataclass(frozen=True)
@@ -118,6 +130,8 @@ def check_shift(
 ) -> tuple[str, ...]:  # A sentence when the scores are shifted
     "Whether the candidate's scores are elsewhere on average; may be asked after every request"
     policy = GuardrailPolicy() if policy is None else policy
+    check_probabilities(candidate, 'scores of the candidate')
+    check_probabilities(champion, 'scores of the champion', len(candidate))
     if not len(candidate):
         return ()
     shift = bounded_sequence(candidate - champion, -1, 1, policy.alpha).last

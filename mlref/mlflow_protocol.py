@@ -24,6 +24,7 @@ from mlref.protocols import (
     Scores,
     Signature,
     check_rows,
+    check_size,
     check_values,
     decode_json,
     finite_list,
@@ -160,6 +161,7 @@ def _parse_columns(columns: dict[str, Any], signature: Signature, limits: Limits
 # %% ../nbs/15ab_mlflow.ipynb #15ab0015
 def _split_csv(body: bytes, limits: Limits) -> list[list[str]]:
     "The lines of CSV, the names first; raises `RequestError`"
+    check_size(body, limits)
     check_values(body, limits)
     rows: list[list[str]] = []
     try:
@@ -203,6 +205,7 @@ _read_split = msgspec.json.Decoder(_SplitBody).decode
 
 def _decode_usual(body: bytes, signature: Signature, limits: Limits) -> MlflowRequest | None:
     "`dataframe_split` of numbers; None = not usual, or wrong; raises `RequestError`"
+    check_size(body, limits)
     check_values(body, limits)
     try:
         split = _read_split(body).dataframe_split

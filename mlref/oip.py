@@ -56,57 +56,8 @@ class OipRequest:
     binary: bool = False  # Whether outputs that are not named come in binary
 
 # %% ../nbs/15aa_oip.ipynb #15aa000b
-class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[float | None]
-
-
-class _UsualBody(msgspec.Struct, forbid_unknown_fields=True):
-    inputs: list[_Tensor]
-    id: str | None = None
-
-
-_read_usual = msgspec.json.Decoder(_UsualBody).decode
-_QUOTES = 14  # around inputs, name, datatype, shape, data, and the texts X and FP32
-_WITH_ID = _QUOTES + 4
-
-
-def _float64(values: list[float | None]) -> np.ndarray:
-    "Numbers in float64, null as NaN"
-    try:
-        return np.frombuffer(struct.pack(f'{len(values)}d', *values))  # quicker than np.array
-    except struct.error:  # a null
-        return np.array(values, np.float64)
-
-# %% ../nbs/15aa_oip.ipynb #15aa000c
-def _decode_usual(
-    body: bytes,
-    signature: Signature,
-    limits: Limits,
-) -> OipRequest | None:  # None = not usual
-    "One tensor of FP32 in JSON; raises `RequestError` only for numbers that do not fit"
-    check_values(body, limits)
-    try:
-        request = _read_usual(body)
-    except (ValueError, RecursionError):  # msgspec's own errors are of the first kind
-        return None
-    quotes = _QUOTES if request.id is None else _WITH_ID
-    if len(request.inputs) != 1 or body.count(b'"') != quotes or b'\\' in body:
-        return None
-    tensor = request.inputs[0]
-    n = len(tensor.data)
-    rows = n // len(signature.names)
-    is_usual = tensor.name == MATRIX and tensor.datatype == 'FP32'
-    if not is_usual or not 0 < rows <= limits.max_rows:
-        return None
-    if tensor.shape != [rows, len(signature.names)] or n != rows * len(signature.names):
-        return None
-    return OipRequest(to_rows(_float64(tensor.data), signature), request.id)
-
-# %% ../nbs/15aa_oip.ipynb #15aa000f
 LENGTH_HEADER = b'inference-header-content-length'
+_NOTHING = memoryview(b'')
 
 
 def _split_body(
@@ -115,7 +66,7 @@ def _split_body(
 ) -> tuple[bytes, memoryview]:
     "The JSON of a body, and what is behind it; raises `RequestError`"
     if LENGTH_HEADER not in headers:
-        return body, memoryview(b'')
+        return body, _NOTHING
     text = headers[LENGTH_HEADER].strip()
     length = int(text) if re.fullmatch(rb'[0-9]{1,18}', text) else -1
     if not 0 <= length <= len(body):
@@ -150,7 +101,119 @@ class _BinaryData:
         self.left = self.left[size:]
         return taken
 
+# %% ../nbs/15aa_oip.ipynb #15aa000e
+class _Size(msgspec.Struct, forbid_unknown_fields=True):
+    binary_data_size: int
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    binary_data_output: bool
+
+
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[float | None] | None = None
+    parameters: _Size | None = None
+
+
+class _UsualBody(msgspec.Struct, forbid_unknown_fields=True):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: _Asked | None = None
+
+
+_read_usual = msgspec.json.Decoder(_UsualBody).decode
+_QUOTES = 12  # around inputs, name, datatype, shape, and the texts X and FP32
+
+# %% ../nbs/15aa_oip.ipynb #15aa0010
+def _read_tensor(
+    head: bytes,  # JSON
+) -> _UsualBody | None:  # None = not usual
+    "A request with one tensor `X` of FP32, none of its fields twice"
+    try:
+        request = _read_usual(head)
+    except (ValueError, RecursionError):  # msgspec's own errors are of the first kind
+        return None
+    if len(request.inputs) != 1:
+        return None
+    tensor = request.inputs[0]
+    quotes = _QUOTES + 2 * (tensor.data is not None) + 4 * (tensor.parameters is not None)
+    quotes += 4 * (request.id is not None) + 4 * (request.parameters is not None)
+    if head.count(b'"') != quotes or b'\\' in head:
+        return None
+    return request if tensor.name == MATRIX and tensor.datatype == 'FP32' else None
+
 # %% ../nbs/15aa_oip.ipynb #15aa0012
+_NAN = float('nan')
+
+
+def _pack_rows(
+    values: list[float | None],
+    has_null: bool,
+    signature: Signature,
+) -> np.ndarray | None:  # float32 (rows, names); None = not usual
+    "Numbers of a matrix in JSON"
+    rows, over = divmod(len(values), len(signature.names))
+    if over or not rows or (has_null and signature.nan == 'refuse'):
+        return None
+    numbers = values
+    if has_null:
+        numbers = [_NAN if value is None else value for value in values]
+    try:
+        packed = struct.pack(f'<{len(values)}f', *numbers)  # without < it would not look
+    except OverflowError:
+        return None
+    return np.frombuffer(bytearray(packed), '<f4').reshape(rows, -1)
+
+
+def _take_rows(
+    size: int,  # Bytes, as a request says it
+    rest: memoryview,  # Behind the JSON
+    signature: Signature,
+) -> np.ndarray | None:  # float32 (rows, names); None = not usual
+    "Numbers of a binary matrix; raises `RequestError` for one that is infinite"
+    if size != len(rest) or size % (4 * len(signature.names)) or not size:
+        return None
+    return to_rows(np.frombuffer(rest, '<f4'), signature)
+
+# %% ../nbs/15aa_oip.ipynb #15aa0013
+def _usual_rows(
+    head: bytes,  # JSON
+    tensor: _Tensor,  # Read from it
+    rest: memoryview,  # Behind it
+    signature: Signature,
+) -> np.ndarray | None:  # float32 (rows, names); None = not usual
+    "The numbers of a matrix, in JSON or in binary"
+    if tensor.parameters is None:
+        if tensor.data is None or rest:
+            return None
+        return _pack_rows(tensor.data, b'null' in head, signature)
+    if tensor.data is not None:
+        return None
+    return _take_rows(tensor.parameters.binary_data_size, rest, signature)
+
+# %% ../nbs/15aa_oip.ipynb #15aa0014
+def _decode_usual(
+    head: bytes,  # JSON
+    rest: memoryview,  # Behind it
+    signature: Signature,
+    limits: Limits,
+) -> OipRequest | None:  # None = not usual
+    "One tensor of FP32; raises `RequestError` only for an infinite number"
+    check_values(head, limits)
+    request = _read_tensor(head)
+    if request is None:
+        return None
+    tensor = request.inputs[0]
+    X = _usual_rows(head, tensor, rest, signature)
+    if X is None or tensor.shape != [*X.shape] or len(X) > limits.max_rows:
+        return None
+    binary = request.parameters is not None and request.parameters.binary_data_output
+    return OipRequest(X, request.id, (), binary)
+
+# %% ../nbs/15aa_oip.ipynb #15aa0018
 def _refuse_unknown(
     found: dict[str, Any],
     known: tuple[str, ...],
@@ -182,7 +245,7 @@ def _field(
         raise RequestError(400, f'expected {name} of {what} as {said}, got {shown}')
     return value
 
-# %% ../nbs/15aa_oip.ipynb #15aa0013
+# %% ../nbs/15aa_oip.ipynb #15aa0019
 def _parameters(
     found: dict[str, Any],
     name: str,  # Of the parameter that is known, beside `content_type`
@@ -228,7 +291,7 @@ def _parse_shape(
     check_rows(shape[0], limits)
     return shape
 
-# %% ../nbs/15aa_oip.ipynb #15aa0014
+# %% ../nbs/15aa_oip.ipynb #15aa001a
 def _parse_values(
     tensor: dict[str, Any],
     behind: _BinaryData,
@@ -256,7 +319,7 @@ def _parse_values(
         )
     return read_values(values, datatype, names)
 
-# %% ../nbs/15aa_oip.ipynb #15aa0015
+# %% ../nbs/15aa_oip.ipynb #15aa001b
 def _parse_input(
     tensor: Any,  # As JSON has it
     behind: _BinaryData,
@@ -283,7 +346,7 @@ def _parse_input(
     values = _parse_values(tensor, behind, datatype, shape[0], names)
     return _Input(name, shape, values)
 
-# %% ../nbs/15aa_oip.ipynb #15aa0017
+# %% ../nbs/15aa_oip.ipynb #15aa001d
 def _check_named(inputs: list[_Input], signature: Signature) -> None:
     "Raise `RequestError` unless each feature is there once, all with as many rows"
     names = {each.name for each in inputs}
@@ -305,7 +368,7 @@ def _check_named(inputs: list[_Input], signature: Signature) -> None:
             422, f'expected all inputs with as many rows, got {min(rows)} and {max(rows)}'
         )
 
-# %% ../nbs/15aa_oip.ipynb #15aa0018
+# %% ../nbs/15aa_oip.ipynb #15aa001e
 def _join_inputs(inputs: list[_Input], signature: Signature) -> np.ndarray:
     "Rows of the model from one matrix, or from an input per feature; raises `RequestError`"
     if len(inputs) == 1 and inputs[0].name == MATRIX:
@@ -315,7 +378,7 @@ def _join_inputs(inputs: list[_Input], signature: Signature) -> np.ndarray:
     wide = np.stack([columns[name] for name in signature.names], axis=1, dtype=np.float64)
     return to_rows(wide.ravel(), signature)
 
-# %% ../nbs/15aa_oip.ipynb #15aa001a
+# %% ../nbs/15aa_oip.ipynb #15aa0020
 def _parse_output(output: Any, binary: bool) -> WantedOutput:
     "One output that is wanted; raises `RequestError`"
     if not isinstance(output, dict):
@@ -329,7 +392,7 @@ def _parse_output(output: Any, binary: bool) -> WantedOutput:
     parameters = _parameters(output, 'binary_data', f'the output {name}')
     return WantedOutput(name, _field(parameters, 'binary_data', bool, f'the output {name}', binary))
 
-# %% ../nbs/15aa_oip.ipynb #15aa001b
+# %% ../nbs/15aa_oip.ipynb #15aa0021
 def _parse_outputs(
     request: dict[str, Any],
 ) -> tuple[tuple[WantedOutput, ...], bool]:  # And whether others come in binary
@@ -344,7 +407,7 @@ def _parse_outputs(
         raise RequestError(422, f'expected each output once, got {wanted[0].name} twice')
     return wanted, binary
 
-# %% ../nbs/15aa_oip.ipynb #15aa001d
+# %% ../nbs/15aa_oip.ipynb #15aa0023
 def _parse_id(request: dict[str, Any]) -> str | None:
     "The id of a request; raises `RequestError` for one that is no text"
     if request.get('id') is None:
@@ -374,7 +437,7 @@ def _parse_inputs(
         raise RequestError(400, f'expected no bytes behind the last tensor, got {left}')
     return inputs
 
-# %% ../nbs/15aa_oip.ipynb #15aa001e
+# %% ../nbs/15aa_oip.ipynb #15aa0024
 def decode_oip(
     body: bytes,  # Decompressed
     headers: Mapping[bytes, bytes],  # Of the request, their names in lower case
@@ -383,18 +446,17 @@ def decode_oip(
 ) -> OipRequest:
     "A request of the Open Inference Protocol, version 2; raises `RequestError`"
     check_size(body, limits)
-    if LENGTH_HEADER not in headers:
-        usual = _decode_usual(body, signature, limits)
-        if usual is not None:
-            return usual
     head, rest = _split_body(body, headers)
+    usual = _decode_usual(head, rest, signature, limits)
+    if usual is not None:
+        return usual
     request = decode_json(head, limits)
     _refuse_unknown(request, ('id', 'inputs', 'outputs', 'parameters'), 'a request')
     outputs, binary = _parse_outputs(request)
     inputs = _parse_inputs(request, rest, signature, limits)
     return OipRequest(_join_inputs(inputs, signature), _parse_id(request), outputs, binary)
 
-# %% ../nbs/15aa_oip.ipynb #15aa0025
+# %% ../nbs/15aa_oip.ipynb #15aa002b
 class _Output(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
@@ -412,7 +474,7 @@ class _AnswerBody(msgspec.Struct, omit_defaults=True):
 
 _encode_json = msgspec.json.Encoder().encode
 
-# %% ../nbs/15aa_oip.ipynb #15aa0026
+# %% ../nbs/15aa_oip.ipynb #15aa002c
 def _choose_outputs(request: OipRequest, scores: Scores) -> tuple[WantedOutput, ...]:
     "The outputs of an answer; raises `RequestError` for one that there is not"
     if not request.outputs:
@@ -442,7 +504,7 @@ def _encode_output(
         data = None
     return _Output(wanted.name, 'FP64', [len(values)], parameters or None, data)
 
-# %% ../nbs/15aa_oip.ipynb #15aa0027
+# %% ../nbs/15aa_oip.ipynb #15aa002d
 def encode_oip(
     request: OipRequest,
     scores: Scores,

@@ -205,7 +205,7 @@ def _check_texts(
             fault = text_fault(value)
             if fault:
                 raise RequestError(
-                    400,
+                    422,
                     f'expected text that UTF-8 can carry and a log can keep, got'
                     f' {show_name(value)} with {fault}',
                 )
@@ -219,8 +219,7 @@ def check_values(
     body: bytes,  # A JSON text
     limits: Limits,
 ) -> None:
-    "Raise `RequestError` for a JSON text of too many bytes or values"
-    check_size(body, limits)
+    "Raise `RequestError` for a JSON text of too many values"
     if len(body) <= limits.max_values:  # each comma is a byte
         return
     commas = body.count(b',')
@@ -236,6 +235,7 @@ def decode_json(
     limits: Limits,
 ) -> dict[str, Any]:
     "The JSON object in a request's body; raises `RequestError`"
+    check_size(body, limits)
     check_values(body, limits)
     try:
         text = body.decode()
@@ -304,7 +304,7 @@ def _name_offender(wide: np.ndarray, signature: Signature) -> None:
         at = int(missing.argmax())
         _refuse_number(at, 'expected a number, got a missing one', signature.names)
 
-
+# %% ../nbs/15a_protocols.ipynb #15a00026
 def to_rows(
     wide: np.ndarray,  # float64 or float32, flat: row after row, one or more; NaN = missing
     signature: Signature,
@@ -317,7 +317,7 @@ def to_rows(
         _name_offender(wide, signature)
     return wide.astype(np.float32).reshape(-1, len(signature.names))
 
-# %% ../nbs/15a_protocols.ipynb #15a00028
+# %% ../nbs/15a_protocols.ipynb #15a00029
 NUMBERS = frozenset({int, float, type(None)})  # not bool, which is an int to isinstance
 
 
@@ -349,7 +349,7 @@ def flatten(
         raise RequestError(422, f'expected rows of {width} values, got {got}')
     return [value for row in data for value in row]
 
-# %% ../nbs/15a_protocols.ipynb #15a00029
+# %% ../nbs/15a_protocols.ipynb #15a0002a
 def parse_numbers(
     values: list[Any],  # As JSON has them, row after row
     signature: Signature,
@@ -361,7 +361,7 @@ def parse_numbers(
     check_types(values, NUMBERS, signature.names)
     return to_rows(np.array(values, np.float64), signature)
 
-# %% ../nbs/15a_protocols.ipynb #15a0002c
+# %% ../nbs/15a_protocols.ipynb #15a0002d
 _NUMBER = re.compile(r'-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
 
 
@@ -376,7 +376,7 @@ def parse_decimals(
         _refuse_number(at, f'expected numbers, got the text {show_name(text)!r}', names)
     return np.array([math.nan if text is None else float(text) for text in texts])
 
-# %% ../nbs/15a_protocols.ipynb #15a0002f
+# %% ../nbs/15a_protocols.ipynb #15a00030
 @dataclass(frozen=True)
 class Scores:
     "Scores of vectors, and the calibrated ones where there is a calibration"

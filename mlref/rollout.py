@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import inf, nan
 from typing import Literal
 
-from .arguments import MlrefError, check_choice, check_fields, check_number
+from .arguments import MlrefError, check_choice, check_fields, check_number, check_type
 from .core import DAY, format_time
 from .evaluate import Estimate
 from .route import RoutingPlan, Split
@@ -117,6 +117,7 @@ def decode_rollout(
     text: str,  # From `encode_rollout`
 ) -> Rollout:
     "A rollout from its text; raises `MlrefError` when it is none"
+    check_type(text, str, 'the state of a rollout')
     try:
         found = json.loads(text)
         told = dict(found.pop('policy'))

@@ -92,6 +92,9 @@ class RoutingPlan:
         check_name(self.salt, 'the salt of a plan')
         check_name(self.default, 'the default of a plan')
         check_type(self.split, Split, 'the split of a plan')
+        check_type(self.rules, tuple, 'the rules of a plan')
+        for rule in self.rules:
+            check_type(rule, SegmentRule, 'a rule of a plan')
         for split in self.splits:
             if self.default in split.shares:
                 raise MlrefError(
@@ -178,7 +181,11 @@ class Router:
         table = self._find_table(segment) if self._rules and segment is not None else self._table
         if table.only is not None:
             return table.only
-        text = self._prefix + unit.encode('utf-8', 'surrogatepass')
+        try:
+            text = self._prefix + unit.encode('utf-8', 'surrogatepass')
+        except AttributeError:
+            check_type(unit, str, 'what is assigned')
+            raise
         return table.find(int.from_bytes(blake2b(text, digest_size=8).digest(), 'big'))
 
     def _find_table(self, segment: Mapping[str, Any]) -> _Table:
@@ -257,6 +264,9 @@ def check_sample_ratio(
     weight: float = 100.0,  # Of the prior, in units
 ) -> SampleRatio:
     "Evidence that a split is not the one of the plan (Lindon and Malek 2022)"
+    check_type(counts, Mapping, 'counts')
+    check_type(shares, Mapping, 'shares')
+    check_number(weight, 'weight', 1e-6)
     total = sum(counts.values())
     unplanned = [name for name, n in counts.items() if n and not shares.get(name, 0.0) > 0]
     if unplanned:

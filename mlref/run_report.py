@@ -76,7 +76,10 @@ def data_counts() -> list[Count]:
 # %% ../nbs/22e_run_report.ipynb #d2907bf7
 def prediction_counts(task: Task) -> list[Count]:
     "Who was scored, and by what"
-    over_http = "select coalesce(max(next), 0) from offsets where topic = 'predictions'"
+    over_http = (
+        'select coalesce(sum(next), 0) from (select max(next) as next from offsets'
+        " where topic = 'predictions' group by part)"  # a worker of the server writes a part
+    )
     twice = 'select count(*) - count(distinct entity_id) from predictions'
     too_early = 'select count(*) from predictions where trained_until > scored_at'
     counts = [

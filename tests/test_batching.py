@@ -352,10 +352,14 @@ def test_closing_says_how_much_may_be_lost(log, stopped_writer, run):
             group.append('t', [b'%d' % i])
         with pytest.raises(Outage, match='7 accepted messages may be lost'):
             await group.close()
+        return group
 
     start = time.monotonic()
-    run(main())
+    group = run(main())
     assert time.monotonic() - start < 5
+    stopped_writer.kill()
+    group.thread.thread.join(20)  # it has the lock now, and the log may be closed after it
+    assert not group.thread.thread.is_alive() and len(read_all(log)) == 7
 
 
 @pytest.mark.parametrize(
@@ -557,6 +561,19 @@ def test_a_full_queue_says_when_to_come_back(run):
     assert status == 503 and 3 <= retry_after <= 5  # eleven turns
 
 
+def test_large_requests_take_bounded_memory_and_no_place_of_the_small_ones(run):
+    async def main():
+        batcher = Batcher(model, max_waiting=6000)
+        large = [batcher.submit(X, math.inf) for _ in range(3)]
+        with pytest.raises(Overloaded):
+            batcher.submit(X, math.inf)
+        await ask(batcher, 0)
+        await asyncio.gather(*large)
+        await batcher.submit(X, math.inf)
+
+    run(main())
+
+
 BATCH, TURN = 16, 0.02  # rows and seconds of a run; the peak is 800 rows/s
 
 
@@ -610,7 +627,7 @@ def test_without_shedding_too_much_is_in_time_for_nobody(run):
     """The test above can fail: the same storm with a queue that refuses nothing"""
 
     class Patient(Batcher):
-        def _admit(self, deadline):
+        def _admit(self, rows, deadline):
             pass
 
     async def main():
@@ -740,11 +757,11 @@ def test_rows_of_one_request_come_from_everywhere(run):
 
 
 def test_a_worker_needs_nothing_heavy_for_them():
-    code = 'import sys, mlref.group_commit; print(json.dumps([*sys.modules]))'
-    code = 'import json; ' + code
+    code = 'import json, sys, mlref.prediction_cache; print(json.dumps([*sys.modules]))'
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     heavy = {'polars', 'pandas', 'torch', 'mlflow', 'matplotlib', 'pyarrow'}
-    assert not heavy & {*json.loads(loaded.stdout)}
+    found = {*json.loads(loaded.stdout)}
+    assert {'mlref.batching', 'mlref.group_commit', 'mlref.log'} <= found and not heavy & found
 
 
 def test_a_request_costs_a_small_part_of_a_commit_of_its_own(log, run):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlref.arguments import MlrefError
 from mlref.fleet import (
     DAY_S,
+    Autoscaler,
     AutoscalingConfig,
     AutoscalingState,
     FleetObservation,
@@ -206,6 +207,34 @@ def test_settings_that_cannot_be_are_refused(change, words):
     with pytest.raises(MlrefError, match='^expected ') as caught:
         replace(CONFIG, **change)
     assert words in str(caught.value)
+
+
+def test_a_controller_keeps_its_state_and_bears_a_restarted_counter():
+    "Six at a time for a minute, of a counter that begins anew in its middle"
+    counts = [1]
+    clock = iter(range(0, 1000, 10))
+    busy = iter([0.0, 60.0, 120.0, 60.0, 120.0, 180.0, *[180.0] * 20])
+    config = replace(CONFIG, look_back_period_s=10.0, downscale_delay_s=60.0)
+    scaler = Autoscaler(
+        config, lambda: next(busy), lambda: counts[-1], counts.append, lambda: float(next(clock))
+    )
+    reasons = [scaler.look().reason for _ in range(13)]
+    assert reasons[:5] == ['waiting'] * 3 + ['upscale', 'steady']
+    assert reasons[5:] == ['waiting'] * 6 + ['downscale', 'steady']
+    assert counts == [1, 3, 1]
+
+
+def test_a_controller_counts_the_days_money():
+    at = DAY_S - 3600.0
+    clock = iter([at, at + 1800, DAY_S + 600.0, DAY_S + 1200.0])
+    config = replace(CONFIG, replica_cost_per_hour=1.0, max_cost_per_day=100.0)
+    scaler = Autoscaler(config, float, lambda: 1, lambda n: None, lambda: next(clock))
+    spent = []
+    for _ in range(3):
+        scaler.look()
+        spent.append(scaler.spent)
+    # what an interval that spans midnight cost counts for the day in which it ends
+    assert spent == pytest.approx([0.5, 2400 / 3600, 3000 / 3600])
 
 
 def test_the_policy_is_light():

@@ -20,12 +20,16 @@ import pytest
 from mlref import (
     arguments,
     calibration,
+    confidence,
     core,
     evaluate,
     events,
     features,
     gates,
+    guardrails,
     monitor,
+    rollout,
+    route,
     slices,
     sources,
 )
@@ -69,6 +73,7 @@ P = RANDOM.random(ROWS)
 Q = RANDOM.random(ROWS)
 CUTS = {'half': np.where(Q < 0.5, 'low', 'high')}
 SCORED = {'p': P, 'y': Y, 'cutoff': TABLE.cutoff, 'label_time': TABLE.label_time}
+PAIRED = confidence.PairedScores(TABLE.cutoff, P, Q, Y, TABLE.label_time)
 MAP = Calibration(shift=0.1, slope=1.0, since=0, until=9, known=9, n=4)
 REFERENCE = pl.DataFrame({'cutoff': TABLE.cutoff, 'p': P, 'y': Y, 'a': TABLE.X[:, 0]})
 METRICS = monitor.metric_rows([Measurement('auc', 0.7, low=0.6)], 1440, 'v', 9, 0)
@@ -290,6 +295,31 @@ CALLS = [
         policy=RetrainPolicy(),
     ),
     call(Stretch, start=0, end=9, served=0),
+    # routing and rollout
+    call(
+        confidence.PairedScores,
+        cutoff=TABLE.cutoff,
+        champion=P,
+        candidate=Q,
+        y=Y,
+        label_time=TABLE.label_time,
+    ),
+    call(confidence.mature_differences, pairs=PAIRED, calendar=Calendar(), start=0, now=9 * DAY),
+    call(confidence.mean_sequence, x=P, spread=0.1, alpha=0.1, weight=2.0),
+    call(confidence.bounded_sequence, x=P, low=0.0, high=1.0, alpha=0.1),
+    call(guardrails.excess_evidence, bad=3, others=2, share=0.1, ratio=1.0),
+    call(guardrails.VariantCounts, requests=9, errors=1, slow=1, missing=1),
+    call(guardrails.slow_limit, seconds=P),
+    call(guardrails.GuardrailPolicy, errors=1.5, slow=2.0, missing=1.5, shift=0.1, alpha=0.01),
+    call(guardrails.check_shift, champion=P, candidate=Q),
+    call(route.Split, shares={'candidate': 0.1}),
+    call(route.RoutingPlan, salt='may', rules=(), default='champion'),
+    call(route.Router(route.RoutingPlan('may', route.Split({'new': 0.5}))).assign, unit='x'),
+    call(route.check_sample_ratio, counts={'a': 1}, shares={'a': 1.0}, weight=9.0),
+    call(rollout.Step, share=0.1, requests=9, minutes=9),
+    call(rollout.RolloutPolicy, steps=rollout.STEPS, margin=0.1, alpha=0.1, max_days=9),
+    call(rollout.start_rollout, candidate='2', champion='1', now=9),
+    call(rollout.decode_rollout, text=rollout.encode_rollout(rollout.start_rollout('2', '1', 9))),
 ]
 
 
@@ -508,6 +538,7 @@ WHOLE_MODULES = {
     'checks': 'table checks: their frames are events that the contract has passed',
     'cli': 'a command; its parser answers (test_steps)',
     'cli_models': 'a command; its parser answers (test_registry)',
+    'cli_rollout': 'a command; its parser answers (test_rollout)',
     'cli_serving': 'a command; its parser answers (test_serve)',
     'client': 'starts or asks a server (test_serve)',
     'compress': 'measures models that are checked when they are made',
@@ -548,6 +579,7 @@ WHOLE_MODULES = {
     'report': 'renders what a run left',
     'request_fields': 'bodies of requests (test_serve)',
     'results': 'rows that a bench made',
+    'rollout_state': 'takes a registry, and rows that a server made (test_rollout)',
     'run_report': 'reads an open lake',
     'seeds': 'training with tensors it made; its seeds are checked',
     'serve': 'runs a server',
@@ -636,6 +668,15 @@ EXEMPT = {
     'version_by_alias': 'takes a registry',
     'upload_model': 'takes a registry',
     'TrainingRun': 'notes what it is given',
+    'DayDifferences': 'an answer of the library',
+    'ConfidenceSequence': 'an answer of the library',
+    'Assignment': 'an answer of the library',
+    'SampleRatio': 'an answer of the library',
+    'SegmentRule': 'refused by name in its page',
+    'Rollout': 'made by `start_rollout`, and checked when it is read back',
+    'RolloutEvidence': 'an answer of the library',
+    'RolloutDecision': 'an answer of the library',
+    'apply_decision': 'takes answers of the library',
 }
 
 

@@ -77,7 +77,7 @@ def test_two_ids_that_would_become_one_are_both_refused(text):
 def test_a_request_with_such_text_is_refused(body):
     with pytest.raises(RequestError, match='UTF-8 can carry') as error:
         decode_json(body, Limits())
-    assert error.value.status == 400
+    assert error.value.status == 422
     found = decode_json(b'{"id": "\\ud83d\\ude00 \\u00fc"}', Limits())
     assert found == {'id': '\U0001f600 \xfc'}
 

@@ -72,7 +72,7 @@ def evidences(draw):
     now = 0
     found = []
     for _ in range(draw(st.integers(1, 30))):
-        now += draw(st.integers(1, 2 * DAY))
+        now += draw(st.sampled_from([7, 50, 70, DAY, 2 * DAY]))
         middle = draw(st.floats(-0.02, 0.02))
         width = draw(st.sampled_from([0.0, 0.001, 0.01, inf]))
         alarms = ('an alarm',) if draw(st.integers(0, 19)) == 0 else ()
@@ -447,9 +447,10 @@ def seen(rollout, found, labels, day, **more):
 
 
 def test_evidence_counts_a_unit_once_and_leaves_out_who_chose():
-    found, labels = messages(AT_STEP, 4)
+    found, labels = messages(AT_STEP, 4, worse=0.1)
     evidence = seen(AT_STEP, found, labels, 4)
     assert evidence.mature_days == 3 and evidence.alarms == ()
+    assert evidence.difference.value > 0.001
     assert 50 < evidence.requests < 115  # a tenth of 800
     again = [[{**row, 'request_id': 'x', 'p': 0.9} for row in part] for part in found]
     chosen = [[{**row, 'counted': False, 'p': 0.1} for row in part] for part in found]

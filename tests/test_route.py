@@ -75,6 +75,19 @@ def test_a_raised_share_lets_nobody_out(unit, one, two, other):
     assert now == was or (was, now) == ('champion', 'candidate')
 
 
+def test_a_third_model_takes_from_the_default_alone():
+    before = canary(0.3)
+    mine = {unit for unit in UNITS if before.assign(unit).variant == 'candidate'}
+    taken: set[str] = set()
+    for third in (0.0, 0.05, 0.3, 0.7):
+        router = Router(RoutingPlan('may', Split(shares={'candidate': 0.3, 'third': third})))
+        units = {unit for unit in UNITS if router.assign(unit).variant == 'third'}
+        assert {router.assign(unit).variant for unit in mine} == {'candidate'}
+        assert taken <= units
+        assert abs(len(units) / len(UNITS) - third) < 0.015
+        taken = units
+
+
 @pytest.mark.parametrize('share', [0.0, 0.001, 0.01, 0.05, 0.5, 0.999, 1.0])
 def test_a_share_is_delivered(share):
     taken = sum(canary(share).assign(unit).variant == 'candidate' for unit in UNITS)

@@ -53,20 +53,21 @@ def _clock_changes() -> np.ndarray:  # Minutes UTC, int64: forward, back, forwar
 
 # %% ../../nbs/40_flights_common.ipynb #40c0000b
 CLOCK_CHANGES = _clock_changes()
-_SUMMER, _WINTER = -240, -300  # minutes that the clocks are off UTC
+# minutes that the clocks are off UTC: before the first change, from it on, from the second on ...
+_OFFSETS = np.where(np.arange(len(CLOCK_CHANGES) + 1) % 2, -240, -300)
 
 
 def local_time(
     t: np.ndarray,  # Minutes UTC, int64
 ) -> np.ndarray:  # Minutes since 1970 on New York's clocks
     "The wall clock's minute"
-    changes = np.searchsorted(CLOCK_CHANGES, t, side='right')
-    return t + np.where(changes % 2, _SUMMER, _WINTER)
+    return t + _OFFSETS[np.searchsorted(CLOCK_CHANGES, t, side='right')]
 
 
 _CHANGES = CLOCK_CHANGES.tolist()
+_OFF = _OFFSETS.tolist()
 
 
 def local_minute(t: int) -> int:
     "`local_time` of one minute, in plain Python"
-    return t + (_SUMMER if bisect_right(_CHANGES, t) % 2 else _WINTER)
+    return t + _OFF[bisect_right(_CHANGES, t)]

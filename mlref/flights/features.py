@@ -360,16 +360,16 @@ _IN_ONE_PIECE = {
 }
 # The clock of New York and the look-up of planes without frames
 _WITHOUT_FRAMES = {
-    '0d7fc8298b59': '74eba5637f13',  # set
-    'ed151d07ec77': 'd00c22c9e3b5',  # with its vocabularies
-    'dc43a49f0b718df6': 'bb77cae7eebc40ff',  # arr/all
-    '2d90006971ddbda0': '69cffca33cf8e3b8',  # arr/origin
-    'da1694769217c1d4': 'f3cd1627fc053389',  # arr/carrier
-    'd72d153a615b28b0': '0c01b128db5d8932',  # arr/dest
-    '806b5f7df151327c': 'e4a6c451746b514c',  # arr/oc
-    '6d2de89a396fee6a': 'bf3c632a255da113',  # arr/flight
-    '6695c9339e37cc28': '90e37fd674037aa0',  # arr/route
-    'fdd2b20e7e3f526d': '9bbd4a4f8df8c760',  # arr/slot
+    '0d7fc8298b59': '5e92d98decdb',  # set
+    'ed151d07ec77': '74f0f119e27e',  # with its vocabularies
+    'dc43a49f0b718df6': 'a0b1629e0e0ff41f',  # arr/all
+    '2d90006971ddbda0': '64bf35c024f4634f',  # arr/origin
+    'da1694769217c1d4': 'a63d0b46ba1a4eea',  # arr/carrier
+    'd72d153a615b28b0': '653edb333d40c0e0',  # arr/dest
+    '806b5f7df151327c': '11b9330317ff3cf6',  # arr/oc
+    '6d2de89a396fee6a': '14916dfe1dc25bf2',  # arr/flight
+    '6695c9339e37cc28': '19299c2fe34f2456',  # arr/route
+    'fdd2b20e7e3f526d': 'e1d6cba93fa21fbc',  # arr/slot
 }
 FEATURE_VERSIONS = {**_OF_SOURCE_TEXT, **_IN_ONE_PIECE, **_WITHOUT_FRAMES}
 

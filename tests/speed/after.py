@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from kernels import answer, times
 
+from mlref.compiled_vectors import compile_vectors
 from mlref.contracts import validate
 from mlref.core import DAY, parse_time
 from mlref.events import decode_events, encode_events, events_between
@@ -18,12 +19,15 @@ from mlref.flights.features import VIEWS
 from mlref.flights.task import flights_task
 from mlref.ingest import ingest
 from mlref.lake import Lake
+from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.materialize import apply_events
 from mlref.model import load_model
 from mlref.model_server import ModelServer, answer_oip, predict_entities
 from mlref.offline import point_in_time_join
+from mlref.read_plan import make_plan
+from mlref.records import RecordLayout
 from mlref.registry import Registry
 from mlref.stream import apply_log
 from mlref.training_set import training_set
@@ -60,6 +64,13 @@ def arrays(n: int) -> dict[str, np.ndarray]:
 
 one = arrays(1)
 hundred = arrays(100)
+compiled = compile_vectors(make_plan(features), store.layouts)
+drivers = tuple(
+    RecordLayout(f'v{i}/driver', tuple('abcdef'), True, 0, f'{i:016x}', 60) for i in range(2)
+)
+last_values = LmdbStore(WORK / 'after-drivers', more=drivers)
+for driver in drivers:
+    push(last_values, driver.name, ['7'], np.array([10]), np.ones((1, 6)))
 log = LocalLog(WORK / 'after-log')
 log.append('events', messages)
 network = load_model(MODELS / 'network')
@@ -118,6 +129,15 @@ KERNELS = {
     ),
     'online: 132 numbers of 100 rows': times(
         20, lambda: compute_vectors(store, hundred, features, task.lookups)
+    ),
+    'online: 132 numbers of one row, compiled': times(
+        500, lambda: compiled.read(store, one, task.lookups)
+    ),
+    'online: 132 numbers of 100 rows, compiled': times(
+        30, lambda: compiled.read(store, hundred, task.lookups)
+    ),
+    'online: 12 last values of one key': times(
+        2000, lambda: get_online_features(last_values, ['v0/driver', 'v1/driver'], [['7']] * 2, 10)
     ),
     'online: eleven days of events into a new store': feed_log,
     'ingest: eleven days from log to lake': ingest_log,

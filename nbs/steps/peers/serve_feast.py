@@ -54,12 +54,17 @@ class Request(BaseModel):
     entities: list[dict]
 
 
+def number_of(value) -> float:
+    "NaN comes back as no value at all"
+    return value.double_val if value.HasField('double_val') else np.nan
+
+
 def read_vectors(ids: list[str]) -> np.ndarray:
     "The answer of the store as a matrix, the quickest way there is"
     found = store.get_online_features(service, [{'flight_id': each} for each in ids]).proto
     column = {name: i for i, name in enumerate(found.metadata.feature_names.val)}
     results = found.results
-    columns = [[v.double_val for v in results[column[name]].values] for name in names]
+    columns = [[*map(number_of, results[column[name]].values)] for name in names]
     return np.array(columns, np.float32).T.copy()
 
 

@@ -6,6 +6,7 @@ Versions are pinned: a figure is of these, and of no other.
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -186,7 +187,10 @@ def make_home(
     home: Path,
     raw: str = '',  # folder of the raw files; '' = the installed package
 ) -> Path:  # `home`
-    "A run to serve, by `serve_home.py` in a process of its own"
+    "A run to serve, by `serve_home.py` in a process of its own; one that is whole is kept"
+    if (home / 'home.json').exists():
+        return home
+    shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     script = Path(__file__).parent / 'serve_home.py'
     command = [sys.executable, str(script), str(home), *([raw] if raw else [])]
@@ -203,12 +207,15 @@ def unpack_commit(
     commit: str,
     folder: Path,
 ) -> str:  # '' = done; else why not
-    "The files of a commit, beside the repository and not of it"
-    folder.mkdir(parents=True)
+    "The files of a commit, beside the repository and not of it; those that are here are kept"
+    if (folder / 'done').exists():
+        return ''
+    folder.mkdir(parents=True, exist_ok=True)
     command = ['git', '-C', str(repository), 'archive', '-o', str(folder / 'files.tar'), commit]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return f'commit {commit} is not here: {done.stderr.strip()[:150]}'
     with tarfile.open(folder / 'files.tar') as files:
         files.extractall(folder, filter='data')
+    (folder / 'done').touch()
     return ''
