@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import fields
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl

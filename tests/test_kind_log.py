@@ -9,10 +9,8 @@ import struct
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import lmdb
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -22,7 +20,6 @@ from mlref.blocks import Partition, extend_block, pack_block, pack_offset, unpac
 from mlref.consumer import Consumer, send_events
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
-from mlref.flights.task import flights_task
 from mlref.ingest import ingest, read_position
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
@@ -30,7 +27,6 @@ from mlref.log import LocalLog
 from mlref.log_care import Retention, StoredBlock, convert_log, retained_from, trim_log, verify_log
 from mlref.log_position import LogPosition, check_position, position_at
 from mlref.model_server import PredictionRow, encode_row
-from mlref.protocols import RequestError
 from mlref.snapshots import open_snapshot, publish_snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
