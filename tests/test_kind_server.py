@@ -102,7 +102,7 @@ def test_nonsense_costs_its_sender_a_sentence_and_is_counted(served, name):
 def test_what_was_refused_was_not_written_down(served):
     before = len(served.rows())
     odd = [served.visit(), {'visit': '\ud800', 'shop': 's1', 'event_time': 11000}]
-    assert served.post('/predict', json.dumps({'entities': odd}).encode())[0] == 400
+    assert served.post('/predict', json.dumps({'entities': odd}).encode())[0] in (400, 422)
     assert len(served.rows()) == before
 
 
