@@ -163,7 +163,8 @@ def _write_parts(
         'nan': bundle.signature.nan,
         'model': {'kind': model.kind, 'version': model.version, 'loader': loader},
     }
-    write_json(folder / 'lookups.json', {'lookups': encode_value(bundle.lookups, 'the lookups')})
+    looked_up = json.dumps(encode_value(bundle.lookups, 'the lookups'), sort_keys=True)
+    write_bytes(folder / 'lookups.json', looked_up.encode())
     rows = np.ascontiguousarray(sample[:KEPT_ROWS], np.float32)
     scores = check_predictor(model, rows)
     write_bytes(folder / 'kept.safetensors', save({'X': rows, 'p': scores}))
@@ -320,7 +321,7 @@ def open_bundle(
     folder = Path(folder)
     about = _read_about(folder)
     _check_files(folder, about['files'])
-    lookups = json.loads((folder / 'lookups.json').read_text())['lookups']
+    lookups = json.loads((folder / 'lookups.json').read_bytes())
     features = decode_features(about['features'])  # before the model: its code is what changes
     model = _load_model(folder, about['model'])
     return ServingBundle(

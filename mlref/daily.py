@@ -43,6 +43,7 @@ from mlref.monitor import (
 )
 from .records import KEEP_MINUTES
 from .serving_state import prediction_logs
+from .snapshots import Snapshot
 from .task import Task, read_labels
 from .vectors import compute_vectors
 from .workspace import Monitors, Workspace, read_reference
@@ -126,7 +127,7 @@ def score_day(
 
 # %% ../nbs/22c_daily.ipynb #6679bcc5
 def known_labels(
-    lake: Lake,
+    lake: Lake | Snapshot,
     task: Task,
     since: int,  # Oldest cut-off that is asked about, minute UTC
     now: int,  # Minute UTC

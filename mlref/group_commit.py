@@ -14,13 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Literal, get_args
 
 from .arguments import MlrefError, check_choice, check_number, describe_value
 from .dead_letters import Outage
-from .log import Log, check_partition
+from .log import LocalLog, Log, append_together, check_partition
 
 # %% ../nbs/03d_group_commit.ipynb #03dc000c
 class BackgroundThread:
@@ -92,32 +91,49 @@ def measure_messages(messages: list[bytes]) -> int:
     return size
 
 # %% ../nbs/03d_group_commit.ipynb #03dc0012
+def _append_topics(
+    log: Log, topics: dict[str, list[bytes]], partition: int
+) -> dict[str, int | Exception]:
+    "Offset of the first message of each topic, or the error"
+    if isinstance(log, LocalLog) and len(topics) > 1:
+        try:
+            return {**append_together(log, topics, partition)}
+        except Exception as error:
+            return dict.fromkeys(topics, error)
+    found: dict[str, int | Exception] = {}
+    for topic, messages in topics.items():
+        try:
+            found[topic] = log.append(topic, messages, partition)
+        except Exception as error:
+            found[topic] = error
+    return found
+
+
+def _as_outage(error: Exception) -> Outage:
+    return Outage(
+        str(error) if isinstance(error, MlrefError) else f'{type(error).__name__}: {error}'
+    )
+
+# %% ../nbs/03d_group_commit.ipynb #03dc0034
 def commit_group(
     log: Log,
     partition: int,
     group: list[WaitingAppend],  # Gets offsets, or the error
-) -> int:  # Commits that succeeded
-    "Append the messages of a group, one commit a topic"
-    topics: dict[str, list[WaitingAppend]] = {}
+) -> bool:  # Is anything of it on disk?
+    "Append the messages of a group"
+    topics: dict[str, list[bytes]] = {}
     for each in group:
-        topics.setdefault(each.topic, []).append(each)
-    commits = 0
-    for topic, members in topics.items():
-        messages = list(chain.from_iterable([each.messages for each in members]))
-        try:
-            offset = log.append(topic, messages, partition)
-        except Exception as error:
-            said = (
-                str(error) if isinstance(error, MlrefError) else f'{type(error).__name__}: {error}'
-            )
-            for each in members:
-                each.error = Outage(said)
+        topics.setdefault(each.topic, []).extend(each.messages)
+    found = _append_topics(log, topics, partition)
+    failed = {topic: _as_outage(at) for topic, at in found.items() if isinstance(at, Exception)}
+    ends = {topic: at for topic, at in found.items() if isinstance(at, int)}
+    for each in group:
+        if each.topic in failed:
+            each.error = failed[each.topic]
             continue
-        commits += 1
-        for each in members:
-            each.offset = offset
-            offset += len(each.messages)
-    return commits
+        each.offset = ends[each.topic]
+        ends[each.topic] += len(each.messages)
+    return len(ends) > 0
 
 # %% ../nbs/03d_group_commit.ipynb #03dc0015
 def held_up(
@@ -262,7 +278,7 @@ class Committer:
 
     def __init__(
         self,
-        write: Callable[[list[WaitingAppend]], int],  # In the thread; the commits that succeeded
+        write: Callable[[list[WaitingAppend]], bool],  # In the thread; is anything on disk?
         queue: AppendQueue,
         max_wait: float,  # Seconds that a caller waits
         clock: Callable[[], float],  # Seconds
@@ -305,9 +321,9 @@ class Committer:
             self.thread.start(partial(self.write, group), self._committed)
             self.watch.start()
 
-    def _committed(self, commits: int | None, error: BaseException | None) -> None:
+    def _committed(self, written: bool | None, error: BaseException | None) -> None:
         group = self.queue.under_way
-        self.commits += 0 if commits is None else commits
+        self.commits += bool(written)
         self.messages += tell_group(group, error)
         failed = [each for each in group if each.offset is None]
         self.error = failed[0].error if failed else None

@@ -463,7 +463,7 @@ def _open_parts(store: LmdbStore) -> Opened:
         manifest = parse_manifest(store.folder, text)
         layouts = dict(manifest.layouts)
         for name, layout in store.layouts.items():
-            held = manifest.versions.get(name, layout.version)
+            held = manifest.layouts.get(name, layout)
             layouts[name] = match_layout(layout, held, store.features)
         try:
             paths = [store.folder / part for part in manifest.parts]

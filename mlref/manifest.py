@@ -25,7 +25,6 @@ class Manifest:
     generation: int  # Counts the reshards
     parts: tuple[str, ...]  # Folders of the LMDB files
     layouts: Mapping[str, RecordLayout]  # By name
-    versions: Mapping[str, str]  # History -> version; also those of stores without layouts
 
 # %% ../nbs/08aa_manifest.ipynb #8b589f63
 def name_parts(
@@ -97,7 +96,6 @@ def parse_manifest(
         generation=about['generation'],
         parts=tuple(about['parts']),
         layouts=layouts,
-        versions={name: layout.version for name, layout in layouts.items()},
     )
 
 # %% ../nbs/08aa_manifest.ipynb #41e6d4f4
@@ -114,18 +112,23 @@ def read_manifest(folder: Path) -> str:
 # %% ../nbs/08aa_manifest.ipynb #ad7a0104
 def match_layout(
     layout: RecordLayout,  # As the code of today defines it
-    held: str,  # The version in the store
+    held: RecordLayout,  # As the store has it
     features: FeatureSet | None,
 ) -> RecordLayout:
     "The layout under which the store's records can be read; raises `MlrefError` without one"
-    if held == layout.version:
+    if held.values != layout.values:  # a version does not cover their order
+        raise MlrefError(
+            f'expected {layout.name} with the values {", ".join(layout.values)}, the store holds'
+            f' {", ".join(held.values)}; put them back in that order, or rebuild the store from the'
+            ' log'
+        )
+    if held.version == layout.version:
         return layout
-    if features and features.current_version(held) == layout.version:
-        return replace(layout, version=held)
+    if features and features.current_version(held.version) == layout.version:
+        return replace(layout, version=held.version)
     raise MlrefError(
         f'expected {layout.name} of version {layout.version}, the store holds version'
-        f' {held}; rebuild the store from the log, or read it with the'
-        ' code that wrote it'
+        f' {held.version}; rebuild the store from the log, or read it with the code that wrote it'
     )
 
 # %% ../nbs/08aa_manifest.ipynb #9275a8ec

@@ -248,7 +248,7 @@ def _parse_layout(
 # %% ../nbs/15ab_mlflow.ipynb #15ab001c
 def _decode_table(body: bytes, signature: Signature, limits: Limits) -> MlflowRequest:
     "A table in JSON; raises `RequestError`"
-    request = decode_json(body, limits)
+    request = decode_json(body, limits, nan=True)  # pandas has no other missing value
     params = request.pop('params', {})
     if params != {}:
         raise RequestError(400, 'expected a request without params, got some; leave them out')

@@ -186,14 +186,24 @@ def _read_fraction(text: str) -> float:
     return value
 
 
+def _read_nan(word: str) -> float:
+    return math.nan if word == 'NaN' else _refuse_constant(word)
+
+# %% ../nbs/15a_protocols.ipynb #15a00019
 _READER = json.JSONDecoder(
     object_pairs_hook=_refuse_doubled,
     parse_int=_read_whole,
     parse_float=_read_fraction,
     parse_constant=_refuse_constant,
 )
+_NAN_READER = json.JSONDecoder(
+    object_pairs_hook=_refuse_doubled,
+    parse_int=_read_whole,
+    parse_float=_read_fraction,
+    parse_constant=_read_nan,
+)
 
-# %% ../nbs/15a_protocols.ipynb #15a00019
+# %% ../nbs/15a_protocols.ipynb #15a0001a
 def _check_texts(
     found: Any,  # As JSON has it
 ) -> None:
@@ -214,7 +224,7 @@ def _check_texts(
         elif isinstance(value, list):
             left.extend(value)
 
-# %% ../nbs/15a_protocols.ipynb #15a0001b
+# %% ../nbs/15a_protocols.ipynb #15a0001c
 def check_values(
     body: bytes,  # A JSON text
     limits: Limits,
@@ -229,10 +239,11 @@ def check_values(
             f'expected at most {limits.max_values:,} values, got {commas + 1:,}; send fewer rows',
         )
 
-# %% ../nbs/15a_protocols.ipynb #15a0001d
+# %% ../nbs/15a_protocols.ipynb #15a0001e
 def decode_json(
     body: bytes,  # Of a request, decompressed
     limits: Limits,
+    nan: bool = False,  # Whether NaN may stand for a missing value
 ) -> dict[str, Any]:
     "The JSON object in a request's body; raises `RequestError`"
     check_size(body, limits)
@@ -243,7 +254,7 @@ def decode_json(
             raise RequestError(
                 400, f'expected JSON at most {limits.max_nesting_depth} deep, got it deeper'
             )
-        found = _READER.decode(text)
+        found = (_NAN_READER if nan else _READER).decode(text)
     except RequestError:  # which is a ValueError
         raise
     except (ValueError, RecursionError):  # no JSON, no UTF-8, as deep as Python is by now
@@ -256,7 +267,7 @@ def decode_json(
         _check_texts(found)
     return found
 
-# %% ../nbs/15a_protocols.ipynb #15a00021
+# %% ../nbs/15a_protocols.ipynb #15a00022
 @dataclass(frozen=True)
 class Signature:
     "What a model is given"
@@ -279,7 +290,7 @@ def _refuse_number(
     row, column = divmod(at, len(names))
     raise RequestError(422, f'{what} for feature {names[column]} of row {row}')
 
-# %% ../nbs/15a_protocols.ipynb #15a00023
+# %% ../nbs/15a_protocols.ipynb #15a00024
 def first_infinite(
     dtype: type[np.floating],
 ) -> float:  # Larger numbers, and this one, become infinite
@@ -290,7 +301,7 @@ def first_infinite(
 
 _INFINITE = first_infinite(np.float32)
 
-# %% ../nbs/15a_protocols.ipynb #15a00025
+# %% ../nbs/15a_protocols.ipynb #15a00026
 def _name_offender(wide: np.ndarray, signature: Signature) -> None:
     "Raise `RequestError` for a value that is missing or too large, if there is one"
     with np.errstate(invalid='ignore'):  # of a NaN that signals
@@ -304,7 +315,7 @@ def _name_offender(wide: np.ndarray, signature: Signature) -> None:
         at = int(missing.argmax())
         _refuse_number(at, 'expected a number, got a missing one', signature.names)
 
-# %% ../nbs/15a_protocols.ipynb #15a00026
+# %% ../nbs/15a_protocols.ipynb #15a00027
 def to_rows(
     wide: np.ndarray,  # float64 or float32, flat: row after row, one or more; NaN = missing
     signature: Signature,
@@ -317,7 +328,7 @@ def to_rows(
         _name_offender(wide, signature)
     return wide.astype(np.float32).reshape(-1, len(signature.names))
 
-# %% ../nbs/15a_protocols.ipynb #15a00029
+# %% ../nbs/15a_protocols.ipynb #15a0002a
 NUMBERS = frozenset({int, float, type(None)})  # not bool, which is an int to isinstance
 
 
@@ -349,7 +360,7 @@ def flatten(
         raise RequestError(422, f'expected rows of {width} values, got {got}')
     return [value for row in data for value in row]
 
-# %% ../nbs/15a_protocols.ipynb #15a0002a
+# %% ../nbs/15a_protocols.ipynb #15a0002b
 def parse_numbers(
     values: list[Any],  # As JSON has them, row after row
     signature: Signature,
@@ -361,7 +372,7 @@ def parse_numbers(
     check_types(values, NUMBERS, signature.names)
     return to_rows(np.array(values, np.float64), signature)
 
-# %% ../nbs/15a_protocols.ipynb #15a0002d
+# %% ../nbs/15a_protocols.ipynb #15a0002e
 _NUMBER = re.compile(r'-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
 
 
@@ -376,7 +387,7 @@ def parse_decimals(
         _refuse_number(at, f'expected numbers, got the text {show_name(text)!r}', names)
     return np.array([math.nan if text is None else float(text) for text in texts])
 
-# %% ../nbs/15a_protocols.ipynb #15a00030
+# %% ../nbs/15a_protocols.ipynb #15a00031
 @dataclass(frozen=True)
 class Scores:
     "Scores of vectors, and the calibrated ones where there is a calibration"

@@ -106,7 +106,7 @@ def test_a_refusal_is_no_answer():
 
 
 def test_every_goal_names_servers_that_are_measured():
-    known = {each.name for each in CONTENDERS} | {'ours', 'ours, two workers'}
+    known = {each.name for each in CONTENDERS} | {'ours', 'ours with two workers'}
     assert {name for _, ours, theirs, _ in GOALS for name in (ours, theirs)} <= known
     assert {theirs for _, _, theirs, _ in BY_KEYS_GOALS} == {'ours before', FEAST.name}
     found = {name: runs(100) for name in known} | {'ours': runs(1200)}

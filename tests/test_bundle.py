@@ -83,6 +83,7 @@ ANSWER = """
 import json, sys
 from pathlib import Path
 from mlref.bundle import open_bundle
+from mlref.compiled_vectors import compile_vectors
 from mlref.lmdb_store import LmdbStore
 from mlref.request_fields import parse_entities
 from mlref.vectors import read_vectors
@@ -92,9 +93,13 @@ store = LmdbStore(Path(sys.argv[2]), bundle.features, readonly=True)
 columns = parse_entities(json.loads(Path(sys.argv[3]).read_text()), bundle.task)
 columns['cutoff'] = columns[bundle.task.request_time] - bundle.task.horizon
 found = read_vectors(store, columns, bundle.features, bundle.lookups)
+compiled = compile_vectors(bundle.plan, store.layouts)
+ones = [{name: values[k : k + 1] for name, values in columns.items()} for k in range(len(found.X))]
+rows = [compiled.read(store, one, bundle.lookups).X.tobytes().hex() for one in ones]
 memory = Path('/proc/self/status').read_text().partition('VmRSS:')[2].split()[0]
 print(json.dumps({
     'X': found.X.tobytes().hex(),
+    'compiled': ''.join(rows),
     'status': {name: codes.tolist() for name, codes in found.status.items()},
     'p': bundle.model.predict(found.X).tolist(),
     'modules': sorted({name.partition('.')[0] for name in sys.modules}),
@@ -143,6 +148,7 @@ def test_a_fresh_process_gives_the_same_vectors_and_scores_to_the_last_bit(fligh
     found, p = answer_here(folder, task, model)
     assert found.X.shape == (60, 132)
     assert answered['X'] == found.X.tobytes().hex()
+    assert answered['compiled'] == answered['X']  # one by one, by the compiled plan
     assert answered['status'] == {name: codes.tolist() for name, codes in found.status.items()}
     assert answered['p'] == p.tolist()
     assert len(set(answered['p'])) > 50  # rows that differ, and scores that do
@@ -376,6 +382,18 @@ def test_a_loader_of_a_notebook_is_refused_with_what_to_do(shop, tmp_path):
     model = OwnModel('fifth', lambda X: np.full(len(X), 0.2), {'fifth': b'1/5'}, names, NOW)
     with pytest.raises(MlrefError, match='register_loader decorates in a module'):
         write_bundle(shop[1], model, tmp_path)
+
+
+def test_values_that_changed_places_are_refused(flights, tmp_path):
+    "Their order is that of the records of a store, and no version knows it"
+
+    def swap(about):
+        values = next(one for one in about['features']['sources'] if one['name'] == 'arr')['values']
+        values[0], values[1] = values[1], values[0]
+
+    opened = open_bundle(rewritten(shutil.copytree(flights[3], tmp_path / 'copy'), swap))
+    with pytest.raises(MlrefError, match='values late, delay, .* put them back in that order'):
+        LmdbStore(flights[0] / 'online', opened.features, readonly=True)
 
 
 def test_frames_and_arrays_read_the_same(flights):

@@ -16,10 +16,12 @@ import zlib
 from copy import deepcopy
 
 import numpy as np
+import pandas as pd
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from schemathesis.config import SchemathesisConfig
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -464,6 +466,16 @@ def test_triton_client_asks_what_there_is(client):
         client.load_model('late', config='{}')
 
 
+def test_mlflow_client_as_it_is(address):
+    host, port = address.split(':')
+    frame = pd.DataFrame(VECTORS, columns=NAMES).assign(carrier='UA')
+    found = ScoringServerClient(host, int(port)).invoke(frame[[*frame.columns[::-1]]])
+    assert found['predictions'] == score(VECTORS).p.tolist()
+    assert found['ignored'] == ['carrier']
+    rows = frame.to_csv(index=False).encode()
+    assert table(rows, 'text/csv').X.tobytes() == VECTORS.tobytes()
+
+
 # Bodies in CSV and in binary have no schema; what is fuzzed of them stands above
 SCHEMAS = deepcopy(DOCUMENT)
 for path in SCHEMAS['paths'].values():
@@ -479,7 +491,7 @@ CHECKS = {
 CONFIG = SchemathesisConfig.from_dict({'checks': CHECKS})
 schema = schemathesis.openapi.from_dict(SCHEMAS, config=CONFIG)
 bodies_of = settings(
-    max_examples=500 if DEEP else 20,
+    max_examples=500 if DEEP else 12,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,

@@ -485,6 +485,7 @@ def test_the_commands_follow_a_run(folder, tmp_path, capsys):
     from mlref.cli import main
     from mlref.lake import Lake, insert_rows
     from mlref.log import LocalLog
+    from mlref.snapshots import publish_snapshot
     from small import TASK, make_events
 
     events = make_events().with_columns(pl.col('event_time', 'known_time') + NOW // DAY * DAY)
@@ -510,8 +511,17 @@ def test_the_commands_follow_a_run(folder, tmp_path, capsys):
     status, said = mlref('status', '--json', at='2012-10-15T00:00')
     state = json.loads(said.out)
     assert (status, state['decision'], state['step']) == (0, 'hold', '1 of 2')
+    publish_snapshot(Lake(tmp_path / 'lake' / 'mlref.duckdb', TASK.schema), tmp_path / 'shots')
+    snapshots = ('--lake', str(tmp_path / 'shots'))
+    counts = {'champion': {'requests': 900}, 'candidate': {'requests': 40, 'errors': 30}}
+    (tmp_path / 'counts.json').write_text(json.dumps(counts))
+    counted = ('--counts', str(tmp_path / 'counts.json'))
+    status, said = mlref('status', '--json', *snapshots, *counted, at='2012-10-15T00:00')
+    assert '30 errors of 40' in json.loads(said.out)['why']
+    again = json.loads(mlref('status', '--json', *snapshots, at='2012-10-15T00:00')[1].out)
+    assert again == state
     assert mlref('decide', at='2012-10-16T12:00')[0] == 0
-    assert require_rollout(opened(folder)).rollout.step in (0, 1)
+    assert require_rollout(opened(folder)).rollout.step == 1
     assert mlref('abort', at=begun)[0] == 1
     assert mlref('abort', '--why', 'enough', '--who', 'bob', at='2012-10-16T13:00')[0] == 0
     assert mlref('status', at=begun)[0] == 1

@@ -21,6 +21,7 @@ from pathlib import Path
 
 MARK = 'MLREF_BENCH_SERVER'
 TICKS = os.sysconf('SC_CLK_TCK')
+MOST_CLIENTS = 5000  # connections of an overload, each a descriptor
 
 
 def free_ports(
@@ -304,16 +305,17 @@ def overload(
     bodies: Path,
     rate: float,  # requests a second that all clients together try
     seconds: int,
-    clients: int = 600,
+    deadline: float,  # seconds that an accepted request may take
 ) -> Overload:
-    "Clients that wait a while after each answer, so that refusals do not make them ask more often"
-    pause = max(round(clients / rate * 1000), 2)
+    "Clients that wait a while after each answer, enough of them to ask too much although they wait"
+    clients = min(max(round(2 * deadline * rate), 200), MOST_CLIENTS)
     with bodies.open('rb') as file:
         body = file.readline().strip()
     server.resume()
     memory = sum(server.memory())
     with Probe(server, path, body) as probe:
-        load = send_load(server.url + path, bodies, clients, seconds, pause)
+        url = server.url + path
+        load = send_load(url, bodies, clients, seconds, round(1000 * deadline))
     grown = sum(server.memory()) / memory
     server.pause()
     return Overload(load, probe.times, grown)

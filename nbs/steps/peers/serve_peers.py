@@ -108,7 +108,7 @@ CONTENDERS = (
     ),
     Contender('mosec', 'serve_mosec.py', MOSEC, MOSEC_PATH, words=('bare',), environment='mosec'),
     Contender(
-        'mosec, same features',
+        'mosec with the same features',
         'serve_mosec.py',
         MOSEC,
         MOSEC_PATH,
@@ -177,7 +177,7 @@ def start_ours(
     "`mlref serve` of a checkout"
     code = 'import sys; from mlref.cli import main; sys.exit(main())'
     command = [sys.executable, '-c', code, 'serve', '--home', str(home), '--port', str(port)]
-    log = folder / f'served_{port}'
+    log = folder / f'served_{name.replace(" ", "_")}'
     here = {'PYTHONPATH': str(checkout), 'PATH': os.environ['PATH']}
     return Server(name, [*command, '--log', str(log), *words], port, folder, here)
 

@@ -50,11 +50,11 @@ GOALS = (  # what, whose, over whose, goal
     ('throughput', 'ours', 'Ray Serve', '>= 40'),
     ('throughput', 'ours', 'MLflow serve', '>= 15'),
     ('throughput', 'bare', 'mosec', '>= 1'),
-    ('throughput', 'ours', 'mosec, same features', '>= 1'),
-    ('p50 at one connection', 'ours', 'mosec, same features', '<= 0.2'),
+    ('throughput', 'ours', 'mosec with the same features', '>= 1'),
+    ('p50 at one connection', 'ours', 'mosec with the same features', '<= 0.2'),
     ('throughput', 'ours', 'mosec', ''),
     ('CPU a request', 'ours', 'hello', '<= 2.5'),
-    ('throughput', 'ours, two workers', 'ours', '>= 1.8'),
+    ('throughput', 'ours with two workers', 'ours', '>= 1.8'),
 )
 BY_KEYS_GOALS = (
     ('throughput', 'ours', 'ours before', '>= 10'),
