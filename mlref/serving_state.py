@@ -94,9 +94,11 @@ def publish_state(
 def with_champion(
     state: ServingState,
     digest: str,  # Of its bundle
-    registry: str = '',  # Mark of the registry's files when it was asked
+    registry: str | None = None,  # Mark of the registry's files when it was asked; None = as it is
 ) -> ServingState:
     "The same with another champion; the one before is kept"
+    if registry is None:  # chosen by a person, not by the registry, which need not be asked again
+        registry = state.registry
     if digest == state.champion:
         return replace(state, registry=registry)
     candidate = '' if state.candidate == digest else state.candidate

@@ -222,13 +222,15 @@ def test_versions_change_under_load_and_back_without_a_failure(served):
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, number) for number in range(3)]
-        for _ in range(6):
-            before = read_state(served.folder)
-            other = publish_state(served.folder, lambda now: with_champion(now, now.previous))
-            assert (other.champion, other.epoch) == (before.previous, before.epoch + 1)
-            epochs = [other.epoch] * 2
-            wait_for(lambda: [each.epoch for each in read_notes(served.folder)] == epochs)  # noqa: B023
-        stop.set()
+        try:
+            for _ in range(6):
+                before = read_state(served.folder)
+                other = publish_state(served.folder, lambda now: with_champion(now, now.previous))
+                assert (other.champion, other.epoch) == (before.previous, before.epoch + 1)
+                epochs = [other.epoch] * 2
+                wait_for(lambda: [each.epoch for each in read_notes(served.folder)] == epochs)  # noqa: B023
+        finally:
+            stop.set()
         seen = [each for future in asking for each in future.result()]
     assert {status for status, _, _ in seen} == {200}
     assert {version for _, version, _ in seen} == set(served.versions)
