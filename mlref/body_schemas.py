@@ -189,7 +189,8 @@ def entity_schema(fields: tuple[RequestField, ...]) -> Schema:
 
 def entities_request_schema(fields: tuple[RequestField, ...], limits: Limits) -> Schema:
     "A request by keys"
-    entities = _list_of(entity_schema(fields), most=limits.max_rows)
+    entity = {**entity_schema(fields), 'additionalProperties': False}
+    entities = _list_of(entity, most=limits.max_rows)
     return _object({'entities': entities}, ('entities',))
 
 

@@ -173,7 +173,7 @@ def _write_parts(
     digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     return {**about, 'files': digests}
 
-
+# %% ../nbs/15d_bundle.ipynb #15d00026
 def _seal(folder: Path, about: Mapping[str, Any]) -> str:  # The digest
     "Write `bundle.json`"
     name = digest(dict(about))[:12]

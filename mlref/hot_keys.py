@@ -32,7 +32,7 @@ class HotKeys:
 
     store: object
     moment: object
-    size: int = 0
+    size: int = 0  # Keys and minutes
     minutes: dict[int, Tables] = field(default_factory=dict)
 
     def tables(self, minute: int, entities: int, bound: int) -> Tables:
@@ -43,6 +43,7 @@ class HotKeys:
         found = self.minutes.get(minute)
         if found is None:
             found = self.minutes[minute] = [{} for _ in range(entities)]
+            self.size += 1  # also where nothing can be read: minutes must not pile up
         return found
 
 

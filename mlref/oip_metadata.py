@@ -112,7 +112,7 @@ def find_model(
 # %% ../nbs/15ac_oip_metadata.ipynb #15ac0013
 def _read_parameters(body: bytes, known: tuple[str, ...], limits: Limits) -> dict[str, Any]:
     "The object of a request that may be empty; raises `RequestError` for what is not known"
-    found = decode_json(body, limits) if body.strip() else {}
+    found = decode_json(body, limits) if len(body) else {}
     unknown = [name for name in found if name not in known]
     if unknown:
         raise RequestError(

@@ -166,7 +166,7 @@ def parse_minute(
         return check_minute(value, field.name)
     except MlrefError:
         raise RequestError(
-            400, f'expected {field.name} {field.expected}, got {value!r:.40}'
+            422, f'expected {field.name} {field.expected}, got {value!r:.40}'
         ) from None
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0011
@@ -194,7 +194,7 @@ def _read_column(
     try:
         return np.array(values, field.dtype)
     except OverflowError:
-        raise RequestError(400, f'expected {name} {field.expected} of 64 bits, got more') from None
+        raise RequestError(422, f'expected {name} {field.expected} of 64 bits, got more') from None
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0024
 def _read_rows(

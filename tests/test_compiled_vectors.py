@@ -286,6 +286,19 @@ def test_what_is_kept_is_bounded():
         assert kept <= 50 + 3 == 50 + len(compiled.plan.entities)
 
 
+def test_minutes_that_cannot_be_read_do_not_pile_up():
+    "A client that asks about ever other minutes of long ago costs no memory"
+    features = make_set(('count',), (60,), 0, None)
+    store = Memory(features)
+    fill(store, 'sale', [(9000, 'a', 1, 5, 5)])
+    fill(store, 'sale', [(30_000, 'a', 1, 5, 5)])  # trims the first
+    compiled = compile_vectors(make_plan(features), store.layouts, bound=50)
+    for minute in range(100, 300):
+        with pytest.raises(MlrefError, match='use the offline reader'):
+            compiled.read(store, columns_of([(minute, 'a', 1)]), 0)
+    assert len(compiled.reader.hot.minutes) <= 51
+
+
 def test_two_stores_are_not_mixed_up():
     features = make_set(('count',), (60,), 0, None)
     full, empty = Memory(features), Memory(features)

@@ -159,6 +159,26 @@ def test_a_cap_costs_refusals_and_is_felt_only_in_the_burst():
     assert (free.paid[:1440] == capped.paid[:1440]).all()
 
 
+def test_every_day_has_its_own_money():
+    came = np.full(3 * 1440, 60 * 200.0)  # always more than the cap pays for
+    config = replace(CONFIG, replica_cost_per_hour=PRICE, max_cost_per_day=20.0)
+    costs = simulate_fleet(config, REPLICA, came).paid.reshape(3, 1440).sum(1) / 60 * PRICE
+    assert costs == pytest.approx([20.0] * 3, abs=0.05)
+
+
+def test_a_replica_that_starts_is_paid_for():
+    came = np.full(30, 60 * 100.0)
+    config = replace(CONFIG, upscale_delay_s=0.0)
+    lived = simulate_fleet(config, replace(REPLICA, start_s=600.0), came)
+    assert lived.paid[1] == 10 and lived.running[1] == 1
+    assert lived.running[10] == 1 and lived.running[11] == 10
+
+
+def test_a_small_factor_holds_no_fleet_for_ever():
+    config = replace(CONFIG, downscaling_factor=0.05)
+    assert [desired_replicas(config, n, 2.0) for n in (5, 2, 1)] == [4, 1, 1]
+
+
 def test_a_fleet_that_follows_is_cheaper_than_one_for_the_peak():
     came = np.minimum(traffic(), 180 * 60)
     follows = replace(CONFIG, target_ongoing_requests=0.7, upscale_delay_s=0.0)

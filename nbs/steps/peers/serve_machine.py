@@ -219,7 +219,7 @@ class Server:
         "End all of its processes"
         self.resume()
         self.signal(signal.SIGTERM)
-        end = time.perf_counter() + 10
+        end = time.perf_counter() + 5
         while marked(self.mark) and time.perf_counter() < end:
             self.process.poll()
             time.sleep(0.05)
