@@ -234,7 +234,8 @@ def test_broken_messages_cost_about_as_much_as_good_ones():
     good = min(cpu(lambda: decode_batch(clean, FLIGHT_SCHEMA)) for _ in range(2))
     bad = min(cpu(lambda: decode_batch(hurt, FLIGHT_SCHEMA)) for _ in range(2))
     assert bad < 6 * good  # it was 30 times as much
-    assert cpu(lambda: decode_batch([b'{x}'] * 10_000, FLIGHT_SCHEMA)) < 2
+    nonsense = min(cpu(lambda: decode_batch([b'{x}'] * 10_000, FLIGHT_SCHEMA)) for _ in range(2))
+    assert nonsense < 25 * good  # it was 70 times as much
 
 
 @pytest.mark.parametrize(
