@@ -41,7 +41,7 @@ from mlref.protocols import (
 from protocol_server import DOCUMENT, LIMITS, MODEL, SIGNATURE, score
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
-EXAMPLES = 2000 if DEEP else 40
+EXAMPLES = 2000 if DEEP else 30
 NAMES = SIGNATURE.names
 WIDTH = len(NAMES)
 JSON = 'application/json'
@@ -491,7 +491,7 @@ CHECKS = {
 CONFIG = SchemathesisConfig.from_dict({'checks': CHECKS})
 schema = schemathesis.openapi.from_dict(SCHEMAS, config=CONFIG)
 bodies_of = settings(
-    max_examples=500 if DEEP else 12,
+    max_examples=500 if DEEP else 8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,

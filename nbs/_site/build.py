@@ -209,9 +209,12 @@ def written_signature(symbol: Callable, **_) -> inspect.Signature:
     return inspect.signature(symbol)
 
 
+# here, because the processes that make pages import this module anew
+docments.signature = written_signature
+
+
 def write_reference(site: Path) -> None:
     "Every exported symbol of every module: signature, what it says, its arguments"
-    docments.signature = written_signature
     blocks = [
         '# Reference',
         'Every exported function and class, module by module; the pages show each at work.',
