@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_NULL_LEAK', 'day_requests', 'ScoredDay', 'prediction_rows', 'score_day', 'known_labels', 'labelled_predictions',
-           'fit_daily_calibration', 'publish_calibration', 'read_served', 'calibrated_answers', 'check_answers',
-           'served_predictions', 'score_over_http', 'calibration_effect', 'measure_day', 'check_day', 'failed_checks']
+           'fit_daily_calibration', 'publish_calibration', 'ServedRows', 'read_served', 'calibrated_answers',
+           'check_answers', 'served_predictions', 'score_over_http', 'calibration_effect', 'measure_day', 'check_day',
+           'failed_checks']
 
 # %% ../nbs/22c_daily.ipynb #9fcac5f0
 import json
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from mlref.monitor import (
     realized_day,
 )
 from .records import KEEP_MINUTES
+from .serving_state import prediction_logs
 from .snapshots import Snapshot
 from .task import Task, read_labels
 from .vectors import compute_vectors
@@ -196,22 +199,65 @@ def publish_calibration(
     store.write({CALIBRATION_KEY: note})
 
 # %% ../nbs/22c_daily.ipynb #7cff3773
-def read_served(
-    folder: Path,  # Where a server writes its log
+@dataclass(frozen=True)
+class ServedRows:
+    "What a server wrote down that the lake has not looked at"
+
+    rows: list[dict]
+    positions: dict[int, LogPosition]  # Worker -> where they end
+
+    def of_requests(
+        self,
+        name: str,  # As it was given to `Client.answers`
+    ) -> list[dict]:
+        "The rows of one's own requests; anybody may ask the same server about the same things"
+        return [row for row in self.rows if row['request_id'].startswith(f'{name}.')]
+
+    def offsets(self) -> pl.DataFrame:
+        "Rows of the table that says how far a lake has read"
+        places = [
+            {
+                'topic': 'predictions',
+                'part': part,
+                'next': at.offset,
+                'log': at.log,
+                'epoch': at.epoch,
+            }
+            for part, at in self.positions.items()
+        ]
+        return pl.DataFrame(places)
+
+
+def _read_log(
+    place: Path,  # Of a worker's log
+    part: int,  # Its number
     lake: Lake,
-) -> tuple[list[dict], LogPosition]:  # Answers that the lake has not taken; where they end
-    "What a server wrote down; raises `MlrefError` when it is another log than the lake has read"
-    log = LocalLog(folder, readonly=True)
+) -> tuple[list[dict], LogPosition]:  # What the lake has not looked at; where it ends
+    log = LocalLog(place, readonly=True)
     try:
-        position = read_position(lake, 'predictions')
+        position = read_position(lake, 'predictions', part)
         check_position(log, 'predictions', position)
         messages = log.read('predictions', position.offset, 10**6)
+        end = position.offset + len(messages)
         served = [json.loads(message) for message in messages]
-        return served, position_at(log, 'predictions', position.offset + len(served))
+        return served, position_at(log, 'predictions', end)
     finally:
         log.close()
 
 
+def read_served(
+    folder: Path,  # Of a server
+    lake: Lake,
+) -> ServedRows:
+    "What a server wrote down; raises `MlrefError` when it is another log than the lake has read"
+    found: list[dict] = []
+    positions = {}
+    for part, place in prediction_logs(folder).items():
+        rows, positions[part] = _read_log(place, part, lake)
+        found += rows
+    return ServedRows(found, positions)
+
+# %% ../nbs/22c_daily.ipynb #7cff3774
 def calibrated_answers(
     p: np.ndarray,  # Scores
     fitted: pl.DataFrame | None,  # From `fit_daily_calibration`
@@ -268,13 +314,13 @@ def score_over_http(
 ) -> dict[str, pl.DataFrame]:  # Table -> rows: the predictions, and how far the log was read
     "Score a day by a server and take its rows; raises `MlrefError` as `check_answers` does"
     client.reload()
-    answers = client.answers(requests)
-    served, after = read_served(workspace.served, workspace.lake)
+    name = f'day-{scored.day}-{secrets.token_hex(4)}'
+    answers = client.answers(requests, name=name)
+    written = read_served(workspace.served, workspace.lake)
+    served = written.of_requests(name)
     check_answers(answers, served, scored, fitted)
     predictions = served_predictions(served, scored.predictions, workspace.task.calendar)
-    place = {'next': after.offset, 'log': after.log, 'epoch': after.epoch}
-    offsets = pl.DataFrame({'topic': 'predictions', 'part': 0, **place})
-    return {'predictions': predictions, 'offsets': offsets}
+    return {'predictions': predictions, 'offsets': written.offsets()}
 
 # %% ../nbs/22c_daily.ipynb #0e5d649c
 def calibration_effect(

@@ -227,6 +227,6 @@ def run_days(
                 bar.write(f'{when} {decision.action}: {decision.why[:110]}')
     finally:
         if process:
-            process.kill()
+            process.terminate()
             process.wait()
     return len(days)

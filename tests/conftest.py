@@ -2,6 +2,10 @@
 
 import pytest
 
+from server_fixture import served
+
+__all__ = ['served']
+
 
 @pytest.fixture(scope='session')
 def golden_week():

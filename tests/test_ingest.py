@@ -20,16 +20,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlref.consumer import send_events
 from mlref.core import MlrefError, digest, parse_time
+from mlref.dead_letters import Outage
 from mlref.events import corrupt_messages, disturb_delivery, encode_events, events_between
 from mlref.flights.contract import flight_rules
 from mlref.flights.events import FLIGHT_SCHEMA, MISSING_ZONES, raw_folder, read_raw, read_year
-from mlref.flights.task import flights_task
 from mlref.ingest import ingest, next_offset
 from mlref.lake import Lake, events_as_of
 from mlref.log import LocalLog
 from mlref.log_position import check_log
 from mlref.results import result_row, write_results
 from mlref.snapshots import clear_snapshots, open_snapshot, pin_snapshot, publish_snapshot
+from server_fixture import deliver_body
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
@@ -231,13 +232,20 @@ def test_ingest_follows_stops_gracefully_and_goes_on(part, tmp_path):
 
 SERVER = """
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from mlref.answers import post_events
 from mlref.flights.task import flights_task
+from mlref.group_commit import GroupCommit
 from mlref.log import LocalLog
-from mlref.model_server import ModelServer
-from mlref.serve import serve
-class No: version, trained_until, names = 'none', 0, ()
-serve(ModelServer(flights_task(), No(), None, None, LocalLog(Path(sys.argv[1]))), 0)
+from mlref.request_fields import make_served_task
+from mlref.serve import Application, Route, serve
+log = LocalLog(Path(sys.argv[1]))
+server = SimpleNamespace(
+    task=make_served_task(flights_task()), events=GroupCommit(log), event_file=log
+)
+serve(Application([Route('/events', partial(post_events, server), 'POST')]), 0)
 """
 
 
@@ -245,8 +253,9 @@ def post(url, body):
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
+    headers = {'content-type': 'application/json'}
     try:
-        return 200, json.load(urlopen(Request(url + '/events', body), timeout=30))
+        return 200, json.load(urlopen(Request(url + '/events', body, headers), timeout=30))
     except HTTPError as e:
         return e.code, json.load(e)
 
@@ -583,23 +592,18 @@ def test_a_log_on_a_full_disk(small):
 
 
 def test_events_over_http_when_the_disk_is_full(small, part):
-    from types import SimpleNamespace
-
-    from mlref.model_server import ModelServer, post_events
-    from mlref.protocols import RequestError
-
-    none = SimpleNamespace(version='none')
-    s = ModelServer(flights_task(), none, None, None, LocalLog(small / 'log'))
+    log = LocalLog(small / 'log')
     msgs = encode_events(part.head(100), FLIGHT_SCHEMA)
-    post_events(s, b'\n'.join(msgs))
+    many = b'\n'.join(encode_events(part.head(2000), FLIGHT_SCHEMA))
+    deliver_body(log, FLIGHT_SCHEMA, b'\n'.join(msgs))
     fill(small)
-    with pytest.raises(RequestError, match='nothing of this batch was kept') as e:
+    with pytest.raises(Outage, match='nothing of this batch was kept'):
         for _ in range(99):
-            post_events(s, b'\n'.join(encode_events(part.head(2000), FLIGHT_SCHEMA)))
-    end = s.log.end('events')
-    assert e.value.status == 503 and end % 2000 == 100 and s.log.read('events', 0, 100) == msgs
+            deliver_body(log, FLIGHT_SCHEMA, many)
+    end = log.end('events')
+    assert end % 2000 == 100 and log.read('events', 0, 100) == msgs
     (small / 'filler').unlink()
-    assert post_events(s, msgs[0]).content['offset'] == end
+    assert deliver_body(log, FLIGHT_SCHEMA, msgs[0])['offset'] == end
 
 
 def test_a_lake_on_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(small, part, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import fields
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -27,12 +26,12 @@ from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.log_position import LogPosition
 from mlref.materialize import apply_events, list_records
-from mlref.model_server import post_events
 from mlref.schema import EventSchema
 from mlref.stream import StreamCounts, apply_log, deliver_log
 from mlref.task import no_checks
 from mlref.vectors import compute_vectors
 from mlref.workspace import TOPIC, Workspace, deliver_events
+from server_fixture import deliver_body
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 TASK = flights_task()
@@ -214,9 +213,8 @@ def test_without_a_clock_of_its_own_every_reader_uses_the_wall_clock(events, tmp
     good = encode_events(events.tail(50), FLIGHT_SCHEMA)
     bad = [restamp(weather_of(good)[0], stamp, wall_clock()) for stamp in STAMPS]
     log = LocalLog(tmp_path / 'log')
-    server = SimpleNamespace(log=log, task=TASK)
     # 'the largest number' too: the server takes what can be read, its readers judge
-    post_events(server, b'\n'.join([*bad, *good]))
+    deliver_body(log, FLIGHT_SCHEMA, b'\n'.join([*bad, *good]))
     assert clock_of(TASK.contract) is None
 
     def check_lake(name, read):

@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -25,9 +24,9 @@ from mlref.lake import Lake
 from mlref.log import LocalLog
 from mlref.messages import MessageLimits, MessageReader
 from mlref.mlflow_protocol import decode_mlflow
-from mlref.model_server import ModelServer, post_events
 from mlref.protocols import Limits, RequestError, Signature, decode_json
 from mlref.schema import EventSchema, TableSchema
+from server_fixture import deliver_body
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 HERE = Path(__file__).parent
@@ -283,20 +282,11 @@ def test_limits_are_those_of_the_schema():
     assert dict(decode_batch(ok, schema).unknown) == {9: ('a',)}
 
 
-def server(tmp_path, schema=SCHEMA) -> ModelServer:
-    task = SimpleNamespace(
-        name='odd', schema=schema, request_kind='seen', request_time='event_time', features=None
-    )
-    made = object.__new__(ModelServer)
-    made.task, made.log = task, LocalLog(tmp_path / 'log')
-    return made
-
-
 def test_events_of_a_list_are_kept_as_they_were_written(tmp_path):
-    here = server(tmp_path)
+    log = LocalLog(tmp_path / 'log')
     good = f'{{{HEAD},"share":1.50, "gate":{{"a":[1,2]}}}}'.encode()
-    post_events(here, b' [' + good + b' ,\n' + good + b'] ')
-    assert here.log.read('events', 0, 9) == [good, good]
+    deliver_body(log, SCHEMA, b' [' + good + b' ,\n' + good + b'] ')
+    assert log.read('events', 0, 9) == [good, good]
     for body, why in (
         (b'[{"share":1,"share":2}]', 'share: given more than once'),
         (b'[{"share":NaN}]', 'share: expected a number'),
@@ -307,22 +297,21 @@ def test_events_of_a_list_are_kept_as_they_were_written(tmp_path):
         (b'[' + good, 'a JSON list of events'),
     ):
         with pytest.raises(RequestError, match=why):
-            post_events(here, body)
-    assert here.log.end('events') == 2
+            deliver_body(log, SCHEMA, body)
+    assert log.end('events') == 2
 
 
 def test_a_body_of_broken_lines_costs_milliseconds(tmp_path):
-    here = server(tmp_path)
+    log = LocalLog(tmp_path / 'log')
 
     def post(body):
         with pytest.raises(RequestError):
-            post_events(here, body)
+            deliver_body(log, SCHEMA, body)
 
     assert cpu(lambda: post(b'{x}\n' * 10_000)) < 2  # it was 18 seconds
-    here.log.close()
-    small = server(tmp_path, replace(SCHEMA, limits=MessageLimits(max_batch_messages=3)))
+    small = replace(SCHEMA, limits=MessageLimits(max_batch_messages=3))
     with pytest.raises(RequestError, match='at most 3 events at once, got 4') as error:
-        post_events(small, b'{}\n' * 4)
+        deliver_body(log, small, b'{}\n' * 4)
     assert error.value.status == 413
 
 

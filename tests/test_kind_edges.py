@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlref.client import Client, ServerUnreachable
+from mlref.connections import listen
 from mlref.core import MlrefError
 from mlref.edges import blame_library, check_writable, read_json_object, retry
 from mlref.flights.task import flights_task
@@ -32,7 +33,6 @@ from mlref.pipeline import PipelineRun
 from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, check_noted_names, local_uri
 from mlref.report import read_facts
-from mlref.serve import _listen
 from mlref.terminal import Status, run_app
 
 ROOT = Path(__file__).parent.parent
@@ -267,7 +267,7 @@ def test_a_lake_that_is_noise_is_a_sentence(tmp_path):
 @pytest.mark.parametrize('port', [99999, -1, 65536])
 def test_a_port_that_is_none_is_a_sentence(port):
     with pytest.raises(MlrefError, match='choose another with --port'):
-        _listen('127.0.0.1', port)
+        listen('127.0.0.1', port)
 
 
 def test_a_folder_is_judged_before_it_is_made(tmp_path):

@@ -9,10 +9,8 @@ import struct
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import lmdb
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -22,15 +20,13 @@ from mlref.blocks import Partition, extend_block, pack_block, pack_offset, unpac
 from mlref.consumer import Consumer, send_events
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
-from mlref.flights.task import flights_task
 from mlref.ingest import ingest, read_position
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
 from mlref.log import LocalLog
 from mlref.log_care import Retention, StoredBlock, convert_log, retained_from, trim_log, verify_log
 from mlref.log_position import LogPosition, check_position, position_at
-from mlref.model_server import ModelServer, log_predictions
-from mlref.protocols import RequestError
+from mlref.model_server import PredictionRow, encode_row
 from mlref.snapshots import open_snapshot, publish_snapshot
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -470,12 +466,17 @@ def test_a_stream_cannot_be_split_into_no_partitions(log):
 def test_a_prediction_says_when_it_was_answered_and_goes_by_policy(tmp_path):
     now = [1_800_000_000.0]
     log = LocalLog(tmp_path / 'log', clock=lambda: now[0])
-    model = SimpleNamespace(version='v', trained_until=1)
-    server = ModelServer(flights_task(), model, None, None, log, clock=lambda: now[0])
+    about = {'version': 'v', 'trained_until': 1, 'request_id': 'r', 'client': ''}
+
+    def write(i):
+        scored = {'cutoff': i, 'scored_at': i, 'p': 0.5, 'answered_at': now[0]}
+        names = map(str, range(100))
+        rows = [PredictionRow(entity_id=name, **scored, **about) for name in names]
+        log.append('predictions', [encode_row(row) for row in rows])
+
     for i in range(100):
         now[0] += 3600
-        answers = [{'entity_id': str(j), 'p': 0.5} for j in range(100)]
-        log_predictions(server, model, answers, np.full(100, i))
+        write(i)
     rows = [json.loads(message) for message in log.read('predictions', 0, 10**6)]
     assert [row['answered_at'] for row in rows[::100]] == [
         1_800_000_000.0 + 3600 * (i + 1) for i in range(100)
@@ -485,6 +486,5 @@ def test_a_prediction_says_when_it_was_answered_and_goes_by_policy(tmp_path):
     assert 0 < start < 10_000 - 2400
     assert sum(row['answered_at'] >= now[0] - 24 * 3600 for row in kept) == 2500
     shutil.rmtree(tmp_path / 'log')
-    with pytest.raises(RequestError, match='while it was in use') as refused:
-        log_predictions(server, model, answers, np.full(100, 0))
-    assert refused.value.status == 503
+    with pytest.raises(MlrefError, match='while it was in use'):
+        write(0)

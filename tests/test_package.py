@@ -161,9 +161,11 @@ import onnxruntime, polars as pl, uvicorn
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.materialize import apply_events
-from mlref.model_server import open_server, predict_entities
+from mlref.bundle import make_bundle
+from mlref.model_versions import load_champion
+from mlref.routes import make_app, open_server
 from mlref.schema import EventSchema
-from mlref.serve import make_app
+from mlref.serve import LocalClient
 from mlref.task import Task
 columns = {'sale': pl.Int64, 'shop': pl.Int64, 'price': pl.Int64}
 schema = EventSchema(columns, kinds=('sale',), entity_id='sale')
@@ -173,11 +175,12 @@ task = Task(name='half', entity='sale', outcome='is returned', schema=schema, co
 store = LmdbStore(folder / 'online', features)
 row = ['s1', 'sale', 28_000_000, 28_000_000, 1, 1, 3]
 apply_events(store, pl.DataFrame([row], schema=dict(schema.columns), orient='row'))
-server = open_server(task, registry, store, LocalLog(folder / 'log'))
-body = b'{"entities": [{"sale": 7, "shop": 1, "event_time": "2024-05-02T08:30Z"}]}'
-answer = predict_entities(server, body).content['predictions']
-assert answer == [{'entity_id': 7, 'p': 0.5}], answer
-assert len(make_app(server).routes) == 12
+bundle = make_bundle(task, load_champion(registry, features=features))
+client = LocalClient(make_app(open_server(bundle, store, LocalLog(folder / 'log'))))
+body = b'{"entities": [{"sale": 7, "shop": 1, "event_time": "2023-05-02T08:30Z"}]}'
+status, answer = client.ask('POST', '/predict', body)
+assert answer['predictions'] == [{'entity_id': 7, 'p': 0.5}], answer
+client.close()
 """
     + DIFFERS,
     'load': 'import locust, mlref.capacity',

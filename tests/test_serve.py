@@ -41,6 +41,7 @@ from mlref.promotion import promote
 from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, local_uri, register_model
 from mlref.request_fields import entity_rows, request_fields
+from mlref.serving_state import prediction_log
 from mlref.task import load_task, read_stream, select_requests
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
@@ -79,7 +80,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope='module')
 def url(home):
     p = subprocess.Popen(
-        [*SERVE, '--home', home[0], '--log', home[0] / 'served', '--port', '0'],
+        [*SERVE, '--home', home[0], '--log', home[0] / 'served', '--port', '0', '--workers', '1'],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -94,7 +95,11 @@ def call(url, path, body):
     try:
         return 200, json.load(
             urlopen(
-                Request(url + path, body if isinstance(body, bytes) else json.dumps(body).encode()),
+                Request(
+                    url + path,
+                    body if isinstance(body, bytes) else json.dumps(body).encode(),
+                    {'content-type': 'application/json'},
+                ),
                 timeout=60,
             )
         )
@@ -294,7 +299,7 @@ def test_a_calibration_moves_the_next_answers_is_logged_and_old_clients_see_no_d
             'p',
             'calibrated',
         ]
-        log = LocalLog(at / 'served', readonly=True)
+        log = LocalLog(prediction_log(at / 'served', 0), readonly=True)
         end = log.end('predictions')
         wrote = [json.loads(m) for m in log.read('predictions', end - len(p), len(p))]
         log.close()
@@ -337,7 +342,7 @@ def test_what_was_answered_is_on_disk_after_kill_9(home, url):
     answered = call(url[0], '/predict', {'entities': home[3][:50]})[1]['predictions']
     url[1].send_signal(signal.SIGKILL)
     url[1].wait()
-    log = LocalLog(home[0] / 'served', readonly=True)
+    log = LocalLog(prediction_log(home[0] / 'served', 0), readonly=True)
     end = log.end('predictions')
     last = [json.loads(m) for m in log.read('predictions', end - len(answered), len(answered))]
     assert [(m['entity_id'], m['p'], m['version']) for m in last] == [
@@ -359,7 +364,7 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
     told = env(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT='5')
 
     def command(log):
-        return [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0']
+        return [*SERVE, '--home', here, '--log', tmp_path / log, '--port', '0', '--workers', '1']
 
     try:
         there = Registry(tmp_path / 'there', uri, name='late')
@@ -546,7 +551,7 @@ def test_a_task_of_ones_own(shop, tmp_path):
             with pytest.raises(RequestError, match=said) as refused:
                 client.ask('/predict', body)
             words = re.findall(r'flight|airport|sched', str(refused.value))
-            assert refused.value.status == 400 and not words
+            assert refused.value.status in (400, 422) and not words
         text = {
             'order_id': 909,
             'customer': 2**60 + 2,
@@ -562,7 +567,7 @@ def test_a_task_of_ones_own(shop, tmp_path):
     finally:
         process.kill()
         process.wait()
-    log = LocalLog(tmp_path / 'served', readonly=True)
+    log = LocalLog(prediction_log(tmp_path / 'served', 0), readonly=True)
     assert json.loads(log.read('predictions', 0, 1)[0])['entity_id'] == '907'
     log.close()
 
@@ -583,19 +588,16 @@ def test_importing_the_server_imports_nothing_heavy():
 WITHOUT = """
 import sys
 sys.modules[sys.argv[1]] = None  # as if it were not installed
-from types import SimpleNamespace
 from mlref.core import MlrefError
-from mlref.flights.task import flights_task
-from mlref.model_server import ModelServer
-from mlref.serve import serve
+from mlref.serve import Application, serve
 try:
-    serve(ModelServer(flights_task(), SimpleNamespace(version='none'), None, None, None), 0)
+    serve(Application([]), 0)
 except MlrefError as error:
     print(error)
 """
 
 
-@pytest.mark.parametrize('package', ['prometheus_client', 'uvicorn', 'starlette'])
+@pytest.mark.parametrize('package', ['httptools', 'uvicorn'])
 def test_a_package_that_is_missing_is_one_sentence_with_its_extra(package):
     command = [sys.executable, '-c', WITHOUT, package]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from kernels import answer, times
 
+from mlref.bundle import make_bundle
 from mlref.compiled_vectors import compile_vectors
 from mlref.contracts import validate
 from mlref.core import DAY, parse_time
@@ -24,11 +25,13 @@ from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.materialize import apply_events
 from mlref.model import load_model
-from mlref.model_server import ModelServer, answer_oip, predict_entities
+from mlref.model_server import ServerSettings
 from mlref.offline import point_in_time_join
+from mlref.protocols import Limits
 from mlref.read_plan import make_plan
 from mlref.records import RecordLayout
-from mlref.registry import Registry
+from mlref.routes import make_app, open_server
+from mlref.serve import LocalClient
 from mlref.stream import apply_log
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
@@ -74,8 +77,10 @@ for driver in drivers:
 log = LocalLog(WORK / 'after-log')
 log.append('events', messages)
 network = load_model(MODELS / 'network')
-registry = Registry(WORK / 'after-registry', name=task.name)
-server = ModelServer(task, network, registry, store, LocalLog(WORK / 'after-served'))
+settings = ServerSettings(limits=Limits(max_rows=2048))
+served = LocalLog(WORK / 'after-served')
+client = LocalClient(make_app(open_server(make_bundle(task, network), store, served, settings)))
+INFER = f'/v2/models/{task.name}/infer'
 bodies = {
     n: json.dumps({'entities': due[:n].select(FLIGHT_COLUMNS).to_dicts()}).encode()
     for n in (1, 100)
@@ -144,10 +149,10 @@ KERNELS = {
     'contracts: the year through every rule': lambda: validate(whole, contract),
     'ingest: eleven days encoded': lambda: encode_events(month, FLIGHT_SCHEMA),
     'ingest: eleven days decoded': lambda: decode_events(messages, FLIGHT_SCHEMA),
-    'serve: one row by its keys': times(100, lambda: predict_entities(server, bodies[1])),
-    'serve: 100 rows by their keys': times(10, lambda: predict_entities(server, bodies[100])),
-    'serve: one vector': times(200, lambda: answer_oip(server, tensors[1])),
-    'serve: 1,024 vectors': times(5, lambda: answer_oip(server, tensors[1024])),
+    'serve: one row by its keys': times(100, lambda: client.ask('POST', '/predict', bodies[1])),
+    'serve: 100 rows by their keys': times(10, lambda: client.ask('POST', '/predict', bodies[100])),
+    'serve: one vector': times(200, lambda: client.ask('POST', INFER, tensors[1])),
+    'serve: 1,024 vectors': times(5, lambda: client.ask('POST', INFER, tensors[1024])),
 }
 
 if __name__ == '__main__':

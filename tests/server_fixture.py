@@ -1,0 +1,296 @@
+"""One real server of two workers for a whole run of tests: the fixture `served`
+
+It serves the visits of `small.py` with a model of four numbers in ONNX, so that its workers are
+those of an exported engine. Tests in other processes of the same run share it; the last one stops
+it, and it stops by itself when the run is gone.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from http.client import HTTPConnection
+from pathlib import Path
+from socket import create_connection
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+VERSIONS = ((0.3, 0.002), (-0.4, 0.001))  # weights of two models
+NAMES = ('week_count_10080m', 'week_price_mean_10080m')
+
+
+def onnx_model(weights: tuple[float, float]) -> bytes:
+    "Logits of a linear model in which a missing value counts as 0"
+    from onnx import TensorProto, helper, numpy_helper
+
+    X = helper.make_tensor_value_info('X', TensorProto.FLOAT, ['n', 2])
+    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['n'])
+    w = numpy_helper.from_array(np.array(weights, np.float32)[:, None], 'w')
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), 'zero')
+    axis = numpy_helper.from_array(np.array([1], np.int64), 'axis')
+    nodes = [
+        helper.make_node('IsNaN', ['X'], ['missing']),
+        helper.make_node('Where', ['missing', 'zero', 'X'], ['filled']),
+        helper.make_node('MatMul', ['filled', 'w'], ['column']),
+        helper.make_node('Squeeze', ['column', 'axis'], ['y']),
+    ]
+    graph = helper.make_graph(nodes, 'linear', [X], [y], [w, zero, axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)])
+    model.ir_version = 9
+    return model.SerializeToString()
+
+
+def make_model(weights: tuple[float, float], names: tuple[str, ...]) -> Any:
+    "The same as a predictor that can be registered"
+    from mlref.compress import OnnxPredictor
+    from mlref.core import digest
+    from mlref.recipes import fit_recipe
+    from small import make_table
+
+    table = replace(make_table(), names=names)
+    source = fit_recipe('logistic', table, table)
+    data = onnx_model(weights)
+    return OnnxPredictor(data, source, 'onnx', digest(data)[:12])
+
+
+def make_home(home: Path) -> list[str]:
+    "A run of the visits; its versions, the champion first"
+    from mlref.core import DAY
+    from mlref.followers import ServeOptions, publish_champion
+    from mlref.gates import Gate
+    from mlref.lmdb_store import LmdbStore
+    from mlref.materialize import apply_events
+    from mlref.promotion import promote
+    from mlref.registry import Registry, TrainingRun, local_uri, register_model
+    from small import FEATURES, TASK, make_events
+
+    events = make_events()
+    store = LmdbStore(home / 'online', FEATURES)
+    apply_events(store, events)
+    store.close()
+    registry = Registry(home / 'registry', local_uri(home / 'registry'), name=TASK.name)
+    options = ServeOptions('small:TASK', str(home), str(home / 'served'))
+    gates = [Gate('better_than_champion', True, 0.01, -0.003, '')]
+    models = [make_model(weights, FEATURES.names) for weights in VERSIONS]
+    for model in reversed(models):
+        run = TrainingRun(model.version)
+        version = register_model(registry, model, run, FEATURES, gates)
+        promote(registry, version, 8 * DAY, 'made for tests')
+        publish_champion(options)
+    return [model.version for model in models]
+
+
+@dataclass(frozen=True)
+class Served:
+    "A running server, and what its answers must be"
+
+    url: str
+    home: Path  # With registry/ and online/
+    pid: int  # Of the supervisor
+    versions: tuple[str, str]  # Of the champion, and of the one before
+    names: tuple[str, ...]  # Features
+
+    @property
+    def folder(self) -> Path:
+        "Of the server"
+        return self.home / 'served'
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix('http://').partition(':')
+        return host, int(port)
+
+    @property
+    def infer(self) -> str:
+        "The path of the Open Inference Protocol"
+        return '/v2/models/late-visits/infer'
+
+    def call(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, Any, dict[str, str]]:
+        "Status, content and headers of one answer"
+        sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        named = {'content-type': 'application/json'} if method == 'POST' else {}
+        named |= {name.replace('_', '-'): value for name, value in headers.items()}
+        connection = HTTPConnection(*self.address, timeout=30)
+        try:
+            kept = {name: value for name, value in named.items() if value is not None}
+            connection.request(method, path, sent, kept)
+            answer = connection.getresponse()
+            data = answer.read()
+        finally:
+            connection.close()
+        told = {name.lower(): value for name, value in answer.getheaders()}
+        is_json = told.get('content-type', '').startswith('application/json')
+        return answer.status, json.loads(data) if is_json and data else data, told
+
+    def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+        "Status and content"
+        return self.call('POST', path, body, **headers)[:2]
+
+    def send(self, data: bytes, wait: float = 10.0) -> bytes:
+        "What comes back for some bytes until the server closes"
+        with create_connection(self.address, timeout=wait) as client:
+            client.sendall(data)
+            found = b''
+            while part := client.recv(65536):
+                found += part
+        return found
+
+    def tensor(self, X: np.ndarray) -> dict[str, Any]:
+        "Rows as a request of the Open Inference Protocol"
+        data = [None if np.isnan(value) else float(value) for value in X.ravel()]
+        tensor = {'name': 'X', 'datatype': 'FP32', 'shape': list(X.shape), 'data': data}
+        return {'inputs': [tensor]}
+
+    def scores(self, X: np.ndarray, version: int = 0) -> list[float]:
+        "What the champion must say of rows"
+        filled = np.where(np.isnan(X), np.float32(0), X.astype(np.float32))
+        logits = (filled @ np.array(VERSIONS[version], np.float32)).astype(np.float64)
+        return (1 / (1 + np.exp(-logits))).tolist()
+
+    def visit(self, number: int = 399, **change: Any) -> dict[str, Any]:
+        "An entity as it is asked about by its keys"
+        at = number * 8 * 1440 // 400
+        return {'visit': f'v{number}', 'shop': f's{number % 3}', 'event_time': at, **change}
+
+    def counted(self, **labels: str) -> float:
+        "Answers that were counted with these labels, by all workers"
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        page = self.call('GET', '/metrics')[1].decode()
+        lines = [line for line in page.splitlines() if line.startswith('mlref_requests_total{')]
+        found = [line for line in lines if all(each in line for each in wanted)]
+        return sum(float(line.rsplit(' ', 1)[1]) for line in found)
+
+    def rows(self, topic: str = 'predictions') -> list[dict[str, Any]]:
+        "What the workers wrote down so far"
+        from mlref.log import LocalLog
+        from mlref.serving_state import prediction_logs
+
+        found = []
+        for place in prediction_logs(self.folder).values():
+            log = LocalLog(place, readonly=True)
+            start, end = log.start(topic), log.end(topic)
+            messages = log.read(topic, start, end - start) if end > start else []
+            found += [json.loads(message) for message in messages]
+            log.close()
+        return found
+
+
+def deliver_body(log: Any, schema: Any, body: bytes) -> dict[str, Any]:
+    "What a server with this log answers to a body of events; raises as its handler does"
+    from mlref.answers import post_events
+    from mlref.group_commit import GroupCommit
+    from mlref.messages import MessageReader
+
+    columns = {name: str(kind) for name, kind in schema.columns.items()}
+    task = SimpleNamespace(messages=MessageReader(columns, schema.limits))
+
+    async def post() -> bytes:
+        server = SimpleNamespace(task=task, events=GroupCommit(log), event_file=log)
+        answer = await post_events(server, SimpleNamespace(body=body))
+        return answer.body
+
+    return json.loads(asyncio.run(post()))
+
+
+CHILD = """
+import os, sys, threading, time
+from mlref.followers import decode_options
+from mlref.workers import supervise
+
+def end_with_run(supervisor, version):
+    def watch():
+        while os.path.exists(f'/proc/{sys.argv[2]}'):
+            time.sleep(0.5)
+        supervisor.stop()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+supervise(decode_options(sys.argv[1]), end_with_run)
+"""
+
+
+def start_process(options: Any, *run: str) -> tuple[subprocess.Popen, str]:
+    "A server in a process of its own, and where it answers"
+    from mlref.followers import child_environment, encode_options
+
+    process = subprocess.Popen(
+        [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    )
+    line = process.stdout.readline()
+    assert ' at http://' in line, line
+    return process, line.split(' at ')[1].strip()
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    "No other process of the run meanwhile"
+    with open(file, 'w') as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+def start_shared(root: Path) -> dict[str, Any]:
+    "The server of this run"
+    from mlref.followers import ServeOptions
+
+    home = root / 'served-home'
+    versions = make_home(home)
+    # of a controller with workers the parent lives as long as the run
+    run = os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid()
+    options = ServeOptions('small:TASK', str(home), str(home / 'served'), port=0, workers=2)
+    process, url = start_process(options, str(run))
+    return {'url': url, 'home': str(home), 'pid': process.pid, 'versions': versions}
+
+
+@pytest.fixture(scope='session')
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    "The server that all tests of a run ask"
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+    note = root / 'served.json'
+    with alone(root / 'served.lock'):
+        about = json.loads(note.read_text()) if note.exists() else start_shared(root)
+        about['users'] = about.get('users', 0) + 1
+        note.write_text(json.dumps(about))
+    from small import FEATURES
+
+    yield Served(
+        about['url'], Path(about['home']), about['pid'], tuple(about['versions']), FEATURES.names
+    )
+    with alone(root / 'served.lock'):
+        about = json.loads(note.read_text())
+        about['users'] -= 1
+        note.write_text(json.dumps(about))
+        if not about['users']:
+            os.kill(about['pid'], 15)
+            note.unlink()
+            wait_gone(about['pid'])
+
+
+def wait_gone(pid: int, seconds: float = 20.0) -> None:
+    "Wait until a process has ended"
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            done, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:  # another process of the run started it
+            done = 0 if os.path.exists(f'/proc/{pid}') else pid
+        if done:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f'expected process {pid} to end within {seconds} s')

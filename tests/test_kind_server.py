@@ -1,0 +1,377 @@
+"""What strangers, slow clients, operators and accidents do to a running server
+
+Every case was found by trying; each is an input against a real server of two workers.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mlref.access import make_key, write_keys
+from mlref.core import MlrefError
+from mlref.followers import ServeOptions, child_environment
+from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
+from server_fixture import start_process
+
+ONE = np.array([[3, 2.5]], np.float32)
+DEEP = b'{"inputs":' + b'[' * 1500 + b']' * 1500 + b'}'
+LONG = b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1,2],"data":[1,' + b'9' * 400 + b']}]}'
+HALF = b'{"entities":[{"visit":"\\ud800","shop":"s1","event_time":11000}]}'
+
+
+def tensor(data, shape=(1, 2), **more):
+    "A request with a tensor that need not be right"
+    return {'inputs': [{'name': 'X', 'datatype': 'FP32', 'shape': shape, 'data': data, **more}]}
+
+
+def wait_for(condition, seconds=10.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+NONSENSE = {
+    'nesting of 1,500': ('infer', DEEP, 400),
+    'a number of 400 digits': ('infer', LONG, 400),
+    'half a surrogate in an id': ('/predict', HALF, 400),
+    'a fraction in the shape': ('infer', tensor([1, 2], [1, 2.0]), 400),
+    'a row and a number': ('infer', tensor([[1, 2], 5], [2, 2]), 400),
+    'a row and null': ('infer', tensor([[1, 2], None], [2, 2]), 400),
+    'text as a value': ('infer', tensor(['', 2]), 400),
+    'a list as a value': ('infer', tensor([[], 2]), 400),
+    'an object as a value': ('infer', tensor([{}, 2]), 400),
+    'false as a value': ('infer', tensor([False, 2]), 400),
+    'no data at all': ('infer', {'inputs': ''}, 400),
+    'an output that there is not': ('infer', {**tensor([1, 2]), 'outputs': [{'name': 'q'}]}, 400),
+    'another name of the input': ('infer', tensor([1, 2], name='Z'), 400),
+    'ragged rows': ('infer', tensor([[1], [2, 3, 4]], [2, 2]), 400),
+    'too many rows': ('infer', tensor([0.5] * 2002, [1001, 2]), 413),
+    'NaN': ('infer', b'{"inputs": [NaN]}', 400),
+    'no JSON': ('/predict', b'{"entities": [', 400),
+    'nobody': ('/predict', {'entities': []}, 400),
+    'false as an entity': ('/predict', {'entities': [False]}, 400),
+    'a shop that is no text': ('/predict', {'entities': [{'visit': 'v', 'shop': 7}]}, 400),
+    'the year 2099': (
+        '/predict',
+        {'entities': [{'visit': 'v', 'shop': 's1', 'event_time': 68_000_000}]},
+        422,
+    ),
+    'before 1970': (
+        '/predict',
+        {'entities': [{'visit': 'v', 'shop': 's1', 'event_time': -5}]},
+        400,
+    ),
+    'a column twice': (
+        '/invocations',
+        {'dataframe_split': {'columns': ['a', 'a'], 'data': [[1, 2]]}},
+        400,
+    ),
+    'no event': ('/events', b'[{"visit": 1}]', 400),
+    'a list that does not end': ('/events', b'[{"visit": "v1"}', 400),
+    'another model': ('/v2/models/early/infer', tensor([1, 2]), 404),
+    'another version': ('/v2/models/late-visits/versions/x/infer', tensor([1, 2]), 404),
+}
+
+
+@pytest.mark.parametrize('name', NONSENSE)
+def test_nonsense_costs_its_sender_a_sentence_and_is_counted(served, name):
+    path, body, status = NONSENSE[name]
+    path = served.infer if path == 'infer' else path
+    before = served.counted()
+    got, said = served.post(path, body)
+    assert got in {400: (400, 422)}.get(status, (status,)), said
+    assert said['error'].count('\n') == 0 and len(said['error']) < 400
+    assert served.counted() == before + 1
+    assert served.counted(status='500') == 0
+    assert served.post(served.infer, served.tensor(ONE))[0] == 200
+
+
+def test_what_was_refused_was_not_written_down(served):
+    before = len(served.rows())
+    odd = [served.visit(), {'visit': '\ud800', 'shop': 's1', 'event_time': 11000}]
+    assert served.post('/predict', json.dumps({'entities': odd}).encode())[0] in (400, 422)
+    assert len(served.rows()) == before
+
+
+def test_a_row_says_for_which_request_and_for_whom(served):
+    visits = [served.visit(398), served.visit(399)]
+    trace = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
+    status, said, told = served.call(
+        'POST', '/predict', {'entities': visits}, x_request_id='mine-7', traceparent=trace
+    )
+    assert (status, told['x-request-id']) == (200, 'mine-7')
+    assert told['traceparent'][:35] == trace[:35] != told['traceparent']
+    rows = [row for row in served.rows() if row['request_id'] == 'mine-7']
+    wanted = [(each['entity_id'], each['p']) for each in said['predictions']]
+    assert [(row['entity_id'], row['p']) for row in rows] == wanted
+    assert {row['client'] for row in rows} == {''} and {row['trace'] for row in rows} == {
+        trace[3:35]
+    }
+    # a name that could break a line of a log is not taken over
+    assert served.call('POST', '/predict', {'entities': visits}, x_request_id='a b')[2][
+        'x-request-id'
+    ] not in ('a b', '')
+
+
+FOREIGN = [
+    ({'content_type': 'text/plain'}, 415),
+    ({'content_type': 'application/x-www-form-urlencoded'}, 415),
+    ({'content_type': None}, 415),
+    ({'host': 'evil.example'}, 421),
+    ({'host': 'evil.example:80', 'origin': 'http://evil.example'}, 421),
+    ({'origin': 'http://evil.example'}, 403),
+    ({'origin': 'null'}, 403),
+    ({'content_encoding': 'br'}, 415),
+    ({'content_encoding': 'gzip'}, 400),
+]
+
+
+@pytest.mark.parametrize('headers, status', FOREIGN)
+def test_a_web_page_cannot_write(served, headers, status):
+    for path in ('/events', '/predict'):
+        got, said = served.post(path, {'entities': [served.visit()]}, **headers)
+        assert (got, isinstance(said['error'], str)) == (status, True)
+    got, _ = served.post(
+        '/v2/repository/models/late-visits/load',
+        b'',
+        **{name: value for name, value in headers.items() if name in ('host', 'origin')},
+    )
+    assert got == (status if {'host', 'origin'} & set(headers) else 200)
+
+
+def test_no_answer_may_be_read_by_another_origin(served):
+    told = served.call('OPTIONS', '/predict', None, origin=served.url)
+    assert told[0] == 405 and not [name for name in told[2] if name.startswith('access-control')]
+    assert served.call('HEAD', '/health/live')[0] == 200
+    assert served.call('GET', '/predict')[0] == 405
+
+
+def test_slow_clients_do_not_disturb_the_others(served):
+    head = b'POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
+    with ExitStack() as stack:
+        slow = [
+            stack.enter_context(socket.create_connection(served.address, timeout=5))
+            for _ in range(200)
+        ]
+        for place, client in enumerate(slow):
+            client.sendall((head + b'content-length: 900\r\n\r\n{"e', head, b'P', b'')[place % 4])
+        start = time.monotonic()
+        for _ in range(20):
+            assert served.post(served.infer, served.tensor(ONE))[0] == 200
+        assert time.monotonic() - start < 10
+    left = served.counted(status='499')
+    wait_for(lambda: served.counted(status='499') >= max(left, 50))
+
+
+def test_a_large_request_is_refused_and_a_legal_one_keeps_nobody_waiting(served):
+    visits = [served.visit(number % 400) for number in range(1000)]
+    assert served.post('/predict', {'entities': visits * 2})[0] == 413
+    waits = []
+
+    def ask(_):
+        start = time.monotonic()
+        assert served.post(served.infer, served.tensor(ONE))[0] == 200
+        waits.append(time.monotonic() - start)
+
+    with ThreadPoolExecutor(4) as pool:
+        large = pool.submit(served.post, '/predict', {'entities': visits})
+        list(pool.map(ask, range(20)))
+        status, said = large.result()
+    assert (status, len(said['predictions'])) == (200, 1000)
+    assert sorted(waits)[10] < 1
+
+
+def test_a_worker_that_dies_is_replaced_and_nothing_it_counted_is_lost(served):
+    for _ in range(20):
+        served.post(served.infer, served.tensor(ONE))
+    before = served.counted(route='/v2/models/{model}/infer', status='200')
+    victim = read_notes(served.folder)[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    answered = [served.post(served.infer, served.tensor(ONE))[0] for _ in range(20)]
+    assert answered == [200] * 20
+    wait_for(lambda: victim.pid not in {note.pid for note in read_notes(served.folder)}, 30)
+    wait_for(lambda: len(read_notes(served.folder)) == 2, 30)
+    assert served.counted(route='/v2/models/{model}/infer', status='200') == before + 20
+
+
+def test_versions_change_under_load_and_back_without_a_failure(served):
+    wanted = dict(
+        zip(served.versions, (served.scores(ONE)[0], served.scores(ONE, 1)[0]), strict=True)
+    )
+    stop = threading.Event()
+
+    def ask(_):
+        seen = []
+        while not stop.is_set():
+            status, said = served.post(served.infer, served.tensor(ONE))
+            seen.append((status, said.get('model_version'), said['outputs'][0]['data'][0]))
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, number) for number in range(3)]
+        try:
+            for _ in range(6):
+                before = read_state(served.folder)
+                other = publish_state(served.folder, lambda now: with_champion(now, now.previous))
+                assert (other.champion, other.epoch) == (before.previous, before.epoch + 1)
+                epochs = [other.epoch] * 2
+                wait_for(lambda: [each.epoch for each in read_notes(served.folder)] == epochs)  # noqa: B023
+        finally:
+            stop.set()
+        seen = [each for future in asking for each in future.result()]
+    assert {status for status, _, _ in seen} == {200}
+    assert {version for _, version, _ in seen} == set(served.versions)
+    assert all(p == wanted[version] for _, version, p in seen)
+    # a load asks the registry: its champion answers again, in every worker
+    told = served.post('/v2/repository/models/late-visits/load', b'')
+    assert told == (200, {'model_version': served.versions[0]})
+    answers = [served.post(served.infer, served.tensor(ONE)) for _ in range(20)]
+    assert {said['model_version'] for _, said in answers} == {served.versions[0]}
+
+
+@pytest.fixture(scope='module')
+def own(served, tmp_path_factory):
+    "Another server over the same run, to be stopped and spoilt"
+    folder = tmp_path_factory.mktemp('own')
+    shutil.copytree(served.folder / 'bundles', folder / 'bundles')
+    shutil.copy(served.folder / 'state.json', folder)
+    options = ServeOptions('small:TASK', str(served.home), str(folder), port=0)
+    process, url = start_process(options)
+    yield replace(served, url=url, pid=process.pid), folder, process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(30)
+
+
+def test_keys_open_what_their_scopes_say_and_no_more(own):
+    server, folder, _ = own
+    tokens, keys = zip(
+        make_key('gate', ('predict',), rows=1), make_key('ops', ('admin', 'write')), strict=True
+    )
+    ask = server.tensor(ONE)
+    load = '/v2/repository/models/late-visits/load'
+    try:
+        write_keys(folder / 'keys.json', keys)
+        wait_for(lambda: server.post(server.infer, ask)[0] == 401)
+        headers = [{'authorization': f'Bearer {token}'} for token in tokens]
+        assert server.post(server.infer, ask, **headers[0])[0] == 200
+        status, said, told = server.call('POST', server.infer, ask, **headers[0])
+        assert (status, 'retry-after' in told) == (429, True), said
+        assert server.post(load, b'', **headers[0])[0] == 403
+        assert server.post('/events', b'[]', **headers[0])[0] == 403
+        assert server.post(load, b'', **headers[1])[0] == 200
+        assert server.post(server.infer, ask, **headers[1])[0] == 403
+        assert server.post(server.infer, ask, authorization='Bearer x')[0] == 401
+        assert server.call('GET', '/health/ready')[0] == 200
+        (folder / 'keys.json').write_text('nonsense')
+        wait_for(lambda: server.call('GET', '/health/ready')[0] == 503)
+        assert server.post(load, b'', **headers[1])[0] == 200
+        assert server.post(load, b'')[0] == 401
+    finally:
+        (folder / 'keys.json').unlink()
+    wait_for(lambda: server.post(server.infer, ask)[0] == 200)
+
+
+def test_workers_come_and_go_as_wanted(own):
+    server, folder, _ = own
+    for n in (2, 1):
+        set_workers(folder, n)
+        wait_for(lambda n=n: len(read_notes(folder)) == n, 30)
+        assert server.post(server.infer, server.tensor(ONE))[0] == 200
+
+
+def read_answer(client):
+    "The whole of one answer of scores"
+    found = b''
+    while not found.endswith(b'}]}'):
+        part = client.recv(65536)
+        if not part:
+            break
+        found += part
+    return found
+
+
+def test_what_was_sent_before_sigterm_is_answered_and_half_sent_requests_do_not_hold_it_up(own):
+    server, _, process = own
+    body = json.dumps(server.tensor(ONE)).encode()
+    head = f'POST {server.infer} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
+    whole = f'{head}content-length: {len(body)}\r\n\r\n'.encode() + body
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(server.address, timeout=20))
+            for _ in range(24)
+        ]
+        for client in clients[:16]:  # known to the server, and idle
+            client.sendall(whole)
+            assert read_answer(client).startswith(b'HTTP/1.1 200')
+        for client in clients[16:]:
+            client.sendall(whole[:-20])
+        process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        for client in clients[:16]:
+            client.sendall(whole)
+        answers = [read_answer(client) for client in clients[:16]]
+        assert {answer[:12] for answer in answers} == {b'HTTP/1.1 200'}
+        assert all(b'connection: close' in answer for answer in answers)
+        process.wait(20)
+        assert time.monotonic() - start < 12
+        assert all(client.recv(65536)[:12] in (b'HTTP/1.1 408', b'') for client in clients[16:])
+
+
+FEW = """
+import asyncio, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+from mlref.connections import HttpServer, listen
+from mlref.serve import Application, Route
+from mlref.protocols import Answer
+app = Application([Route('/live', lambda request: Answer(b'{}'))])
+listening = listen('127.0.0.1', 0)
+print(listening.getsockname()[1], flush=True)
+asyncio.run(HttpServer(app, count=app.count_refused).run(listening, asyncio.Event()))
+"""
+
+
+def test_silent_connections_do_not_use_up_the_descriptors():
+    process = subprocess.Popen(
+        [sys.executable, '-c', FEW],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    )
+    try:
+        address = ('127.0.0.1', int(process.stdout.readline()))
+        with ExitStack() as stack:
+            for _ in range(150):
+                stack.enter_context(socket.create_connection(address, timeout=5))
+            for _ in range(10):
+                with socket.create_connection(address, timeout=5) as client:
+                    client.sendall(
+                        b'GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n'
+                    )
+                    assert client.recv(65536).startswith(b'HTTP/1.1 200')
+    finally:
+        process.kill()
+        _, said = process.communicate()
+    assert len(said) < 1000, said[:500]
+
+
+def test_a_server_that_others_can_reach_wants_keys(tmp_path):
+    options = ServeOptions('small:TASK', str(tmp_path), str(tmp_path), host='0.0.0.0', port=0)
+    from mlref.workers import Supervisor
+
+    with pytest.raises(MlrefError, match='mlref keys add'):
+        Supervisor(options)
