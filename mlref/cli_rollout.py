@@ -77,10 +77,11 @@ def read_messages(
 ) -> list[dict[str, Any]]:
     "The messages of a topic that the workers of a server wrote down"
     from mlref.log import LocalLog
+    from mlref.serving_state import prediction_logs
 
     found: list[dict[str, Any]] = []
-    for file in sorted([*folder.glob('data.mdb'), *folder.glob('logs/*/data.mdb')]):
-        log = LocalLog(file.parent, readonly=True)
+    for place in prediction_logs(folder).values():
+        log = LocalLog(place, readonly=True)
         try:
             start = log.start(topic)
             count = log.end(topic) - start

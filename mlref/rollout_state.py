@@ -7,9 +7,8 @@ __all__ = ['ROW_TYPES', 'Standing', 'read_rollout', 'require_rollout', 'begin_ro
            'pair_scores', 'ratio_alarms', 'gather_evidence', 'publish_plan', 'sync_routing']
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00005
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ import polars as pl
 
 from .arguments import MlrefError, check_type
 from .confidence import PairedScores, mature_differences, mean_sequence
-from .core import Calendar, write_json
-from .edges import hold_file_lock, read_json_object
+from .core import Calendar
 from .environment import lock_hash
 from .guardrails import GuardrailPolicy, check_guardrails, check_shift
 
@@ -44,6 +42,7 @@ from mlref.rollout import (
 )
 from .route import RoutingPlan, check_sample_ratio, encode_plan
 from .schema import check_frame
+from .serving_state import publish_state
 
 # %% ../nbs/17d_rollout_state.ipynb #17d0000e
 @dataclass(frozen=True)
@@ -226,18 +225,8 @@ def publish_plan(
 ) -> int:  # Epoch of the state that holds it
     "Let the workers of a server route by a plan; changes nothing when they do already"
     check_type(plan, RoutingPlan, 'the plan to publish')
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / 'state.json'
-    with hold_file_lock(folder / '.state.lock'):
-        advice = 'stop the server, remove the file and start it again'
-        state = read_json_object(file, 'the state of a server', advice) if file.exists() else {}
-        encoded = encode_plan(plan)
-        epoch = int(state.get('epoch', 0))
-        if state.get('plan') != encoded:
-            epoch += 1
-            write_json(file, {**state, 'plan': encoded, 'epoch': epoch})
-    return epoch
+    encoded = encode_plan(plan)
+    return publish_state(Path(folder), lambda state: replace(state, plan=encoded)).epoch
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00021
 def sync_routing(

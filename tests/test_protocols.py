@@ -513,3 +513,27 @@ def test_the_document_is_true_of_what_is_sent(case, address):
 @settings(bodies_of, max_examples=500 if DEEP else 3)
 def test_the_document_is_true_of_what_is_asked(case, address):
     case.call_and_validate(base_url=f'http://{address}')
+
+
+# The server that mlref ships, in processes of its own
+
+
+def test_other_clients_and_the_server_of_this_package(served):
+    rows = VECTORS[:, : len(served.names)]
+    host, port = served.address
+    client = triton.InferenceServerClient(f'{host}:{port}')
+    model = served.infer.split('/')[3]
+    found = client.infer(
+        model,
+        [tensor_of(rows)],
+        request_id='a7',
+        request_compression_algorithm='gzip',
+        response_compression_algorithm='gzip',
+    )
+    assert np.allclose(found.as_numpy('p'), served.scores(rows), rtol=1e-6)
+    assert found.get_response()['id'] == 'a7'
+    assert client.is_model_ready(model) and client.get_model_repository_index()
+    client.close()
+    frame = pd.DataFrame(rows, columns=served.names)
+    answer = ScoringServerClient(host, port).invoke(frame)
+    assert np.allclose(answer['predictions'], served.scores(rows), rtol=1e-6)

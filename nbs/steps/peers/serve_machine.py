@@ -145,7 +145,8 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.PIPE, env=env
             )
-        atexit.register(self.stop)  # a benchmark that fails leaves nobody behind
+        # a benchmark that fails leaves nobody behind, and has no time to wait for them
+        atexit.register(self.signal, signal.SIGKILL)
 
     @property
     def url(self) -> str:
