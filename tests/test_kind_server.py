@@ -331,6 +331,19 @@ def test_what_was_sent_before_sigterm_is_answered_and_half_sent_requests_do_not_
         assert all(client.recv(65536)[:12] in (b'HTTP/1.1 408', b'') for client in clients[16:])
 
 
+def test_a_worker_of_an_exported_engine_is_light(served):
+    for note in read_notes(served.folder):
+        with open(f'/proc/{note.pid}/maps') as maps:
+            mapped = maps.read()
+        heavy = [
+            name for name in ('torch', 'polars', 'pandas', 'matplotlib') if f'/{name}' in mapped
+        ]
+        assert not heavy
+        with open(f'/proc/{note.pid}/status') as status:
+            resident = next(line for line in status if line.startswith('VmRSS'))
+        assert int(resident.split()[1]) < 120 * 1024
+
+
 FEW = """
 import asyncio, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
