@@ -253,11 +253,11 @@ def _describe_operation(operation: Operation, api: ServedApi) -> Schema:
 # %% ../nbs/15f_openapi.ipynb #15f00019
 def describe_api(
     api: ServedApi,
-    operations: tuple[Operation, ...] = OPERATIONS,  # Of this server
+    operations: tuple[Operation, ...] | None = None,  # Of this server; None = all there are
 ) -> Schema:
     "The OpenAPI document of a server"
     paths: dict[str, Schema] = {}
-    for operation in operations:
+    for operation in OPERATIONS if operations is None else operations:
         described = _describe_operation(operation, api)
         paths.setdefault(operation.path, {})[operation.method] = described
     components: Schema = {'schemas': _body_schemas(api)}
