@@ -7,6 +7,7 @@ import os
 import pkgutil
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import mlref
+from mlref.cli import app
 from mlref.core import digest, parse_time
 from mlref.documentation import full_documentation, parameter_comments
 from mlref.events import disturb_delivery, encode_events, events_between
@@ -256,6 +259,14 @@ def test_help_tells_what_each_parameter_is():
         text = full_documentation(function, function.__doc__ or '')
         assert all(comment in text for comment in parameter_comments(function).values())
     assert max(len(str(inspect.signature(each))) for each in functions) < 1500
+
+
+def test_the_script_takes_every_command():
+    run = runpy.run_path(str(ROOT / 'run'))
+    commands = [each.name for each in get_command(app).commands.values()]
+    assert sorted(run['COMMANDS']) == sorted(commands)
+    for name in commands:
+        assert f'./run {name}' in run['__doc__'] or name == 'run'
 
 
 INGEST = f"""
