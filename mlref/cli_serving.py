@@ -263,6 +263,9 @@ class ServeSettings:
         list[str] | None, typer.Option(help='Another name that it is asked by.')
     ] = None
     max_rows: Annotated[int, typer.Option(min=1, help='Of one request.')] = 1000
+    cache: Annotated[
+        int, typer.Option(min=0, help='MiB of scores that a worker remembers; 0 = none.')
+    ] = 8
     deadline: Annotated[float, typer.Option(min=0.001, help='Seconds for an answer.')] = 5.0
     max_age: Annotated[
         int | None,
@@ -283,7 +286,8 @@ class ServeSettings:
         "As the supervisor takes them"
         from mlref.followers import ServeOptions
 
-        same = ('task', 'uri', 'host', 'port', 'durability', 'max_rows', 'deadline', 'max_age')
+        same = ('task', 'uri', 'host', 'port', 'durability', 'max_rows', 'cache')
+        same += ('deadline', 'max_age')
         given = {name: getattr(self, name) for name in same}
         cores = len(os.sched_getaffinity(0))
         folder = home / 'served' if self.log is None else self.log

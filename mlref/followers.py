@@ -65,13 +65,19 @@ class ServeOptions:
     durability: Durability = 'answer'
     names: tuple[str, ...] = ()  # Hosts that it goes by besides
     max_rows: int = 1000  # Of a request
+    cache: int = 8  # MiB of scores that each worker remembers; 0 = none
     deadline: float = 5.0  # Seconds
     max_age: int | None = None  # Minutes that the store may be behind the clock on the wall
 
     def settings(self) -> ServerSettings:
         "The part that is promised to clients"
         limits = Limits(max_rows=self.max_rows)
-        return ServerSettings(limits=limits, deadline=self.deadline, max_age=self.max_age)
+        return ServerSettings(
+            limits=limits,
+            cache_bytes=self.cache * 2**20,
+            deadline=self.deadline,
+            max_age=self.max_age,
+        )
 
 
 def decode_options(

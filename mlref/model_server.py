@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 # %% ../nbs/16g_model_server.ipynb #4be73be7
@@ -32,6 +33,7 @@ from .group_commit import GroupCommit
 from .lmdb_store import LmdbStore, snapshot_lag
 from .log import LocalLog
 from .observe import ServerMetrics, write_sample
+from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError, Scores
 from .request_fields import ServedTask
 
@@ -43,6 +45,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=lambda: Limits(max_rows=1000))
     max_batch: int = 256  # Rows scored at once
     max_queue: int = 4096  # Rows that may wait; more are refused
+    cache_bytes: int = 8 * 2**20  # Of scores that a version remembers; 0 = it remembers none
     deadline: float = 5.0  # Seconds until an answer is no longer wanted
     max_age: int | None = None  # Minutes that the store may be behind the wall clock; None = any
     max_ahead: int = 366 * 1440  # Minutes that may be asked about beyond the store's clock
@@ -81,7 +84,16 @@ class ServedModel:
         self.batcher = Batcher(
             bundle.model.predict, max_rows=settings.max_batch, max_queue=settings.max_queue
         )
+        size = settings.cache_bytes
+        self.cache = PredictionCache(max_bytes=size) if size else None
         self.users = 0  # Requests that took it and are not answered yet
+
+    def submit(self, X: np.ndarray, deadline: float) -> asyncio.Future:
+        "Scores of rows, those it was asked for before from memory; raises as `Batcher.submit`"
+        compute = partial(self.batcher.submit, deadline=deadline)
+        if self.cache is None:
+            return compute(X)
+        return self.cache.submit(self.version, X, compute)
 
     def warm(self) -> None:
         "Score some rows of nothing"
@@ -296,7 +308,7 @@ async def score_rows(
     deadline: float,  # By `time.monotonic`, seconds
 ) -> np.ndarray:  # float64
     "Scores; raises `RequestError` when the model gives one that is no number"
-    p = await served.batcher.submit(X, deadline)
+    p = await served.submit(X, deadline)
     if not np.isfinite(p).all():
         raise RequestError(
             500,
@@ -437,5 +449,7 @@ def measure_store(
     served = server.versions.get('champion')
     if served is not None:
         gauges[write_sample('mlref_model_info', model=name, version=served.version)] = 1.0
+        if served.cache is not None:  # of the worker that answers
+            gauges[write_sample('mlref_cache_hit_rate', model=name)] = served.cache.hit_rate
     lost = write_sample('mlref_log_could_be_lost', model=name)
     return {**gauges, lost: float(server.log.could_be_lost)}
