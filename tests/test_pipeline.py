@@ -15,6 +15,7 @@ from golden import measure
 from mlref.flights.common import FLIGHT_CALENDAR
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
+from mlref.serving_state import prediction_logs
 from mlref.pipeline import read_profile
 
 ROOT = Path(__file__).parent.parent
@@ -83,9 +84,11 @@ def test_a_client_of_the_run_got_the_map_of_each_morning(quick):
     con = duckdb.connect(str(home / 'lake' / 'mlref.duckdb'), read_only=True)
     maps = dict(con.sql('select day, digest from calibrations').fetchall())
     con.close()
-    log = LocalLog(home / 'served', readonly=True)
-    wrote = [json.loads(m) for m in log.read('predictions', 0, 10**6)]
-    log.close()
+    wrote = []
+    for folder in prediction_logs(home / 'served').values():
+        log = LocalLog(folder, readonly=True)
+        wrote += [json.loads(m) for m in log.read('predictions', 0, 10**6)]
+        log.close()
     assert (
         len(maps) > 25
         and {m.get('calibration') == maps.get(FLIGHT_CALENDAR.day_of(m['cutoff'])) for m in wrote}
@@ -251,6 +254,7 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
     from mlref.ingest import ingest
     from mlref.lake import Lake
     from mlref.log import LocalLog
+from mlref.serving_state import prediction_logs
 
     st = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
     good = read_year(raw_folder()).head(1000)
