@@ -254,7 +254,6 @@ def test_a_corrupt_event_and_an_unknown_airport_are_kept_with_their_reason_and_t
     from mlref.ingest import ingest
     from mlref.lake import Lake
     from mlref.log import LocalLog
-from mlref.serving_state import prediction_logs
 
     st = static(read_raw(raw_folder(), 'airports'), read_raw(raw_folder(), 'planes'))
     good = read_year(raw_folder()).head(1000)
