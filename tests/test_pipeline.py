@@ -15,8 +15,8 @@ from golden import measure
 from mlref.flights.common import FLIGHT_CALENDAR
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
-from mlref.serving_state import prediction_logs
 from mlref.pipeline import read_profile
+from mlref.serving_state import prediction_logs
 
 ROOT = Path(__file__).parent.parent
 STEPS = [*read_profile(ROOT / 'nbs' / 'steps', 'quick')]
