@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -300,7 +300,7 @@ async def _score_shadow(
         {name: values[places] for name, values in asked.columns.items()},
         asked.deadline,
     )
-    chosen = [(replace(_SHADOW, variant=role), served)] * len(places)
+    chosen = [(_Beside(role), served)] * len(places)
     rows = _prediction_rows(server, request, part, chosen, scores.tolist(), [''] * len(places))
     await server.log.append('shadows', rows)
 
@@ -311,9 +311,6 @@ class _Beside:
 
     variant: str
     counted: bool = True
-
-
-_SHADOW = _Beside('candidate')
 
 # %% ../nbs/16ga_answers.ipynb #4db4343d
 def _start_shadows(

@@ -14,7 +14,8 @@ import numpy as np
 
 from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
 from .features import MAX_EXACT
-from .online import Facts, Lookup, OnlineStore, Record, find_layout, merge_facts
+from .online import Facts, Lookup, OnlineStore, find_layout, merge_facts
+from .record_search import Record
 from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 

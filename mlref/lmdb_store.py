@@ -43,7 +43,8 @@ from mlref.manifest import (
     read_manifest,
     write_manifest,
 )
-from .online import Lookup, OnlineReader, Record
+from .online import Lookup, OnlineReader
+from .record_search import Record
 from mlref.records import (
     SEAL,
     SEALED,

@@ -36,6 +36,7 @@ from .observe import ServerMetrics, write_sample
 from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError, Scores
 from .request_fields import ServedTask
+from .vectors import STATUS_NAMES
 
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
 @dataclass(frozen=True)
@@ -287,9 +288,6 @@ async def read_rows(
         found.append(vectors.X)
     return found[0] if len(found) == 1 else np.concatenate(found)
 
-
-_STATUSES = ('present', 'missing', 'expired')
-
 # %% ../nbs/16g_model_server.ipynb #43d9e990
 def count_statuses(
     server: ModelServer,
@@ -299,7 +297,7 @@ def count_statuses(
     for view, codes in status.items():
         for code, n in enumerate(np.bincount(codes.ravel(), minlength=3).tolist()):
             if n:
-                server.metrics.count_values(server.task.name, view, _STATUSES[code], n)
+                server.metrics.count_values(server.task.name, view, STATUS_NAMES[code], n)
 
 
 async def score_rows(

@@ -43,7 +43,7 @@ from mlref.oip_metadata import (
 )
 from .openapi import ServedApi, describe_api
 from .protocols import Answer, RequestError
-from .request_fields import RequestField
+from .request_fields import JSON_TYPES, RequestField
 from .serve import JSON, Application, Request, Route
 
 # %% ../nbs/16gb_routes.ipynb #2ca7e864
@@ -176,7 +176,6 @@ def _show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answ
     return _as_json(describe_statistics(found))
 
 # %% ../nbs/16gb_routes.ipynb #9d217e05
-_JSON_TYPES = {'String': 'string', 'Boolean': 'boolean', 'Float64': 'number', 'Float32': 'number'}
 _TIMES = ('event_time', 'known_time')
 
 
@@ -185,7 +184,7 @@ def event_fields(server: ModelServer) -> tuple[RequestField, ...]:
     return tuple(
         RequestField(
             name=name,
-            json=_JSON_TYPES.get(str(kind), 'integer'),
+            json=JSON_TYPES[str(kind)],
             nullable=name not in ('event_id', 'kind', *_TIMES),
         )
         for name, kind in server.task.columns.items()

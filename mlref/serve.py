@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from os.path import commonprefix
 from typing import Any, Protocol, runtime_checkable
@@ -108,7 +109,7 @@ class Route:
     types: tuple[bytes, ...] = (JSON,)  # Content types that it reads
     bare: bool = False  # Whether the content type may be missing
 
-    @property
+    @cached_property
     def pattern(self) -> re.Pattern[str]:
         "What its path looks like"
         named = re.sub(r'\{(\w+)\}', r'(?P<\1>[^/]+)', re.sub(r'([.+?])', r'\\\1', self.path))
@@ -221,9 +222,13 @@ def explain_error(
 class Service(Protocol):
     "What runs beside an application"
 
-    async def start(self) -> None: ...  # Raises `MlrefError` when it cannot
+    async def start(self) -> None:
+        "Begin; raises `MlrefError` when it cannot"
+        ...
 
-    async def close(self) -> None: ...  # What was accepted is finished first
+    async def close(self) -> None:
+        "Finish what was accepted, then end"
+        ...
 
 
 class Application:

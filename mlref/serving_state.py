@@ -8,18 +8,17 @@ __all__ = ['ServingState', 'state_file', 'read_state', 'publish_state', 'with_ch
            'registry_mark']
 
 # %% ../nbs/16h_serving_state.ipynb #1843e703
-import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 # %% ../nbs/16h_serving_state.ipynb #43f33327
 from .core import MlrefError, write_json
+from .edges import hold_file_lock
 
 # %% ../nbs/16h_serving_state.ipynb #c2922efc
 @dataclass(frozen=True)
@@ -66,22 +65,14 @@ def read_state(
     return state
 
 # %% ../nbs/16h_serving_state.ipynb #f9c53163
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    "Nobody else publishes meanwhile; the lock goes when its holder does, killed or not"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.state.lock', 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def publish_state(
     folder: Path,  # Of a server
     change: Callable[[ServingState], ServingState],  # Of what is there now
     clock: Callable[[], float] = time.time,  # Seconds since 1970-01-01 UTC
 ) -> ServingState:  # As published, with the next epoch
     "Change what shall be served; nothing is published when nothing is different"
-    with _alone(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_file_lock(folder / '.state.lock'):
         now = read_state(folder)
         wanted = replace(change(now), epoch=now.epoch, published_at=now.published_at)
         if wanted == now and now.epoch:
