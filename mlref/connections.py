@@ -109,7 +109,7 @@ class RequestReader(asyncio.Protocol):
         self.since = server.loop.time()
         self.head_size = 0  # Bytes of a head that is not whole
         self.request: Any = None  # The one that is being read
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser: Any = httptools.HttpRequestParser(self)
         # an answer goes out also when bytes follow a request that closes
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
@@ -164,7 +164,7 @@ class AnswerWriter(RequestReader):
         "Have a request answered"
         self.working = request
         found = self.app.answer(request)
-        if type(found) is Reply:
+        if isinstance(found, Reply):
             self.send(request, found)
         else:
             found.add_done_callback(self.on_answer)
@@ -245,7 +245,9 @@ class BodyReader(AnswerWriter):
         request = self.request
         if not self.busy:
             request.answered = True
-            self.send(request, self.app.answer(request))
+            reply = self.app.answer(request)
+            if isinstance(reply, Reply):  # as what is refused always is
+                self.send(request, reply)
 
     def on_message_complete(self) -> None:
         "A request is whole"
@@ -273,7 +275,7 @@ class Connection(BodyReader):
         self.transport = transport
         self.server.open.add(self)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         "It is gone"
         self.server.open.discard(self)
         request = self.request
