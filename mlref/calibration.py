@@ -90,13 +90,13 @@ def _derivatives(
     hessian = np.array([[weight.sum() + l2, cross], [cross, weight @ odds**2 + l2]])
     return gradient, hessian
 
-
+# %% ../nbs/12b_calibration.ipynb #bf952c7e
 def _fit_map(
     odds: np.ndarray,  # Log-odds of scores
     y: np.ndarray,  # 0 or 1 each
     l2: float,  # Weight of the penalty
 ) -> tuple[float, float]:  # Shift, slope
-    "Penalised logistic regression of one input, by Newton's method; raises `MlrefError` without one"
+    "Penalised logistic regression of one input, by Newton's method; raises when no map is best"
     beta = np.array([0.0, 1.0])
     gradient, hessian = _derivatives(beta, odds, y, l2)
     for _ in range(100):

@@ -144,7 +144,7 @@ def _rows_of_groups(
     group = np.searchsorted(ends, (first + last) // 2, 'right')
     return np.split(order, first[1:][np.diff(group) > 0])
 
-
+# %% ../nbs/12_evaluate.ipynb #3691cd3b
 def reliability_table(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
