@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 
 # %% ../nbs/16gb_routes.ipynb #412abba8
+from .vector_answers import answer_mlflow, answer_oip
+
 from . import __version__
-from .answers import answer_mlflow, answer_oip, predict_entities
+from .answers import predict_entities
 from .bundle import ServingBundle
 from .event_route import post_events
 from .group_commit import Durability, GroupCommit
