@@ -11,15 +11,15 @@ import os
 import shutil
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from time import monotonic
 from typing import IO
-from zlib import crc32
 
 import lmdb
+from zlib_ng.zlib_ng import crc32
 
 from .addresses import FilePlace, check_place, local_file, note_place
 from .core import MlrefError, write_bytes
@@ -166,12 +166,11 @@ class LmdbSnapshot:
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0021
 def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes | None]:
     "The same with a checksum behind every note"
-    notes = {
-        name: seal(record, name)
-        for name, record in records.items()
-        if record is not None and name[:1] == b'!'
-    }
-    return {**records, **notes}
+    notes = [name for name in records if name[:1] == b'!']
+    if not notes:
+        return records
+    named = ((name, records[name]) for name in notes)
+    return {**records, **{name: seal(note, name) for name, note in named if note is not None}}
 
 # %% ../nbs/08b_lmdb_store.ipynb #03cc0f27
 def _check_records(
@@ -181,6 +180,26 @@ def _check_records(
     records: Sequence[Record | None],
 ) -> None:
     "Look at the seals of records; raises `DamagedRecord` naming the first that is broken"
+    if not _are_short_and_whole(records):
+        _check_each(store, seen, names, records)
+    for kept in (seen, store.watch.seals):
+        if len(kept) > _REMEMBERED:
+            kept.clear()
+    seen.update(names)
+
+
+def _are_short_and_whole(records: Sequence[Record | None]) -> bool:
+    "Whether all are so short that none need be remembered, and end in their checksum: one pass"
+    there = [record for record in records if record is not None]
+    if max(map(len, there), default=0) > _LONG:
+        return False
+    return [*map(crc32, there)].count(SEALED) == len(there)
+
+
+def _check_each(
+    store: 'LmdbStore', seen: set[bytes], names: Sequence[bytes], records: Sequence[Record | None]
+) -> None:
+    "The same one by one, with notes and long records among them"
     watch = store.watch
     for name, record in zip(names, records, strict=True):
         if record is None or name in seen:
@@ -194,10 +213,6 @@ def _check_records(
             raise DamagedRecord(name.decode(), f' in {store.folder / part}')
         if mark:
             watch.seals[name] = mark
-    for kept in (seen, watch.seals):
-        if len(kept) > _REMEMBERED:
-            kept.clear()
-    seen.update(names)
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0023
 MAX_LAG = 1000  # commits that a reader may hold its moment before the writer warns
@@ -319,25 +334,25 @@ Entry = tuple[bytes, bytes | None]  # name, record or None to delete it
 def _split_records(
     records: Mapping[bytes, bytes | None],
     count: int,  # Parts
-) -> list[list[Entry]]:
+) -> Sequence[Collection[Entry]]:
     "What goes into each part"
     if count == 1:
-        return [list(records.items())]
+        return [records.items()]
     parts: list[list[Entry]] = [[] for _ in range(count)]
     for entry in records.items():
         parts[crc32(entry[0]) % count].append(entry)
     return parts
 
 
-def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
-    kept = [(name, record) for name, record in entries if record is not None]
+def _put_records(txn: lmdb.Transaction, entries: Collection[Entry]) -> None:
+    gone = [name for name, record in entries if record is None]
+    kept = [entry for entry in entries if entry[1] is not None] if gone else entries
     txn.cursor().putmulti(kept)
-    for name, record in entries:
-        if record is None:
-            txn.delete(name)
+    for name in gone:
+        txn.delete(name)
 
 # %% ../nbs/08b_lmdb_store.ipynb #8cbf4900
-def _fill_parts(store: 'LmdbStore', split: list[list[Entry]]) -> list[lmdb.Transaction]:
+def _fill_parts(store: 'LmdbStore', split: Sequence[Collection[Entry]]) -> list[lmdb.Transaction]:
     "A transaction for each part, with what goes into it"
     txns: list[lmdb.Transaction] = []
     try:
