@@ -147,22 +147,22 @@ def _find_many(
     return joined.numbers, rows
 
 # %% ../nbs/08_online.ipynb #86297ecb
+_ZERO = bytes(8)  # behind the numbers: what a column reads that reads nothing
+
+
 def _read_one(
-    layouts: Mapping[str, RecordLayout],
-    lookup: Lookup,
-    reads: tuple[SourceRead, ...],
-    keys: dict[str, list[str]],  # Entity name -> one key per request
-    minutes: list[int],  # Of the request
-    request: int,  # Its number
-) -> bytes:
+    layouts: Sequence[RecordLayout],
+    reads: Sequence[SourceRead],
+    keys: Sequence[str],  # One a read
+    records: Sequence[Record | None],  # One a read
+    minutes: list[int],  # Of the request, all offsets of the plan
+) -> list[Record]:
     "What a single request reads, history after history"
-    found = [find_layout(layouts, read.name) for read in reads]
-    who = [keys[read.entity.name][request] for read in reads]
-    records = lookup([layout.prefix + key.encode() for layout, key in zip(found, who, strict=True)])
     parts: list[Record] = []
-    for layout, key, record, read in zip(found, who, records, reads, strict=True):
+    for layout, read, key, record in zip(layouts, reads, keys, records, strict=True):
         parts += read_record(layout, key, record, minutes[read.times])
-    return b''.join([*parts, bytes(8)])
+    parts.append(_ZERO)
+    return parts
 
 # %% ../nbs/08_online.ipynb #5a11c0df
 _FEW = 6  # requests
@@ -176,13 +176,19 @@ def _read_few(
     times: np.ndarray,  # int64 (requests, offsets of the plan)
 ) -> tuple[np.ndarray, np.ndarray]:
     "As `_read_many`, request by request"
-    sums = []
-    lasts = []
-    for request, minutes in enumerate(times.tolist()):
-        sums.append(_read_one(layouts, lookup, plan.sums, keys, minutes, request))
-        lasts.append(_read_one(layouts, lookup, plan.lasts, keys, minutes, request))
-    whole = np.frombuffer(b''.join(sums), np.int64).reshape(len(times), -1).T
-    return whole, np.frombuffer(b''.join(lasts)).reshape(len(times), -1).T
+    reads = plan.sums + plan.lasts
+    held = [find_layout(layouts, read.name) for read in reads]
+    columns = [keys[read.entity.name] for read in reads]
+    half = len(plan.sums)
+    parts: list[Record] = []
+    for i, minutes in enumerate(times.tolist()):
+        who = [column[i] for column in columns]
+        own = lookup([each.prefix + key.encode() for each, key in zip(held, who, strict=True)])
+        parts += _read_one(held[:half], plan.sums, who[:half], own[:half], minutes)
+        parts += _read_one(held[half:], plan.lasts, who[half:], own[half:], minutes)
+    numbers = np.frombuffer(b''.join(parts), np.int64).reshape(len(times), -1).T
+    sums = sum([read.size for read in plan.sums]) + 1
+    return numbers[:sums], numbers[sums:].view(np.float64)
 
 # %% ../nbs/08_online.ipynb #86297ecd
 def _ask_all(

@@ -81,6 +81,12 @@ class RecordLayout:
         "What a record begins with"
         return _STAMP.pack(b'mlo', FORMAT, self.width, self.newest, int(self.version, 16))
 
+    @cached_property
+    def stamp_numbers(self) -> tuple[int, int]:
+        "The stamp as the two numbers that a record begins with"
+        first, second = struct.unpack('<qq', self.stamp)
+        return first, second
+
 # %% ../nbs/07a_records.ipynb #07a00001
 def _check_layout(layout: RecordLayout) -> None:
     if layout.keep < 0 or (layout.ttl is not None and layout.ttl <= 0):
@@ -291,11 +297,13 @@ def read_record(
         return [layout.blank] * len(minutes)
     size = 8 * layout.width
     rows, rest = divmod(len(record) - _HEADER - SEAL, size + 8)
-    if rest or rows < 1 or record[:16] != layout.stamp:
+    if rest or rows < 1:
         unpack_record(layout, record, key)  # says what is wrong
+    times = memoryview(record).cast('q')
+    if (times[0], times[1]) != layout.stamp_numbers:
+        unpack_record(layout, record, key)
     if len(minutes) > _FEW:
         return [_read_many(layout, key, record, np.asarray(minutes))]
-    times = memoryview(record).cast('q')
     end = _FIRST + rows
     # bisection counts the rows up to a minute from place _FIRST on; the row wanted is the last
     edge = _HEADER + 8 * rows - (_FIRST + 1) * size
