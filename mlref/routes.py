@@ -16,8 +16,9 @@ import msgspec
 
 # %% ../nbs/16gb_routes.ipynb #412abba8
 from . import __version__
-from .answers import answer_mlflow, answer_oip, post_events, predict_entities
+from .answers import answer_mlflow, answer_oip, predict_entities
 from .bundle import ServingBundle
+from .event_route import post_events
 from .group_commit import Durability, GroupCommit
 from .lmdb_store import LmdbStore
 from .log import LocalLog
