@@ -1,4 +1,4 @@
-"""The document of the running server is true: schemathesis sends what it allows and what it does not
+"""The document of the running server is true: schemathesis sends what it allows and forbids
 
 Against a server in processes of its own, with keys, so that requests without one are tried as well.
 """
