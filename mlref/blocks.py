@@ -135,7 +135,7 @@ def _split_lines(
     found = lines.split(b'\n', stop)
     return found if stop == count else found[:stop]
 
-
+# %% ../nbs/02b_blocks.ipynb #5a02b01d
 def unpack_block(
     block: bytes | memoryview,  # As it was stored
     partition: Partition,

@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -50,6 +50,7 @@ from mlref.records import (
     SEALED,
     DamagedRecord,
     RecordLayout,
+    are_sealed,
     is_sealed,
     record_layouts,
     seal,
@@ -166,11 +167,9 @@ class LmdbSnapshot:
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0021
 def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes | None]:
     "The same with a checksum behind every note"
-    notes = [name for name in records if name[:1] == b'!']
-    if not notes:
-        return records
-    named = ((name, records[name]) for name in notes)
-    return {**records, **{name: seal(note, name) for name, note in named if note is not None}}
+    notes = {name: records[name] for name in records if name[:1] == b'!'}
+    sealed = {name: seal(note, name) for name, note in notes.items() if note is not None}
+    return {**records, **sealed} if sealed else records
 
 # %% ../nbs/08b_lmdb_store.ipynb #03cc0f27
 def _check_records(
@@ -180,28 +179,10 @@ def _check_records(
     records: Sequence[Record | None],
 ) -> None:
     "Look at the seals of records; raises `DamagedRecord` naming the first that is broken"
-    if not _are_short_and_whole(records):
-        _check_each(store, seen, names, records)
-    for kept in (seen, store.watch.seals):
-        if len(kept) > _REMEMBERED:
-            kept.clear()
-    seen.update(names)
-
-
-def _are_short_and_whole(records: Sequence[Record | None]) -> bool:
-    "Whether all are so short that none need be remembered, and end in their checksum: one pass"
-    there = [record for record in records if record is not None]
-    if max(map(len, there), default=0) > _LONG:
-        return False
-    return [*map(crc32, there)].count(SEALED) == len(there)
-
-
-def _check_each(
-    store: 'LmdbStore', seen: set[bytes], names: Sequence[bytes], records: Sequence[Record | None]
-) -> None:
-    "The same one by one, with notes and long records among them"
     watch = store.watch
-    for name, record in zip(names, records, strict=True):
+    # notes and long records, which are remembered, are looked at one by one
+    odd = () if are_sealed(records, _LONG) else zip(names, records, strict=True)
+    for name, record in odd:
         if record is None or name in seen:
             continue
         mark = bytes(record[-SEAL:]) if len(record) > _LONG else b''
@@ -213,6 +194,10 @@ def _check_each(
             raise DamagedRecord(name.decode(), f' in {store.folder / part}')
         if mark:
             watch.seals[name] = mark
+    for kept in (seen, watch.seals):
+        if len(kept) > _REMEMBERED:
+            kept.clear()
+    seen.update(names)
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0023
 MAX_LAG = 1000  # commits that a reader may hold its moment before the writer warns
@@ -334,25 +319,26 @@ Entry = tuple[bytes, bytes | None]  # name, record or None to delete it
 def _split_records(
     records: Mapping[bytes, bytes | None],
     count: int,  # Parts
-) -> Sequence[Collection[Entry]]:
+) -> list[list[Entry]]:
     "What goes into each part"
     if count == 1:
-        return [records.items()]
+        return [list(records.items())]
     parts: list[list[Entry]] = [[] for _ in range(count)]
     for entry in records.items():
         parts[crc32(entry[0]) % count].append(entry)
     return parts
 
 
-def _put_records(txn: lmdb.Transaction, entries: Collection[Entry]) -> None:
-    gone = [name for name, record in entries if record is None]
-    kept = [entry for entry in entries if entry[1] is not None] if gone else entries
+def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
+    kept = [(name, record) for name, record in entries if record is not None]
     txn.cursor().putmulti(kept)
-    for name in gone:
-        txn.delete(name)
+    if len(kept) < len(entries):
+        for name, record in entries:
+            if record is None:
+                txn.delete(name)
 
 # %% ../nbs/08b_lmdb_store.ipynb #8cbf4900
-def _fill_parts(store: 'LmdbStore', split: Sequence[Collection[Entry]]) -> list[lmdb.Transaction]:
+def _fill_parts(store: 'LmdbStore', split: list[list[Entry]]) -> list[lmdb.Transaction]:
     "A transaction for each part, with what goes into it"
     txns: list[lmdb.Transaction] = []
     try:

@@ -108,7 +108,7 @@ def check_partition(topic: str, partition: int) -> Partition:
     plain = type(topic) is str and type(partition) is int
     return _known_partition(topic, partition) if plain else _name_partition(topic, partition)
 
-
+# %% ../nbs/03_log.ipynb #5a03a002
 def _check_batch(messages: list[bytes]) -> None:
     if not isinstance(messages, (list, tuple)):
         raise MlrefError(
