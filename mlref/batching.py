@@ -347,10 +347,8 @@ class Batcher(TurnRunner):
         now = self.clock()
         if deadline <= now:
             raise DeadlineExceeded('expected a deadline that lies ahead, it has passed; ask again')
-        full = len(self.queue) >= self.max_queue
-        if rows > self.queue.max_rows:
-            large = self.queue.large_rows()
-            full = full or (large > 0 and large + rows > self.max_waiting)
+        large = self.queue.large_rows() if rows > self.queue.max_rows else 0
+        full = len(self.queue) >= self.max_queue or (large > 0 and large + rows > self.max_waiting)
         if full or self.closed or now + wait > deadline:
             ahead = f'{len(self.queue):,} requests wait for about {wait:.2g} s'
             why = 'this model is no longer served' if self.closed else ahead

@@ -505,7 +505,7 @@ def _encode_output(
         data = None
     return _Output(wanted.name, 'FP64', [len(values)], parameters or None, data)
 
-
+# %% ../nbs/15aa_oip.ipynb #15aa202c
 @lru_cache(64)
 def _usual_head(model: str, version: str) -> bytes:
     "An answer with one output in JSON, up to the length of its only dimension"

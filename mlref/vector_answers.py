@@ -79,8 +79,10 @@ _FEW = 8  # rows of a request that a request is judged by
 
 def fail_all(group: list[VectorRequest], error: BaseException | None) -> None:
     "Tell all of a group that they are not answered"
+    if error is None:
+        error = Outage('expected an answer, it was given up; ask again')
     for each in group:
-        each.set_exception(error or Outage('expected an answer, it was given up; ask again'))
+        each.set_exception(error)
 
 
 def _calibrate(
@@ -90,9 +92,9 @@ def _calibrate(
         return [None] * len(group), ''
     edges = np.cumsum([len(each.X) for each in group])[:-1]
     moved = calibrations.newest(np.concatenate([each.p for each in group]))
-    return np.split(moved, edges), calibrations.digests[-1]
+    return [*np.split(moved, edges)], calibrations.digests[-1]
 
-
+# %% ../nbs/16g_vector_answers.ipynb #16f1000c
 def _drop_broken(group: list[VectorRequest]) -> list[VectorRequest]:
     "Those whose scores are numbers; the others are told"
     whole = []
@@ -112,19 +114,20 @@ def _vector_row(
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> bytes:
     "What is kept of a request by vectors"
-    request, assigned = each.request, each.assigned
+    request = each.request
     row = VectorRow(
         p=each.p.tolist(),
         version=each.served.version,
         answered_at=now,
         request_id=request.id,
         client=request.client,
-        id='' if each.unit == request.id else each.unit,
         calibration=calibration,
-        variant=assigned.variant,
-        counted=assigned.counted,
-        trace=request.trace.decode(),
+        variant=each.assigned.variant,
+        counted=each.assigned.counted,
     )
+    row.trace = request.trace.decode()
+    if each.unit != request.id:
+        row.id = each.unit
     return encode_row(row)
 
 # %% ../nbs/16g_vector_answers.ipynb #16f0000d
@@ -179,7 +182,7 @@ def write_scored(server: ModelServer) -> None:
         return
     appended.add_done_callback(partial(_answer_group, kept, begun))
 
-
+# %% ../nbs/16g_vector_answers.ipynb #16f1000b
 def _answer_group(kept: list[VectorRequest], begun: float, appended: asyncio.Future) -> None:
     "They are on disk, or will never be"
     error = None if appended.cancelled() else appended.exception()
@@ -209,7 +212,7 @@ def _submit(server: ModelServer, each: VectorRequest, deadline: float) -> None:
     each.served = served
     served.submit(each.X, deadline, each)
 
-
+# %% ../nbs/16g_vector_answers.ipynb #16f10010
 def answer_vectors(
     server: ModelServer,
     request: Request,
