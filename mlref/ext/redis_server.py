@@ -172,15 +172,13 @@ def _open_client(url: str, settings: RedisSettings) -> Client:
     _check_server(about, where)
     if about.get('redis_mode') != 'cluster':
         return client
+    state = client.cluster('info')['cluster_state']
     client.close()
-    cluster = RedisCluster.from_url(url, **options)
-    state = cluster.cluster_info(target_nodes=RedisCluster.RANDOM)['cluster_state']
     if state != 'ok':
-        cluster.close()
         raise errors.ClusterDownError(f'cluster_state:{state}')
-    return cluster
+    return RedisCluster.from_url(url, **options)
 
-
+# %% ../../nbs/31_redis.ipynb #b2f04c3e
 def open_client(
     url: str,  # Of a server, or of any server of a cluster
     settings: RedisSettings = DEFAULT_SETTINGS,
@@ -191,11 +189,11 @@ def open_client(
     except RedisError as error:
         raise explain_redis(error, hide_password(url)) from None
 
-# %% ../../nbs/31_redis.ipynb #c6222291
+# %% ../../nbs/31_redis.ipynb #828d5c1a
 T = TypeVar('T')
 Command = tuple[bytes, tuple[Any, ...]]  # a key that says which server, and the words
 
-# %% ../../nbs/31_redis.ipynb #828d5c1a
+# %% ../../nbs/31_redis.ipynb #dd6129fe
 class RedisServer:
     "One server or a cluster: what the store asks of either"
 
@@ -251,7 +249,7 @@ class RedisServer:
         "Let go of the connections"
         self.client.close()
 
-# %% ../../nbs/31_redis.ipynb #e3995d3d
+# %% ../../nbs/31_redis.ipynb #018b2a3f
 @lru_cache(200_000)
 def find_slot(
     key: bytes,
@@ -277,7 +275,7 @@ def look_again(client: Client) -> None:
         except RedisError:
             return  # nobody answers yet; the next try looks again
 
-# %% ../../nbs/31_redis.ipynb #018b2a3f
+# %% ../../nbs/31_redis.ipynb #c789fa6a
 def _pipelines(
     client: Client,
     keys: Sequence[bytes],  # One a command
@@ -293,7 +291,7 @@ def _pipelines(
         found[id(node)][1].append(place)
     return found
 
-# %% ../../nbs/31_redis.ipynb #c789fa6a
+# %% ../../nbs/31_redis.ipynb #c324309c
 _MOVING = (
     errors.AskError,
     errors.MovedError,
@@ -324,7 +322,7 @@ def _follow(client: Client, words: tuple[Any, ...], answer: Any) -> Any:
         raise answer
     return answer
 
-# %% ../../nbs/31_redis.ipynb #c324309c
+# %% ../../nbs/31_redis.ipynb #cbc47dfa
 def _group_slots(keys: Sequence[bytes]) -> list[list[int]]:
     "The places of the keys of each slot"
     slots: dict[int, list[int]] = {}
@@ -341,7 +339,7 @@ def _ask_again(client: RedisCluster, keys: Sequence[bytes], answer: Any) -> list
         raise answer
     return answer
 
-# %% ../../nbs/31_redis.ipynb #cbc47dfa
+# %% ../../nbs/31_redis.ipynb #e91cd33c
 def read_slots(
     client: RedisCluster,
     keys: Sequence[bytes],

@@ -41,17 +41,18 @@ from mlref.ext.redis_records import (
 from .redis_server import DEFAULT_SETTINGS, Command, RedisServer, RedisSettings
 from ..features import FeatureSet
 from ..keys import check_names
-from ..lmdb_store import pack_redo, unpack_redo
 from ..manifest import match_layout
-from ..online import Lookup, OnlineReader
+from ..online import FedStore, Lookup
 from mlref.records import (
     FORMAT,
     SEAL,
     SEALED,
     DamagedRecord,
     RecordLayout,
+    pack_redo,
     record_layouts,
     seal,
+    unpack_redo,
 )
 
 # %% ../../nbs/31c_redis_store.ipynb #dcf3efca
@@ -169,7 +170,7 @@ def store_keys(space: bytes) -> dict[str, bytes]:
     return {name: tag + name.encode() for name in ('head', 'writer', 'redo', 'about', 'clean')}
 
 
-class RedisStore(OnlineReader):
+class RedisStore(FedStore):
     "Histories in Redis or a Redis Cluster: one writer at a time, any number of readers"
 
     def __init__(
@@ -184,7 +185,6 @@ class RedisStore(OnlineReader):
         self.space = check_space(space)
         self.server = RedisServer(url, settings)
         self.place = f'{space} in {self.server.where}'
-        self.folder = self.place  # as messages call it
         self.features = features
         self.readonly = readonly
         self.keys = store_keys(self.space)
@@ -211,6 +211,10 @@ class RedisStore(OnlineReader):
     def names(self, prefix: bytes = b'') -> list[bytes]:
         "Every name there is that begins so, sorted"
         return list_names(self, prefix)
+
+    def moment(self) -> tuple[int, ...]:
+        "The last commit"
+        return RedisSnapshot(self).moment
 
     def close(self) -> None:
         "Let another process have it"
@@ -296,7 +300,7 @@ def release_store(store: RedisStore) -> None:
 def _seal_notes(records: Mapping[bytes, bytes | None]) -> Batch:
     batch = dict(records)
     for name, record in records.items():
-        if record is not None and name[:1] == b'!':
+        if record is not None and is_note(name):
             batch[name] = seal(record, name)
     return batch
 
@@ -312,7 +316,7 @@ def _words_of(
 ) -> tuple[list[bytes], list[bytes]]:  # Keys and words, two a record
     return pack_words(store.space, batch, commit, [is_guarded(store, name) for name in batch])
 
-
+# %% ../../nbs/31c_redis_store.ipynb #65b2ddf3
 def is_note(name: bytes) -> bool:
     "Whether a name is that of a note"
     return name[:1] == b'!'
@@ -327,7 +331,7 @@ def records_of(batch: Batch) -> Batch:
     "What goes into the slots"
     return {name: record for name, record in batch.items() if not is_note(name)}
 
-# %% ../../nbs/31c_redis_store.ipynb #65b2ddf3
+# %% ../../nbs/31c_redis_store.ipynb #05aaf813
 _AT_ONCE = 2000  # commands
 
 
@@ -348,14 +352,14 @@ def apply_slots(
         commands.append((keys[0], (*head, commit - 1, commit, KEEP, *words)))
     send_in_parts(store, commands)
 
-# %% ../../nbs/31c_redis_store.ipynb #05aaf813
+# %% ../../nbs/31c_redis_store.ipynb #2d2544bb
 def send_in_parts(store: RedisStore, commands: Iterable[Command]) -> None:
     "Many commands, some thousand at a time"
     rest = iter(commands)
     while some := list(islice(rest, _AT_ONCE)):
         store.server.each(some)
 
-# %% ../../nbs/31c_redis_store.ipynb #2d2544bb
+# %% ../../nbs/31c_redis_store.ipynb #59cb61fd
 def _owned(store: RedisStore, answer: int) -> int:
     "The answer of the writer's scripts; raises `Outage` when another has taken over"
     if answer == -1:
@@ -381,7 +385,7 @@ def _writer_call(
     known = [store.token, int(1000 * store.server.settings.lease), store.base]
     return _owned(store, store.server.run(script, own, [*known, *words]))
 
-# %% ../../nbs/31c_redis_store.ipynb #59cb61fd
+# %% ../../nbs/31c_redis_store.ipynb #fc97c96e
 def write_batch(store: RedisStore, records: Mapping[bytes, bytes | None]) -> None:
     "A batch as the next commit; raises `Outage` with readers where they were"
     check_names(records)
@@ -401,7 +405,7 @@ def write_batch(store: RedisStore, records: Mapping[bytes, bytes | None]) -> Non
     keys, words = _words_of(store, batch, commit)
     store.base = _writer_call(store, PUBLISH, keys, [KEEP, *words])
 
-# %% ../../nbs/31c_redis_store.ipynb #fc97c96e
+# %% ../../nbs/31c_redis_store.ipynb #5740600b
 def _apply_all(store: RedisStore, batch: Batch, commit: int) -> None:
     "A batch, and those before it when a server may have forgotten them"
     apply_slots(store, records_of(batch), commit)
@@ -412,7 +416,7 @@ def _apply_all(store: RedisStore, batch: Batch, commit: int) -> None:
             apply_slots(store, records_of(sent), earlier)
         recent.troubles = troubles
 
-# %% ../../nbs/31c_redis_store.ipynb #5740600b
+# %% ../../nbs/31c_redis_store.ipynb #dc78ca16
 def finish(store: RedisStore) -> None:
     "Complete the batch that a redo tells of, if there is one"
     redo = store.server.read([store.keys['redo']])[0]
@@ -429,7 +433,7 @@ def finish(store: RedisStore) -> None:
     keys, words = _words_of(store, notes_of(batch), commit)
     store.base = _writer_call(store, PUBLISH, keys, [KEEP, *words])
 
-# %% ../../nbs/31c_redis_store.ipynb #615e8868
+# %% ../../nbs/31c_redis_store.ipynb #f6b22ff8
 def recover(store: RedisStore) -> None:
     "What a killed writer left: finish it, and take back what nobody published"
     if not store.server.cluster:
@@ -444,7 +448,7 @@ def recover(store: RedisStore) -> None:
     pairs = zip(keys, before, strict=True)
     send_in_parts(store, [(key, ('EVAL', REVERT, 2, key, p, store.base)) for key, p in pairs])
 
-# %% ../../nbs/31c_redis_store.ipynb #f6b22ff8
+# %% ../../nbs/31c_redis_store.ipynb #c67fa369
 def list_names(
     store: RedisStore,
     prefix: bytes,
