@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from check import STEPS, check
 from checks.parts import empty_cells
+from test_outputs import PAGES as SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -17,6 +20,8 @@ PAGES = (
     *('--n_workers', '2'),
     *('--do_print', '--timing'),
     *('--skip_folder_re', '^[_.]|steps'),
+    # those whose outputs are compared are run by that test
+    *('--skip_file_re', rf'^[_.]|^({"|".join(Path(page).name for page in SHOWN)})\.'),
 )
 # a worker keeps what its pages left in memory, up to 12 GB over all of them: new ones per group
 GROUPS = ('^0', '^1', '^[^01]')  # of file names
@@ -26,14 +31,32 @@ TESTS = (
     *('tests/test_pipeline.py', 'tests'),  # the longest begins first
     *('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder'),
     *('--durations', '12'),
+    # a file whose test ends its process is begun again, without this for ever
+    *('--max-worker-restart', '4'),
 )
+PAGES_LIMIT = 1500  # seconds of a group of pages: they take 250
+TESTS_LIMIT = 3600  # seconds of all tests: they take 1,000; pytest.ini limits one
+DEEP_LIMIT = 6 * 3600  # seconds of either, and of one test
 
 
 def run_command(
     command: tuple[str | Path, ...],
+    limit: float,  # seconds, then its processes show where each thread stands and end
 ) -> int:
     "Exit status of a command run at the root"
-    return subprocess.run([str(word) for word in command], cwd=ROOT).returncode
+    words = [str(word) for word in command]
+    shown = {**os.environ, 'PYTHONFAULTHANDLER': '1'}
+    with subprocess.Popen(words, cwd=ROOT, env=shown, process_group=0) as process:
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            print(f'== expected to end within {limit:.0f} s, stopped; where it stood:', flush=True)
+            os.killpg(process.pid, signal.SIGABRT)
+            time.sleep(2)  # for the stacks
+            return 1
+        finally:
+            if process.poll() != 0:  # whatever it left; also after Ctrl-C
+                end_group(process.pid)
 
 
 def left_out() -> tuple[str, ...]:
@@ -46,10 +69,20 @@ def left_out() -> tuple[str, ...]:
     return ('--skip_file_re', '|'.join(['^[_.]', *(f'^({NEEDS[each]})' for each in missing)]))
 
 
-def run_pages() -> int:
+def end_group(
+    group: int,  # of processes
+) -> None:
+    "Kill what is left of a group"
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def run_pages(
+    limit: float,  # seconds a group
+) -> int:
     "Exit status of all pages; a group that fails does not stop the next"
     more = left_out()
-    return max([run_command((*PAGES, '--file_re', group, *more)) for group in GROUPS])
+    return max([run_command((*PAGES, '--file_re', group, *more), limit) for group in GROUPS])
 
 
 def main(
@@ -61,10 +94,12 @@ def main(
     deep = str(int('--deep' in words))
     # two pages, then two files of tests, run side by side on two cores
     os.environ.update(MLREF_DEEP=deep, MPLBACKEND='agg', OMP_NUM_THREADS='1')
+    pages, tests = (DEEP_LIMIT, DEEP_LIMIT) if deep == '1' else (PAGES_LIMIT, TESTS_LIMIT)
+    each = ('--timeout', str(DEEP_LIMIT), '-o', 'faulthandler_timeout=0') if deep == '1' else ()
     steps = {
         f'check ({", ".join(STEPS)})': check,
-        'every page': run_pages,
-        'pytest': lambda: run_command(TESTS),
+        'every page': lambda: run_pages(pages),
+        'pytest': lambda: run_command((*TESTS, *each), tests),
     }
     failed = []
     begin = time.time()

@@ -62,6 +62,7 @@ def ask_gates(judged: TrainingSet, challenger: np.ndarray, champion: np.ndarray)
     ]
 
 
+@pytest.mark.timeout(900)
 def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(
     champion, judged, spring
 ):

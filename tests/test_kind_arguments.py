@@ -221,6 +221,8 @@ CALLS = [
     *of(evaluate, 'auc', 'log_loss', 'brier', 'average_precision', y=Y, p=P),
     *of(evaluate, 'reliability_table', 'ece', y=Y, p=P, groups=5),
     call(evaluate.check_scores, y=Y, p=P),
+    call(evaluate.within_day_auc, y=Y, p=P, day=DAY_OF),
+    call(evaluate.calibrated_ece, p=P, groups=5, n=3, seed=0),
     call(
         evaluate.decision_cost, y=Y, p=P, thresholds=np.array([0.1, 0.9]), false_alarm=1.0, miss=5.0
     ),
@@ -583,6 +585,8 @@ WHOLE_MODULES = {
     'run_report': 'reads an open lake',
     'seeds': 'training with tensors it made; its seeds are checked',
     'serve': 'runs a server',
+    'count_metrics': 'counts of sketches, and frames that are refused in test_sketches',
+    'sketches': 'frames, bytes and bins that are refused in test_sketches',
     'snapshots': 'takes an open lake and folders (test_ingest)',
     'stream': 'takes an open store and a log (test_stream)',
     'terminal': 'a command; its parser answers',

@@ -16,7 +16,8 @@ from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from ..core import MlrefError, digest
 from ..dead_letters import Outage
