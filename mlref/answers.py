@@ -69,7 +69,7 @@ async def _score_counted(
     counts.count_scores(assigned.variant, time.perf_counter() - start, X, p)
     return p
 
-
+# %% ../nbs/16ga_answers.ipynb #508d42c9
 async def _score_vectors(
     server: ModelServer,
     request: Request,
@@ -90,7 +90,7 @@ async def _score_vectors(
     request.scored = len(p)
     return assigned, served, newest_scores(calibrations, p)
 
-
+# %% ../nbs/16ga_answers.ipynb #64d2ce8b
 def _about(server: ModelServer, request: Request) -> dict[str, Any]:
     "What every row that is kept says of its request"
     return {
@@ -136,7 +136,7 @@ async def answer_oip(server: ModelServer, request: Request) -> Answer:
     _shadow_vectors(server, request, assigned, asked.X)
     return answer
 
-
+# %% ../nbs/16ga_answers.ipynb #850a1686
 async def answer_mlflow(server: ModelServer, request: Request) -> Answer:
     "Scores of vectors by MLflow's protocol"
     signature = server.champion.signature

@@ -273,6 +273,15 @@ def _times(*files: Path) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _make_router(state: ServingState) -> tuple[Any, tuple[str, ...]]:
+    "The router of a state, and the fields of requests that it looks at"
+    if not state.plan:
+        return ChampionOnly(), ()
+    plan = decode_plan(dict(state.plan))
+    fields = {name for rule in plan.rules for name in rule.segment}
+    return Router(plan), tuple(sorted(fields))
+
+# %% ../nbs/17e_followers.ipynb #e869432e
 def _open_counts(follower: 'StateFollower', state: ServingState) -> VariantMeters | None:
     "Where versions that are compared are counted; None = none are"
     if not (state.plan and state.candidate):
@@ -282,15 +291,6 @@ def _open_counts(follower: 'StateFollower', state: ServingState) -> VariantMeter
     if now is not None and now.folder == file.parent:
         return now
     return VariantMeters(follower.server.task.name, decode_plan(dict(state.plan)).models, file)
-
-
-def _make_router(state: ServingState) -> tuple[Any, tuple[str, ...]]:
-    "The router of a state, and the fields of requests that it looks at"
-    if not state.plan:
-        return ChampionOnly(), ()
-    plan = decode_plan(dict(state.plan))
-    fields = {name for rule in plan.rules for name in rule.segment}
-    return Router(plan), tuple(sorted(fields))
 
 # %% ../nbs/17e_followers.ipynb #5edc0f97
 async def _load_versions(follower: StateFollower, state: ServingState) -> dict[str, ServedModel]:

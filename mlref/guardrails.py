@@ -80,10 +80,9 @@ def count_variants(
     "What guardrails look at, from what workers counted of both"
     slow = _beyond_usual(champion.seconds, candidate.seconds)
     missing = _beyond_usual(champion.absent, candidate.absent)
-    both = zip((champion, candidate), slow, missing, strict=True)
-    return tuple(
-        VariantCounts(requests=each.requests, errors=each.errors, slow=late, missing=less)
-        for each, late, less in both
+    return (
+        VariantCounts(champion.requests, champion.errors, slow[0], missing[0]),
+        VariantCounts(candidate.requests, candidate.errors, slow[1], missing[1]),
     )
 
 # %% ../nbs/17c_guardrails.ipynb #17c00015

@@ -35,7 +35,7 @@ NEAR = (VERSIONS[0][0] + 0.01, VERSIONS[0][1])  # weights of a candidate that sa
 
 
 class Rolling:
-    "A server of its own, its lake and its registry: what is promoted here is nobody else's champion"
+    "A run and a server of its own: what is promoted here is nobody else's champion"
 
     def __init__(self, home):
         from mlref.gates import Gate
