@@ -20,7 +20,6 @@ from .answers import answer_mlflow, answer_oip, predict_entities
 from .bundle import ServingBundle
 from .event_route import post_events
 from .group_commit import Durability, GroupCommit
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from mlref.model_server import (
     ModelServer,
@@ -42,6 +41,7 @@ from mlref.oip_metadata import (
     find_model,
     index_models,
 )
+from .online import FedStore
 from .openapi import ServedApi, describe_api
 from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField
@@ -70,6 +70,7 @@ def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     gauges: dict[str, float] = {}
     for server in servers:
         gauges |= measure_store(server)
+        gauges |= {} if server.counts is None else server.counts.samples()
     return Answer(servers[0].metrics.text(gauges), (kind,))
 
 # %% ../nbs/16gb_routes.ipynb #233ef7d8
@@ -161,12 +162,16 @@ def _show_index(servers: tuple[ModelServer, ...], request: Request) -> Answer:
 # %% ../nbs/16gb_routes.ipynb #0194bd02
 def _show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "What the models did, in the worker that is asked"
+    parts = request.parts
+    if parts:
+        _find(servers, request)
     found = []
     for server in servers:
-        name = request.parts.get('model', server.task.name)
-        if name != server.task.name:
+        if parts.get('model', server.task.name) != server.task.name:
             continue
         for served in dict.fromkeys(server.versions.values()):
+            if parts.get('version', served.version) != served.version:
+                continue
             batcher = served.batcher
             statistics = ModelStatistics(
                 name=server.task.name,
@@ -314,7 +319,7 @@ def make_app(
 
 def open_server(
     bundle: ServingBundle,
-    store: LmdbStore,
+    store: FedStore,
     log: LocalLog,  # Of predictions, and of events that are sent to it
     settings: ServerSettings | None = None,
     durability: Durability = 'answer',
