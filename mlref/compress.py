@@ -79,6 +79,12 @@ def to_onnx(
     _drop_origins(proto)
     return write_bytes(out, proto.SerializeToString())
 
+# %% ../nbs/13_compress.ipynb #6c616fa2
+@lru_cache(maxsize=1)  # all engines of a network are made of one export
+def _export_plain(model: TorchPredictor) -> bytes:  # An ONNX file
+    with tempfile.TemporaryDirectory() as folder:
+        return to_onnx(model, Path(folder) / 'plain.onnx').read_bytes()
+
 # %% ../nbs/13_compress.ipynb #995f48d0
 def _rows_reader(
     X: np.ndarray,  # Rows that fix the scales, float32 (rows, names)
@@ -225,12 +231,6 @@ def _load_onnx(
 
 # %% ../nbs/13_compress.ipynb #cfc3f780
 ENGINES = ('torch', 'onnx', 'onnx-int8', 'onnx-int8-dynamic')
-
-
-@lru_cache(maxsize=1)  # all engines of a network are made of one export
-def _export_plain(model: TorchPredictor) -> bytes:  # An ONNX file
-    with tempfile.TemporaryDirectory() as folder:
-        return to_onnx(model, Path(folder) / 'plain.onnx').read_bytes()
 
 
 def _export_as(
