@@ -38,6 +38,7 @@ from .observe import ServerMetrics, write_sample
 from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError, Scores
 from .request_fields import ServedTask
+from .variants import VariantMeters
 from .vectors import STATUS_NAMES, Vectors
 
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
@@ -210,6 +211,7 @@ class ModelServer:
     secured: bool = False  # Whether a key is asked for
     segment_fields: tuple[str, ...] = ()  # Of requests that the plan looks at
     beside: set[asyncio.Task] = field(default_factory=set)  # Shadows at work
+    counts: VariantMeters | None = None  # Of versions that are compared; None = none are
 
     def __post_init__(self):
         self.watch = StoreWatch(self.store)

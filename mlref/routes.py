@@ -69,6 +69,7 @@ def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     gauges: dict[str, float] = {}
     for server in servers:
         gauges |= measure_store(server)
+        gauges |= {} if server.counts is None else server.counts.samples()
     return Answer(servers[0].metrics.text(gauges), (kind,))
 
 # %% ../nbs/16gb_routes.ipynb #233ef7d8
