@@ -184,7 +184,7 @@ def _show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answ
 
 # %% ../nbs/16gb_routes.ipynb #9d217e05
 def event_fields(server: ModelServer) -> tuple[RequestField, ...]:
-    "What a producer may say of an event; one that lacks a field is taken, for the contract to judge"
+    "What a producer may say of an event; what it leaves out, the contract judges"
     columns = server.task.columns.items()
     return tuple(
         RequestField(name=name, json=JSON_TYPES[str(kind)], nullable=True) for name, kind in columns
