@@ -125,14 +125,13 @@ def _budget_rules(
     windows: tuple[BurnWindow, ...],
 ) -> list[Rule]:
     rules: list[Rule] = [RecordingRule(f'{series}{each}', expr) for each, expr in shares.items()]
-    severities: dict[Severity, str] = {
-        'page': '{{ $labels.model }} burns its budget fast',
-        'ticket': '{{ $labels.model }} burns its budget slowly',
-    }
-    for severity, summary in severities.items():
+    speeds: dict[Severity, str] = {'page': 'Fast', 'ticket': 'Slow'}
+    for severity, speed in speeds.items():
         own = [each for each in windows if each.severity == severity]
+        summary = f'{{{{ $labels.model }}}} burns its budget {speed.lower()}'
         if own:
-            rules.append(AlertRule(alert, _burns(series, own, budget), severity, summary))
+            expr = _burns(series, own, budget)
+            rules.append(AlertRule(f'{alert}{speed}', expr, severity, summary))
     return rules
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0014
@@ -141,14 +140,14 @@ def budget_rules(objective: ServingObjective) -> list[Rule]:
     windows = objective.windows
     spans = dict.fromkeys(span for each in windows for span in (each.long, each.short))
     failed = _budget_rules(
-        alert='ErrorBudgetBurn',
+        alert='ErrorBurn',
         shares={span: failed_share(span) for span in spans},
         series='model:mlref_requests_failed:ratio_rate',
         budget=1 - objective.answered,
         windows=windows,
     )
     late = _budget_rules(
-        alert='SlowAnswerBudgetBurn',
+        alert='LatencyBurn',
         shares={span: late_share(span, objective.within) for span in spans},
         series='model:mlref_requests_late:ratio_rate',
         budget=1 - objective.in_time,
