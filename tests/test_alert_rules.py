@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 
 from mlref.alert_rules import (
@@ -66,6 +67,7 @@ SLOW = requests('0x290 0+30x290 8700x290', '0+10000x870')
 LATE = answers('0+100x30 3000+70x60 7200+100x300', '0+100x390')
 LATER = answers('0+1000x290 290000+970x290 571300+1000x290', '0+1000x870')
 MODEL = {'model': 'late'}
+VALUES = 'mlref_values_total{model="late",view="left"'
 CASES = {
     'ErrorBurnFast': Case(FAST, '30m', '80m', '160m', MODEL, 'late burns its budget fast'),
     'ErrorBurnSlow': Case(
@@ -101,8 +103,8 @@ CASES = {
     ),
     'ValuesMissing': Case(
         {
-            'mlref_values_total{model="late",view="left",status="present"}': '0+9x60 540x200 540+9x60',
-            'mlref_values_total{model="late",view="left",status="expired"}': '0+4x400',
+            f'{VALUES},status="present"}}': '0+9x60 540x200 540+9x60',
+            f'{VALUES},status="expired"}}': '0+4x400',
         },
         '60m',
         '180m',
@@ -190,9 +192,126 @@ def test_prometheus_takes_the_file(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+ROWS = np.zeros((1, 2), np.float32)
+
+
 def test_a_running_server_exports_only_what_is_documented(served):
-    served.post(served.infer, served.tensor(X=ROWS))
+    assert served.post(served.infer, served.tensor(ROWS))[0] == 200
     page = served.call('GET', '/metrics')[1].decode()
     kinds = dict(line.split()[2:] for line in page.splitlines() if line.startswith('# TYPE'))
     assert 'untyped' not in kinds.values(), kinds
     assert {name.removesuffix('_total') for name in kinds} <= {*METRICS}
+
+
+class Webhook(BaseHTTPRequestHandler):
+    "Keeps the alerts that it is told of, in the list `told` of its server"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers['content-length'])))
+        self.server.told += [(each['labels'], each['status']) for each in body['alerts']]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+def free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def wait_for(condition, what: str, seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f'expected {what} within {seconds:g} s'
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def webhook():
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Webhook)
+    server.told = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def watch(tmp_path, webhook):
+    "Start Prometheus and Alertmanager over some rules; gives the address of Prometheus"
+    started = []
+
+    def start(rules, target: str) -> str:
+        manager, port = free_port(), free_port()
+        hook = {'url': f'http://127.0.0.1:{webhook.server_port}/', 'send_resolved': True}
+        route = {'receiver': 'hook', 'group_wait': '1s', 'group_interval': '1s'}
+        notify = {'route': route, 'receivers': [{'name': 'hook', 'webhook_configs': [hook]}]}
+        scrape = {'job_name': 'mlref', 'static_configs': [{'targets': [target]}]}
+        peers = {'static_configs': [{'targets': [f'127.0.0.1:{manager}']}]}
+        watched = {
+            'global': {'scrape_interval': '1s', 'evaluation_interval': '1s'},
+            'rule_files': ['rules.yml'],
+            'scrape_configs': [scrape],
+            'alerting': {'alertmanagers': [peers]},
+        }
+        (tmp_path / 'rules.yml').write_text(rule_file(rules))
+        (tmp_path / 'manager.yml').write_text(json.dumps(notify))
+        (tmp_path / 'prometheus.yml').write_text(json.dumps(watched))
+        commands = (
+            ('prometheus-alertmanager', 'manager', manager, '--cluster.listen-address='),
+            ('prometheus', 'prometheus', port, '--storage.tsdb.path=data'),
+        )
+        for program, name, own, more in commands:
+            words = [need(program), f'--config.file={name}.yml', more]
+            words.append(f'--web.listen-address=127.0.0.1:{own}')
+            with open(tmp_path / f'{name}.log', 'w') as log:
+                started.append(subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log))
+        return f'http://127.0.0.1:{port}'
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(10)
+
+
+def ask_series(prometheus: str, query: str) -> list:
+    try:
+        with urlopen(f'{prometheus}/api/v1/query?query={query}', timeout=5) as answer:
+            return json.load(answer)['data']['result']
+    except URLError:  # not up yet
+        return []
+
+
+# minutes instead of days; what depends on this machine and on when the visits were, is let pass
+LIVE = ServingObjective(
+    within=2.5,
+    in_time=0.5,
+    windows=(BurnWindow(long='10s', short='5s', factor=14.4, severity='page'),),
+    max_lag=1e12,
+    patience='2s',
+)
+
+
+def test_a_running_server_that_fails_rings_one_alert_and_it_resolves(served, watch, webhook):
+    prometheus = watch(serving_rules(LIVE), served.url.removeprefix('http://'))
+    failed = 'model:mlref_requests_failed:ratio_rate5s'
+    told = webhook.told
+    random = np.random.default_rng()  # a cache would know the answer
+
+    def fail() -> bool:
+        "A request that nobody waits for any more, and a good one"
+        body = served.tensor(random.normal(size=(1, 2)))
+        status = served.post(served.infer, body, x_timeout_ms='0')[0]
+        assert status == 504 and served.post(served.infer, body)[0] == 200
+        return any(state == 'firing' for _, state in told)
+
+    wait_for(lambda: ask_series(prometheus, 'up') != [], 'a scrape')
+    wait_for(fail, 'an alert')
+    assert ask_series(prometheus, failed)
+    wait_for(lambda: any(state == 'resolved' for _, state in told), 'an end of the alert')
+    assert {labels['alertname'] for labels, _ in told} == {'ErrorBurnFast'}
+    assert {labels['model'] for labels, _ in told} == {'late-visits'}
