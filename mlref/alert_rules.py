@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Severity', 'Rule', 'BURN_WINDOWS', 'RecordingRule', 'AlertRule', 'BurnWindow', 'ServingObjective', 'failed_share',
-           'late_share', 'budget_rules', 'state_rules', 'serving_rules', 'rule_file', 'metric_names', 'check_metrics']
+           'late_share', 'budget_rules', 'store_rules', 'serving_rules', 'rule_file', 'metric_names', 'check_metrics']
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0005
 import json
@@ -156,46 +156,59 @@ def budget_rules(objective: ServingObjective) -> list[Rule]:
     return [*failed, *late]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0017
-def state_rules(
+def store_rules(objective: ServingObjective) -> list[Rule]:
+    "Alerts on the online store of a server"
+    lag = 'mlref_store_lag_minutes'
+    unreadable = AlertRule(
+        alert='StoreUnreadable',
+        expr=f'{lag} != {lag}',
+        severity='page',
+        summary='{{ $labels.model }} has no store',
+        wait=objective.patience,
+    )
+    stale = AlertRule(
+        alert='StaleFeatures',
+        expr=f'{lag} > {objective.max_lag:g}',
+        severity='page',
+        summary='{{ $labels.model }} is fed nothing',
+        wait=objective.patience,
+    )
+    letters = AlertRule(
+        alert='DeadLetters',
+        expr='mlref_store_dead_letters > 0',
+        severity='ticket',
+        summary='{{ $labels.model }} has set events aside',
+        wait=objective.patience,
+    )
+    return [unreadable, stale, letters]
+
+# %% ../nbs/15g_alert_rules.ipynb #15ad0027
+def _missing_values(objective: ServingObjective) -> AlertRule:
+    absent = 'sum by (model, view) (rate(mlref_values_total{status!="present"}[1h]))'
+    every = 'sum by (model, view) (rate(mlref_values_total[1h]))'
+    return AlertRule(
+        alert='ValuesMissing',
+        expr=f'{absent} / {every} > {objective.max_missing:g}',
+        severity='ticket',
+        summary='{{ $labels.model }} misses values of {{ $labels.view }}',
+        wait=objective.patience,
+    )
+
+
+def serving_rules(
     objective: ServingObjective,
     job: str = 'mlref',  # As the scraper calls the server
 ) -> list[Rule]:
-    "Alerts on the server itself, its store and the last values in it"
-    lag = 'mlref_store_lag_minutes'
-    absent = 'sum by (model, view) (rate(mlref_values_total{status!="present"}[1h]))'
-    every = 'sum by (model, view) (rate(mlref_values_total[1h]))'
-    wait = objective.patience
-    model = '{{ $labels.model }}'
-    return [
-        AlertRule('ServerDown', f'up{{job="{job}"}} == 0', 'page', 'a server is down', wait),
-        AlertRule('StoreUnreadable', f'{lag} != {lag}', 'page', f'{model} has no store', wait),
-        AlertRule(
-            alert='StaleFeatures',
-            expr=f'{lag} > {objective.max_lag:g}',
-            severity='page',
-            summary=f'{model} is fed nothing',
-            wait=wait,
-        ),
-        AlertRule(
-            alert='ValuesMissing',
-            expr=f'{absent} / {every} > {objective.max_missing:g}',
-            severity='ticket',
-            summary=f'{model} misses values of {{{{ $labels.view }}}}',
-            wait=wait,
-        ),
-        AlertRule(
-            alert='DeadLetters',
-            expr='mlref_store_dead_letters > 0',
-            severity='ticket',
-            summary=f'{model} has set events aside',
-            wait=wait,
-        ),
-    ]
-
-
-def serving_rules(objective: ServingObjective, job: str = 'mlref') -> list[Rule]:
     "Every rule of a server"
-    return [*budget_rules(objective), *state_rules(objective, job)]
+    down = AlertRule(
+        alert='ServerDown',
+        expr=f'up{{job="{job}"}} == 0',
+        severity='page',
+        summary='a server is down',
+        wait=objective.patience,
+    )
+    budgets = budget_rules(objective)
+    return [*budgets, down, *store_rules(objective), _missing_values(objective)]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad001a
 def _as_fields(rule: Rule) -> dict[str, object]:
