@@ -127,7 +127,14 @@ _OF_NOW = {
     'mlref_cache_hit_rate': Metric('gauge', 'Share of entities whose score was remembered'),
     'mlref_log_could_be_lost': Metric('gauge', 'Messages accepted and not on disk yet'),
 }
-METRICS = {**_OF_REQUESTS, **_OF_NOW}
+_OF_VARIANTS = {
+    'mlref_shadow_dropped': Metric('counter', 'Requests that a shadow did not score'),
+    'mlref_variant_errors': Metric('counter', 'Requests that a version did not score'),
+    'mlref_variant_seconds': Metric('histogram', 'Time until a version had scored a request'),
+    'mlref_variant_absent': Metric('histogram', 'Absent features a row of a request'),
+    'mlref_variant_score': Metric('histogram', 'Scores of a version'),
+}
+METRICS = {**_OF_REQUESTS, **_OF_NOW, **_OF_VARIANTS}
 _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
 
