@@ -27,7 +27,8 @@ key = spec['key']
 repo = home / 'repo_redis'
 repo.mkdir(exist_ok=True)
 (repo / 'feature_store.yaml').write_text(
-    'project: bench\nprovider: local\nregistry:\n  path: registry.db\n  cache_ttl_seconds: 3600\n'
+    f'project: {home.name.replace("-", "_")}\nprovider: local\n'  # keys of its own in the server
+    'registry:\n  path: registry.db\n  cache_ttl_seconds: 3600\n'
     f'online_store:\n  type: redis\n  connection_string: 127.0.0.1:{sys.argv[2]}\n'
     'entity_key_serialization_version: 3\n'
 )
