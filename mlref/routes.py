@@ -45,7 +45,8 @@ from .online import FedStore
 from .openapi import ServedApi, describe_api
 from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField
-from .serve import JSON, Application, Request, Route
+from .requests import JSON, Request, Route
+from .serve import Application
 
 # %% ../nbs/16gb_routes.ipynb #2ca7e864
 def _show_live(servers: tuple[ModelServer, ...], request: Request) -> Answer:

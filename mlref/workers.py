@@ -275,8 +275,7 @@ def supervise(
     started: Callable[[Supervisor, str], None] | None = None,  # Called with the version
 ) -> None:
     "Serve until told to stop; raises `MlrefError` when that cannot begin"
-    for package in ('uvicorn', 'httptools'):
-        need_extra(package, extra='serve')
+    need_extra('httptools', extra='serve')
     supervisor = Supervisor(options)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
