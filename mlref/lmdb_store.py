@@ -17,9 +17,9 @@ from itertools import islice, takewhile
 from pathlib import Path
 from time import monotonic
 from typing import IO
-from zlib import crc32
 
 import lmdb
+from zlib_ng.zlib_ng import crc32
 
 from .addresses import FilePlace, check_place, local_file, note_place
 from .core import MlrefError, write_bytes
@@ -50,6 +50,7 @@ from mlref.records import (
     SEALED,
     DamagedRecord,
     RecordLayout,
+    are_sealed,
     is_sealed,
     record_layouts,
     seal,
@@ -166,12 +167,9 @@ class LmdbSnapshot:
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0021
 def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes | None]:
     "The same with a checksum behind every note"
-    notes = {
-        name: seal(record, name)
-        for name, record in records.items()
-        if record is not None and name[:1] == b'!'
-    }
-    return {**records, **notes}
+    notes = {name: records[name] for name in records if name[:1] == b'!'}
+    sealed = {name: seal(note, name) for name, note in notes.items() if note is not None}
+    return {**records, **sealed} if sealed else records
 
 # %% ../nbs/08b_lmdb_store.ipynb #03cc0f27
 def _check_records(
@@ -182,7 +180,9 @@ def _check_records(
 ) -> None:
     "Look at the seals of records; raises `DamagedRecord` naming the first that is broken"
     watch = store.watch
-    for name, record in zip(names, records, strict=True):
+    # notes and long records, which are remembered, are looked at one by one
+    odd = () if are_sealed(records, _LONG) else zip(names, records, strict=True)
+    for name, record in odd:
         if record is None or name in seen:
             continue
         mark = bytes(record[-SEAL:]) if len(record) > _LONG else b''
@@ -332,9 +332,10 @@ def _split_records(
 def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
     kept = [(name, record) for name, record in entries if record is not None]
     txn.cursor().putmulti(kept)
-    for name, record in entries:
-        if record is None:
-            txn.delete(name)
+    if len(kept) < len(entries):
+        for name, record in entries:
+            if record is None:
+                txn.delete(name)
 
 # %% ../nbs/08b_lmdb_store.ipynb #8cbf4900
 def _fill_parts(store: 'LmdbStore', split: list[list[Entry]]) -> list[lmdb.Transaction]:

@@ -24,6 +24,7 @@ import numpy as np
 # %% ../nbs/16g_model_server.ipynb #e14bbacf
 from .access import RateLimiter
 from .batching import Batcher
+from .blocks import BLOCK_BYTES
 from .bundle import ServingBundle
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
 from .compiled_vectors import compile_vectors
@@ -410,7 +411,7 @@ async def _log_trouble(server: ModelServer) -> str:
         if log.trouble is None or log.durability == 'none':
             continue
         try:
-            await log.append('probes', [b'{}'])
+            await log.append('probes', [bytes(BLOCK_BYTES)])
         except MlrefError as error:
             return str(error)
     return _room_left(server)

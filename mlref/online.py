@@ -113,10 +113,6 @@ class _Asked:
         "Its records, as they are searched"
         return HistoryRecords(self.layout, records, self.earliest, self.latest)
 
-    def numbers(self, first: int) -> np.ndarray:  # int64 (offsets, requests)
-        "The record of every request, when its own begin with this one"
-        return np.broadcast_to(self.keys.number + first, self.minutes.shape)
-
 
 def _refuse(asked: Sequence[_Asked], records: Sequence[Record | None]) -> NoReturn:
     "Raise what is wrong with the first record that cannot be read"
@@ -143,28 +139,56 @@ def _find_many(
     if joined is None:
         _refuse(asked, records)
     minutes = np.concatenate([each.minutes for each in asked])
-    numbers = [each.numbers(first) for each, first in zip(asked, edges, strict=False)]
-    rows = find_rows(joined, np.concatenate(numbers), minutes)
+    who = np.array([each.keys.number + first for each, first in zip(asked, edges, strict=False)])
+    record = np.repeat(who, [len(each.minutes) for each in asked], 0)
+    rows = find_rows(joined, record, minutes)
     if rows is None:
         _refuse(asked, records)
     return joined.numbers, rows
 
 # %% ../nbs/08_online.ipynb #86297ecb
+_ZERO = bytes(8)  # behind the numbers: what a column reads that reads nothing
+
+
 def _read_one(
+    layouts: Sequence[RecordLayout],
+    reads: Sequence[SourceRead],
+    keys: Sequence[str],  # One a read
+    records: Sequence[Record | None],  # One a read
+    minutes: list[int],  # Of the request, all offsets of the plan
+) -> list[Record]:
+    "What a single request reads, history after history"
+    parts: list[Record] = []
+    for layout, read, key, record in zip(layouts, reads, keys, records, strict=True):
+        parts += read_record(layout, key, record, minutes[read.times])
+    parts.append(_ZERO)
+    return parts
+
+# %% ../nbs/08_online.ipynb #5a11c0df
+_FEW = 6  # requests
+
+
+def _read_few(
     layouts: Mapping[str, RecordLayout],
     lookup: Lookup,
-    reads: tuple[SourceRead, ...],
-    keys: dict[str, list[str]],  # Entity name -> the key of the request
-    minutes: list[int],
-) -> bytes:
-    "What a single request reads, history after history"
-    found = [find_layout(layouts, read.name) for read in reads]
-    who = [keys[read.entity.name][0] for read in reads]
-    records = lookup([layout.prefix + key.encode() for layout, key in zip(found, who, strict=True)])
+    plan: ReadPlan,
+    keys: dict[str, list[str]],  # Entity name -> one key per request
+    times: np.ndarray,  # int64 (requests, offsets of the plan)
+) -> tuple[np.ndarray, np.ndarray]:
+    "As `_read_many`, request by request"
+    reads = plan.sums + plan.lasts
+    held = [find_layout(layouts, read.name) for read in reads]
+    columns = [keys[read.entity.name] for read in reads]
+    half = len(plan.sums)
     parts: list[Record] = []
-    for layout, key, record, read in zip(found, who, records, reads, strict=True):
-        parts += read_record(layout, key, record, minutes[read.times])
-    return b''.join([*parts, bytes(8)])
+    for i, minutes in enumerate(times.tolist()):
+        who = [column[i] for column in columns]
+        own = lookup([each.prefix + key.encode() for each, key in zip(held, who, strict=True)])
+        parts += _read_one(held[:half], plan.sums, who[:half], own[:half], minutes)
+        parts += _read_one(held[half:], plan.lasts, who[half:], own[half:], minutes)
+    numbers = np.frombuffer(b''.join(parts), np.int64).reshape(len(times), -1).T
+    sums = sum([read.size for read in plan.sums]) + 1
+    return numbers[:sums], numbers[sums:].view(np.float64)
 
 # %% ../nbs/08_online.ipynb #86297ecd
 def _ask_all(
@@ -291,12 +315,8 @@ class OnlineReader(SnapshotReader, Reader):
     ) -> tuple[np.ndarray, np.ndarray]:
         "Running sums and newest rows of all that a vector is made of, from one moment"
         with self.snapshot() as lookup:
-            if len(times) == 1:
-                minutes = times[0].tolist()
-                one = _read_one(self.layouts, lookup, plan.sums, keys, minutes)
-                last = _read_one(self.layouts, lookup, plan.lasts, keys, minutes)
-                return np.frombuffer(one, np.int64)[:, None], np.frombuffer(last)[:, None]
-            return _read_many(self.layouts, lookup, plan, keys, times)
+            read = _read_few if 0 < len(times) <= _FEW else _read_many
+            return read(self.layouts, lookup, plan, keys, times)
 
     def span(
         self, source: Source, entity: Entity, keys: list[str], lo: np.ndarray, hi: np.ndarray

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'KEEP_MINUTES', 'NEVER', 'SEAL', 'SEALED', 'RecordLayout', 'DamagedRecord', 'seal', 'is_sealed',
-           'pack_record', 'why_foreign', 'unpack_record', 'empty_record', 'trim_record', 'extend_record', 'read_record',
-           'record_layouts']
+           'are_sealed', 'pack_record', 'why_foreign', 'unpack_record', 'empty_record', 'trim_record', 'extend_record',
+           'read_record', 'record_layouts']
 
 # %% ../nbs/07a_records.ipynb #02d51816
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from .core import DAY, MlrefError, digest
 from .dead_letters import Outage
@@ -127,6 +127,17 @@ def seal(
 def is_sealed(record: bytes | memoryview, salt: bytes = b'') -> bool:
     "Whether these bytes are those that `seal` gave"
     return crc32(record, crc32(salt)) == SEALED
+
+
+def are_sealed(
+    records: Sequence[bytes | memoryview | None],
+    longest: int,  # Bytes of a record that is still looked at
+) -> bool:  # False as well when one is longer
+    "Whether all records there are end in their checksum, in one pass over many short ones"
+    there = [record for record in records if record is not None]
+    if max(map(len, there), default=0) > longest:
+        return False
+    return [*map(crc32, there)].count(SEALED) == len(there)
 
 # %% ../nbs/07a_records.ipynb #e9c564de
 def pack_record(

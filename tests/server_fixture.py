@@ -221,13 +221,18 @@ supervise(decode_options(sys.argv[1]), end_with_run)
 """
 
 
-def start_process(options: Any, *run: str) -> tuple[subprocess.Popen, str]:
+def start_process(
+    options: Any,
+    *run: str,
+    says: Any = None,  # Where its errors go
+) -> tuple[subprocess.Popen, str]:
     "A server in a process of its own, and where it answers"
     from mlref.followers import child_environment, encode_options
 
     process = subprocess.Popen(
         [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
         stdout=subprocess.PIPE,
+        stderr=says,
         text=True,
         env=child_environment(),
     )

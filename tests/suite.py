@@ -10,6 +10,7 @@ from pathlib import Path
 
 from check import STEPS, check
 from checks.parts import empty_cells
+from test_outputs import PAGES as SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -18,6 +19,8 @@ PAGES = (
     *('--n_workers', '2'),
     *('--do_print', '--timing'),
     *('--skip_folder_re', '^[_.]|steps'),
+    # those whose outputs are compared are run by that test
+    *('--skip_file_re', rf'^[_.]|^({"|".join(Path(page).name for page in SHOWN)})\.'),
 )
 # a worker keeps what its pages left in memory, up to 12 GB over all of them: new ones per group
 GROUPS = ('^0', '^1', '^[^01]')  # of file names

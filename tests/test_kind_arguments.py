@@ -585,6 +585,8 @@ WHOLE_MODULES = {
     'run_report': 'reads an open lake',
     'seeds': 'training with tensors it made; its seeds are checked',
     'serve': 'runs a server',
+    'count_metrics': 'counts of sketches, and frames that are refused in test_sketches',
+    'sketches': 'frames, bytes and bins that are refused in test_sketches',
     'snapshots': 'takes an open lake and folders (test_ingest)',
     'stream': 'takes an open store and a log (test_stream)',
     'terminal': 'a command; its parser answers',
