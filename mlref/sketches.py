@@ -166,6 +166,11 @@ def _count_values(column: pl.Series, edges: np.ndarray) -> tuple[np.ndarray, int
     return counts, missing
 
 # %% ../nbs/18a_sketches.ipynb #18a50015
+def _in_order(rows: Mapping[str, int]) -> dict[str, int]:
+    "By value, so that sums over them are the same to the last bit"
+    return dict(sorted(rows.items()))
+
+
 def _count_categories(column: pl.Series) -> tuple[dict[str, int], int]:
     "Rows of each value, and those without one; raises `MlrefError` for too many values"
     counted = column.value_counts(name='rows')
@@ -176,7 +181,7 @@ def _count_categories(column: pl.Series) -> tuple[dict[str, int], int]:
         )
     found = dict(counted.iter_rows())
     missing = found.pop(None, 0)
-    return {str(value): rows for value, rows in found.items()}, missing
+    return _in_order({str(value): rows for value, rows in found.items()}), missing
 
 # %% ../nbs/18a_sketches.ipynb #18a50016
 def _on_grid_if_many(counts: ScoreCounts) -> ScoreCounts:
@@ -262,7 +267,7 @@ def _add_rows(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
-    return dict(total)
+    return _in_order(total)
 
 
 def _add_categories(parts: list[Sketch], name: str) -> dict[str, int]:
