@@ -56,6 +56,15 @@ def _over(value: float, limit: float | None) -> float:
     return value / limit if limit > 0 else float('inf') * bool(value)
 
 
+def _check_counted(reference: Reference, sketch: Sketch, feature: str) -> None:
+    bins = reference.bins
+    if feature not in bins.edges or sketch.bins.digest != bins.digest:
+        raise MlrefError(
+            f'expected a feature among {", ".join(bins.edges)} and a sketch of the bins'
+            f' {bins.digest}, got {feature} and {sketch.bins.digest}; count with reference.bins'
+        )
+
+# %% ../nbs/19b_diagnosis.ipynb #19b5000f
 def find_shift(
     reference: Reference,
     sketch: Sketch,  # Of the days of an alarm
@@ -64,12 +73,7 @@ def find_shift(
     "What one feature did; raises `MlrefError` for one that is not counted"
     check_type(reference, Reference, 'reference')
     check_type(sketch, Sketch, 'sketch')
-    if feature not in reference.bins.edges or sketch.bins.digest != reference.bins.digest:
-        raise MlrefError(
-            f'expected a feature among {", ".join(reference.bins.edges)} and a sketch of the bins'
-            f' {reference.bins.digest}, got {feature} and {sketch.bins.digest}; count with'
-            ' reference.bins'
-        )
+    _check_counted(reference, sketch, feature)
     distance = js_distance(*aligned_counts(reference.sketch, sketch, feature))
     gone = sketch.missing[feature] / max(sketch.rows, 1)
     moved = _over(distance, reference.limits['js', feature][1])
@@ -82,7 +86,7 @@ def find_shift(
     words = (reference.sketch.categories[feature], sketch.categories[feature])
     return Shift(feature, *_category_shift(*words), distance, moved)
 
-# %% ../nbs/19b_diagnosis.ipynb #19b50011
+# %% ../nbs/19b_diagnosis.ipynb #19b50012
 @dataclass(frozen=True)
 class SegmentError:
     "What one segment adds to the error of the level"
@@ -108,7 +112,7 @@ def segment_errors(
         SegmentError(str(name), gaps[name], labels[name], weight[name] / whole) for name in order
     ]
 
-# %% ../nbs/19b_diagnosis.ipynb #19b50014
+# %% ../nbs/19b_diagnosis.ipynb #19b50015
 @dataclass(frozen=True)
 class Diagnosis:
     "What is known about the days of an alarm"

