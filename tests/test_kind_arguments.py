@@ -310,7 +310,6 @@ CALLS = [
     call(confidence.bounded_sequence, x=P, low=0.0, high=1.0, alpha=0.1),
     call(guardrails.excess_evidence, bad=3, others=2, share=0.1, ratio=1.0),
     call(guardrails.VariantCounts, requests=9, errors=1, slow=1, missing=1),
-    call(guardrails.slow_limit, seconds=P),
     call(guardrails.GuardrailPolicy, errors=1.5, slow=2.0, missing=1.5, shift=0.1, alpha=0.01),
     call(guardrails.check_shift, champion=P, candidate=Q),
     call(route.Split, shares={'candidate': 0.1}),
