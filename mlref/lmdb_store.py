@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -294,26 +294,26 @@ Entry = tuple[bytes, bytes | None]  # name, record or None to delete it
 def _split_records(
     records: Mapping[bytes, bytes | None],
     count: int,  # Parts
-) -> list[list[Entry]]:
+) -> Sequence[Collection[Entry]]:
     "What goes into each part"
     if count == 1:
-        return [list(records.items())]
+        return [records.items()]
     parts: list[list[Entry]] = [[] for _ in range(count)]
     for entry in records.items():
         parts[crc32(entry[0]) % count].append(entry)
     return parts
 
 
-def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
-    kept = [(name, record) for name, record in entries if record is not None]
-    txn.cursor().putmulti(kept)
-    if len(kept) < len(entries):
+def _put_records(txn: lmdb.Transaction, entries: Collection[Entry]) -> None:
+    kept = ((name, record) for name, record in entries if record is not None)
+    count, _ = txn.cursor().putmulti(kept)
+    if count < len(entries):
         for name, record in entries:
             if record is None:
                 txn.delete(name)
 
 # %% ../nbs/08b_lmdb_store.ipynb #8cbf4900
-def _fill_parts(store: 'LmdbStore', split: list[list[Entry]]) -> list[lmdb.Transaction]:
+def _fill_parts(store: 'LmdbStore', split: Sequence[Collection[Entry]]) -> list[lmdb.Transaction]:
     "A transaction for each part, with what goes into it"
     txns: list[lmdb.Transaction] = []
     try:
