@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MakeNet', 'day_blocks', 'validate_tables', 'latest_label', 'suspect_features', 'wrap_ddp', 'Runtime', 'stop_loss',
            'first_nonfinite_step', 'raise_if_diverged', 'make_step', 'seeded_net', 'start_training', 'finish_training',
-           'run_epoch', 'end_epoch', 'TrainingLoop', 'fit_torch']
+           'run_epoch', 'end_epoch', 'TrainingLoop', 'fit_torch', 'continue_from']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -414,7 +415,8 @@ def fit_torch(
     runtime = Runtime() if runtime is None else runtime
     y = validate_tables(fit, stop, targets)
     net = seeded_net(make, fit, config.seed)
-    net.scale(torch.from_numpy(fit.X))
+    if not net.scaled:
+        net.scale(torch.from_numpy(fit.X))
     state = start_training(net, config, len(fit), default_device())
     job = None
     if runtime.folder:
@@ -427,3 +429,25 @@ def fit_torch(
     with _progress_bar(state, config, len(fit), runtime.progress) as bar:
         TrainingLoop(state, step, (fit, stop), config, runtime, job).run(bar)
     return TorchPredictor(finish_training(state), latest_label(fit, stop))
+
+# %% ../nbs/11_train.ipynb #11dd0062
+def continue_from(
+    model: TorchPredictor,  # What has learnt
+    drop: float,  # Share of units left out while training; a saved network does not say
+) -> MakeNet:
+    "How to make the network of a fit that goes on from a model: its weights, scaling and knots"
+
+    def make(names: tuple[str, ...], categories: Mapping[str, int]) -> TabularNet:
+        if names != model.net.names or dict(categories) != model.net.categories:
+            raise MlrefError(
+                f'expected the {len(model.net.names)} columns of model {model.version}, got'
+                f' {len(names)}, not the same ones; begin anew'
+            )
+        net = deepcopy(model.net)
+        for layer in net.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = drop
+        net.scaled = True
+        return net
+
+    return make
