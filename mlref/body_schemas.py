@@ -191,13 +191,20 @@ def entities_request_schema(fields: tuple[RequestField, ...], limits: Limits) ->
     "A request by keys"
     entity = {**entity_schema(fields), 'additionalProperties': False}
     entities = _list_of(entity, most=limits.max_rows)
-    return _object({'entities': entities}, ('entities',))
+    return _object({'entities': entities, 'statuses': {'type': 'boolean'}}, ('entities',))
+
+# %% ../nbs/15e_body_schemas.ipynb #2d370309
+def _statuses_schema() -> Schema:
+    "The features of an entity that are not present, by their status"
+    features = _list_of({'type': 'string'})
+    return _object({'missing': features, 'expired': features})
 
 
 def entities_answer_schema() -> Schema:
     "An answer by keys"
     number = {'type': 'number'}
     known = {'p': number, 'calibrated': number, 'calibration': {'type': 'string'}}
+    known['statuses'] = _statuses_schema()
     prediction = {**_has('entity_id', 'p'), 'properties': known}
     fields = {'model_version': {'type': 'string'}, 'predictions': _list_of(prediction)}
     return {**_has(*fields), 'properties': fields}

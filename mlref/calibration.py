@@ -73,26 +73,49 @@ class Calibration:
         return apply_calibration(p, self.shift, self.slope)
 
 # %% ../nbs/12b_calibration.ipynb #bf952c7d
+def _derivatives(
+    beta: np.ndarray,  # Shift, slope
+    odds: np.ndarray,  # Log-odds of scores
+    y: np.ndarray,  # 0 or 1 each
+    l2: float,  # Weight of the penalty
+) -> tuple[np.ndarray, np.ndarray]:  # Gradient (2,), Hessian (2, 2)
+    "Of the penalised loss"
+    with np.errstate(over='ignore'):  # a step too long is found out and halved
+        p = _sigmoid(beta[0] + beta[1] * odds)
+    residual = p - y
+    weight = p * (1 - p)
+    pull = l2 * (beta - np.array([0.0, 1.0]))
+    gradient = np.array([residual.sum(), residual @ odds]) + pull
+    cross = weight @ odds
+    hessian = np.array([[weight.sum() + l2, cross], [cross, weight @ odds**2 + l2]])
+    return gradient, hessian
+
+# %% ../nbs/12b_calibration.ipynb #bf952c7e
 def _fit_map(
     odds: np.ndarray,  # Log-odds of scores
     y: np.ndarray,  # 0 or 1 each
     l2: float,  # Weight of the penalty
 ) -> tuple[float, float]:  # Shift, slope
-    "Penalised logistic regression of one input, by Newton's method"
+    "Penalised logistic regression of one input, by Newton's method; raises when no map is best"
     beta = np.array([0.0, 1.0])
-    for _ in range(50):
-        p = _sigmoid(beta[0] + beta[1] * odds)
-        residual = p - y
-        weight = p * (1 - p)
-        pull = l2 * (beta - np.array([0.0, 1.0]))
-        gradient = np.array([residual.sum(), residual @ odds]) + pull
-        cross = weight @ odds
-        hessian = np.array([[weight.sum() + l2, cross], [cross, weight @ odds**2 + l2]])
-        step = np.linalg.solve(hessian, gradient)
-        beta = beta - step
-        if np.abs(step).max() < 1e-10:
+    gradient, hessian = _derivatives(beta, odds, y, l2)
+    for _ in range(100):
+        if not np.linalg.cond(hessian) < 1e14:
             break
-    return float(beta[0]), float(beta[1])
+        step = np.linalg.solve(hessian, gradient)
+        before = gradient @ step
+        share = 1.0  # halved while the loss rises more steeply at the end than it fell at the start
+        gradient, hessian = _derivatives(beta - step, odds, y, l2)
+        while share > 1e-9 and not -(gradient @ step) <= before:
+            share /= 2
+            gradient, hessian = _derivatives(beta - share * step, odds, y, l2)
+        beta = beta - share * step
+        if np.abs(step).max() < 1e-10:
+            return float(beta[0]), float(beta[1])
+    raise MlrefError(
+        'expected scores of several values with both outcomes among the high and the low, got'
+        f' scores that no finite map fits with l2={l2:g}; take a larger l2, or more days'
+    )
 
 # %% ../nbs/12b_calibration.ipynb #c5ffcc0b
 @dataclass(frozen=True)

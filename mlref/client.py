@@ -179,12 +179,14 @@ class Client(JsonClient):
         requests: pl.DataFrame,  # Events of `task.request_kind`; more columns may be there
         batch: int = 200,  # Rows a request
         name: str = '',  # How the ids of the requests begin; '' = anyhow
+        statuses: bool = False,  # Whether features that are not present are named
     ) -> list[dict[str, Any]]:  # entity_id, p; calibrated and calibration where there is one
         "What the server says of entities by their keys, in order"
         found = []
         name = secrets.token_hex(6) if name == '' else name
+        asked = {'statuses': True} if statuses else {}
         for number, part in enumerate(requests.iter_slices(batch)):
-            body = {'entities': entity_rows(part, self.fields)}
+            body = {'entities': entity_rows(part, self.fields), **asked}
             told = self.ask_for('predictions', '/predict', body, f'{name}.{number}')
             found += check_predictions(told, part.height)
         return found

@@ -29,6 +29,7 @@ from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibration
 from .compiled_vectors import compile_vectors
 from .core import MlrefError, format_time
 from .dead_letters import LETTERS, Outage
+from .feature_status import find_status_places
 from .group_commit import GroupCommit
 from .lmdb_store import LmdbStore, snapshot_lag
 from .log import LocalLog
@@ -36,7 +37,7 @@ from .observe import ServerMetrics, write_sample
 from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError, Scores
 from .request_fields import ServedTask
-from .vectors import STATUS_NAMES
+from .vectors import STATUS_NAMES, Vectors
 
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class ServedModel:
         self.signature = bundle.signature
         self.needs_history = bool(bundle.features.views)  # Else requests say everything
         self.vectors = compile_vectors(bundle.plan, store.layouts)
+        self.places = find_status_places(bundle.plan, bundle.features.names)
         self.batcher = Batcher(
             bundle.model.predict, max_rows=settings.max_batch, max_queue=settings.max_queue
         )
@@ -270,7 +272,7 @@ async def read_rows(
     server: ModelServer,
     served: ServedModel,
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
-) -> np.ndarray:  # float32 (entities, features)
+) -> list[Vectors]:  # Some entities each, in order
     "The vectors of some entities; counts what became of their last values"
     n = len(columns['cutoff'])
     found = []
@@ -285,8 +287,8 @@ async def read_rows(
         except MlrefError as error:
             raise RequestError(422, str(error)) from None
         count_statuses(server, vectors.status)
-        found.append(vectors.X)
-    return found[0] if len(found) == 1 else np.concatenate(found)
+        found.append(vectors)
+    return found
 
 # %% ../nbs/16g_model_server.ipynb #43d9e990
 def count_statuses(

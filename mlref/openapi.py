@@ -45,6 +45,7 @@ class Operation:
     optional: bool = False  # The body may be left out
     more_types: tuple[str, ...] = ()  # Content types of the body beside JSON
     answer_types: tuple[str, ...] = ('application/json',)
+    conflict: str = ''  # What status 409 means; '' = it is never given
 
 
 _MODEL = '/v2/models/{model}'
@@ -114,6 +115,7 @@ _UNLOAD = replace(
     _LOAD,
     path='/v2/repository/models/{model}/unload',
     summary='Stop serving a model',
+    conflict='Nothing else would answer',
 )
 REPOSITORY = (_INDEX, _LOAD, _UNLOAD)
 
@@ -168,6 +170,8 @@ def _responses(operation: Operation) -> Schema:
     responses: Schema = {'200': {'description': 'The answer', 'content': answer}}
     for status, text in STATUSES.items():
         responses[status] = {'description': text, 'content': errors}
+    if operation.conflict:
+        responses['409'] = {'description': operation.conflict, 'content': errors}
     return responses
 
 # %% ../nbs/15f_openapi.ipynb #15f00014

@@ -16,8 +16,9 @@ import msgspec
 
 # %% ../nbs/16gb_routes.ipynb #412abba8
 from . import __version__
-from .answers import answer_mlflow, answer_oip, post_events, predict_entities
+from .answers import answer_mlflow, answer_oip, predict_entities
 from .bundle import ServingBundle
+from .event_route import post_events
 from .group_commit import Durability, GroupCommit
 from .lmdb_store import LmdbStore
 from .log import LocalLog
@@ -159,12 +160,16 @@ def _show_index(servers: tuple[ModelServer, ...], request: Request) -> Answer:
 # %% ../nbs/16gb_routes.ipynb #0194bd02
 def _show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "What the models did, in the worker that is asked"
+    parts = request.parts
+    if parts:
+        _find(servers, request)
     found = []
     for server in servers:
-        name = request.parts.get('model', server.task.name)
-        if name != server.task.name:
+        if parts.get('model', server.task.name) != server.task.name:
             continue
         for served in dict.fromkeys(server.versions.values()):
+            if parts.get('version', served.version) != served.version:
+                continue
             batcher = served.batcher
             statistics = ModelStatistics(
                 name=server.task.name,

@@ -157,10 +157,14 @@ async def app(scope: dict, receive: Callable, send: Callable) -> None:
 def running() -> Iterator[str]:
     "The server in a thread; its address"
     with socket.create_server(('127.0.0.1', 0)) as listening:
-        config = uvicorn.Config(app, log_level='error', access_log=False, lifespan='off')
+        config = uvicorn.Config(
+            app, log_level='error', access_log=False, lifespan='off', timeout_graceful_shutdown=5
+        )
         server = uvicorn.Server(config)
         work = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
         work.start()
-        yield f'127.0.0.1:{listening.getsockname()[1]}'
-        server.should_exit = True
-        work.join()
+        try:
+            yield f'127.0.0.1:{listening.getsockname()[1]}'
+        finally:
+            server.should_exit = True
+            work.join()

@@ -189,7 +189,7 @@ class Served:
 
 def deliver_body(log: Any, schema: Any, body: bytes) -> dict[str, Any]:
     "What a server with this log answers to a body of events; raises as its handler does"
-    from mlref.answers import post_events
+    from mlref.event_route import post_events
     from mlref.group_commit import GroupCommit
     from mlref.messages import MessageReader
 

@@ -1,9 +1,11 @@
 """Everything that must hold before a change lands: ./run test [--deep]"""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from check import STEPS, check
@@ -27,19 +29,47 @@ TESTS = (
     *('tests/test_pipeline.py', 'tests'),  # the longest begins first
     *('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder'),
     *('--durations', '12'),
+    # a file whose test ends its process is begun again, without this for ever
+    *('--max-worker-restart', '4'),
 )
+PAGES_LIMIT = 1500  # seconds of a group of pages: they take 250
+TESTS_LIMIT = 3600  # seconds of all tests: they take 1,000; pytest.ini limits one
+DEEP_LIMIT = 6 * 3600  # seconds of either, and of one test
 
 
 def run_command(
     command: tuple[str | Path, ...],
+    limit: float,  # seconds, then its processes show where each thread stands and end
 ) -> int:
     "Exit status of a command run at the root"
-    return subprocess.run([str(word) for word in command], cwd=ROOT).returncode
+    words = [str(word) for word in command]
+    shown = {**os.environ, 'PYTHONFAULTHANDLER': '1'}
+    with subprocess.Popen(words, cwd=ROOT, env=shown, process_group=0) as process:
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            print(f'== expected to end within {limit:.0f} s, stopped; where it stood:', flush=True)
+            os.killpg(process.pid, signal.SIGABRT)
+            time.sleep(2)  # for the stacks
+            return 1
+        finally:
+            if process.poll() != 0:  # whatever it left; also after Ctrl-C
+                end_group(process.pid)
 
 
-def run_pages() -> int:
+def end_group(
+    group: int,  # of processes
+) -> None:
+    "Kill what is left of a group"
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def run_pages(
+    limit: float,  # seconds a group
+) -> int:
     "Exit status of all pages; a group that fails does not stop the next"
-    return max([run_command((*PAGES, '--file_re', group)) for group in GROUPS])
+    return max([run_command((*PAGES, '--file_re', group), limit) for group in GROUPS])
 
 
 def main(
@@ -51,10 +81,12 @@ def main(
     deep = str(int('--deep' in words))
     # two pages, then two files of tests, run side by side on two cores
     os.environ.update(MLREF_DEEP=deep, MPLBACKEND='agg', OMP_NUM_THREADS='1')
+    pages, tests = (DEEP_LIMIT, DEEP_LIMIT) if deep == '1' else (PAGES_LIMIT, TESTS_LIMIT)
+    each = ('--timeout', str(DEEP_LIMIT), '-o', 'faulthandler_timeout=0') if deep == '1' else ()
     steps = {
         f'check ({", ".join(STEPS)})': check,
-        'every page': run_pages,
-        'pytest': lambda: run_command(TESTS),
+        'every page': lambda: run_pages(pages),
+        'pytest': lambda: run_command((*TESTS, *each), tests),
     }
     failed = []
     begin = time.time()

@@ -9,9 +9,10 @@ import pytest
 
 STEPS = Path(__file__).parent.parent / 'nbs' / 'steps'
 sys.path.insert(0, str(STEPS))
+from peers.serve_cache import Asked, Served, count_stale, draw_popular
 from peers.serve_machine import Load, Measured, Server, cpu_of, free_ports, marked, read_load
 from peers.serve_peers import BY_KEYS, CONTENDERS, FEAST, OURS
-from peers.serve_rows import BY_KEYS_GOALS, GOALS, goal_rows, server_row
+from peers.serve_rows import BY_KEYS_GOALS, GOALS, goal_rows, room_row, server_row
 
 sys.path.remove(str(STEPS))
 
@@ -92,9 +93,9 @@ def test_answers_are_compared_with_the_model():
     assert hello.is_right(0.25)(b'{"p": 0.5}')
 
 
-def runs(rate, n=3, **more):
+def runs(rate, n=3, client=0.0):
     said = {'seconds': 2.0, 'refused': 5, 'broken': 0, 'p50': 0.01, 'p99': 0.02}
-    load = read_load(json.dumps({**said, 'answers': int(2 * rate) + 5, **more}))
+    load = read_load(json.dumps({**said, 'answers': int(2 * rate) + 5}), client)
     return [Measured(load, load, 0.001, [90.0, 10.0])] * n
 
 
@@ -115,6 +116,31 @@ def test_every_goal_names_servers_that_are_measured():
     assert held['throughput, ours over FastAPI def'] is True
     assert held['throughput, ours over Ray Serve'] is False
     assert goal_rows({'ours': runs(1)}, GOALS) == []
+
+
+def test_two_workers_cannot_reach_more_than_the_cores_give():
+    two = runs(100, client=0.1)  # half a millisecond of the client, one of the server
+    row = room_row(runs(1000), two, cores=2)
+    assert row['ours'] == pytest.approx(2 / 0.0015 / 1000, rel=0.02) and '2 cores' in row['why']
+
+
+def test_an_old_score_and_an_old_version_are_stale():
+    scores = {'a': [0.1, 0.2], 'b': [0.3, 0.4]}
+    served = [Served(0.0, 10.0, 'a'), Served(11.0, 20.0, 'b')]
+    fine = [
+        Asked(1.0, 2.0, 0, 'a', 0.1),
+        Asked(9.9, 10.1, 1, 'b', 0.4),  # while versions changed either may answer
+        Asked(12.0, 13.0, 1, 'b', 0.4),
+    ]
+    assert count_stale(fine, served, scores) == 0
+    stale = [Asked(12.0, 13.0, 1, 'a', 0.2), Asked(12.0, 13.0, 1, 'b', 0.2)]
+    assert count_stale([*fine, *stale], served, scores) == 2
+
+
+def test_few_rows_are_asked_about_most_of_the_time():
+    drawn = draw_popular(1000, 20_000)
+    most = sorted((drawn.count(row) for row in {*drawn}), reverse=True)
+    assert 0.3 < sum(most[:10]) / 20_000 < 0.5 and len(most) > 900
 
 
 def test_packages_are_pinned():

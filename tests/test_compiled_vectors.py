@@ -433,12 +433,14 @@ def test_threads_see_whole_moments_while_a_writer_commits(tmp_path):
     threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for i in range(15):
-        table = pl.DataFrame({'at': [301 + i], 'city': ['a'], 'no': [1], 'x': [5], 'y': [6]})
-        apply_events(store, none, tables={'sale': table, 'post': table})
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for i in range(15):
+            table = pl.DataFrame({'at': [301 + i], 'city': ['a'], 'no': [1], 'x': [5], 'y': [6]})
+            apply_events(store, none, tables={'sale': table, 'post': table})
+    finally:  # else a failure would leave threads that never end
+        stop.set()
+        for thread in threads:
+            thread.join()
     store.close()
     assert len({tuple(each) for mine in seen for each in mine}) > 3
     for mine in seen:

@@ -221,6 +221,8 @@ CALLS = [
     *of(evaluate, 'auc', 'log_loss', 'brier', 'average_precision', y=Y, p=P),
     *of(evaluate, 'reliability_table', 'ece', y=Y, p=P, groups=5),
     call(evaluate.check_scores, y=Y, p=P),
+    call(evaluate.within_day_auc, y=Y, p=P, day=DAY_OF),
+    call(evaluate.calibrated_ece, p=P, groups=5, n=3, seed=0),
     call(
         evaluate.decision_cost, y=Y, p=P, thresholds=np.array([0.1, 0.9]), false_alarm=1.0, miss=5.0
     ),

@@ -166,7 +166,7 @@ def use_first(folder: str, barrier, failed) -> None:
 
 
 def test_several_processes_are_the_first_users_of_a_registry(tmp_path):
-    barrier = FORK.Barrier(3)
+    barrier = FORK.Barrier(3, timeout=100)
     failed = FORK.SimpleQueue()
     users = [FORK.Process(target=use_first, args=(str(tmp_path), barrier, failed)) for _ in '123']
     for user in users:

@@ -79,7 +79,7 @@ NONSENSE = {
         {'dataframe_split': {'columns': ['a', 'a'], 'data': [[1, 2]]}},
         400,
     ),
-    'no event': ('/events', b'[{"visit": 1}]', 400),
+    'no event': ('/events', b'[{"visit": 1}]', 422),
     'a list that does not end': ('/events', b'[{"visit": "v1"}', 400),
     'another model': ('/v2/models/early/infer', tensor([1, 2]), 404),
     'another version': ('/v2/models/late-visits/versions/x/infer', tensor([1, 2]), 404),
@@ -104,6 +104,19 @@ def test_what_was_refused_was_not_written_down(served):
     odd = [served.visit(), {'visit': '\ud800', 'shop': 's1', 'event_time': 11000}]
     assert served.post('/predict', json.dumps({'entities': odd}).encode())[0] in (400, 422)
     assert len(served.rows()) == before
+
+
+def test_an_answer_by_keys_names_features_that_are_not_present(served):
+    visits = [served.visit(399), served.visit(398, shop='nowhere')]
+    status, plain = served.post('/predict', {'entities': visits})
+    assert status == 200 and 'statuses' not in plain['predictions'][0]
+    status, said = served.post('/predict', {'entities': visits, 'statuses': True})
+    found = [answer.pop('statuses') for answer in said['predictions']]
+    assert found == [{}, {'missing': ['week_price_10080m']}]
+    assert said == plain
+    for wrong in (1, 'yes', None, []):
+        status, said = served.post('/predict', {'entities': visits, 'statuses': wrong})
+        assert (status, 'expected statuses as true or false' in said['error']) == (400, True)
 
 
 def test_a_row_says_for_which_request_and_for_whom(served):

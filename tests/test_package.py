@@ -190,7 +190,7 @@ client.close()
     'load': 'import locust, mlref.capacity',
     'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
     'docs': 'import material, mkdocs',
-    'dev': 'import hypothesis, nbdev, pandera.polars, pytest, xdist',
+    'dev': 'import hypothesis, nbdev, pandera.polars, pytest, pytest_timeout, xdist',
 }
 
 

@@ -344,7 +344,7 @@ def test_a_rollback_during_a_rollout_goes_to_the_champion_before(folder):
 
 def test_of_two_who_decide_at_once_one_is_refused(folder):
     begun = begin(folder)
-    gate = threading.Barrier(2)
+    gate = threading.Barrier(2, timeout=60)
     said = []
 
     def decide(decision):

@@ -7,6 +7,7 @@ all of them are found, whoever is the parent of whom.
 import atexit
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -88,6 +89,7 @@ class Load:
     broken: int  # connections that broke, or waited too long
     p50: float  # seconds, over all answers
     p99: float
+    client: float = 0.0  # seconds of CPU of the client itself
 
     @property
     def rate(self) -> float:
@@ -97,11 +99,18 @@ class Load:
 
 def read_load(
     text: str,  # the last line that wrk printed
+    client: float = 0.0,  # seconds of CPU that wrk took
 ) -> Load:
     "What `serve.lua` says"
     found = json.loads(text)
     refused = found['refused']
-    return Load(**{**found, 'answers': found['answers'] - refused})
+    return Load(**{**found, 'answers': found['answers'] - refused, 'client': client})
+
+
+def cpu_of_children() -> float:
+    "Seconds of CPU of processes that have ended and were waited for"
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def send_load(
@@ -116,11 +125,18 @@ def send_load(
     command = ['wrk', '-t1', f'-c{connections}', f'-d{seconds}s', '--timeout', '30s']
     command += ['-s', str(here / 'serve.lua'), url]
     told = {'LOAD_BODIES': str(bodies), 'LOAD_PAUSE': str(pause)}
+    before = cpu_of_children()
     done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
     line = next((each for each in done.stdout.splitlines() if each.startswith('{')), '')
     if not line:
         raise RuntimeError(f'expected numbers from wrk, got: {done.stderr or done.stdout:.300}')
-    return read_load(line)
+    return read_load(line, cpu_of_children() - before)
+
+
+def foreign_environment() -> dict[str, str]:
+    "Variables without what this process set for its own packages, as MLflow's settings"
+    ours = ('PYTHONPATH', 'PYTHONHOME', 'MLFLOW_')
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 class Server:
@@ -138,8 +154,8 @@ class Server:
         self.name = name
         self.port = port
         self.says = folder / f'{name.replace("/", "-").replace(" ", "_")}.log'
-        env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME')}
-        env |= {MARK: self.mark, 'OMP_NUM_THREADS': '1', **(environment or {})}
+        env = {**foreign_environment(), MARK: self.mark, 'OMP_NUM_THREADS': '1'}
+        env |= environment or {}
         self.began = time.perf_counter()
         with self.says.open('wb') as out:
             self.process = subprocess.Popen(

@@ -6,17 +6,7 @@ import sys
 from pathlib import Path
 
 import mlflow
-import numpy as np
-from serve_model import arguments, open_scorer
-
-
-class Scorer(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        self.score = open_scorer(context.artifacts['model'])
-
-    def predict(self, context, model_input, params=None):
-        return self.score(np.asarray(model_input, np.float32))
-
+from serve_model import arguments
 
 if __name__ == '__main__':
     model, port, (folder,) = arguments()
@@ -24,7 +14,7 @@ if __name__ == '__main__':
     here = Path(__file__).parent
     mlflow.pyfunc.save_model(
         folder,
-        python_model=Scorer(),
+        python_model=str(here / 'serve_mlflow_model.py'),  # as code: a pickle is not read any more
         artifacts={'model': model},
         code_paths=[str(here / 'serve_model.py')],
         pip_requirements=[],

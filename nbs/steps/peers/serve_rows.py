@@ -30,6 +30,10 @@ def cpu_of_answer(run: Measured) -> float:
     return run.cpu
 
 
+def client_of_answer(run: Measured) -> float:
+    return run.load.client / max(run.load.answers, 1)
+
+
 def failed_of(run: Measured) -> int:
     return run.load.refused + run.load.broken
 
@@ -51,6 +55,7 @@ GOALS = (  # what, whose, over whose, goal
     ('throughput', 'ours', 'MLflow serve', '>= 15'),
     ('throughput', 'bare', 'mosec', '>= 1'),
     ('throughput', 'ours', 'mosec with the same features', '>= 1'),
+    ('p50 at one connection', 'bare', 'mosec', '<= 0.2'),
     ('p50 at one connection', 'ours', 'mosec with the same features', '<= 0.2'),
     ('throughput', 'ours', 'mosec', ''),
     ('CPU a request', 'ours', 'hello', '<= 2.5'),
@@ -59,6 +64,13 @@ GOALS = (  # what, whose, over whose, goal
 BY_KEYS_GOALS = (
     ('throughput', 'ours', 'ours before', '>= 10'),
     ('throughput', 'ours', 'Feast + FastAPI', '>= 15'),
+)
+
+
+CACHE = 'ours with a cache'
+CACHE_GOALS = (
+    ('throughput', CACHE, 'ours', ''),
+    ('p99', CACHE, 'ours', ''),
 )
 
 
@@ -80,6 +92,7 @@ def server_row(
         'p99_ms': 1000 * median(map(p99_of, runs)),
         'alone_p50_ms': 1000 * median(map(alone_of, runs)),
         'cpu_us': 1e6 * median(map(cpu_of_answer, runs)),
+        'client_us': 1e6 * median(map(client_of_answer, runs)),
         'memory_mb': sum(runs[-1].memory),
         'start_s': start,
         'failed': sum(map(failed_of, runs)),
@@ -106,6 +119,28 @@ def goal_rows(
         name = f'{how}{what}, {ours} over {theirs}'
         rows.append(result_row(name, median(ratios), '', goal, n=len(ratios), **more))
     return rows
+
+
+def room_row(
+    one: list[Measured],  # of one worker
+    two: list[Measured],  # of two
+    cores: int,  # of this machine
+) -> dict[str, object]:
+    "What two workers could reach over one where clients need the same cores"
+    each = [run.cpu + client_of_answer(run) for run in two]
+    limits = [cores / cost / rate_of(run) for cost, run in zip(each, one, strict=True)]
+    more = {'low': min(limits), 'high': max(limits)}
+    more['why'] = (
+        f'an answer costs {1e6 * median(each):.0f} us of workers and client together, and'
+        f' {cores} cores have no more to give'
+    )
+    return result_row(
+        'two workers over one: the most that these cores allow',
+        median(limits),
+        '',
+        n=len(limits),
+        **more,
+    )
 
 
 def overload_rows(
