@@ -214,6 +214,7 @@ def refresh_student(
     stop: TrainingSet,  # Labelled rows of later days, to stop on
     seed: int,
     start: TorchPredictor,  # A student of some of these rows
+    soft: np.ndarray | None = None,  # As for `fit_student`
     share: float = 0.6,  # As for `fit_student`
 ) -> TorchPredictor:
     "Let a student go once over all rows: a warm start, in a third of the time of a new one"
@@ -223,7 +224,8 @@ def refresh_student(
             f'expected a student of {len(fit.names)} columns to go on from, got model'
             f' {start.version}; begin anew'
         )
-    soft = out_of_fold_teacher_scores(fit, stop, seed)
+    soft = out_of_fold_teacher_scores(fit, stop, seed) if soft is None else soft
+    check_array(soft, 'soft', len(fit))
     mixed = share * soft + (1 - share) * fit.y
     config = TrainConfig(seed=seed, epochs=1)
     make = continue_from(start, drop=STUDENT_DROP)
