@@ -8,7 +8,8 @@ __all__ = ['DROPPED', 'answer_oip', 'answer_mlflow', 'predict_entities']
 # %% ../nbs/16ga_answers.ipynb #09cf6e7c
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 
 # %% ../nbs/16ga_answers.ipynb #17c04725
+from .batching import DeadlineExceeded
 from .calibration import CalibrationHistory
 from .feature_status import feature_status, name_absent
 from .mlflow_protocol import decode_mlflow, encode_mlflow
@@ -37,12 +39,37 @@ from mlref.model_server import (
 from .oip import decode_oip, encode_oip
 from .protocols import Answer, RequestError, Scores, check_rows, decode_json
 from .request_fields import parse_entities
-from .serve import Request
+from .requests import Request
 
 # %% ../nbs/16ga_answers.ipynb #5ebe711f
 _VARIANT = b'x-variant'  # a header that chooses who answers; left out of comparisons
+_Chosen = tuple[Any, ServedModel]  # an assignment of the router, and what scores for it
 
 
+async def _score_counted(
+    server: ModelServer,
+    chosen: _Chosen,
+    X: np.ndarray,  # float32 (rows, features)
+    deadline: float,  # By `time.monotonic`
+    start: float,  # By `time.perf_counter`, when work on them began
+) -> np.ndarray:  # float64
+    "Scores; what became of them is counted while versions are compared"
+    assigned, served = chosen
+    counts = server.counts if assigned.counted else None
+    if counts is None:
+        return await score_rows(served, X, deadline)
+    try:
+        p = await score_rows(served, X, deadline)
+    except Exception as error:
+        waited = time.perf_counter() - start
+        # a client that would not wait says nothing of a version
+        if not isinstance(error, DeadlineExceeded) or waited >= server.settings.deadline:
+            counts.count_error(assigned.variant)
+        raise
+    counts.count_scores(assigned.variant, time.perf_counter() - start, X, p)
+    return p
+
+# %% ../nbs/16ga_answers.ipynb #508d42c9
 async def _score_vectors(
     server: ModelServer,
     request: Request,
@@ -50,19 +77,20 @@ async def _score_vectors(
     unit: str,  # That always gets the same version
 ) -> tuple[Any, ServedModel, Scores]:  # Assignment, what answered, what it said
     "Scores of vectors by whoever is to answer"
+    start = time.perf_counter()
     deadline = read_deadline(request.headers, server.settings, time.monotonic())
     server.limiter.take(request.key, len(X))
     calibrations = server.watch.calibrations()
     assigned, served = choose_version(server, unit, None, request.headers.get(_VARIANT))
     served.users += 1
     try:
-        p = await score_rows(served, X, deadline)
+        p = await _score_counted(server, (assigned, served), X, deadline, start)
     finally:
         served.users -= 1
     request.scored = len(p)
     return assigned, served, newest_scores(calibrations, p)
 
-
+# %% ../nbs/16ga_answers.ipynb #64d2ce8b
 def _about(server: ModelServer, request: Request) -> dict[str, Any]:
     "What every row that is kept says of its request"
     return {
@@ -105,9 +133,10 @@ async def answer_oip(server: ModelServer, request: Request) -> Answer:
     answer = encode_oip(asked, scores, server.task.name, served.version)
     row = _vector_row(server, request, assigned, served, scores, unit)
     await server.log.append('vectors', [row])
+    _shadow_vectors(server, request, assigned, asked.X)
     return answer
 
-
+# %% ../nbs/16ga_answers.ipynb #850a1686
 async def answer_mlflow(server: ModelServer, request: Request) -> Answer:
     "Scores of vectors by MLflow's protocol"
     signature = server.champion.signature
@@ -117,6 +146,7 @@ async def answer_mlflow(server: ModelServer, request: Request) -> Answer:
     answer = encode_mlflow(asked, scores)
     row = _vector_row(server, request, assigned, served, scores, request.id)
     await server.log.append('vectors', [row])
+    _shadow_vectors(server, request, assigned, asked.X)
     return answer
 
 # %% ../nbs/16ga_answers.ipynb #79bf870f
@@ -162,7 +192,7 @@ def _read_entities(server: ModelServer, request: Request) -> _Asked:
 # %% ../nbs/16ga_answers.ipynb #9302b88a
 def _assign(
     server: ModelServer, request: Request, asked: _Asked
-) -> list[tuple[Any, ServedModel]]:  # For each entity
+) -> list[_Chosen]:  # For each entity
     "Who answers for which entity"
     override = request.headers.get(_VARIANT)
     segments: list[dict[str, Any]] = [{}] * len(asked.ids)
@@ -186,10 +216,12 @@ class _Scored:
 
 async def _score_places(
     server: ModelServer,
-    served: ServedModel,
+    chosen: _Chosen,  # Who scores
     places: list[int],  # Of the entities that it scores
     asked: _Asked,
 ) -> _Scored:
+    start = time.perf_counter()
+    served = chosen[1]
     columns = asked.columns
     if len(places) < len(asked.ids):
         columns = {name: values[places] for name, values in columns.items()}
@@ -197,7 +229,7 @@ async def _score_places(
     try:
         parts = await read_rows(server, served, columns)
         X = parts[0].X if len(parts) == 1 else np.concatenate([part.X for part in parts])
-        p = await score_rows(served, X, asked.deadline)
+        p = await _score_counted(server, chosen, X, asked.deadline, start)
     finally:
         served.users -= 1
     if not asked.statuses:
@@ -207,15 +239,15 @@ async def _score_places(
 
 # %% ../nbs/16ga_answers.ipynb #59501dd8
 async def _score_entities(
-    server: ModelServer, chosen: list[tuple[Any, ServedModel]], asked: _Asked
+    server: ModelServer, chosen: list[_Chosen], asked: _Asked
 ) -> _Scored:  # In the order of the entities
     "What is said of each entity by the version that answers for it"
     groups: dict[ServedModel, list[int]] = {}
     for place, (_, served) in enumerate(chosen):
         groups.setdefault(served, []).append(place)
     if len(groups) == 1:
-        return await _score_places(server, chosen[0][1], [*range(len(chosen))], asked)
-    parts = [_score_places(server, served, places, asked) for served, places in groups.items()]
+        return await _score_places(server, chosen[0], [*range(len(chosen))], asked)
+    parts = [_score_places(server, chosen[places[0]], places, asked) for places in groups.values()]
     found = await asyncio.gather(*parts)
     order = [place for places in groups.values() for place in places]
     p = np.empty(len(chosen))
@@ -240,7 +272,7 @@ def _calibrate(
 def _encode_predictions(
     version: str,  # At the top of the answer
     asked: _Asked,
-    chosen: list[tuple[Any, ServedModel]],
+    chosen: list[_Chosen],
     scored: _Scored,
     calibrated: tuple[list[float], list[str]],
 ) -> bytes:
@@ -263,7 +295,7 @@ def _prediction_rows(
     server: ModelServer,
     request: Request,
     asked: _Asked,
-    chosen: list[tuple[Any, ServedModel]],
+    chosen: list[_Chosen],
     p: list[float],
     digests: list[str],
 ) -> list[bytes]:
@@ -313,53 +345,77 @@ _SHADOWS = 64  # requests that shadows score at a time
 DROPPED = 'mlref_shadow_dropped_total'
 
 
-async def _score_shadow(
-    server: ModelServer,
-    request: Request,
-    role: str,
-    places: list[int],
-    asked: _Asked,
-) -> None:
-    "Score some entities beside, and write that down"
-    served = server.versions[role]
-    scored = await _score_places(server, served, places, replace(asked, statuses=False))
-    part = _Asked(
-        [asked.ids[place] for place in places],
-        {name: values[places] for name, values in asked.columns.items()},
-        asked.deadline,
-    )
-    chosen = [(_Beside(role), served)] * len(places)
-    rows = _prediction_rows(server, request, part, chosen, scored.p.tolist(), [''] * len(places))
-    await server.log.append('shadows', rows)
-
-
 @dataclass(frozen=True)
 class _Beside:
-    "Stands in a row of a shadow where an assignment stands in others"
+    "Stands where an assignment stands for an answer"
 
     variant: str
     counted: bool = True
 
-# %% ../nbs/16ga_answers.ipynb #4db4343d
-def _start_shadows(
-    server: ModelServer, request: Request, chosen: list[tuple[Any, ServedModel]], asked: _Asked
-) -> None:
-    "Have others score beside, as far as the bound allows"
-    places: dict[str, list[int]] = {}
-    for place, (assigned, _) in enumerate(chosen):
-        for role in assigned.shadow:
-            places.setdefault(role, []).append(place)
-    for role, some in places.items():
-        if role not in server.versions or len(server.beside) >= _SHADOWS:
-            server.metrics.meters.add(DROPPED)
-            continue
-        work = _score_shadow(server, request, role, some, asked)
-        task = asyncio.get_running_loop().create_task(work)
-        server.beside.add(task)
-        task.add_done_callback(partial(_end_shadow, server))
+
+def _start_beside(server: ModelServer, role: str, work: Callable[[_Chosen], Any]) -> None:
+    "Have a version score beside, as far as the bound allows"
+    served = server.versions.get(role)
+    if served is None or len(server.beside) >= _SHADOWS:
+        server.metrics.meters.add(DROPPED)
+        return
+    task = asyncio.get_running_loop().create_task(work((_Beside(role), served)))
+    server.beside.add(task)
+    task.add_done_callback(partial(_end_shadow, server))
 
 
 def _end_shadow(server: ModelServer, task: asyncio.Task) -> None:
     server.beside.discard(task)
     if not task.cancelled() and task.exception() is not None:  # nobody waits for it
         server.metrics.meters.add(DROPPED)
+
+# %% ../nbs/16ga_answers.ipynb #4db4343d
+async def _score_shadow(
+    server: ModelServer, request: Request, places: list[int], asked: _Asked, chosen: _Chosen
+) -> None:
+    "Score some entities beside, and write that down"
+    part = _Asked(
+        ids=[asked.ids[place] for place in places],
+        columns={name: values[places] for name, values in asked.columns.items()},
+        deadline=time.monotonic() + server.settings.deadline,
+    )
+    everything = [*range(len(places))]
+    scored = await _score_places(server, chosen, everything, part)
+    none = [''] * len(places)
+    p = scored.p.tolist()
+    rows = _prediction_rows(server, request, part, [chosen] * len(places), p, none)
+    await server.log.append('shadows', rows)
+
+
+def _start_shadows(
+    server: ModelServer, request: Request, chosen: list[_Chosen], asked: _Asked
+) -> None:
+    "Have others score the entities of a request"
+    places: dict[str, list[int]] = {}
+    for place, (assigned, _) in enumerate(chosen):
+        for role in assigned.shadow:
+            places.setdefault(role, []).append(place)
+    for role, some in places.items():
+        _start_beside(server, role, partial(_score_shadow, server, request, some, asked))
+
+# %% ../nbs/16ga_answers.ipynb #b5632ca8
+async def _score_vector_shadow(
+    server: ModelServer, request: Request, X: np.ndarray, chosen: _Chosen
+) -> None:
+    "Score vectors beside, and write that down"
+    assigned, served = chosen
+    start = time.perf_counter()
+    served.users += 1
+    try:
+        deadline = time.monotonic() + server.settings.deadline
+        p = await _score_counted(server, chosen, X, deadline, start)
+    finally:
+        served.users -= 1
+    row = _vector_row(server, request, assigned, served, Scores(p), request.id)
+    await server.log.append('vector_shadows', [row])
+
+
+def _shadow_vectors(server: ModelServer, request: Request, assigned: Any, X: np.ndarray) -> None:
+    "Have others score the vectors of a request"
+    for role in assigned.shadow:
+        _start_beside(server, role, partial(_score_vector_shadow, server, request, X))

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from .core import MlrefError
 
@@ -84,11 +85,13 @@ class BlockHead(NamedTuple):
     appended_at: int  # Of its last message, milliseconds since 1970-01-01 UTC
 
 
-def _seal(partition: Partition, key: bytes | memoryview, head: BlockHead, body: bytes) -> bytes:
+def _seal(
+    partition: Partition, key: bytes | memoryview, head: BlockHead, *body: bytes | memoryview
+) -> bytes:
     "A block as it is stored"
     packed = _REST.pack(*head)
     check = crc32(packed, crc32(key, partition.seed))
-    return b''.join((check.to_bytes(4, 'little'), packed, body))
+    return b''.join((check.to_bytes(4, 'little'), packed, *body))
 
 
 def pack_block(
@@ -118,10 +121,27 @@ def read_head(
     return BlockHead(*rest)
 
 # %% ../nbs/02b_blocks.ipynb #02b0001d
+def _split_lines(
+    lines: bytes,
+    count: int,  # Of them
+    start: int,  # First that is wanted
+    stop: int,  # The one behind the last
+) -> list[bytes]:
+    if start >= stop:
+        return []
+    if start:  # from the end, down to the first
+        found = lines.rsplit(b'\n', count - start)
+        return found[1 : 1 + stop - start]
+    found = lines.split(b'\n', stop)
+    return found if stop == count else found[:stop]
+
+# %% ../nbs/02b_blocks.ipynb #5a02b01d
 def unpack_block(
     block: bytes | memoryview,  # As it was stored
     partition: Partition,
     key: bytes | memoryview,  # It was stored under
+    start: int = 0,  # Messages to leave out
+    limit: int | None = None,  # At most so many of the others
 ) -> list[bytes]:
     "The messages of a block; raises `MlrefError` when it is not as it was written"
     if len(block) < _HEAD.size:
@@ -133,10 +153,11 @@ def unpack_block(
     if crc32(body) != body_check:
         last = unpack_offset(key) + count - 1
         raise _damaged(partition, key, f'one up to offset {last:,} has another checksum')
+    stop = count if limit is None else min(count, start + limit)
     if form == _LINES:
-        return body.split(b'\n')
-    edges = accumulate(array('I', body[: 4 * count]), initial=4 * count)
-    return [body[start:end] for start, end in pairwise(edges)]
+        return _split_lines(body, count, start, stop)
+    edges = [*accumulate(array('I', body[: 4 * count]), initial=4 * count)]
+    return [body[first:last] for first, last in pairwise(edges[start : stop + 1])]
 
 # %% ../nbs/02b_blocks.ipynb #02b00014
 _SMALL = 2 * 4096 - 16  # bytes to which a block grows by small appends
@@ -153,12 +174,11 @@ def extend_block(
     "A block with more messages, and how many it had; raises `MlrefError` as `read_head`"
     if len(block) + sum(map(len, messages)) + len(messages) > _SMALL:
         return None
-    head = read_head(block, partition, key)
+    body_check, before, stored_form, writer, _ = read_head(block, partition, key)
     form, body = _pack_body(messages)
-    if head.epoch != epoch or head.form != _LINES or form != _LINES:
+    if writer != epoch or stored_form != _LINES or form != _LINES:
         return None
     more = b'\n' + body
-    check = crc32(more, head.body_check)
-    count = head.count + len(messages)
-    grown = BlockHead(check, count, _LINES, epoch, appended_at)
-    return _seal(partition, key, grown, bytes(block[_HEAD.size :]) + more), head.count
+    check = crc32(more, body_check)
+    grown = BlockHead(check, before + len(messages), _LINES, epoch, appended_at)
+    return _seal(partition, key, grown, block[_HEAD.size :], more), before

@@ -44,6 +44,7 @@ from mlref.serving_state import (
     with_champion,
     write_note,
 )
+from .variants import VariantMeters, counts_folder
 
 # %% ../nbs/17e_followers.ipynb #5933a265
 if TYPE_CHECKING:  # a worker has neither
@@ -216,6 +217,7 @@ class StateFollower:
             if state.epoch > self.state.epoch:
                 versions = await _load_versions(self, state)
                 self.server.router, self.server.segment_fields = _make_router(state)
+                self.server.counts = _open_counts(self, state)
                 set_versions(self.server, versions)
                 self.state = state
                 self.note()
@@ -278,6 +280,17 @@ def _make_router(state: ServingState) -> tuple[Any, tuple[str, ...]]:
     plan = decode_plan(dict(state.plan))
     fields = {name for rule in plan.rules for name in rule.segment}
     return Router(plan), tuple(sorted(fields))
+
+# %% ../nbs/17e_followers.ipynb #e869432e
+def _open_counts(follower: 'StateFollower', state: ServingState) -> VariantMeters | None:
+    "Where versions that are compared are counted; None = none are"
+    if not (state.plan and state.candidate):
+        return None
+    file = counts_folder(follower.folder, state.plan) / f'{follower.index}.meters'
+    now = follower.server.counts
+    if now is not None and now.folder == file.parent:
+        return now
+    return VariantMeters(follower.server.task.name, decode_plan(dict(state.plan)).models, file)
 
 # %% ../nbs/17e_followers.ipynb #5edc0f97
 async def _load_versions(follower: StateFollower, state: ServingState) -> dict[str, ServedModel]:

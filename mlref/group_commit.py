@@ -228,8 +228,11 @@ class QueueWatch:
         self.timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        "A commit begins; the timer runs already when callers came before"
+        "A commit begins"
         self.begun = self.clock()
+
+    def look_after(self) -> None:
+        "A caller waits from now on; the timer runs already when another came before"
         if self.timer is None:
             self._look_again(self.max_wait)
 
@@ -302,6 +305,7 @@ class Committer:
         if self.watch.is_stalled() and not each.told.done():
             raise held_up(self.max_wait, 'nothing was kept')
         self.queue.add(each)
+        self.watch.look_after()  # also behind a commit that will never end
         self._schedule(0)
 
     def _schedule(self, seconds: float) -> None:

@@ -7,10 +7,11 @@ __all__ = ['OnlineFeatures', 'get_online_features', 'push', 'check_store']
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0005
 from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import compress
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
 from .features import MAX_EXACT
@@ -280,6 +281,14 @@ def _check_known(known: np.ndarray, now: int | None) -> None:
         )
 
 # %% ../nbs/08a_last_values.ipynb #0a8a000e
+def _cut_rows(
+    table: np.ndarray,  # Of bytes or of records, one row each
+) -> list[bytes]:
+    "The bytes of every row"
+    size = table.nbytes // max(len(table), 1)
+    return np.frombuffer(table.tobytes(), f'V{size}').tolist() if size else []
+
+
 def _pack_rows(
     layout: RecordLayout, t: np.ndarray, known: np.ndarray, values: np.ndarray
 ) -> np.ndarray:  # One record a row; fields stamp, t, known
@@ -293,9 +302,8 @@ def _pack_rows(
     records['time'] = t
     records['row'][:, 0] = t
     records['row'][:, 1:] = values
-    size = records.dtype.itemsize
-    whole = memoryview(records.tobytes())
-    records['check'] = [crc32(whole[at : at + size - 4]) for at in range(0, len(whole), size)]
+    bodies = records.view(np.uint8).reshape(len(t), records.dtype.itemsize)[:, :-4]
+    records['check'] = np.fromiter(map(crc32, _cut_rows(bodies)), np.uint32, len(t))
     return records
 
 # %% ../nbs/08a_last_values.ipynb #29259cbe
@@ -311,6 +319,14 @@ def _newest_times(
     return np.frombuffer(b''.join([record[16:32] for record in whole]), np.int64).reshape(-1, 2)
 
 # %% ../nbs/08a_last_values.ipynb #0a8a0022
+def _best_places(
+    records: np.ndarray,  # Of `_pack_rows`
+    names: list[bytes],  # Of each of them
+) -> dict[bytes, int]:  # Name -> number of the newest; of equal ones the first
+    order = np.lexsort((-np.arange(len(names)), records['known'], records['t'])).tolist()
+    return dict(zip([names[i] for i in order], order, strict=True))
+
+
 def _newer_rows(
     store: OnlineStore,
     layout: RecordLayout,
@@ -318,24 +334,18 @@ def _newer_rows(
     records: np.ndarray,  # Of `_pack_rows`, one per key
 ) -> dict[bytes, bytes]:  # Name -> record
     "The newest row of each key, where it is newer than the store's"
-    # of equal rows of a batch the first stays
-    order = np.lexsort((-np.arange(len(keys)), records['known'], records['t']))
     prefix = layout.prefix
-    names = [prefix + keys[i].encode() for i in order.tolist()]
-    places = dict(zip(names, order.tolist(), strict=True))
-    places.pop(prefix, None)  # rows about nobody
-    best = records[list(places.values())]
+    places = {prefix + key.encode(): i for i, key in enumerate(keys)}
+    best = records
+    if len(places) < len(keys):
+        places = _best_places(records, [prefix + key.encode() for key in keys])
+        best = records[list(places.values())]
+    names = list(places)
     with store.snapshot() as lookup:
-        have = _newest_times(layout, lookup(list(places)))
+        have = _newest_times(layout, lookup(names))
     same = (best['t'] == have[:, 0]) & (best['known'] > have[:, 1])
     newer = (best['t'] > have[:, 0]) | same
-    raw = best.tobytes()
-    size = best.dtype.itemsize
-    return {
-        name: raw[i * size : (i + 1) * size]
-        for i, (name, is_newer) in enumerate(zip(places, newer.tolist(), strict=True))
-        if is_newer
-    }
+    return dict(compress(zip(names, _cut_rows(best), strict=True), newer.tolist()))
 
 # %% ../nbs/08a_last_values.ipynb #ee550072
 def push(

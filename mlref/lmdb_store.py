@@ -17,9 +17,9 @@ from itertools import islice, takewhile
 from pathlib import Path
 from time import monotonic
 from typing import IO
-from zlib import crc32
 
 import lmdb
+from zlib_ng.zlib_ng import crc32
 
 from .addresses import FilePlace, check_place, local_file, note_place
 from .core import MlrefError, write_bytes
@@ -43,16 +43,18 @@ from mlref.manifest import (
     read_manifest,
     write_manifest,
 )
-from .online import Lookup, OnlineReader
+from .online import FedStore, Lookup
 from .record_search import Record
 from mlref.records import (
     SEAL,
     SEALED,
     DamagedRecord,
     RecordLayout,
-    is_sealed,
+    are_sealed,
+    pack_redo,
     record_layouts,
     seal,
+    unpack_redo,
 )
 
 # %% ../nbs/08b_lmdb_store.ipynb #cf757949
@@ -166,12 +168,9 @@ class LmdbSnapshot:
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0021
 def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes | None]:
     "The same with a checksum behind every note"
-    notes = {
-        name: seal(record, name)
-        for name, record in records.items()
-        if record is not None and name[:1] == b'!'
-    }
-    return {**records, **notes}
+    notes = {name: records[name] for name in records if name[:1] == b'!'}
+    sealed = {name: seal(note, name) for name, note in notes.items() if note is not None}
+    return {**records, **sealed} if sealed else records
 
 # %% ../nbs/08b_lmdb_store.ipynb #03cc0f27
 def _check_records(
@@ -182,7 +181,9 @@ def _check_records(
 ) -> None:
     "Look at the seals of records; raises `DamagedRecord` naming the first that is broken"
     watch = store.watch
-    for name, record in zip(names, records, strict=True):
+    # notes and long records, which are remembered, are looked at one by one
+    odd = () if are_sealed(records, _LONG) else zip(names, records, strict=True)
+    for name, record in odd:
         if record is None or name in seen:
             continue
         mark = bytes(record[-SEAL:]) if len(record) > _LONG else b''
@@ -286,32 +287,6 @@ def _tend_readers(store: 'LmdbStore') -> None:
             stacklevel=3,
         )
 
-# %% ../nbs/08b_lmdb_store.ipynb #9d2eb009
-_ENTRY = struct.Struct('<Hq')  # length of the name, length of the record or -1
-
-
-def _pack_redo(records: Mapping[bytes, bytes | None]) -> bytes:
-    parts: list[bytes] = []
-    for name, record in records.items():
-        size = -1 if record is None else len(record)
-        parts += [_ENTRY.pack(len(name), size), name, b'' if record is None else record]
-    return seal(b''.join(parts))
-
-
-def _unpack_redo(packed: bytes) -> dict[bytes, bytes | None]:
-    if not is_sealed(packed):
-        raise DamagedRecord('redo')
-    records: dict[bytes, bytes | None] = {}
-    at = 0
-    while at < len(packed) - SEAL:
-        length, size = _ENTRY.unpack_from(packed, at)
-        start = at + _ENTRY.size
-        at = start + length
-        name = packed[start:at]
-        records[name] = packed[at : at + size] if size >= 0 else None
-        at += max(size, 0)
-    return records
-
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b000d
 Entry = tuple[bytes, bytes | None]  # name, record or None to delete it
 
@@ -332,9 +307,10 @@ def _split_records(
 def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
     kept = [(name, record) for name, record in entries if record is not None]
     txn.cursor().putmulti(kept)
-    for name, record in entries:
-        if record is None:
-            txn.delete(name)
+    if len(kept) < len(entries):
+        for name, record in entries:
+            if record is None:
+                txn.delete(name)
 
 # %% ../nbs/08b_lmdb_store.ipynb #8cbf4900
 def _fill_parts(store: 'LmdbStore', split: list[list[Entry]]) -> list[lmdb.Transaction]:
@@ -360,7 +336,7 @@ def _write_parts(store: 'LmdbStore', records: Mapping[bytes, bytes | None]) -> N
     try:
         # a writer killed between two commits finishes them when it is opened again
         if len(txns) > 1:
-            write_bytes(redo, _pack_redo(records))
+            write_bytes(redo, pack_redo(records))
         while waiting:
             waiting[0].commit()
             waiting.pop(0)
@@ -385,7 +361,7 @@ def _check_write(store: 'LmdbStore', records: Mapping[bytes, bytes | None]) -> N
         raise fault
 
 # %% ../nbs/08b_lmdb_store.ipynb #fbdd6083
-class LmdbStore(OnlineReader):
+class LmdbStore(FedStore):
     "Histories in a folder, spread over LMDB files: one writer, any number of reading processes"
 
     def __init__(
@@ -398,6 +374,7 @@ class LmdbStore(OnlineReader):
         more: tuple[RecordLayout, ...] = (),  # Further records, for `push`
     ):
         self.folder = local_file(folder, 'the folder of an online store')
+        self.place = str(self.folder)
         self.features = features
         self.settings = _part_settings(readonly, size)
         expected = more if features is None else (*record_layouts(features), *more)
@@ -405,13 +382,7 @@ class LmdbStore(OnlineReader):
         self.envs: tuple[lmdb.Environment, ...] = ()
         self.watch = _Watch()
         self.lock: IO[str] | None = None
-        _check_shards(shards)
-        check_folder(self.folder, readonly)
-        if not readonly:
-            self.lock = _claim_folder(self.folder, shards)
-        self.reopen()
-        if not readonly:
-            _recover(self)
+        _open_folder(self, shards)
 
     def reopen(self) -> None:
         "Open the parts that `store.json` names now"
@@ -429,15 +400,19 @@ class LmdbStore(OnlineReader):
 
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
         "All or nothing, on disk when this returns; None deletes; raises `Outage` when full"
-        _check_write(self, records)
-        _write_parts(self, records)
-        _tend_readers(self)
+        _write_records(self, records)
 
     def names(self, prefix: bytes = b'') -> list[bytes]:
         "Every name there is that begins so"
-        snapshot = LmdbSnapshot(self)
-        with snapshot:
-            return list(snapshot.names(prefix))
+        return _list_names(self, prefix)
+
+    def moment(self) -> tuple[int, ...]:
+        "The last commit of each part"
+        return tuple([env.info()['last_txnid'] for env in self.envs])
+
+    def lag(self) -> int:
+        "Commits since the oldest moment that some process holds"
+        return snapshot_lag(self)
 
     def close(self) -> None:
         "Let another process have it"
@@ -495,9 +470,32 @@ def _recover(store: LmdbStore) -> None:
         store.manifest = parse_manifest(store.folder, read_manifest(store.folder))
     redo = store.folder / 'redo'
     if redo.exists():
-        store.write(_unpack_redo(redo.read_bytes()))
+        store.write(unpack_redo(redo.read_bytes()))
     for env in store.envs:
         env.reader_check()
+
+# %% ../nbs/08b_lmdb_store.ipynb #2d324a74
+def _open_folder(store: LmdbStore, shards: int) -> None:
+    "Open what there is; for its writer also make it, and finish what a killed one had begun"
+    _check_shards(shards)
+    check_folder(store.folder, store.settings.readonly)
+    if not store.settings.readonly:
+        store.lock = _claim_folder(store.folder, shards)
+    store.reopen()
+    if not store.settings.readonly:
+        _recover(store)
+
+
+def _list_names(store: LmdbStore, prefix: bytes) -> list[bytes]:
+    snapshot = LmdbSnapshot(store)
+    with snapshot:
+        return list(snapshot.names(prefix))
+
+
+def _write_records(store: LmdbStore, records: Mapping[bytes, bytes | None]) -> None:
+    _check_write(store, records)
+    _write_parts(store, records)
+    _tend_readers(store)
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0016
 _COPIED = 20_000  # records in one transaction of a reshard

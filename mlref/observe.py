@@ -124,7 +124,14 @@ _OF_NOW = {
     'mlref_store_clock_minutes': Metric('gauge', 'Newest known time applied, minutes since 1970'),
     'mlref_store_lag_minutes': Metric('gauge', 'Minutes that this is behind the clock on the wall'),
 }
-METRICS = {**_OF_REQUESTS, **_OF_NOW}
+_OF_VARIANTS = {
+    'mlref_shadow_dropped': Metric('counter', 'Requests that a shadow did not score'),
+    'mlref_variant_errors': Metric('counter', 'Requests that a version did not score'),
+    'mlref_variant_seconds': Metric('histogram', 'Time until a version had scored a request'),
+    'mlref_variant_absent': Metric('histogram', 'Absent features a row of a request'),
+    'mlref_variant_score': Metric('histogram', 'Scores of a version'),
+}
+METRICS = {**_OF_REQUESTS, **_OF_NOW, **_OF_VARIANTS}
 _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
 

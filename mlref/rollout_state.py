@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROW_TYPES', 'Standing', 'read_rollout', 'require_rollout', 'begin_rollout', 'take_decision', 'scored_rows',
-           'pair_scores', 'ratio_alarms', 'gather_evidence', 'publish_plan', 'sync_routing']
+           'pair_scores', 'ratio_alarms', 'read_counts', 'gather_evidence', 'publish_plan', 'sync_routing']
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00005
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from .environment import lock_hash
 from .guardrails import GuardrailPolicy, check_guardrails, check_shift
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00006
-from .guardrails import VariantCounts
+from .guardrails import VariantCounts, count_variants
 from .model_versions import get_version
 from .promotion import RolloutNote, append_rollout, promotions, why_not_promotable
 from .registry import Registry
@@ -43,6 +43,7 @@ from mlref.rollout import (
 from .route import RoutingPlan, check_sample_ratio, encode_plan
 from .schema import check_frame
 from .serving_state import publish_state
+from .variants import counts_folder, read_variant_sample
 
 # %% ../nbs/17d_rollout_state.ipynb #17d0000e
 @dataclass(frozen=True)
@@ -187,6 +188,18 @@ def ratio_alarms(
     shown = ', '.join(f'{name} {n:,}' for name, n in sorted(counts.items()))
     return (f'answers not divided as planned ({rollout.share:.0%} for the candidate): {shown}',)
 
+# %% ../nbs/17d_rollout_state.ipynb #f951fcce
+def read_counts(
+    rollout: Rollout,
+    folder: Path,  # Of a server
+    model: str,  # Name of the task
+) -> dict[str, VariantCounts]:  # By variant
+    "What the workers of a server counted since the step began"
+    place = counts_folder(Path(folder), encode_plan(rollout_plan(rollout)))
+    names = ('champion', 'candidate')
+    champion, candidate = [read_variant_sample(place, model, name) for name in names]
+    return dict(zip(names, count_variants(champion, candidate), strict=True))
+
 # %% ../nbs/17d_rollout_state.ipynb #17d0001d
 def _scored_at_step(rollout: Rollout, rows: pl.DataFrame) -> int:
     "Units that the candidate answered since the step began, or scored while it is a shadow"
@@ -201,7 +214,7 @@ def gather_evidence(
     labels: pl.DataFrame,  # entity_id, y, label_time
     calendar: Calendar,
     now: int,  # Minute UTC
-    counts: Mapping[str, VariantCounts] | None = None,  # By variant, since the step began
+    counts: Mapping[str, VariantCounts] | None = None,  # By variant, under the plan of the step
     guardrails: GuardrailPolicy | None = None,  # None = the usual ones
 ) -> RolloutEvidence:
     "All that is known of a candidate at a moment"

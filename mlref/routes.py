@@ -20,7 +20,6 @@ from .answers import answer_mlflow, answer_oip, predict_entities
 from .bundle import ServingBundle
 from .event_route import post_events
 from .group_commit import Durability, GroupCommit
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from mlref.model_server import (
     ModelServer,
@@ -42,10 +41,12 @@ from mlref.oip_metadata import (
     find_model,
     index_models,
 )
+from .online import FedStore
 from .openapi import ServedApi, describe_api
 from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField
-from .serve import JSON, Application, Request, Route
+from .requests import JSON, Request, Route
+from .serve import Application
 
 # %% ../nbs/16gb_routes.ipynb #2ca7e864
 def _show_live(servers: tuple[ModelServer, ...], request: Request) -> Answer:
@@ -69,6 +70,7 @@ def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     gauges: dict[str, float] = {}
     for server in servers:
         gauges |= measure_store(server)
+        gauges |= {} if server.counts is None else server.counts.samples()
     return Answer(servers[0].metrics.text(gauges), (kind,))
 
 # %% ../nbs/16gb_routes.ipynb #233ef7d8
@@ -317,7 +319,7 @@ def make_app(
 
 def open_server(
     bundle: ServingBundle,
-    store: LmdbStore,
+    store: FedStore,
     log: LocalLog,  # Of predictions, and of events that are sent to it
     settings: ServerSettings | None = None,
     durability: Durability = 'answer',

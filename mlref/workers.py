@@ -25,6 +25,7 @@ from typing import Any
 from .access import RateLimiter, check_exposed, make_addresses, read_keys
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
+from .engines import open_online_store
 from mlref.followers import (
     ServeOptions,
     StateFollower,
@@ -36,7 +37,6 @@ from mlref.followers import (
     last_sentence,
 )
 from .group_commit import GroupCommit
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from .model_server import ModelServer
 from .observe import Meters, ServerMetrics
@@ -59,7 +59,7 @@ def open_worker(
     "The application of a worker; raises `MlrefError` when a part of it is missing"
     folder = Path(options.folder)
     bundle = open_bundle(folder / 'bundles' / read_state(folder).champion)
-    store = LmdbStore(Path(options.home) / 'online', readonly=True)
+    store = open_online_store(Path(options.home), readonly=True)
     log = LocalLog(prediction_log(folder, index))
     events = LocalLog(event_log(folder))
     meters = folder / 'workers' / f'{index}.meters'
@@ -275,8 +275,7 @@ def supervise(
     started: Callable[[Supervisor, str], None] | None = None,  # Called with the version
 ) -> None:
     "Serve until told to stop; raises `MlrefError` when that cannot begin"
-    for package in ('uvicorn', 'httptools'):
-        need_extra(package, extra='serve')
+    need_extra('httptools', extra='serve')
     supervisor = Supervisor(options)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -50,16 +50,36 @@ def onnx_model(weights: tuple[float, float]) -> bytes:
     return model.SerializeToString()
 
 
-def make_model(weights: tuple[float, float], names: tuple[str, ...]) -> Any:
-    "The same as a predictor that can be registered"
+def broken_model() -> Any:
+    "It scores made-up rows, and gives no number for a shop with more than eight visits a week"
+    from onnx import TensorProto, helper, numpy_helper
+
+    X = helper.make_tensor_value_info('X', TensorProto.FLOAT, ['n', 2])
+    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['n'])
+    w = numpy_helper.from_array(np.array([[-1], [0]], np.float32), 'w')
+    room = numpy_helper.from_array(np.array([8], np.float32), 'room')
+    axis = numpy_helper.from_array(np.array([1], np.int64), 'axis')
+    nodes = [
+        helper.make_node('MatMul', ['X', 'w'], ['column']),
+        helper.make_node('Add', ['column', 'room'], ['left']),
+        helper.make_node('Sqrt', ['left'], ['root']),
+        helper.make_node('Squeeze', ['root', 'axis'], ['y']),
+    ]
+    graph = helper.make_graph(nodes, 'broken', [X], [y], [w, room, axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)])
+    model.ir_version = 9
+    return wrap_model(model.SerializeToString())
+
+
+def wrap_model(data: bytes) -> Any:
+    "An engine as a predictor that can be registered"
     from mlref.compress import OnnxPredictor
     from mlref.core import digest
     from mlref.recipes import fit_recipe
-    from small import make_table
+    from small import FEATURES, make_table
 
-    table = replace(make_table(), names=names)
+    table = replace(make_table(), names=FEATURES.names)
     source = fit_recipe('logistic', table, table)
-    data = onnx_model(weights)
     return OnnxPredictor(data, source, 'onnx', digest(data)[:12])
 
 
@@ -81,7 +101,7 @@ def make_home(home: Path) -> list[str]:
     registry = Registry(home / 'registry', local_uri(home / 'registry'), name=TASK.name)
     options = ServeOptions('small:TASK', str(home), str(home / 'served'))
     gates = [Gate('better_than_champion', True, 0.01, -0.003, '')]
-    models = [make_model(weights, FEATURES.names) for weights in VERSIONS]
+    models = [wrap_model(onnx_model(weights)) for weights in VERSIONS]
     for model in reversed(models):
         run = TrainingRun(model.version)
         version = register_model(registry, model, run, FEATURES, gates)
@@ -221,13 +241,18 @@ supervise(decode_options(sys.argv[1]), end_with_run)
 """
 
 
-def start_process(options: Any, *run: str) -> tuple[subprocess.Popen, str]:
+def start_process(
+    options: Any,
+    *run: str,
+    says: Any = None,  # Where its errors go
+) -> tuple[subprocess.Popen, str]:
     "A server in a process of its own, and where it answers"
     from mlref.followers import child_environment, encode_options
 
     process = subprocess.Popen(
         [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
         stdout=subprocess.PIPE,
+        stderr=says,
         text=True,
         env=child_environment(),
     )

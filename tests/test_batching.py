@@ -217,6 +217,28 @@ def test_a_stopped_writer_holds_up_nobody_for_long(log, stopped_writer, run):
     assert read_all(log) == [b'first', b'second'] and offset == 1
 
 
+def test_who_comes_behind_a_commit_that_never_ends_is_told_too(log, stopped_writer):
+    """A timer that fires a moment early, as loops with whole milliseconds do, is not the last"""
+
+    async def main():
+        now = 0.0
+        group = GroupCommit(log, max_wait=0.1, clock=lambda: now)
+        first = group.append('t', [b'first'])
+        await asyncio.sleep(0.02)
+        now = 0.1  # the first has waited long enough, the commit not yet
+        with pytest.raises(Outage, match='within 0.1 s'):
+            await asyncio.wait_for(first, 5)
+        second = group.append('t', [b'second'])
+        now = 0.3
+        with pytest.raises(Outage, match='nothing was kept'):
+            await asyncio.wait_for(second, 5)
+
+    try:
+        asyncio.run(main())
+    finally:
+        stopped_writer.kill()
+
+
 def test_a_loop_that_waits_for_the_disk_itself_is_held_up(log, stopped_writer):
     """The heartbeat above can fail: an append in the loop stops it until the lock is free"""
 

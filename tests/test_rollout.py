@@ -55,6 +55,7 @@ from mlref.rollout_state import (
     take_decision,
 )
 from mlref.route import Router, encode_plan
+from mlref.variants import VariantMeters, counts_folder
 
 FORK = multiprocessing.get_context('forkserver')
 NOW = 22_500_000  # a minute of 2012
@@ -513,11 +514,18 @@ def test_the_commands_follow_a_run(folder, tmp_path, capsys):
     assert (status, state['decision'], state['step']) == (0, 'hold', '1 of 2')
     publish_snapshot(Lake(tmp_path / 'lake' / 'mlref.duckdb', TASK.schema), tmp_path / 'shots')
     snapshots = ('--lake', str(tmp_path / 'shots'))
-    counts = {'champion': {'requests': 900}, 'candidate': {'requests': 40, 'errors': 30}}
-    (tmp_path / 'counts.json').write_text(json.dumps(counts))
-    counted = ('--counts', str(tmp_path / 'counts.json'))
-    status, said = mlref('status', '--json', *snapshots, *counted, at='2012-10-15T00:00')
-    assert '30 errors of 40' in json.loads(said.out)['why']
+    place = counts_folder(
+        tmp_path / 'served',
+        encode_plan(rollout_plan(require_rollout(opened(folder)).rollout)),
+    )
+    for worker in (0, 1):
+        meters = VariantMeters('late-visits', ('champion', 'candidate'), place / f'{worker}.meters')
+        for _ in range(15):
+            meters.count_error('candidate')
+            meters.count_scores('champion', 0.002, np.zeros((1, 2), np.float32), np.zeros(1))
+    status, said = mlref('status', '--json', *snapshots, at='2012-10-15T00:00')
+    assert '30 errors of 30' in json.loads(said.out)['why']
+    shutil.rmtree(place)
     again = json.loads(mlref('status', '--json', *snapshots, at='2012-10-15T00:00')[1].out)
     assert again == state
     assert mlref('decide', at='2012-10-16T12:00')[0] == 0

@@ -1,111 +1,234 @@
-"""A rollout on a real server of two workers: shadow, half, all, and nothing fails on the way"""
+"""Rollouts on a real server of two workers, moved by the commands that a timer and people use"""
 
+import json
 import os
 import time
 from collections import Counter
 
+import numpy as np
+import polars as pl
 import pytest
 
 from mlref.cli_rollout import read_messages
 from mlref.followers import ServeOptions
 from mlref.promotion import promotions
 from mlref.registry import Registry
-from mlref.rollout import RolloutDecision, RolloutPolicy, Step, rollout_plan
-from mlref.rollout_state import (
-    begin_rollout,
-    gather_evidence,
-    require_rollout,
-    scored_rows,
-    sync_routing,
-    take_decision,
-)
+from mlref.rollout import rollout_plan
+from mlref.rollout_state import gather_evidence, read_counts, require_rollout, scored_rows
 from mlref.route import Router
 from mlref.serving_state import laggards, read_notes, read_state
-from server_fixture import Served, make_home, start_process, wait_gone
+from server_fixture import (
+    VERSIONS,
+    Served,
+    broken_model,
+    make_home,
+    onnx_model,
+    start_process,
+    wait_gone,
+    wrap_model,
+)
 
-POLICY = RolloutPolicy(steps=(Step(0.0, 0, 0), Step(0.5, 0, 0)))
-ADVANCE = RolloutDecision('advance', 'no alarm')
-PROMOTE = RolloutDecision('promote', 'not worse')
+START = '1970-01-01T00:00'  # the visits are of that week, the first 200 until its fifth day
+LATER = '1970-01-05T00:00'
+END = '1970-01-09T00:00'
+NEAR = (VERSIONS[0][0] + 0.01, VERSIONS[0][1])  # weights of a candidate that says nearly the same
+
+
+class Rolling:
+    "A run and a server of its own: what is promoted here is nobody else's champion"
+
+    def __init__(self, home):
+        from mlref.gates import Gate
+        from mlref.lake import Lake, insert_rows
+        from mlref.registry import TrainingRun, register_model
+        from small import FEATURES, TASK, make_events
+
+        self.home = home
+        self.champion = make_home(home)[0]
+        gates = [Gate('better_than_champion', True, 0.01, -0.003, '')]
+        near = wrap_model(onnx_model(NEAR))
+        self.candidate = near.version
+        self.broken, self.near = [
+            register_model(self.registry, model, TrainingRun(model.version), FEATURES, gates)
+            for model in (broken_model(), near)
+        ]
+        lake = Lake(home / 'lake' / 'mlref.duckdb', TASK.schema)
+        insert_rows(lake, {'events': make_events().with_columns(commit_id=pl.lit(1))})
+        lake.close()
+        self.options = ServeOptions(
+            'small:TASK', str(home), str(home / 'served'), workers=2, port=0
+        )
+        self.start()
+
+    @property
+    def registry(self):
+        return Registry(self.home / 'registry', name='late-visits')
+
+    def start(self):
+        from small import FEATURES
+
+        self.process, url = start_process(self.options)
+        self.server = Served(url, self.home, self.process.pid, (self.champion, ''), FEATURES.names)
+
+    def stop(self):
+        os.kill(self.process.pid, 15)
+        wait_gone(self.process.pid)
+
+    def mlref(self, capsys, *words, at):
+        "Status of a command, and the JSON that it prints"
+        from mlref.cli import main
+
+        where = ['--folder', str(self.home / 'registry'), '--task', 'small:TASK', '--at', at]
+        status = main(['rollout', *words, *where, '--json'])
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        return json.loads(said.out)
+
+    def begin(self, capsys, version, steps, at):
+        "A rollout by its command, until every worker has the candidate and the plan"
+        why = ('--why', 'all gates passed', '--who', 'ann', '--steps', steps, '--hours', '0')
+        self.mlref(capsys, 'start', version, *why, at=at)
+        wait_for(lambda: read_state(self.server.folder).candidate != '', 'a bundle of it')
+        self.settle()
+
+    def settle(self):
+        "Wait until both workers serve what is published"
+        folder = self.server.folder
+
+        def followed():
+            notes = read_notes(folder)
+            return len(notes) == 2 and not laggards(notes, read_state(folder).epoch)
+
+        wait_for(followed, 'two workers that follow')
+
+    def ask(self, number, **headers):
+        return self.server.post('/predict', {'entities': [self.server.visit(number)]}, **headers)
+
+    def versions(self, numbers=range(200, 300)):
+        "Which version answered each visit"
+        found = {}
+        for number in numbers:
+            status, content = self.ask(number)
+            assert status == 200, content
+            found[f'v{number}'] = content['model_version']
+        return found
+
+    def champion_is(self, version):
+        wait_for(lambda: set(self.versions(range(200, 208)).values()) == {version}, 'it everywhere')
 
 
 @pytest.fixture(scope='module')
 def rolling(tmp_path_factory):
-    "A server of its own: what is promoted here is nobody else's champion"
-    from small import FEATURES
-
-    home = tmp_path_factory.mktemp('rolling')
-    versions = make_home(home)
-    options = ServeOptions('small:TASK', str(home), str(home / 'served'), port=0, workers=2)
-    process, url = start_process(options)
-    yield Served(url, home, process.pid, tuple(versions), FEATURES.names)
-    os.kill(process.pid, 15)
-    wait_gone(process.pid)
+    found = Rolling(tmp_path_factory.mktemp('rolling'))
+    yield found
+    found.stop()
 
 
-def opened(rolling):
-    return Registry(rolling.home / 'registry', name='late-visits')
-
-
-def wait_for(condition, what, seconds=30):
+def wait_for(condition, what, seconds=60):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f'expected {what} within {seconds} s'
         time.sleep(0.05)
 
 
-def routed(rolling):
-    "Let the workers follow the log"
-    epoch = sync_routing(opened(rolling), rolling.folder)
-    notes = lambda: read_notes(rolling.folder)  # noqa: E731
-    wait_for(lambda: len(notes()) == 2 and not laggards(notes(), epoch), f'epoch {epoch}')
+def test_a_broken_canary_is_rolled_back_by_the_next_decision(rolling, capsys):
+    rolling.begin(capsys, rolling.broken, '0.01', START)
+    first = promotions(rolling.registry)[-1]
+    statuses, decided = Counter(), {}
+    for number in range(200):
+        statuses[rolling.ask(number)[0]] += 1
+        if number % 10 == 9 and decided.get('decision') != 'roll back':
+            decided = rolling.mlref(capsys, 'decide', at=END)
+    assert decided['decision'] == 'roll back' and 'errors of' in decided['why']
+    assert statuses[200] >= 198 and set(statuses) <= {200, 500}, statuses  # 1 % are hurt
+    last = promotions(rolling.registry)[-1]
+    assert (last.who, last.to) == ('rollout', first.to) and 'guardrail' in last.why
+    rolling.champion_is(rolling.champion)
+    assert read_state(rolling.server.folder).plan['split'] == {'shares': {}, 'shadow': {}}
 
 
-def ask_all(rolling, **headers):
-    "Which version answered each visit"
-    found = {}
-    for number in range(100):
-        body = {'entities': [rolling.visit(number)]}
-        status, content = rolling.post('/predict', body, **headers)
-        assert status == 200, content
-        found[f'v{number}'] = content['model_version']
-    return found
+def test_a_shadow_scores_vectors_and_visits_and_answers_nobody(rolling, capsys):
+    champion = rolling.champion
+    rolling.begin(capsys, rolling.near, '0,0.5', LATER)
+    before = [len(rolling.server.rows(topic)) for topic in ('shadows', 'vector_shadows')]
+    assert set(rolling.versions(range(200, 260)).values()) == {champion}
+    X = np.array([[3, 2], [np.nan, 1]], np.float32)
+    for _ in range(20):
+        status, said = rolling.server.post(rolling.server.infer, rolling.server.tensor(X))
+        assert (status, said['model_version']) == (200, champion)
+        assert said['outputs'][0]['data'] == pytest.approx(rolling.server.scores(X))
+
+    def written():
+        return [len(rolling.server.rows(topic)) for topic in ('shadows', 'vector_shadows')]
+
+    wait_for(lambda: written() == [before[0] + 60, before[1] + 20], 'what shadows said')
+    row = rolling.server.rows('vector_shadows')[-1]
+    assert row['variant'] == 'candidate'
+    logits = np.nan_to_num(X) @ np.array(NEAR, np.float32)
+    assert row['p'] == pytest.approx((1 / (1 + np.exp(-logits))).tolist())
+    standing = require_rollout(rolling.registry)
+    counts = read_counts(standing.rollout, rolling.server.folder, 'late-visits')
+    assert {name: each.requests for name, each in counts.items()} == {
+        'champion': 80,
+        'candidate': 80,
+    }
+    page = rolling.server.call('GET', '/metrics')[1].decode()
+    of_candidate = 'mlref_variant_seconds_count{model="late-visits",variant="candidate"} 80.0'
+    assert of_candidate in page.splitlines()
 
 
-def test_a_rollout_on_a_server(rolling):
+def test_half_of_the_visits_have_it_each_always_the_same_also_after_a_restart(rolling, capsys):
+    assert rolling.mlref(capsys, 'decide', at=LATER)['decision'] == 'hold'  # 60 of 200 requests
+    rolling.versions(range(260, 400))
+    rollout = require_rollout(rolling.registry).rollout
+
+    def scored():
+        return read_counts(rollout, rolling.server.folder, 'late-visits')['candidate'].requests
+
+    wait_for(lambda: scored() == 220, 'shadows of 200 visits and 20 vectors')
+    decided = rolling.mlref(capsys, 'decide', at=END)
+    assert decided['decision'] == 'advance', decided
+    rolling.settle()
+    rollout = require_rollout(rolling.registry).rollout
+    router = Router(rollout_plan(rollout))
+    of = {'champion': rolling.champion, 'candidate': rolling.candidate}
+    planned = {f'v{n}': of[router.assign(f'v{n}').variant] for n in range(200, 300)}
+    assert rolling.versions() == planned
+    assert 30 < Counter(planned.values())[of['candidate']] < 70
+    chosen = rolling.ask(203, x_variant='candidate')
+    assert chosen[1]['model_version'] == of['candidate']
+    # half as answers, half beside, and not the one that was chosen
+    wait_for(lambda: scored() == 100, 'all of them counted')
+
+    rolling.stop()
+    rolling.start()
+    rolling.settle()
+    assert rolling.versions() == planned
+    wait_for(lambda: scored() == 200, 'counts that go on')
+
+
+def test_the_log_of_a_rollout_is_evidence(rolling):
     from small import TASK, find_labels, make_events
 
-    champion, candidate = rolling.versions
-    registry = opened(rolling)
-    other = {'1': '2', '2': '1'}[promotions(registry)[-1].to]
-    assert set(ask_all(rolling).values()) == {champion}
-
-    standing = begin_rollout(registry, other, 0, 'gates passed', 'ann', POLICY)
-    routed(rolling)
-    wait_for(lambda: read_state(rolling.folder).candidate != '', 'a bundle of the candidate')
-    routed(rolling)
-    before = len(rolling.rows('shadows'))
-    assert set(ask_all(rolling).values()) == {champion}  # a shadow answers nobody
-    wait_for(lambda: len(rolling.rows('shadows')) >= before + 100, 'shadows of 100 visits')
-
-    standing = take_decision(registry, require_rollout(registry), ADVANCE, 1)
-    routed(rolling)
-    router = Router(rollout_plan(standing.rollout))
-    versions = {'champion': champion, 'candidate': candidate}
-    planned = {f'v{n}': versions[router.assign(f'v{n}').variant] for n in range(100)}
-    assert ask_all(rolling) == ask_all(rolling) == planned
-    assert min(Counter(planned.values()).values()) > 30
-    chosen = rolling.post('/predict', {'entities': [rolling.visit(3)]}, x_variant='candidate')
-    assert chosen[1]['model_version'] == candidate
-
-    written = [read_messages(rolling.folder, topic) for topic in ('predictions', 'shadows')]
+    rollout = require_rollout(rolling.registry).rollout
+    written = [read_messages(rolling.server.folder, topic) for topic in ('predictions', 'shadows')]
     assert [row for row in written[0] if row.get('counted') is False][-1]['variant'] == 'candidate'
-    events = make_events()
-    labels = find_labels(events.filter(kind='end'), 9).rename({'visit': 'entity_id'})
-    rows = scored_rows(*written, 0)
-    now = 9 * 1440
-    evidence = gather_evidence(standing.rollout, rows, labels, TASK.calendar, now)
-    assert evidence.mature_days >= 1 and evidence.requests >= 30
+    labels = find_labels(make_events().filter(kind='end'), 9).rename({'visit': 'entity_id'})
+    evidence = gather_evidence(
+        rollout, scored_rows(*written, rollout.started), labels, TASK.calendar, 9 * 1440
+    )
+    assert evidence.mature_days >= 1
 
-    take_decision(registry, standing, PROMOTE, 2)
-    routed(rolling)
-    wait_for(lambda: set(ask_all(rolling).values()) == {candidate}, 'the new champion everywhere')
+
+def test_a_person_ends_a_rollout_either_way_and_is_a_row_like_any_other(rolling, capsys):
+    ends = rolling.mlref(capsys, 'abort', '--why', 'complaints', '--who', 'bob', at=END)
+    assert ends['status'] == 'rolled back'
+    rolling.champion_is(rolling.champion)
+    rolling.begin(capsys, rolling.near, '0,0.5', LATER)
+    rolling.mlref(capsys, 'promote', '--why', 'good enough', '--who', 'ann', at=END)
+    rolling.champion_is(rolling.candidate)
+    rolling.settle()
+    assert set(rolling.versions().values()) == {rolling.candidate}
+    rows = promotions(rolling.registry)
+    assert [row.who for row in rows[-4:]] == ['rollout', 'bob', 'ann', 'ann']
+    assert rows[-1].to == rolling.near and 'good enough' in rows[-1].why

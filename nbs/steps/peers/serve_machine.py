@@ -210,6 +210,14 @@ class Server:
             f'expected the right answer of {self.name}, got {said}; it said: {words}'
         )
 
+    def wait_said(self, word: str, seconds: float) -> None:
+        "Wait until a word stands in what it says; raises `RuntimeError`"
+        until = time.perf_counter() + seconds
+        while word not in self.says.read_text(errors='replace'):
+            if time.perf_counter() > until:
+                raise RuntimeError(f'expected {word!r} of {self.name}, got: {self.last_words()}')
+            time.sleep(0.05)
+
     def signal(self, number: int) -> None:
         "Send a signal to all of its processes"
         for pid in marked(self.mark):
