@@ -108,7 +108,9 @@ def find_start(
     if not policy.warm_start or policy.kind not in WARM_KINDS:
         return None
     network = getattr(champion, 'source', champion)  # what was trained, not what was exported
-    return network if can_refresh(network, past) else None
+    if isinstance(network, TorchPredictor) and can_refresh(network, past):
+        return network
+    return None
 
 
 def with_recorded_engine(
@@ -456,7 +458,7 @@ def judge_challenger(
         slices=comparison.rows(),
     )
 
-
+# %% ../nbs/22b_challenger.ipynb #8e43bab1
 def run_challenge(
     workspace: Workspace,
     policy: RetrainPolicy,

@@ -143,7 +143,6 @@ class TabularInput(nn.Module):
     num: torch.Tensor  # Positions of the numbers among the columns
     mean: torch.Tensor  # Of each number
     sd: torch.Tensor  # Standard deviation of each number
-    scaled = False  # Whether it has learnt its scaling
 
     def __init__(
         self,
@@ -198,7 +197,6 @@ class TabularInput(nn.Module):
         self.sd.copy_(((x - self.mean) ** 2).nansum(0).div(n).sqrt().clamp(min=1e-3))
         if self.pieces:
             self.pieces.place_knots(x)
-        self.scaled = True
 
 # %% ../nbs/10_networks.ipynb #10aa0007
 def _hidden_layers(widths: list[int], drop: float, members: int) -> list[nn.Module]:

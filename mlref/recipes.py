@@ -20,7 +20,7 @@ from .arguments import MlrefError, check_array, check_choice, check_number, chec
 from .core import Predictor, TrainingSet, digest
 from .model import EnsemblePredictor, LightGBMPredictor, TorchPredictor, load_model, save_model
 from .networks import TabularNet, linear_net
-from .train import continue_from, day_blocks, fit_torch, latest_label, validate_tables
+from .train import ContinueFrom, day_blocks, fit_torch, latest_label, validate_tables
 from .training_state import TrainConfig
 from .training_step import default_device
 
@@ -196,7 +196,7 @@ def fit_student(
     mixed = share * soft + (1 - share) * fit.y
     return fit_net(fit, stop, seed, mixed.astype(np.float32))
 
-
+# %% ../nbs/11a_recipes.ipynb #11aa0063
 def can_refresh(
     model: Predictor,
     fit: TrainingSet,  # What it would go over
@@ -228,7 +228,7 @@ def refresh_student(
     check_array(soft, 'soft', len(fit))
     mixed = share * soft + (1 - share) * fit.y
     config = TrainConfig(seed=seed, epochs=1)
-    make = continue_from(start, drop=STUDENT_DROP)
+    make = ContinueFrom(start, drop=STUDENT_DROP)
     return fit_torch(fit, stop, config, make=make, targets=mixed.astype(np.float32))
 
 # %% ../nbs/11a_recipes.ipynb #11aa0020
