@@ -98,6 +98,7 @@ def decide_challenge(
         'alarms': alarms,
         'rows': len(challenger.past),
         'version': challenger.model.version,
+        'start': challenger.start,
         'trained_until': format_time(challenger.model.trained_until),
     }
     judged = {

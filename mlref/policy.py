@@ -69,6 +69,7 @@ class RetrainPolicy:
 
     kind: str = 'student'  # What is trained: one of `recipes.RECIPES`
     seed: int = 0
+    warm_start: bool = True  # Go on from the champion, for the kinds in `recipes.WARM_KINDS`
     stop: int = 14  # Days at the end of the training rows, for early stopping
     block: int = 28  # Days with labels that judge, kept from a challenger
     cooldown: int = 28  # Days between two attempts

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MakeNet', 'day_blocks', 'validate_tables', 'latest_label', 'suspect_features', 'wrap_ddp', 'Runtime', 'stop_loss',
-           'first_nonfinite_step', 'raise_if_diverged', 'make_step', 'seeded_net', 'start_training', 'finish_training',
-           'run_epoch', 'end_epoch', 'TrainingLoop', 'fit_torch']
+           'first_nonfinite_step', 'raise_if_diverged', 'make_step', 'seeded_net', 'ContinueFrom', 'start_training',
+           'finish_training', 'run_epoch', 'end_epoch', 'TrainingLoop', 'fit_torch']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -266,6 +267,28 @@ def seeded_net(
     torch.manual_seed(seed)
     return make(table.names, table.categories)
 
+# %% ../nbs/11_train.ipynb #11dd0062
+@dataclass(frozen=True)
+class ContinueFrom:
+    "Makes the network of a fit that goes on from a model: its weights, scaling and knots"
+
+    model: TorchPredictor  # What has learnt
+    drop: float  # Share of units left out while training; a saved network does not say
+
+    def __call__(self, names: tuple[str, ...], categories: Mapping[str, int]) -> TabularNet:
+        "The network; raises `MlrefError` for other columns"
+        known = self.model.net
+        if names != known.names or dict(categories) != known.categories:
+            raise MlrefError(
+                f'expected the {len(known.names)} columns of model {self.model.version}, got'
+                f' {len(names)}, not the same ones; begin anew'
+            )
+        net = deepcopy(known)
+        for layer in net.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = self.drop
+        return net
+
 # %% ../nbs/11_train.ipynb #d41f1f4e
 def start_training(
     net: TabularNet,
@@ -414,7 +437,8 @@ def fit_torch(
     runtime = Runtime() if runtime is None else runtime
     y = validate_tables(fit, stop, targets)
     net = seeded_net(make, fit, config.seed)
-    net.scale(torch.from_numpy(fit.X))
+    if not isinstance(make, ContinueFrom):  # which has its scaling
+        net.scale(torch.from_numpy(fit.X))
     state = start_training(net, config, len(fit), default_device())
     job = None
     if runtime.folder:

@@ -663,6 +663,8 @@ EXEMPT = {
     'fit_net': 'takes what `fit_recipe` takes',
     'fit_tabm': 'takes what `fit_recipe` takes',
     'fit_student': 'takes what `fit_recipe` takes',
+    'can_refresh': 'says whether a model fits',
+    'refresh_student': 'takes what `fit_recipe` takes, and a student',
     'fit_mean': 'takes what `fit_recipe` takes',
     'out_of_fold_teacher_scores': 'takes what `fit_recipe` takes',
     'fit_cached': 'takes what `fit_recipe` takes, and a folder',
