@@ -1,12 +1,14 @@
 """Two tasks on one real server, each with its run, its champion, its log and its routes"""
 
 import os
+import time
 
 import numpy as np
 import pytest
 
 from mlref.cli_serving import ServeSettings, read_also, serve_options
 from mlref.core import MlrefError
+from mlref.followers import ServeOptions, publish_champion
 from mlref.registry import Registry
 from mlref.serving_state import read_state
 from server_fixture import Served, make_home, start_process, wait_gone
@@ -69,13 +71,18 @@ def test_a_promotion_of_one_is_none_of_the_other(both):
     late, early = both
     epoch = read_state(late.folder).epoch
     promote(Registry(early.home / 'registry', name='early-visits'), '1', 9 * 1440, 'for the test')
-    path = '/v2/repository/models/early-visits/load'
-    status, said = early.post(path, b'')
-    assert (status, said['model_version']) == (200, early.versions[1])
+    publish_champion(ServeOptions('small:OTHER', str(early.home), str(early.folder)))
+
+    def answers():
+        asked = early.post('/v2/models/early-visits/predict', {'entities': [early.visit()]})
+        return asked[1]['model_version']
+
+    until = time.monotonic() + 60
+    while answers() != early.versions[1]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
     found = {name: each['version'] for name, each in models(late).items()}
     assert found['late-visits'] == late.versions[0]
-    asked = early.post('/v2/models/early-visits/predict', {'entities': [early.visit()]})
-    assert asked[1]['model_version'] == early.versions[1]
     assert read_state(late.folder).epoch == epoch
 
 
