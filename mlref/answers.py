@@ -39,7 +39,7 @@ from mlref.model_server import (
 from .oip import decode_oip, encode_oip
 from .protocols import Answer, RequestError, Scores, check_rows, decode_json
 from .request_fields import parse_entities
-from .serve import Request
+from .requests import Request
 
 # %% ../nbs/16ga_answers.ipynb #5ebe711f
 _VARIANT = b'x-variant'  # a header that chooses who answers; left out of comparisons

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,6 +78,12 @@ def to_onnx(
     model.net.to(model.device)
     _drop_origins(proto)
     return write_bytes(out, proto.SerializeToString())
+
+# %% ../nbs/13_compress.ipynb #6c616fa2
+@lru_cache(maxsize=1)  # all engines of a network are made of one export
+def _export_plain(model: TorchPredictor) -> bytes:  # An ONNX file
+    with tempfile.TemporaryDirectory() as folder:
+        return to_onnx(model, Path(folder) / 'plain.onnx').read_bytes()
 
 # %% ../nbs/13_compress.ipynb #995f48d0
 def _rows_reader(
@@ -232,11 +238,12 @@ def _export_as(
     engine: str,  # A name in ENGINES that is not 'torch'
     X: np.ndarray | None,  # Rows that fix the scales of int8; None = none are needed
 ) -> bytes:  # An ONNX file
+    plain = _export_plain(model)
+    if engine == 'onnx':
+        return plain
     with tempfile.TemporaryDirectory() as folder:
-        file = to_onnx(model, Path(folder) / 'plain.onnx')
-        if engine != 'onnx':
-            file = to_int8(file, Path(folder) / 'small.onnx', X)
-        return file.read_bytes()
+        file = write_bytes(Path(folder) / 'plain.onnx', plain)
+        return to_int8(file, Path(folder) / 'small.onnx', X).read_bytes()
 
 
 def build_engine(

@@ -30,7 +30,6 @@ from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
 from .ingest import check_tables, read_position
 from .lake import Lake
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from .log_position import LogPosition, check_position, position_at
 from mlref.monitor import (
@@ -41,6 +40,7 @@ from mlref.monitor import (
     monitored_columns,
     realized_day,
 )
+from .online import FedStore
 from .records import KEEP_MINUTES
 from .serving_state import prediction_logs
 from .snapshots import Snapshot
@@ -103,7 +103,7 @@ def prediction_rows(
 
 # %% ../nbs/22c_daily.ipynb #fc8c70dd
 def score_day(
-    store: LmdbStore,
+    store: FedStore,
     model: Predictor,
     requests: pl.DataFrame,  # From `day_requests`
     task: Task,
@@ -184,7 +184,7 @@ def fit_daily_calibration(
 
 # %% ../nbs/22c_daily.ipynb #75a87914
 def publish_calibration(
-    store: LmdbStore,
+    store: FedStore,
     lake: Lake,
     day: int,  # Scoring day
     fitted: pl.DataFrame | None,  # From `fit_daily_calibration`

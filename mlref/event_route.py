@@ -16,7 +16,7 @@ import msgspec
 from .messages import MessageReader
 from .model_server import ModelServer
 from .protocols import Answer, RequestError
-from .serve import Request
+from .requests import Request
 
 # %% ../nbs/16gaa_event_route.ipynb #ddf03677
 _DECODER = json.JSONDecoder()

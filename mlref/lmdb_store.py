@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -43,7 +43,7 @@ from mlref.manifest import (
     read_manifest,
     write_manifest,
 )
-from .online import Lookup, OnlineReader
+from .online import FedStore, Lookup
 from .record_search import Record
 from mlref.records import (
     SEAL,
@@ -51,9 +51,10 @@ from mlref.records import (
     DamagedRecord,
     RecordLayout,
     are_sealed,
-    is_sealed,
+    pack_redo,
     record_layouts,
     seal,
+    unpack_redo,
 )
 
 # %% ../nbs/08b_lmdb_store.ipynb #cf757949
@@ -286,32 +287,6 @@ def _tend_readers(store: 'LmdbStore') -> None:
             stacklevel=3,
         )
 
-# %% ../nbs/08b_lmdb_store.ipynb #9d2eb009
-_ENTRY = struct.Struct('<Hq')  # length of the name, length of the record or -1
-
-
-def _pack_redo(records: Mapping[bytes, bytes | None]) -> bytes:
-    parts: list[bytes] = []
-    for name, record in records.items():
-        size = -1 if record is None else len(record)
-        parts += [_ENTRY.pack(len(name), size), name, b'' if record is None else record]
-    return seal(b''.join(parts))
-
-
-def _unpack_redo(packed: bytes) -> dict[bytes, bytes | None]:
-    if not is_sealed(packed):
-        raise DamagedRecord('redo')
-    records: dict[bytes, bytes | None] = {}
-    at = 0
-    while at < len(packed) - SEAL:
-        length, size = _ENTRY.unpack_from(packed, at)
-        start = at + _ENTRY.size
-        at = start + length
-        name = packed[start:at]
-        records[name] = packed[at : at + size] if size >= 0 else None
-        at += max(size, 0)
-    return records
-
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b000d
 Entry = tuple[bytes, bytes | None]  # name, record or None to delete it
 
@@ -319,26 +294,26 @@ Entry = tuple[bytes, bytes | None]  # name, record or None to delete it
 def _split_records(
     records: Mapping[bytes, bytes | None],
     count: int,  # Parts
-) -> list[list[Entry]]:
+) -> Sequence[Collection[Entry]]:
     "What goes into each part"
     if count == 1:
-        return [list(records.items())]
+        return [records.items()]
     parts: list[list[Entry]] = [[] for _ in range(count)]
     for entry in records.items():
         parts[crc32(entry[0]) % count].append(entry)
     return parts
 
 
-def _put_records(txn: lmdb.Transaction, entries: list[Entry]) -> None:
-    kept = [(name, record) for name, record in entries if record is not None]
-    txn.cursor().putmulti(kept)
-    if len(kept) < len(entries):
+def _put_records(txn: lmdb.Transaction, entries: Collection[Entry]) -> None:
+    kept = ((name, record) for name, record in entries if record is not None)
+    count, _ = txn.cursor().putmulti(kept)
+    if count < len(entries):
         for name, record in entries:
             if record is None:
                 txn.delete(name)
 
 # %% ../nbs/08b_lmdb_store.ipynb #8cbf4900
-def _fill_parts(store: 'LmdbStore', split: list[list[Entry]]) -> list[lmdb.Transaction]:
+def _fill_parts(store: 'LmdbStore', split: Sequence[Collection[Entry]]) -> list[lmdb.Transaction]:
     "A transaction for each part, with what goes into it"
     txns: list[lmdb.Transaction] = []
     try:
@@ -361,7 +336,7 @@ def _write_parts(store: 'LmdbStore', records: Mapping[bytes, bytes | None]) -> N
     try:
         # a writer killed between two commits finishes them when it is opened again
         if len(txns) > 1:
-            write_bytes(redo, _pack_redo(records))
+            write_bytes(redo, pack_redo(records))
         while waiting:
             waiting[0].commit()
             waiting.pop(0)
@@ -386,7 +361,7 @@ def _check_write(store: 'LmdbStore', records: Mapping[bytes, bytes | None]) -> N
         raise fault
 
 # %% ../nbs/08b_lmdb_store.ipynb #fbdd6083
-class LmdbStore(OnlineReader):
+class LmdbStore(FedStore):
     "Histories in a folder, spread over LMDB files: one writer, any number of reading processes"
 
     def __init__(
@@ -399,6 +374,7 @@ class LmdbStore(OnlineReader):
         more: tuple[RecordLayout, ...] = (),  # Further records, for `push`
     ):
         self.folder = local_file(folder, 'the folder of an online store')
+        self.place = str(self.folder)
         self.features = features
         self.settings = _part_settings(readonly, size)
         expected = more if features is None else (*record_layouts(features), *more)
@@ -406,13 +382,7 @@ class LmdbStore(OnlineReader):
         self.envs: tuple[lmdb.Environment, ...] = ()
         self.watch = _Watch()
         self.lock: IO[str] | None = None
-        _check_shards(shards)
-        check_folder(self.folder, readonly)
-        if not readonly:
-            self.lock = _claim_folder(self.folder, shards)
-        self.reopen()
-        if not readonly:
-            _recover(self)
+        _open_folder(self, shards)
 
     def reopen(self) -> None:
         "Open the parts that `store.json` names now"
@@ -430,15 +400,19 @@ class LmdbStore(OnlineReader):
 
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
         "All or nothing, on disk when this returns; None deletes; raises `Outage` when full"
-        _check_write(self, records)
-        _write_parts(self, records)
-        _tend_readers(self)
+        _write_records(self, records)
 
     def names(self, prefix: bytes = b'') -> list[bytes]:
         "Every name there is that begins so"
-        snapshot = LmdbSnapshot(self)
-        with snapshot:
-            return list(snapshot.names(prefix))
+        return _list_names(self, prefix)
+
+    def moment(self) -> tuple[int, ...]:
+        "The last commit of each part"
+        return tuple([env.info()['last_txnid'] for env in self.envs])
+
+    def lag(self) -> int:
+        "Commits since the oldest moment that some process holds"
+        return snapshot_lag(self)
 
     def close(self) -> None:
         "Let another process have it"
@@ -496,9 +470,32 @@ def _recover(store: LmdbStore) -> None:
         store.manifest = parse_manifest(store.folder, read_manifest(store.folder))
     redo = store.folder / 'redo'
     if redo.exists():
-        store.write(_unpack_redo(redo.read_bytes()))
+        store.write(unpack_redo(redo.read_bytes()))
     for env in store.envs:
         env.reader_check()
+
+# %% ../nbs/08b_lmdb_store.ipynb #2d324a74
+def _open_folder(store: LmdbStore, shards: int) -> None:
+    "Open what there is; for its writer also make it, and finish what a killed one had begun"
+    _check_shards(shards)
+    check_folder(store.folder, store.settings.readonly)
+    if not store.settings.readonly:
+        store.lock = _claim_folder(store.folder, shards)
+    store.reopen()
+    if not store.settings.readonly:
+        _recover(store)
+
+
+def _list_names(store: LmdbStore, prefix: bytes) -> list[bytes]:
+    snapshot = LmdbSnapshot(store)
+    with snapshot:
+        return list(snapshot.names(prefix))
+
+
+def _write_records(store: LmdbStore, records: Mapping[bytes, bytes | None]) -> None:
+    _check_write(store, records)
+    _write_parts(store, records)
+    _tend_readers(store)
 
 # %% ../nbs/08b_lmdb_store.ipynb #0b8b0016
 _COPIED = 20_000  # records in one transaction of a reshard

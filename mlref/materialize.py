@@ -14,8 +14,7 @@ import polars as pl
 from .core import MlrefError, check_minute
 from .features import FeatureSet, FeatureView
 from .keys import check_names, is_plain_key, key_text
-from .lmdb_store import LmdbStore
-from .online import Facts, find_layout, merge_facts
+from .online import Facts, FedStore, find_layout, merge_facts
 from .records import pack_record, trim_record, unpack_record
 from .sources import read_source
 
@@ -48,16 +47,16 @@ def _read_facts(
     return Facts(key_text(keyed, view.entity), rows['t'].to_numpy(), values)
 
 # %% ../nbs/08c_materialize.ipynb #0e5c35eb
-def _find_features(store: LmdbStore) -> FeatureSet:
+def _find_features(store: FedStore) -> FeatureSet:
     if store.features is None:
         raise MlrefError(
-            f'expected a feature set that says what to do with events, {store.folder} was opened'
+            f'expected a feature set that says what to do with events, {store.place} was opened'
             ' without one; open it with features=...'
         )
     return store.features
 
 
-def _newest_time(store: LmdbStore, events: pl.DataFrame) -> int:
+def _newest_time(store: FedStore, events: pl.DataFrame) -> int:
     "The store's clock once it has the events, minutes UTC"
     newest = events.select(pl.col('known_time').max()).item()
     clock = store.clock()
@@ -65,7 +64,7 @@ def _newest_time(store: LmdbStore, events: pl.DataFrame) -> int:
 
 # %% ../nbs/08c_materialize.ipynb #0c8c0008
 def prepare_records(
-    store: LmdbStore,
+    store: FedStore,
     events: pl.DataFrame,  # New wide events, any order
     tables: Mapping[str, pl.DataFrame] | None = None,  # Source -> new rows of a table of your own
 ) -> dict[bytes, bytes | None]:  # Name -> record, and the store's clock with these events
@@ -88,7 +87,7 @@ def prepare_records(
 
 # %% ../nbs/08c_materialize.ipynb #0c8c0030
 def apply_events(
-    store: LmdbStore,  # Opened for writing
+    store: FedStore,  # Opened for writing
     events: pl.DataFrame,  # New wide events, any order
     position: int = 0,  # Where the log has been read to, kept with the rows
     notes: Mapping[bytes, bytes | None] | None = None,  # To keep with the rows; None deletes one
@@ -102,7 +101,7 @@ def apply_events(
 
 # %% ../nbs/08c_materialize.ipynb #a7dfdedc
 def list_records(
-    store: LmdbStore,
+    store: FedStore,
     clock: int | None = None,  # Minute to trim to, UTC; default: the store's own
 ) -> dict[bytes, bytes]:  # Name -> record
     "Every history of a store as it would lie if all of it had been written at `clock`"

@@ -32,9 +32,9 @@ from .core import MlrefError, format_time
 from .dead_letters import LETTERS, Outage
 from .feature_status import find_status_places
 from .group_commit import GroupCommit
-from .lmdb_store import LmdbStore, snapshot_lag
 from .log import LocalLog
 from .observe import ServerMetrics, write_sample
+from .online import FedStore
 from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError, Scores
 from .request_fields import ServedTask
@@ -76,7 +76,7 @@ class ServedModel:
     def __init__(
         self,
         bundle: ServingBundle,
-        store: LmdbStore,
+        store: FedStore,
         settings: ServerSettings,
     ):
         self.bundle = bundle
@@ -115,7 +115,7 @@ class ServedModel:
 class StoreWatch:
     "What an online store says besides its features, as of its newest commit"
 
-    def __init__(self, store: LmdbStore):
+    def __init__(self, store: FedStore):
         self.store = store
         self.moment: tuple[int, ...] = ()
         self.clock = 0  # Newest known time that was applied, minutes UTC; 0 = nothing was
@@ -123,7 +123,7 @@ class StoreWatch:
 
     def look(self) -> None:
         "Notice what was committed since; raises `Outage` for a store that cannot be read"
-        moment = tuple([env.info()['last_txnid'] for env in self.store.envs])
+        moment = self.store.moment()
         if moment == self.moment:
             return
         self.clock = self.store.clock()
@@ -150,7 +150,7 @@ def check_fed(
     if needs_history and not watch.clock:
         raise RequestError(
             503,
-            f'expected an online store that events were applied to, {watch.store.folder} is empty;'
+            f'expected an online store that events were applied to, {watch.store.place} is empty;'
             ' begin with: mlref ingest',
         )
 
@@ -193,7 +193,7 @@ class ModelServer:
     "What answers need"
 
     task: ServedTask
-    store: LmdbStore  # Read only
+    store: FedStore  # Read only
     log: GroupCommit  # Of predictions
     events: GroupCommit  # Of what producers send
     log_file: LocalLog  # Where the first writes
@@ -442,7 +442,7 @@ def measure_store(
         server.watch.look()
         clock = float(server.watch.clock)
         letters = len(server.store.names(LETTERS))
-        values = (letters, snapshot_lag(server.store), clock, server.clock() // 60 - clock)
+        values = (letters, server.store.lag(), clock, server.clock() // 60 - clock)
     except Outage:  # what was counted is told nevertheless
         values = (math.nan,) * len(names)
     gauges = {

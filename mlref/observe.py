@@ -112,9 +112,10 @@ class Metric:
 
 _OF_REQUESTS = {
     'mlref_requests': Metric('counter', 'Requests answered'),
-    'mlref_request_seconds': Metric('histogram', 'Time to the answer'),
+    'mlref_request_duration_seconds': Metric('histogram', 'Time to the answer'),
     'mlref_entities': Metric('counter', 'Entities or vectors scored'),
     'mlref_values': Metric('counter', 'Last values read'),
+    'mlref_shadow_dropped': Metric('counter', 'Requests that shadows did not score'),
     'mlref_samples_dropped': Metric('counter', 'Counts under a name that found no place'),
 }
 _OF_NOW = {
@@ -123,6 +124,8 @@ _OF_NOW = {
     'mlref_store_snapshot_lag': Metric('gauge', 'Commits since the oldest moment that is held'),
     'mlref_store_clock_minutes': Metric('gauge', 'Newest known time applied, minutes since 1970'),
     'mlref_store_lag_minutes': Metric('gauge', 'Minutes that this is behind the clock on the wall'),
+    'mlref_cache_hit_rate': Metric('gauge', 'Share of entities whose score was remembered'),
+    'mlref_log_could_be_lost': Metric('gauge', 'Messages accepted and not on disk yet'),
 }
 _OF_VARIANTS = {
     'mlref_shadow_dropped': Metric('counter', 'Requests that a shadow did not score'),
@@ -192,8 +195,10 @@ class _Places:
 
 def _answer_places(meters: Meters, labels: Mapping[str, str], status: int) -> _Places:
     edges = [*(repr(edge) for edge in BUCKETS), '+Inf']
-    buckets = [write_sample('mlref_request_seconds_bucket', **labels, le=edge) for edge in edges]
-    total = write_sample('mlref_request_seconds_sum', **labels)
+    buckets = [
+        write_sample('mlref_request_duration_seconds_bucket', **labels, le=edge) for edge in edges
+    ]
+    total = write_sample('mlref_request_duration_seconds_sum', **labels)
     answered = write_sample('mlref_requests_total', **labels, status=str(status))
     return _Places(
         requests=meters.place(answered),

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FORMAT', 'KEEP_MINUTES', 'NEVER', 'SEAL', 'SEALED', 'RecordLayout', 'DamagedRecord', 'seal', 'is_sealed',
            'are_sealed', 'pack_record', 'why_foreign', 'unpack_record', 'empty_record', 'trim_record', 'extend_record',
-           'read_record', 'record_layouts']
+           'read_record', 'record_layouts', 'pack_redo', 'unpack_redo']
 
 # %% ../nbs/07a_records.ipynb #02d51816
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -347,3 +347,31 @@ def record_layouts(features: FeatureSet) -> Iterable[RecordLayout]:
         readers.setdefault((view.source.name, view.entity.name), []).append(view)
     for history, keep in features.histories.items():
         yield _layout_of(readers[history], keep)
+
+# %% ../nbs/07a_records.ipynb #9d2eb009
+_ENTRY = struct.Struct('<Hq')  # length of the name, length of the record or -1
+
+
+def pack_redo(records: Mapping[bytes, bytes | None]) -> bytes:
+    "A batch in one piece, sealed"
+    parts: list[bytes] = []
+    for name, record in records.items():
+        size = -1 if record is None else len(record)
+        parts += [_ENTRY.pack(len(name), size), name, b'' if record is None else record]
+    return seal(b''.join(parts))
+
+# %% ../nbs/07a_records.ipynb #9d2eb00a
+def unpack_redo(packed: bytes) -> dict[bytes, bytes | None]:
+    "The batch again; raises `DamagedRecord`"
+    if not is_sealed(packed):
+        raise DamagedRecord('redo')
+    records: dict[bytes, bytes | None] = {}
+    at = 0
+    while at < len(packed) - SEAL:
+        length, size = _ENTRY.unpack_from(packed, at)
+        start = at + _ENTRY.size
+        at = start + length
+        name = packed[start:at]
+        records[name] = packed[at : at + size] if size >= 0 else None
+        at += max(size, 0)
+    return records

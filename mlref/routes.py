@@ -20,7 +20,6 @@ from .answers import answer_mlflow, answer_oip, predict_entities
 from .bundle import ServingBundle
 from .event_route import post_events
 from .group_commit import Durability, GroupCommit
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from mlref.model_server import (
     ModelServer,
@@ -42,10 +41,12 @@ from mlref.oip_metadata import (
     find_model,
     index_models,
 )
+from .online import FedStore
 from .openapi import ServedApi, describe_api
 from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField, ServedTask
-from .serve import JSON, Application, Request, Route
+from .requests import JSON, Request, Route
+from .serve import Application
 
 # %% ../nbs/16gb_routes.ipynb #2ca7e864
 def _show_live(servers: tuple[ModelServer, ...], request: Request) -> Answer:
@@ -318,7 +319,7 @@ def make_app(
 
 def make_server(
     task: ServedTask,
-    store: LmdbStore,  # Read only
+    store: FedStore,  # Read only
     log: LocalLog,  # Of predictions
     events: LocalLog | None = None,  # Of what producers send; None = into the same
     metrics: ServerMetrics | None = None,  # None = of nobody else's interest
@@ -341,7 +342,7 @@ def make_server(
 
 def open_server(
     bundle: ServingBundle,
-    store: LmdbStore,
+    store: FedStore,
     log: LocalLog,  # Of predictions, and of events that are sent to it
     settings: ServerSettings | None = None,
     durability: Durability = 'answer',

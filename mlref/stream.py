@@ -28,10 +28,10 @@ from .core import DAY, MlrefError, wall_clock
 from .dead_letters import LETTERS, PoisonPolicy, explain_failure, is_poison, work_in_parts
 from .ingest import commit_batch, ingest, read_position
 from .lake import DEAD_LETTERS, Lake
-from .lmdb_store import LmdbStore
 from .log import Log
 from .log_position import LogPosition, check_position, position_at
 from .materialize import prepare_records
+from .online import FedStore
 from .schema import EventSchema
 
 # %% ../nbs/09_stream.ipynb #09090002
@@ -73,7 +73,7 @@ def _remembered_days(
     return range(max(newest - _REMEMBER + 1, 0), newest + 1)
 
 
-def _read_notes(store: LmdbStore) -> dict[int, bytes]:  # Day -> packed fingerprints
+def _read_notes(store: FedStore) -> dict[int, bytes]:  # Day -> packed fingerprints
     "What the store remembers; raises `MlrefError` for the notes of an earlier release"
     days = _remembered_days(store.clock())
     names = [_note_name(day) for day in days]
@@ -81,7 +81,7 @@ def _read_notes(store: LmdbStore) -> dict[int, bytes]:  # Day -> packed fingerpr
     notes = {day: each for day, each in zip(days, found, strict=True) if each is not None}
     if former is not None:
         raise MlrefError(
-            f'expected a store that this release has fed in {store.folder}, found the notes of an'
+            f'expected a store that this release has fed in {store.place}, found the notes of an'
             ' earlier one; rebuild it from the log'
         )
     return notes
@@ -115,7 +115,7 @@ def _remember_events(
 
 # %% ../nbs/09_stream.ipynb #09090006
 def deduplicate(
-    store: LmdbStore,  # What was applied so far
+    store: FedStore,  # What was applied so far
     events: pl.DataFrame,  # Wide events in order of arrival, with `_i`; none of them late
     schema: EventSchema,
 ) -> Deduplicated:
@@ -135,7 +135,7 @@ def deduplicate(
 
 # %% ../nbs/09_stream.ipynb #09090008
 def late_events(
-    store: LmdbStore,  # What was applied so far
+    store: FedStore,  # What was applied so far
     events: pl.DataFrame,  # Wide events in order of arrival
 ) -> pl.Series:  # One truth value per event
     "Which events come so long after newer ones that the store no longer knows whether it had them"
@@ -148,7 +148,7 @@ _LOG_NOTE = b'!log'
 
 
 def store_position(
-    store: LmdbStore,
+    store: FedStore,
 ) -> LogPosition:
     "How far a store has read, and in which log"
     note = store.note(_LOG_NOTE)
@@ -203,7 +203,7 @@ class _Applied:
 
 
 def _prepare_messages(
-    store: LmdbStore,
+    store: FedStore,
     batch: CheckedBatch,
     schema: EventSchema,
     start: int,  # Place of the first message
@@ -231,7 +231,7 @@ def _prepare_messages(
 
 # %% ../nbs/09_stream.ipynb #09090021
 def apply_batch(
-    store: LmdbStore,  # Opened for writing, standing where the batch begins
+    store: FedStore,  # Opened for writing, standing where the batch begins
     batch: CheckedBatch,  # Of `read_batch`
     schema: EventSchema,  # Of its events
     topic: str,  # Whose partition 0 it was read from
@@ -262,7 +262,7 @@ def apply_batch(
 
 # %% ../nbs/09_stream.ipynb #0909000d
 def apply_log(
-    store: LmdbStore,  # Opened for writing
+    store: FedStore,  # Opened for writing
     log: Log,  # Where messages wait
     topic: str,  # Name of the stream
     schema: EventSchema,  # Of its events
@@ -278,7 +278,7 @@ def apply_log(
 
 
 def _read_batches(
-    store: LmdbStore,
+    store: FedStore,
     log: Log,
     topic: str,
     schema: EventSchema,
@@ -296,7 +296,7 @@ def _read_batches(
 
 # %% ../nbs/09_stream.ipynb #09090023
 def list_dead_letters(
-    store: LmdbStore,
+    store: FedStore,
 ) -> pl.DataFrame:  # topic, part, off, raw, reasons; in order
     "The messages that the feed of a store has set aside"
     names = store.names(LETTERS)
@@ -312,7 +312,7 @@ def list_dead_letters(
 
 # %% ../nbs/09_stream.ipynb #09090029
 def replay_dead_letters(
-    store: LmdbStore,  # Opened for writing
+    store: FedStore,  # Opened for writing
     schema: EventSchema,
     rules: tuple[Rule, ...],  # The contract of today
 ) -> StreamCounts:  # Of these, `dead` and `late` are still on the list
@@ -331,7 +331,7 @@ def replay_dead_letters(
     return counts
 
 # %% ../nbs/09_stream.ipynb #0909002a
-def _replay(store: LmdbStore, batch: CheckedBatch, schema: EventSchema) -> _Applied | str:
+def _replay(store: FedStore, batch: CheckedBatch, schema: EventSchema) -> _Applied | str:
     "What follows from one message, or why nothing does"
     try:
         return _prepare_messages(store, batch, schema, 0, 1)
@@ -351,7 +351,7 @@ def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 def _follow_lake(
     lake: Lake,  # Has taken all of the batches
-    store: LmdbStore,
+    store: FedStore,
     topic: str,
     batches: Iterable[tuple[CheckedBatch, LogPosition]],  # From the store's position on
     policy: PoisonPolicy,
@@ -371,7 +371,7 @@ def _follow_lake(
 # %% ../nbs/09_stream.ipynb #09090012
 def deliver_log(
     lake: Lake,  # An open lake
-    store: LmdbStore,  # Opened for writing
+    store: FedStore,  # Opened for writing
     log: Log,  # Where messages wait
     topic: str,  # Name of the stream
     rules: tuple[Rule, ...],  # The contract

@@ -27,6 +27,7 @@ from .arguments import check_distinct
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
 from .edges import child_command, child_environment
+from .engines import open_online_store
 from mlref.followers import (
     ServeOptions,
     StateFollower,
@@ -35,7 +36,6 @@ from mlref.followers import (
     is_current,
     last_sentence,
 )
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from .observe import Meters, ServerMetrics
 from .routes import make_app, make_server
@@ -59,9 +59,10 @@ def _open_run(
     "One task of a worker, and what follows its state"
     folder = Path(run.folder)
     bundle = open_bundle(folder / 'bundles' / read_state(folder).champion)
+    store = open_online_store(Path(run.home), readonly=True)
     server = make_server(
         task=bundle.task,
-        store=LmdbStore(Path(run.home) / 'online', readonly=True),
+        store=store,
         log=LocalLog(prediction_log(folder, index)),
         events=LocalLog(event_log(folder)),
         metrics=metrics,
@@ -294,8 +295,7 @@ def supervise(
     started: Callable[[Supervisor, str], None] | None = None,  # Called with the version
 ) -> None:
     "Serve until told to stop; raises `MlrefError` when that cannot begin"
-    for package in ('uvicorn', 'httptools'):
-        need_extra(package, extra='serve')
+    need_extra('httptools', extra='serve')
     supervisor = Supervisor(options)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

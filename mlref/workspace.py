@@ -14,9 +14,9 @@ import polars as pl
 
 from .contracts import at_clock
 from .core import Calendar, MlrefError, Predictor, write_bytes
+from .engines import open_online_store
 from .events import encode_events
 from .lake import Lake
-from .lmdb_store import LmdbStore
 from .log import LocalLog
 from .model_versions import load_champion
 from .monitor import METRICS, Monitor
@@ -93,7 +93,7 @@ class Workspace:
         self.task = task
         self.lake = open_lake(self.folder, task)
         self.log = LocalLog(self.folder / 'log')
-        self.store = LmdbStore(self.folder / 'online', features=task.features)
+        self.store = open_online_store(self.folder, task.features)
         at = self.folder / 'registry'
         self.registry = Registry(at, local_uri(at), name=task.name)
         self.monitors = Monitors(self.registry, task.calendar)

@@ -240,7 +240,8 @@ from mlref.flights.task import flights_task
 from mlref.group_commit import GroupCommit
 from mlref.log import LocalLog
 from mlref.request_fields import make_served_task
-from mlref.serve import Application, Route, serve
+from mlref.requests import Route
+from mlref.serve import Application, serve
 log = LocalLog(Path(sys.argv[1]))
 server = SimpleNamespace(
     task=make_served_task(flights_task()), events=GroupCommit(log), event_file=log

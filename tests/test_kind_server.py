@@ -362,8 +362,9 @@ FEW = """
 import asyncio, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 from mlref.connections import HttpServer, listen
-from mlref.serve import Application, Route
 from mlref.protocols import Answer
+from mlref.requests import Route
+from mlref.serve import Application
 app = Application([Route('/live', lambda request: Answer(b'{}'))])
 listening = listen('127.0.0.1', 0)
 print(listening.getsockname()[1], flush=True)

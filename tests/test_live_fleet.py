@@ -40,7 +40,9 @@ def server(tmp_path):
 def busy_seconds(server: Served) -> float:
     "What all workers spent on predictions so far, also those that have gone"
     page = server.call('GET', '/metrics')[1].decode()
-    lines = [line for line in page.splitlines() if line.startswith('mlref_request_seconds_sum{')]
+    lines = [
+        line for line in page.splitlines() if line.startswith('mlref_request_duration_seconds_sum{')
+    ]
     return sum(float(line.rsplit(' ', 1)[1]) for line in lines if '/predict' in line)
 
 

@@ -188,6 +188,16 @@ client.close()
 """
     + DIFFERS,
     'load': 'import locust, mlref.capacity',
+    'redis': """
+from mlref.core import MlrefError
+from mlref.ext.redis_store import RedisStore
+try:
+    RedisStore('redis://127.0.0.1:1', 'half')
+except MlrefError as error:
+    assert 'start it, or correct its address' in str(error), error
+else:
+    raise AssertionError('a store was opened where nobody listens')
+""",
     'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
     'docs': 'import material, mkdocs',
     'dev': 'import hypothesis, nbdev, pandera.polars, pytest, pytest_timeout, xdist',

@@ -597,7 +597,7 @@ except MlrefError as error:
 """
 
 
-@pytest.mark.parametrize('package', ['httptools', 'uvicorn'])
+@pytest.mark.parametrize('package', ['httptools'])
 def test_a_package_that_is_missing_is_one_sentence_with_its_extra(package):
     command = [sys.executable, '-c', WITHOUT, package]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -3,6 +3,8 @@
     git worktree add --detach OLD da38fe3
     python tests/speed/compare.py OLD                       the commit before the rewrite
     python tests/speed/compare.py OLD --name NAME           a later commit, by its own kernels
+    python tests/speed/compare.py OLD --name storage --kernels tests/speed/storage.py
+                                                            kernels that both commits can run
 
 Each kernel is run alternately by a process of the old commit and one of this checkout. A row of
 `reports/results/NAME.json` has the median of the ratios old/new of CPU time (above 1: today's is
@@ -84,15 +86,17 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument('old', type=Path, help='checkout of the old commit')
     ask.add_argument('--name', default='rewrite', help='of the result file')
+    ask.add_argument('--kernels', type=Path, help='script for both; default: each has its own')
     ask.add_argument('--repeats', type=int, default=9)
     ask.add_argument('--results', type=Path, default=ROOT / 'reports' / 'results')
     args = ask.parse_args()
+    args.kernels = args.kernels and args.kernels.resolve()
     with tempfile.TemporaryDirectory() as work:
-        theirs = args.old / 'tests' / 'speed' / 'after.py'
+        theirs = args.kernels or args.old / 'tests' / 'speed' / 'after.py'
         old = Kernels(
             args.old, theirs if theirs.exists() else HERE / 'before.py', Path(work, 'old')
         )
-        new = Kernels(ROOT, HERE / 'after.py', Path(work, 'new'))
+        new = Kernels(ROOT, args.kernels or HERE / 'after.py', Path(work, 'new'))
         if not {*old.names} <= {*new.names}:
             raise SystemExit('expected today to have every kernel of the old commit; mend after.py')
         rows = []
@@ -105,6 +109,8 @@ def main() -> None:
         old.process.kill()
         new.process.kill()
     command = f'python tests/speed/compare.py OLD --name {args.name}'
+    if args.kernels:
+        command += f' --kernels tests/speed/{args.kernels.name}'
     print(write_results(args.results, args.name, command, rows))
 
 
