@@ -81,8 +81,8 @@ def test_a_promotion_of_one_is_none_of_the_other(both):
     while answers() != early.versions[1]:
         assert time.monotonic() < until
         time.sleep(0.1)
-    found = {name: each['version'] for name, each in models(late).items()}
-    assert found['late-visits'] == late.versions[0]
+    asked = late.post('/v2/models/late-visits/predict', {'entities': [late.visit()]})
+    assert asked[1]['model_version'] == late.versions[0]
     assert read_state(late.folder).epoch == epoch
 
 
