@@ -13,9 +13,9 @@ from datetime import date, timedelta
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from .arguments import MlrefError, check_number
+from .core import need_extra
 from .evaluate import Estimate
 from .schema import check_frame
 
@@ -71,6 +71,9 @@ def exact_interval(
     check_number(n, 'n', low=0, whole=True)
     check_number(count, 'count', 0, n, whole=True)
     check_number(level, 'level', 0, 1)
+    need_extra('scipy', extra='monitor')
+    from scipy import stats
+
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
     high = float(stats.beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0

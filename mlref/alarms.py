@@ -58,8 +58,8 @@ class Baseline:
 def trailing_mean(
     values: np.ndarray,  # (..., days); NaN = not measured
     window: int,  # Days
-) -> np.ndarray:  # float64 (..., days); the days there are, where less than a window has passed
-    "Mean of the last days; NaN where none of them was measured"
+) -> np.ndarray:  # float64 (..., days)
+    "Mean of the last days; NaN before a window has passed, and where no day of it was measured"
     check_number(window, 'window', low=1, whole=True)
     known = ~np.isnan(values)
     total = np.cumsum(np.where(known, values, 0.0), axis=-1)
@@ -67,7 +67,8 @@ def trailing_mean(
     if window < values.shape[-1]:
         total[..., window:] -= total[..., :-window].copy()
         count[..., window:] -= count[..., :-window].copy()
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    passed = np.arange(values.shape[-1]) >= window - 1
+    return np.where(passed & (count > 0), total / np.maximum(count, 1), np.nan)
 
 # %% ../nbs/19a_alarms.ipynb #19a00012
 def fit_baseline(
@@ -76,7 +77,7 @@ def fit_baseline(
 ) -> Baseline:
     "Mean and spread of a measure, of its trailing means for a window"
     check_array(values, 'values of the days')
-    smooth = trailing_mean(np.asarray(values, np.float64), window)[window - 1 :]
+    smooth = trailing_mean(np.asarray(values, np.float64), window)
     known = smooth[~np.isnan(smooth)]
     if len(known) < 2 or known.std() == 0:
         raise MlrefError(
@@ -152,9 +153,9 @@ def winsorize(
 class Cusum:
     "Deviations less an allowance, added up from zero (Page 1954)"
 
-    slack: float = 0.4  # Deviations a day that are let pass; half of what is to be found
-    limit: float = 8.0  # Deviations
-    cut: float = 1.5  # Deviations; a day counts no more
+    slack: float = 0.25  # Deviations a day that are let pass; half of what is to be found
+    limit: float = 5.0  # Deviations
+    cut: float = 1.0  # Deviations; a day counts no more
 
     def __post_init__(self):
         check_fields(self)

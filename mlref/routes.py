@@ -183,18 +183,11 @@ def _show_statistics(servers: tuple[ModelServer, ...], request: Request) -> Answ
     return _as_json(describe_statistics(found))
 
 # %% ../nbs/16gb_routes.ipynb #9d217e05
-_TIMES = ('event_time', 'known_time')
-
-
 def event_fields(server: ModelServer) -> tuple[RequestField, ...]:
-    "What a producer may say of an event"
+    "What a producer may say of an event; what it leaves out, the contract judges"
+    columns = server.task.columns.items()
     return tuple(
-        RequestField(
-            name=name,
-            json=JSON_TYPES[str(kind)],
-            nullable=name not in ('event_id', 'kind', *_TIMES),
-        )
-        for name, kind in server.task.columns.items()
+        RequestField(name=name, json=JSON_TYPES[str(kind)], nullable=True) for name, kind in columns
     )
 
 
