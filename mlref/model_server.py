@@ -23,7 +23,8 @@ import numpy as np
 
 # %% ../nbs/16g_model_server.ipynb #e14bbacf
 from .access import RateLimiter
-from .batching import Batcher
+from .admission import Admission
+from .batching import Batcher, Told
 from .blocks import BLOCK_BYTES
 from .bundle import ServingBundle
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
@@ -93,12 +94,12 @@ class ServedModel:
         self.cache = PredictionCache(max_bytes=size) if size else None
         self.users = 0  # Requests that took it and are not answered yet
 
-    def submit(self, X: np.ndarray, deadline: float) -> asyncio.Future:
-        "Scores of rows, those it was asked for before from memory; raises as `Batcher.submit`"
-        compute = partial(self.batcher.submit, deadline=deadline)
+    def submit(self, X: np.ndarray, deadline: float, told: Told | None = None) -> Any:
+        "Scores of rows, those it was asked for before from memory; as `Batcher.submit`"
         if self.cache is None:
-            return compute(X)
-        return self.cache.submit(self.version, X, compute)
+            return self.batcher.submit(X, deadline, told)
+        compute = partial(self.batcher.submit, deadline=deadline)
+        return self.cache.submit(self.version, X, compute, told)
 
     def warm(self) -> None:
         "Score some rows of nothing"
@@ -202,6 +203,8 @@ class ModelServer:
     settings: ServerSettings = ServerSettings()
     clock: Callable[[], float] = time.time  # Seconds since 1970-01-01 UTC
     limiter: RateLimiter = field(default_factory=RateLimiter)
+    admission: Admission = field(default_factory=Admission)
+    scored: list[Any] = field(default_factory=list)  # Requests to be written down together
     router: Any = ChampionOnly()
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence

@@ -11,11 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .arguments import MlrefError, check_number
-from .batching import DeadlineExceeded, Overloaded
+from .batching import DeadlineExceeded, Overloaded, Told
 
 # %% ../nbs/16c_cache.ipynb #16cc000d
 CacheKey = tuple[str, bytes]  # version of a model, bytes of a vector
@@ -61,7 +62,7 @@ class ScoreMemory:
         return len(mine)
 
 # %% ../nbs/16c_cache.ipynb #16cc0010
-Submit = Callable[[np.ndarray], asyncio.Future]  # of a batcher, with a deadline: rows to scores
+Submit = Callable[..., Any]  # of a batcher, with a deadline: rows, perhaps what is told
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +71,7 @@ class CachedRequest:
 
     X: np.ndarray  # float32, (rows, features)
     submit: Submit
-    told: asyncio.Future  # Gets the scores, float64
+    told: Told  # Gets the scores, float64
     scores: np.ndarray
     missing: int  # Rows without a score
 
@@ -175,11 +176,13 @@ class PredictionCache(SharedRuns):
         version: str,  # Of the model, by its content
         X: np.ndarray,  # float32, (rows, features)
         submit: Submit,  # What computes scores with that model
-    ) -> asyncio.Future:  # Scores, float64, one a row
+        told: Told | None = None,  # Gets the scores, one a row; None = a new future
+    ) -> Any:  # `told`
         "Scores of rows, computed where they are not known; what `submit` raises is its error"
+        if told is None:
+            told = asyncio.get_running_loop().create_future()
         if len(X) > self.max_rows:
-            return submit(X)
-        told = asyncio.get_running_loop().create_future()
+            return submit(X, told=told)
         request = CachedRequest(X, submit, told, np.empty(len(X)), len(X))
         self.ask(version, request, range(len(X)))
         return told

@@ -16,7 +16,7 @@ import msgspec
 
 # %% ../nbs/16gb_routes.ipynb #412abba8
 from . import __version__
-from .answers import answer_mlflow, answer_oip, predict_entities
+from .answers import predict_entities
 from .bundle import ServingBundle
 from .event_route import post_events
 from .group_commit import Durability, GroupCommit
@@ -47,6 +47,7 @@ from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField, ServedTask
 from .requests import JSON, Request, Route
 from .serve import Application
+from .vector_answers import answer_mlflow, answer_oip
 
 # %% ../nbs/16gb_routes.ipynb #2ca7e864
 def _show_live(servers: tuple[ModelServer, ...], request: Request) -> Answer:

@@ -188,6 +188,16 @@ client.close()
 """
     + DIFFERS,
     'load': 'import locust, mlref.capacity',
+    'kafka': """
+from mlref.core import MlrefError
+from mlref.ext.kafka_log import parse_kafka
+try:
+    parse_kafka('kafka://')
+except MlrefError as error:
+    assert 'expected an address as kafka://' in str(error), error
+else:
+    raise AssertionError('an address without a host was taken')
+""",
     'redis': """
 from mlref.core import MlrefError
 from mlref.ext.redis_store import RedisStore
