@@ -358,7 +358,7 @@ def serve_options(
     also = tuple(map(read_also, settings.also or ()))
     others = [Path(run.home) for run in also]
     homes = [str(each.resolve()) for each in (home, *others)]
-    check_distinct(homes, 'folders of the runs of a server')
+    check_distinct(homes, 'the runs of a server')
     return ServeOptions(
         **given,
         home=str(home),

@@ -95,5 +95,5 @@ def test_a_further_task_needs_a_run(text):
 def test_a_run_is_served_once(tmp_path):
     (tmp_path / 'registry').mkdir()
     settings = ServeSettings(task='small:TASK', also=[f'small:OTHER={tmp_path}'])
-    with pytest.raises(MlrefError, match='expected folders of the runs of a server'):
+    with pytest.raises(MlrefError, match='expected each of the runs of a server once'):
         serve_options(settings, tmp_path)
