@@ -58,4 +58,5 @@ class Admission:
         "Notice how long a request took"
         self.commit += _WEIGHT * (commit - self.commit)
         each = max(0.0, took - 2 * self.commit) / max(1, inside)
+        each = min(each, 2 * self.each + 0.001)  # a process that stood still says little
         self.each += _WEIGHT * (each - self.each)

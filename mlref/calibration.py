@@ -106,11 +106,13 @@ def _fit_map(
         before = gradient @ step
         share = 1.0  # halved while the loss rises more steeply at the end than it fell at the start
         gradient, hessian = _derivatives(beta - step, odds, y, l2)
-        while share > 1e-9 and not -(gradient @ step) <= before:
+        size = np.abs(step).max()
+        # a short step is Newton's own: what its end rises by is rounding
+        while share * size > 1e-3 and not -(gradient @ step) <= before:
             share /= 2
             gradient, hessian = _derivatives(beta - share * step, odds, y, l2)
         beta = beta - share * step
-        if np.abs(step).max() < 1e-10:
+        if size < 1e-10:
             return float(beta[0]), float(beta[1])
     raise MlrefError(
         'expected scores of several values with both outcomes among the high and the low, got'

@@ -150,6 +150,21 @@ def empty_sketch(bins: FrozenBins) -> Sketch:
     )
 
 # %% ../nbs/18a_sketches.ipynb #18a50014
+def _find_places(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    "As searchsorted(edges, values, 'right'), in a third of its time where edges are even"
+    steps = len(edges) - 1
+    width = (edges[-1] - edges[0]) / max(steps, 1)
+    even = edges[0] + width * np.arange(len(edges))
+    if not width > 0 or np.abs(even - edges).max() > width / 4:
+        return np.searchsorted(edges, values, 'right')
+    # a guess by division is at most one bin off, and put right by the edges themselves
+    guess = np.clip((values - edges[0]) / width, -1, steps).astype(np.intp) + 1
+    bounds = np.r_[-np.inf, edges, np.inf]
+    guess -= values < bounds[guess]
+    guess += values >= bounds[guess + 1]
+    return guess
+
+# %% ../nbs/18a_sketches.ipynb #18a50015
 def _count_values(column: pl.Series, edges: np.ndarray) -> tuple[np.ndarray, int]:
     "Rows of each place, and those without a value"
     values = column.cast(pl.Float64).to_numpy()
@@ -160,12 +175,17 @@ def _count_values(column: pl.Series, edges: np.ndarray) -> tuple[np.ndarray, int
     if not len(edges):  # a reference without a value has no bins: all of it lies above
         counts[1] = len(finite)
         return counts, missing
-    place = np.searchsorted(edges, finite, 'right')
+    place = _find_places(finite, edges)
     place[finite == edges[-1]] -= 1  # the last bin has both its edges
     counts[:-1] = np.bincount(place, minlength=len(edges) + 1)
     return counts, missing
 
-# %% ../nbs/18a_sketches.ipynb #18a50015
+# %% ../nbs/18a_sketches.ipynb #18a50016
+def _in_order(rows: Mapping[str, int]) -> dict[str, int]:
+    "By value, so that sums over them are the same to the last bit"
+    return dict(sorted(rows.items()))
+
+
 def _count_categories(column: pl.Series) -> tuple[dict[str, int], int]:
     "Rows of each value, and those without one; raises `MlrefError` for too many values"
     counted = column.value_counts(name='rows')
@@ -176,9 +196,9 @@ def _count_categories(column: pl.Series) -> tuple[dict[str, int], int]:
         )
     found = dict(counted.iter_rows())
     missing = found.pop(None, 0)
-    return {str(value): rows for value, rows in found.items()}, missing
+    return _in_order({str(value): rows for value, rows in found.items()}), missing
 
-# %% ../nbs/18a_sketches.ipynb #18a50016
+# %% ../nbs/18a_sketches.ipynb #18a50017
 def _on_grid_if_many(counts: ScoreCounts) -> ScoreCounts:
     "Distinct scores, on the grid when they are too many"
     score, place = np.unique(counts.score, return_inverse=True)
@@ -188,7 +208,7 @@ def _on_grid_if_many(counts: ScoreCounts) -> ScoreCounts:
     score, place = np.unique((cell + 0.5) / MAX_SCORES, return_inverse=True)
     return counts.at(score, place, on_grid=True)
 
-# %% ../nbs/18a_sketches.ipynb #18a50017
+# %% ../nbs/18a_sketches.ipynb #18a50018
 def _count_scores(rows: pl.DataFrame) -> ScoreCounts:
     "Each score with its predictions, labels and positive labels"
     p = rows['p'].to_numpy()
@@ -201,7 +221,7 @@ def _count_scores(rows: pl.DataFrame) -> ScoreCounts:
     each = ScoreCounts(p.astype(np.float64), np.ones(len(p)), known, y == 1)
     return _on_grid_if_many(each)
 
-# %% ../nbs/18a_sketches.ipynb #18a50019
+# %% ../nbs/18a_sketches.ipynb #18a5001a
 def _check_kind(column: pl.Series, edges: np.ndarray | None) -> None:
     known = column.null_count() < len(column)
     if known and column.dtype.is_float() != (edges is not None):
@@ -211,7 +231,7 @@ def _check_kind(column: pl.Series, edges: np.ndarray | None) -> None:
             f' {column.dtype}; cast it'
         )
 
-# %% ../nbs/18a_sketches.ipynb #18a5001a
+# %% ../nbs/18a_sketches.ipynb #18a5001b
 def count_rows(
     rows: pl.DataFrame,  # p, the features of the bins, and y where labels are known
     bins: FrozenBins,
@@ -230,7 +250,7 @@ def count_rows(
             values[name], missing[name] = _count_values(rows[name], edges)
     return Sketch(bins, _count_scores(rows), values, categories, missing)
 
-# %% ../nbs/18a_sketches.ipynb #18a5001e
+# %% ../nbs/18a_sketches.ipynb #18a5001f
 def _check_same_bins(parts: list[Sketch]) -> None:
     if not parts:
         raise MlrefError('expected sketches to add, got none; empty_sketch(bins) is that of no row')
@@ -243,7 +263,7 @@ def _check_same_bins(parts: list[Sketch]) -> None:
             ' count again with the bins of one reference'
         )
 
-# %% ../nbs/18a_sketches.ipynb #18a5001f
+# %% ../nbs/18a_sketches.ipynb #18a50020
 def _join(parts: list[ScoreCounts], name: str) -> np.ndarray:
     return np.concatenate([getattr(part, name) for part in parts])
 
@@ -262,13 +282,13 @@ def _add_rows(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
-    return dict(total)
+    return _in_order(total)
 
 
 def _add_categories(parts: list[Sketch], name: str) -> dict[str, int]:
     return _add_rows(part.categories[name] for part in parts)
 
-# %% ../nbs/18a_sketches.ipynb #18a50020
+# %% ../nbs/18a_sketches.ipynb #18a50021
 def add_sketches(
     sketches: Iterable[Sketch],  # At least one, all of the same bins
 ) -> Sketch:
@@ -286,7 +306,7 @@ def add_sketches(
         missing=_add_rows(part.missing for part in parts),
     )
 
-# %% ../nbs/18a_sketches.ipynb #18a50021
+# %% ../nbs/18a_sketches.ipynb #18a50022
 def count_groups(
     rows: pl.DataFrame,  # As for `count_rows`
     group: np.ndarray,  # Of each row: its day, or its segment
@@ -302,7 +322,7 @@ def count_groups(
         found[key] = count_rows(rows[order[start:end]], bins)
     return found
 
-# %% ../nbs/18a_sketches.ipynb #18a50024
+# %% ../nbs/18a_sketches.ipynb #18a50025
 @dataclass(frozen=True)
 class LabelJoin:
     "Predictions with their labels, and the labels that could not be used"
@@ -350,7 +370,7 @@ def join_labels(
         unknown=outcomes.height - asked.height,
     )
 
-# %% ../nbs/18a_sketches.ipynb #18a50025
+# %% ../nbs/18a_sketches.ipynb #18a50026
 def count_labels(
     rows: pl.DataFrame,  # p and y; rows without a label are not counted
     bins: FrozenBins,  # Of the sketch that this is added to
@@ -361,7 +381,7 @@ def count_labels(
     scores = _count_scores(known)
     return replace(empty_sketch(bins), scores=replace(scores, n=np.zeros_like(scores.n)))
 
-# %% ../nbs/18a_sketches.ipynb #18a50028
+# %% ../nbs/18a_sketches.ipynb #18a50029
 def encode_sketch(
     sketch: Sketch,
 ) -> bytes:
@@ -381,7 +401,7 @@ def encode_sketch(
     np.savez_compressed(buffer, about=text, **arrays)
     return buffer.getvalue()
 
-# %% ../nbs/18a_sketches.ipynb #18a50029
+# %% ../nbs/18a_sketches.ipynb #18a5002a
 def _read_edges(listed: list[float] | None) -> np.ndarray | None:
     return None if listed is None else np.array(listed, np.float64)
 
@@ -400,7 +420,7 @@ def _read_sketch(data: bytes) -> Sketch:
         missing=about['missing'],
     )
 
-# %% ../nbs/18a_sketches.ipynb #18a5002a
+# %% ../nbs/18a_sketches.ipynb #18a5002b
 def _are_counts(counts: np.ndarray, size: int) -> bool:
     return counts.shape == (size,) and counts.dtype == np.int64 and bool((counts >= 0).all())
 
@@ -425,7 +445,7 @@ def _can_be(sketch: Sketch) -> bool:
     tables = (sketch.missing, *sketch.categories.values())
     return all(fits) and all(min(rows.values(), default=0) >= 0 for rows in tables)
 
-# %% ../nbs/18a_sketches.ipynb #18a5002b
+# %% ../nbs/18a_sketches.ipynb #18a5002c
 _DAMAGE = (
     ValueError,
     KeyError,

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2_contingency
 
 from mlref import sketches
 from mlref.arguments import MlrefError
@@ -23,6 +24,7 @@ from mlref.count_metrics import (
     realized_metrics,
     stability_index,
 )
+from mlref.diagnosis import diagnose
 from mlref.evaluate import auc, brier, ece, log_loss
 from mlref.sketches import (
     Sketch,
@@ -338,6 +340,36 @@ def test_odd_days_are_judged_as_by_nannyml(nannyml, seed):
 # --- edges ---
 
 
+@TRIES
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=30),
+    st.integers(1, 30),
+    st.floats(-1e6, 1e6),
+    st.floats(1e-6, 1e6),
+    st.booleans(),
+)
+def test_every_value_falls_between_its_edges(values, steps, start, width, even):
+    edges = np.linspace(start, start + width, steps + 1)
+    if not even:
+        edges = np.unique(edges**3)
+    at = np.concatenate([values, edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf)])
+    found = sketches._find_places(at, edges)
+    assert found.tolist() == np.searchsorted(edges, at, 'right').tolist()
+
+
+@TRIES
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=6))
+def test_chi_squared_is_that_of_scipy(rows):
+    before, now = ({str(k): each[side] for k, each in enumerate(rows)} for side in (0, 1))
+    table = np.array(rows).T[:, np.array(rows).sum(axis=1) > 0]
+    found = chi_squared(before, now)
+    if not table.sum(axis=1).all() or not table.size:
+        assert np.isnan(found).all()
+    else:
+        theirs = chi2_contingency(table)
+        assert found == pytest.approx((theirs.statistic, theirs.pvalue), rel=1e-9, abs=1e-12)
+
+
 def test_distances_of_distributions():
     one, other = np.array([10, 0]), np.array([0, 7])
     assert js_distance(one, other) == 1 and js_distance(one, one * 3) == 0
@@ -466,3 +498,22 @@ def test_a_thousand_sketches_are_added_exactly():
     parts = count_groups(rows, np.arange(3000) // 3, BINS)
     assert everything(add_sketches(parts.values())) == everything(count_rows(rows, BINS))
     assert len(measure_sketch(REFERENCE.sketch, parts[5])) == 14
+
+
+def test_a_diagnosis_names_the_fault_and_its_segment():
+    rows = make_rows(2000, 9)
+    cases = {
+        'higher': rows.with_columns(pl.col('wind') + 5),
+        'lower': rows.with_columns(pl.col('wind') - 5),
+        'missing': rows.with_columns(wind=pl.lit(None, pl.Float64)),
+    }
+    for direction, moved in cases.items():
+        found = diagnose(REFERENCE, count_rows(moved, REFERENCE.bins))
+        assert [(each.feature, each.direction) for each in found.shifts] == [('wind', direction)]
+    new = diagnose(REFERENCE, count_rows(rows.with_columns(shop=pl.lit(9)), REFERENCE.bins))
+    assert new.shifts[0].direction == 'new value 9 more'
+    wrong = rows.with_columns(y=pl.when(pl.col('shop') == 3).then(1.0).otherwise('y'))
+    parts = count_groups(wrong, wrong['shop'].to_numpy(), REFERENCE.bins)
+    worst = diagnose(REFERENCE, add_sketches(parts.values()), parts)
+    assert worst.segments[0].segment == '3' and worst.segments[0].gap < -0.5
+    assert not worst.shifts and 'no feature is outside' in worst.text()
