@@ -33,7 +33,7 @@ from mlref.core import (
     write_json,
 )
 from .definitions import decode_features, encode_features
-from .edges import read_json_object
+from .edges import child_environment, read_json_object
 from .environment import SCORE_TOLERANCE, max_score_change
 from .features import FeatureSet
 from .messages import MessageLimits
@@ -195,10 +195,9 @@ def report_bundle(folder: str) -> str:  # JSON
 
 def _try_out(folder: Path) -> dict[str, Any]:
     "What a fresh process reports; raises `MlrefError` with what it says when it cannot open it"
-    path = os.pathsep.join(part for part in sys.path if part)
     done = subprocess.run(
         [sys.executable, '-c', _OPEN, str(folder)],
-        env={**os.environ, 'PYTHONPATH': path},
+        env=child_environment(),
         capture_output=True,
         text=True,
     )

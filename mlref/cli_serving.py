@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['serving_app', 'keys_app', 'KeyFolder', 'IngestSettings', 'LogFollower', 'summarize_ingest', 'TrimSettings',
-           'ServeSettings', 'last_day_requests']
+           'ServeSettings', 'read_also', 'serve_options', 'last_day_requests']
 
 # %% ../nbs/49_cli_serving.ipynb #e4900005
 import os
@@ -22,6 +22,7 @@ import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
 from .addresses import local_file
+from .arguments import check_distinct
 from .core import MlrefError
 from .edges import check_writable
 from .group_commit import Durability
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mlref.consumer import MessageBatch
-    from mlref.followers import ServeOptions
+    from mlref.followers import ServedRun, ServeOptions
     from mlref.ingest import IngestCounts
+    from mlref.log_care import Retention
     from mlref.log_position import LogPosition
     from mlref.task import Task
     from mlref.workers import Supervisor
@@ -207,34 +209,61 @@ def _ingest(settings: IngestSettings) -> Answer:
 class TrimSettings:
     "What of a topic is kept"
 
-    log: Annotated[Path, typer.Option(help='Folder of the log.')]
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help='Folder of a log, or of a server: then the logs of all its workers.',
+            show_default='served/ of the run',
+        ),
+    ] = None
     topic: Annotated[str, typer.Option(help='Name of the stream.')] = 'predictions'
     days: Annotated[float | None, typer.Option(help='Keep messages that are not older.')] = None
-    size: Annotated[int | None, typer.Option(help='Keep the newest bytes.')] = None
+    size: Annotated[int | None, typer.Option(help='Keep the newest bytes of each log.')] = None
+    data: DataFolder = None
 
 
+def _trim_logs(
+    folder: Path,  # Of a log, or of a server
+    topic: str,
+    policy: 'Retention',
+) -> dict[str, int]:  # Partition, or worker and partition -> its first offset now
+    "Trim a topic in one log, or in those of all workers"
+    from mlref.consumer import list_partitions
+    from mlref.log import LocalLog
+    from mlref.log_care import trim_log
+    from mlref.serving_state import prediction_logs
+
+    logs = {f'{worker}/': place for worker, place in prediction_logs(folder).items()}
+    begins = {}
+    for name, place in logs.items() if logs else [('', folder)]:
+        log = LocalLog(place)
+        for part in list_partitions(log, topic):
+            begins[f'{name}{part}'] = trim_log(log, topic, policy, partition=part)
+        log.close()
+    return begins
+
+# %% ../nbs/49_cli_serving.ipynb #2f26e7da
 @command(
     serving_app,
     'trim',
-    'mlref trim --log data/current/served/logs/0 --days 90',
+    'mlref trim --days 90',
+    'mlref trim --log data/current/served --topic vectors --days 7',
     'mlref trim --log data/log --topic events --size 1000000000 --json',
 )
 def _trim(settings: TrimSettings) -> Answer:
     "Remove the oldest messages of a topic, by age or by size."
-    from mlref.consumer import list_partitions
-    from mlref.log import LocalLog
-    from mlref.log_care import Retention, trim_log
+    from mlref.log_care import Retention
 
     if settings.days is None and settings.size is None:
         raise MlrefError('expected --days or --size, got neither; say what is kept')
     seconds = None if settings.days is None else settings.days * 86_400
     policy = Retention(seconds=seconds, size=settings.size)
-    log = LocalLog(require_path(settings.log, 'the folder of a log'))
-    parts = list_partitions(log, settings.topic)
-    begins = {part: trim_log(log, settings.topic, policy, partition=part) for part in parts}
-    log.close()
+    folder = settings.log
+    if folder is None:
+        folder = run_folder(None, settings.data) / 'served'
+    begins = _trim_logs(require_path(folder, 'the folder of a log'), settings.topic, policy)
     if not begins:
-        raise MlrefError(f'expected messages of {settings.topic} in {settings.log}, found none')
+        raise MlrefError(f'expected messages of {settings.topic} in {folder}, found none')
     return Answer({'begins': begins}, f'{settings.topic} begins at {begins}')
 
 # %% ../nbs/49_cli_serving.ipynb #e4900023
@@ -280,26 +309,66 @@ class ServeSettings:
         ),
     ] = None
     task: TaskAddress = DEFAULT_TASK
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help='Another task and the folder of its run: shop:SHOP=FOLDER.'),
+    ] = None
     data: DataFolder = None
 
-    def options(self, home: Path) -> 'ServeOptions':
-        "As the supervisor takes them"
-        from mlref.followers import ServeOptions
+# %% ../nbs/49_cli_serving.ipynb #1cfe8a36
+_SAME = (  # settings and options of one name
+    'task',
+    'uri',
+    'host',
+    'port',
+    'durability',
+    'max_rows',
+    'cache',
+    'deadline',
+    'max_age',
+)
 
-        same = ('task', 'uri', 'host', 'port', 'durability', 'max_rows', 'cache')
-        same += ('deadline', 'max_age')
-        given = {name: getattr(self, name) for name in same}
-        cores = len(os.sched_getaffinity(0))
-        folder = home / 'served' if self.log is None else self.log
-        return ServeOptions(
-            **given,
-            home=str(home),
-            folder=str(folder),
-            workers=self.workers if self.workers else cores,
-            names=() if self.allow_host is None else tuple(self.allow_host),
+
+def read_also(
+    text: str,  # E.g. 'shop:SHOP=data/shop/current'
+) -> 'ServedRun':
+    "A further task and the folder of its run; raises `MlrefError`"
+    from mlref.followers import ServedRun
+
+    task, equals, folder = text.partition('=')
+    if not (task and equals and folder):
+        raise MlrefError(
+            'expected a task and the folder of its run such as shop:SHOP=data/shop/current, got'
+            f' {text!r}; put an equals sign between them'
         )
+    require_path(Path(folder) / 'registry', f'the registry of {task}')
+    return ServedRun(task=task, home=folder)
 
 
+def serve_options(
+    settings: ServeSettings,
+    home: Path,  # Folder of the run
+) -> 'ServeOptions':
+    "Settings as the supervisor takes them; raises `MlrefError`"
+    from mlref.followers import ServeOptions
+
+    given = {name: getattr(settings, name) for name in _SAME}
+    cores = len(os.sched_getaffinity(0))
+    folder = home / 'served' if settings.log is None else settings.log
+    also = tuple(map(read_also, settings.also or ()))
+    others = [Path(run.home) for run in also]
+    homes = [str(each.resolve()) for each in (home, *others)]
+    check_distinct(homes, 'the runs of a server')
+    return ServeOptions(
+        **given,
+        home=str(home),
+        folder=str(folder),
+        workers=settings.workers if settings.workers else cores,
+        names=() if settings.allow_host is None else tuple(settings.allow_host),
+        also=also,
+    )
+
+# %% ../nbs/49_cli_serving.ipynb #1c1af09b
 @command(
     serving_app,
     'serve',
@@ -307,6 +376,7 @@ class ServeSettings:
     'mlref serve --workers 4 --durability async',
     'mlref serve --port 0 --json',
     'mlref serve --task shop:SHOP',
+    'mlref serve --also shop:SHOP=data/shop/current',
 )
 def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
     "Answer requests with the champion of a run, until stopped by SIGTERM or Ctrl-C."
@@ -323,7 +393,7 @@ def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
 
     # with --json the server's own words are progress
     with redirect_stdout(sys.stderr if as_json else out):
-        supervise(settings.options(home), started=tell)
+        supervise(serve_options(settings, home), started=tell)
     return Answer({'stopped': True}, 'stopped')
 
 # %% ../nbs/49_cli_serving.ipynb #e4900051

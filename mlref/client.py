@@ -7,10 +7,8 @@ __all__ = ['ServerUnreachable', 'read_answer', 'check_predictions', 'check_url',
 
 # %% ../nbs/16d_client.ipynb #16ac0004
 import json
-import os
 import secrets
 import subprocess
-import sys
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from .core import MlrefError
-from .edges import describe_error
+from .edges import child_command, child_environment, describe_error
 from .protocols import RequestError
 from .request_fields import entity_rows, request_fields
 from .task import Task, load_task
@@ -200,9 +198,6 @@ class Client(JsonClient):
         return np.array([answer['p'] for answer in self.answers(requests, batch)])
 
 # %% ../nbs/16d_client.ipynb #16ac0025
-_CHILD = 'import sys; from mlref.workers import serve_main; serve_main(sys.argv[1])'
-
-
 def start_server(
     task: Task | str,  # Or its address; a task without one cannot be found by another process
     folder: Path,  # Of a run: with registry/ and online/
@@ -216,15 +211,14 @@ def start_server(
             f'expected a task that another process can find, got {found.name} without an address;'
             " put it into a module and give 'module:attribute'"
         )
-    path = os.pathsep.join(part for part in sys.path if part)
     about = {'task': found.address, 'home': str(folder), 'folder': str(served)}
     options = json.dumps({**about, 'workers': workers, 'port': 0})
     process = subprocess.Popen(
-        [sys.executable, '-c', _CHILD, options],
+        child_command('workers', 'serve_main', options),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'PYTHONPATH': path},
+        env=child_environment(),
     )
     line = process.stdout.readline() if process.stdout else ''
     if ' at ' not in line:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'LIBRARIES', 'Result', 'describe_error', 'explain_errors', 'blame_library', 'read_json_object',
-           'check_writable', 'hold_file_lock', 'retry']
+           'check_writable', 'hold_file_lock', 'retry', 'child_command', 'child_environment']
 
 # %% ../nbs/01d_edges.ipynb #01d00005
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,3 +163,23 @@ def retry(
                 raise
             wait(0.1 * 2**attempt)
     return act()
+
+# %% ../nbs/01d_edges.ipynb #ad4d4d54
+def child_command(
+    module: str,  # Of this package
+    function: str,  # One that takes texts
+    *arguments: str,
+) -> list[str]:
+    "How a process that runs one function is started"
+    code = f'import sys; from mlref.{module} import {function}; {function}(*sys.argv[1:])'
+    return [sys.executable, '-c', code, *arguments]
+
+
+def child_environment(
+    threads: int | None = None,  # Of each library; None = as it finds them
+) -> dict[str, str]:
+    "What such a process finds: the modules that this one does"
+    path = os.pathsep.join(part for part in sys.path if part)
+    names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+    limits = {} if threads is None else dict.fromkeys(names, str(threads))
+    return {**limits, **os.environ, 'PYTHONPATH': path}

@@ -95,7 +95,7 @@ def log_loss(
     "Mean negative log-likelihood; probabilities are kept 1e-15 away from 0 and 1"
     y, p = _outcomes_and_probabilities(y, p)
     inside = np.clip(p, 1e-15, 1 - 1e-15)
-    return float(-np.mean(y * np.log(inside) + (1 - y) * np.log1p(-inside)))
+    return float(-np.mean(y * np.log(inside) + (1 - y) * np.log(1 - inside)))
 
 
 def brier(

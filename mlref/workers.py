@@ -23,24 +23,22 @@ from typing import Any
 
 # %% ../nbs/17f_workers.ipynb #56437929
 from .access import RateLimiter, check_exposed, make_addresses, read_keys
+from .arguments import check_distinct
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
+from .edges import child_command, child_environment
 from .engines import open_online_store
 from mlref.followers import (
     ServeOptions,
     StateFollower,
-    child_command,
-    child_environment,
     decode_options,
     encode_options,
     is_current,
     last_sentence,
 )
-from .group_commit import GroupCommit
 from .log import LocalLog
-from .model_server import ModelServer
 from .observe import Meters, ServerMetrics
-from .routes import make_app
+from .routes import make_app, make_server
 from .serve import Application, run_app
 from mlref.serving_state import (
     event_log,
@@ -52,39 +50,51 @@ from mlref.serving_state import (
 )
 
 # %% ../nbs/17f_workers.ipynb #6b95a0a4
+def _open_run(
+    run: ServeOptions,  # Of one task
+    index: int,
+    metrics: ServerMetrics,  # Of the worker
+    limiter: RateLimiter,  # The same
+) -> StateFollower:
+    "One task of a worker, and what follows its state"
+    folder = Path(run.folder)
+    bundle = open_bundle(folder / 'bundles' / read_state(folder).champion)
+    store = open_online_store(Path(run.home), readonly=True)
+    server = make_server(
+        task=bundle.task,
+        store=store,
+        log=LocalLog(prediction_log(folder, index)),
+        events=LocalLog(event_log(folder)),
+        metrics=metrics,
+        settings=run.settings(),
+        durability=run.durability,
+    )
+    server.limiter = limiter
+    follower = StateFollower(run, server, index)
+    follower.opened[bundle.digest] = bundle
+    return follower
+
+# %% ../nbs/17f_workers.ipynb #11ff44ba
 def open_worker(
     options: ServeOptions,
     index: int,
-) -> tuple[Application, StateFollower]:
+) -> Application:
     "The application of a worker; raises `MlrefError` when a part of it is missing"
-    folder = Path(options.folder)
-    bundle = open_bundle(folder / 'bundles' / read_state(folder).champion)
-    store = open_online_store(Path(options.home), readonly=True)
-    log = LocalLog(prediction_log(folder, index))
-    events = LocalLog(event_log(folder))
-    meters = folder / 'workers' / f'{index}.meters'
-    server = ModelServer(
-        task=bundle.task,
-        store=store,
-        log=GroupCommit(log, durability=options.durability),
-        events=GroupCommit(events),
-        log_file=log,
-        event_file=events,
-        metrics=ServerMetrics(Meters(meters), meters.parent),
-        settings=options.settings(),
-    )
-    server.limiter = RateLimiter(share=1 / options.workers)
-    follower = StateFollower(options, server, index)
-    follower.opened[bundle.digest] = bundle
-    app = make_app(server, services=[follower])
+    file = Path(options.folder) / 'workers' / f'{index}.meters'
+    metrics = ServerMetrics(Meters(file), file.parent)
+    limiter = RateLimiter(share=1 / options.workers)
+    followers = [_open_run(run, index, metrics, limiter) for run in options.runs]
+    check_distinct([follower.server.task.name for follower in followers], 'tasks of a server')
+    servers = [follower.server for follower in followers]
+    app = make_app(*servers, services=followers)
     app.addresses = make_addresses(options.host, options.names)
-    follower.app = app
-    return app, follower
+    followers[0].app = app
+    return app
 
 # %% ../nbs/17f_workers.ipynb #4106e51c
 async def _work(options: ServeOptions, index: int, listening: socket.socket, parent: int) -> None:
     "Answer until told to stop, or until the supervisor is gone"
-    app, _ = open_worker(options, index)
+    app = open_worker(options, index)
     loop = asyncio.get_running_loop()
 
     def hear(stopper: Any) -> None:
@@ -152,7 +162,7 @@ class Supervisor:
             child_command('workers', 'worker_main', encode_options(self.options), *numbers),
             stdin=subprocess.DEVNULL,
             pass_fds=(self.listening.fileno(), self.alive),
-            env=child_environment(),
+            env=child_environment(threads=1),
         )
         self.children[index] = _Child(process, time.monotonic(), quick_deaths)
 
@@ -230,7 +240,12 @@ def clear_workers(
 def prepare(
     options: ServeOptions,
 ) -> None:
-    "See that there is a champion to start with; raises `MlrefError`"
+    "See that each task has a champion to start with; raises `MlrefError`"
+    for run in options.runs:
+        _prepare_run(run)
+
+
+def _prepare_run(options: ServeOptions) -> None:
     folder = Path(options.folder)
     clear_workers(folder)
     try:
@@ -244,12 +259,16 @@ def prepare(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env=child_environment(),
+            env=child_environment(threads=1),
         )
         if done.returncode:
             raise MlrefError(last_sentence(done.stderr))
 
 # %% ../nbs/17f_workers.ipynb #e3e3ff26
+def _serving(folder: Path) -> dict[int, str]:  # Process of a worker -> version that it answers with
+    return {note.pid: note.version for note in read_notes(folder)}
+
+
 def wait_ready(
     supervisor: Supervisor,
     seconds: float = 60.0,
@@ -257,15 +276,16 @@ def wait_ready(
     "Wait for the first workers; raises `MlrefError` when one ends instead"
     until = time.monotonic() + seconds
     while time.monotonic() < until and not supervisor.stopping.is_set():
-        pids = {note.pid: note.version for note in read_notes(supervisor.folder)}
+        pids = [_serving(Path(run.folder)) for run in supervisor.options.runs]
         for child in supervisor.children.values():
             if child.process.poll() is not None:
                 raise MlrefError(
                     f'expected workers over {supervisor.options.home} to start, one ended with'
                     f' status {child.process.returncode}; what it said stands above'
                 )
-        if all(child.process.pid in pids for child in supervisor.children.values()):
-            return next(iter(pids.values()))
+        workers = [child.process.pid for child in supervisor.children.values()]
+        if all(notes.keys() >= set(workers) for notes in pids):
+            return next(iter(pids[0].values()))
         time.sleep(0.01)
     raise MlrefError(f'expected workers that serve within {seconds:g} s, some do not; start again')
 

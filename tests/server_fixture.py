@@ -83,7 +83,7 @@ def wrap_model(data: bytes) -> Any:
     return OnnxPredictor(data, source, 'onnx', digest(data)[:12])
 
 
-def make_home(home: Path) -> list[str]:
+def make_home(home: Path, address: str = 'small:TASK') -> list[str]:
     "A run of the visits; its versions, the champion first"
     from mlref.core import DAY
     from mlref.followers import ServeOptions, publish_champion
@@ -92,14 +92,16 @@ def make_home(home: Path) -> list[str]:
     from mlref.materialize import apply_events
     from mlref.promotion import promote
     from mlref.registry import Registry, TrainingRun, local_uri, register_model
-    from small import FEATURES, TASK, make_events
+    from mlref.task import load_task
+    from small import FEATURES, make_events
 
+    task = load_task(address)
     events = make_events()
     store = LmdbStore(home / 'online', FEATURES)
     apply_events(store, events)
     store.close()
-    registry = Registry(home / 'registry', local_uri(home / 'registry'), name=TASK.name)
-    options = ServeOptions('small:TASK', str(home), str(home / 'served'))
+    registry = Registry(home / 'registry', local_uri(home / 'registry'), name=task.name)
+    options = ServeOptions(address, str(home), str(home / 'served'))
     gates = [Gate('better_than_champion', True, 0.01, -0.003, '')]
     models = [wrap_model(onnx_model(weights)) for weights in VERSIONS]
     for model in reversed(models):
@@ -194,17 +196,9 @@ class Served:
 
     def rows(self, topic: str = 'predictions') -> list[dict[str, Any]]:
         "What the workers wrote down so far"
-        from mlref.log import LocalLog
-        from mlref.serving_state import prediction_logs
+        from mlref.serving_state import read_messages
 
-        found = []
-        for place in prediction_logs(self.folder).values():
-            log = LocalLog(place, readonly=True)
-            start, end = log.start(topic), log.end(topic)
-            messages = log.read(topic, start, end - start) if end > start else []
-            found += [json.loads(message) for message in messages]
-            log.close()
-        return found
+        return read_messages(self.folder, topic)
 
 
 def deliver_body(log: Any, schema: Any, body: bytes) -> dict[str, Any]:
@@ -247,14 +241,15 @@ def start_process(
     says: Any = None,  # Where its errors go
 ) -> tuple[subprocess.Popen, str]:
     "A server in a process of its own, and where it answers"
-    from mlref.followers import child_environment, encode_options
+    from mlref.edges import child_environment
+    from mlref.followers import encode_options
 
     process = subprocess.Popen(
         [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
         stdout=subprocess.PIPE,
         stderr=says,
         text=True,
-        env=child_environment(),
+        env=child_environment(threads=1),
     )
     line = process.stdout.readline()
     assert ' at http://' in line, line

@@ -1,5 +1,7 @@
 """A task of eight days of visits, small enough to make in a millisecond, for tests by kind"""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 
@@ -65,6 +67,7 @@ TASK = Task(
     labels=find_labels,
     label_kinds=('end',),
 )
+OTHER = replace(TASK, name='early-visits')
 
 
 def make_table(rows: int = ROWS) -> TrainingSet:

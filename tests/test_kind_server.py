@@ -21,7 +21,8 @@ import pytest
 
 from mlref.access import make_key, write_keys
 from mlref.core import MlrefError
-from mlref.followers import ServeOptions, child_environment
+from mlref.edges import child_environment
+from mlref.followers import ServeOptions
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
 from server_fixture import start_process
 
@@ -377,7 +378,7 @@ def test_silent_connections_do_not_use_up_the_descriptors():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=child_environment(),
+        env=child_environment(threads=1),
     )
     try:
         address = ('127.0.0.1', int(process.stdout.readline()))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections import Counter
 
@@ -9,14 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlref.cli_rollout import read_messages
-from mlref.followers import ServeOptions
-from mlref.promotion import promotions
+from mlref.followers import ServeOptions, publish_champion
+from mlref.promotion import promote, promotions
 from mlref.registry import Registry
 from mlref.rollout import rollout_plan
 from mlref.rollout_state import gather_evidence, read_counts, require_rollout, scored_rows
 from mlref.route import Router
-from mlref.serving_state import laggards, read_notes, read_state
+from mlref.serving_state import laggards, read_messages, read_notes, read_state
 from server_fixture import (
     VERSIONS,
     Served,
@@ -232,3 +232,27 @@ def test_a_person_ends_a_rollout_either_way_and_is_a_row_like_any_other(rolling,
     rows = promotions(rolling.registry)
     assert [row.who for row in rows[-4:]] == ['rollout', 'bob', 'ann', 'ann']
     assert rows[-1].to == rolling.near and 'good enough' in rows[-1].why
+
+
+def test_a_bundle_that_a_worker_still_holds_stays_and_goes_when_nobody_does(rolling):
+    folder = rolling.server.folder
+    rolling.settle()
+    note = next(note for note in read_notes(folder) if note.index == 1)
+
+    def bundles():
+        return {place.name for place in (folder / 'bundles').iterdir()}
+
+    os.kill(note.pid, signal.SIGSTOP)
+    try:
+        for number in ('1', rolling.near, '1'):
+            promote(rolling.registry, number, 9 * 1440, 'for the test')
+            publish_champion(rolling.options)
+        held = set(note.bundles) - set(read_state(folder).digests)
+        assert held and held <= bundles()
+    finally:
+        os.kill(note.pid, signal.SIGCONT)
+    rolling.settle()
+    publish_champion(rolling.options)
+    assert bundles() == set(read_state(folder).digests)
+    assert len(bundles()) == 2  # the champion and the one before
+    assert rolling.ask(399)[0] == 200
