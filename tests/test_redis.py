@@ -325,6 +325,36 @@ def test_the_password_is_never_told(space):
     assert 'sesame' not in str(told.value)
 
 
+FAIL = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+from mlref.ext.redis_process import RedisProcess
+
+
+def fail():
+    server = RedisProcess()
+    print(server.process.pid, server.folder, flush=True)
+    raise RuntimeError('the page fails')
+
+
+if sys.argv[1] == 'pool':
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(fail).result()
+fail()
+"""
+
+
+@pytest.mark.parametrize('where', ['alone', 'pool'])
+def test_no_server_outlives_an_interpreter_that_fails(where):
+    need('redis-server')
+    command = [sys.executable, '-c', FAIL, where]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1 and 'the page fails' in ran.stderr
+    pid, folder = ran.stdout.split()
+    assert not Path('/proc', pid).exists() and not Path(folder).exists()
+
+
 def test_the_fixture_is_stopped_by_its_own_process():
     need('redis-server')
     with RedisProcess() as process:
