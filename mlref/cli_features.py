@@ -31,6 +31,7 @@ from mlref.terminal import (
 
 # %% ../nbs/47_cli_features.ipynb #e4700028
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
     from mlref.lake import Lake
@@ -136,6 +137,22 @@ def _show_feature_lineage(
     lines = [f'{row["source"]}.{row["column"]} -> {row["part"]} -> {feature}' for row in rows]
     return Answer(rows, '\n'.join(lines))
 
+# %% ../nbs/47_cli_features.ipynb #e4700037
+def _read_vector(
+    home: Path,  # Of the run
+    task: 'Task',
+    request: 'pl.DataFrame',  # One row
+) -> 'np.ndarray':
+    "What the server would read for one request"
+    from mlref.engines import open_online_store
+    from mlref.vectors import compute_vectors
+
+    store = open_online_store(home, readonly=True)
+    try:
+        return compute_vectors(store, request, task.features, task.lookups)[0]
+    finally:
+        store.close()
+
 # %% ../nbs/47_cli_features.ipynb #e4700017
 @command(features_app, 'get', 'mlref features get UA1545-EWR-201301010515 --json')
 def _get_features(
@@ -144,9 +161,7 @@ def _get_features(
     data: DataFolder = None,
 ) -> Answer:
     "The vector of one entity of the last run, as the server would read it."
-    from mlref.engines import open_online_store
     from mlref.task import load_task
-    from mlref.vectors import compute_vectors
 
     home = run_folder(None, data)
     about = load_task(task)
@@ -155,11 +170,7 @@ def _get_features(
         request = _find_request(lake, about, entity)
     finally:
         lake.close()
-    store = open_online_store(home, readonly=True)
-    try:
-        vector = compute_vectors(store, request, about.features, about.lookups)[0]
-    finally:
-        store.close()
+    vector = _read_vector(home, about, request)
     known = format_time(request[about.request_time][0] - about.calendar.horizon)
     values = dict(zip(about.features.names, vector.tolist(), strict=True))
     text = [f'{name:32} {value:g}' for name, value in values.items()]
@@ -286,7 +297,7 @@ def _materialize_features(settings: _MaterializeSettings) -> Answer:
     found = {'rows': frame.height, 'features': len(rows.names), 'file': file}
     return Answer(found, f'{frame.height:,} rows x {len(rows.names)} features: {file}')
 
-# %% ../nbs/47_cli_features.ipynb #e4700023
+# %% ../nbs/47_cli_features.ipynb #e4700035
 def _store_folder(
     store: Path | None,  # As it was given
     data: Path | None,
@@ -306,7 +317,7 @@ def _store_folder(
         )
     return home / 'online'
 
-
+# %% ../nbs/47_cli_features.ipynb #e4700023
 @command(
     features_app, 'reshard', 'mlref features reshard 4', 'mlref features reshard 4 --store DIR'
 )
