@@ -144,12 +144,16 @@ def _read_vector(
     request: 'pl.DataFrame',  # One row
 ) -> 'np.ndarray':
     "What the server would read for one request"
+    import polars as pl
+
     from mlref.engines import open_online_store
     from mlref.vectors import compute_vectors
 
+    cutoff = pl.col(task.request_time) - task.calendar.horizon
     store = open_online_store(home, readonly=True)
     try:
-        return compute_vectors(store, request, task.features, task.lookups)[0]
+        asked = request.with_columns(cutoff=cutoff)
+        return compute_vectors(store, asked, task.features, task.lookups)[0]
     finally:
         store.close()
 
