@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # %% ../nbs/47_cli_features.ipynb #e4700006
+from .addresses import local_file
 from .core import MlrefError, format_time, parse_time, write_bytes
 from mlref.terminal import (
     DEFAULT_TASK,
@@ -30,6 +31,7 @@ from mlref.terminal import (
 
 # %% ../nbs/47_cli_features.ipynb #e4700028
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
     from mlref.lake import Lake
@@ -135,6 +137,26 @@ def _show_feature_lineage(
     lines = [f'{row["source"]}.{row["column"]} -> {row["part"]} -> {feature}' for row in rows]
     return Answer(rows, '\n'.join(lines))
 
+# %% ../nbs/47_cli_features.ipynb #e4700037
+def _read_vector(
+    home: Path,  # Of the run
+    task: 'Task',
+    request: 'pl.DataFrame',  # One row
+) -> 'np.ndarray':
+    "What the server would read for one request"
+    import polars as pl
+
+    from mlref.engines import open_online_store
+    from mlref.vectors import compute_vectors
+
+    cutoff = pl.col(task.request_time) - task.calendar.horizon
+    store = open_online_store(home, readonly=True)
+    try:
+        asked = request.with_columns(cutoff=cutoff)
+        return compute_vectors(store, asked, task.features, task.lookups)[0]
+    finally:
+        store.close()
+
 # %% ../nbs/47_cli_features.ipynb #e4700017
 @command(features_app, 'get', 'mlref features get UA1545-EWR-201301010515 --json')
 def _get_features(
@@ -143,9 +165,7 @@ def _get_features(
     data: DataFolder = None,
 ) -> Answer:
     "The vector of one entity of the last run, as the server would read it."
-    from mlref.lmdb_store import LmdbStore
     from mlref.task import load_task
-    from mlref.vectors import compute_vectors
 
     home = run_folder(None, data)
     about = load_task(task)
@@ -154,8 +174,7 @@ def _get_features(
         request = _find_request(lake, about, entity)
     finally:
         lake.close()
-    store = LmdbStore(home / 'online', readonly=True)
-    vector = compute_vectors(store, request, about.features, about.lookups)[0]
+    vector = _read_vector(home, about, request)
     known = format_time(request[about.request_time][0] - about.calendar.horizon)
     values = dict(zip(about.features.names, vector.tolist(), strict=True))
     text = [f'{name:32} {value:g}' for name, value in values.items()]
@@ -282,6 +301,26 @@ def _materialize_features(settings: _MaterializeSettings) -> Answer:
     found = {'rows': frame.height, 'features': len(rows.names), 'file': file}
     return Answer(found, f'{frame.height:,} rows x {len(rows.names)} features: {file}')
 
+# %% ../nbs/47_cli_features.ipynb #e4700035
+def _store_folder(
+    store: Path | None,  # As it was given
+    data: Path | None,
+) -> Path:
+    "The folder of an online store; raises `MlrefError` for one that is not in files"
+    from mlref.engines import find_address
+
+    if store is not None:
+        return local_file(store, 'an online store')
+    home = run_folder(None, data)
+    address = find_address('online', home)
+    if address:
+        raise MlrefError(
+            f'expected an online store in files, that of {home.name} is on'
+            f' {address.split(":")[0]}; reshard it with the tools of that engine, or name a folder'
+            ' with --store'
+        )
+    return home / 'online'
+
 # %% ../nbs/47_cli_features.ipynb #e4700023
 @command(
     features_app, 'reshard', 'mlref features reshard 4', 'mlref features reshard 4 --store DIR'
@@ -297,7 +336,7 @@ def _reshard_store(
     "Spread an online store over a number of files, while servers read on."
     from mlref.lmdb_store import LmdbStore, reshard
 
-    folder = run_folder(None, data) / 'online' if store is None else store
+    folder = _store_folder(store, data)
     new = not folder.exists()
     opened = LmdbStore(folder, shards=parts)
     before = 0 if new else len(opened.envs)

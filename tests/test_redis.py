@@ -1,5 +1,6 @@
 """The online store on a real Redis and a real Redis Cluster: what a page cannot hold"""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import redis
 
+from mlref.core import DAY
 from mlref.dead_letters import Outage
 from mlref.ext.redis_cluster import ClusterProcesses, copy_store, wait_for_cluster
 from mlref.ext.redis_process import RedisProcess
@@ -21,7 +23,9 @@ from mlref.ext.redis_store import RedisStore, open_store
 from mlref.last_values import check_store, get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.records import RecordLayout, seal
+from mlref.workspace import Workspace, deliver_events
 from programs import need
+from small import TASK, make_events
 from test_second_task import in_two_files
 
 DEEP = os.environ.get('MLREF_DEEP', '0') == '1'
@@ -101,6 +105,28 @@ def test_the_shop_by_one_line_of_settings(cluster, tmp_path):
     command = [sys.executable, '-c', SHOP, cluster.url]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.stdout.endswith('equal\n'), ran.stderr[-3000:]
+
+
+def test_features_get_reads_where_the_store_is(server, tmp_path, monkeypatch):
+    program = Path(sys.executable).parent / 'mlref'
+    monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
+    events = make_events()
+    said = []
+    for name, address in (('files', ''), ('redis', server.url)):
+        monkeypatch.setenv('MLREF_ONLINE', address)
+        run = tmp_path / name / 'runs' / f'get-{name}'
+        workspace = Workspace(run, TASK)
+        deliver_events(workspace, events, 3 * DAY)
+        workspace.close()
+        assert (run / 'online').exists() == (not address)
+        _ = (tmp_path / name / 'current').write_text(run.name)
+        words = ['features', 'get', 'v100', '--task', 'small:TASK', '--json', '--data']
+        ran = subprocess.run(
+            [program, *words, run.parents[1]], capture_output=True, text=True, timeout=60
+        )
+        assert ran.returncode == 0, ran.stderr
+        said.append(json.loads(ran.stdout))
+    assert said[0] == said[1] and None not in said[0]['features'].values()
 
 
 PUSH = """
@@ -323,6 +349,36 @@ def test_the_password_is_never_told(space):
     with pytest.raises(Exception, match='scheme') as told:
         RedisStore('http://:open-sesame@host', space)
     assert 'sesame' not in str(told.value)
+
+
+FAIL = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+from mlref.ext.redis_process import RedisProcess
+
+
+def fail():
+    server = RedisProcess()
+    print(server.process.pid, server.folder, flush=True)
+    raise RuntimeError('the page fails')
+
+
+if sys.argv[1] == 'pool':
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(fail).result()
+fail()
+"""
+
+
+@pytest.mark.parametrize('where', ['alone', 'pool'])
+def test_no_server_outlives_an_interpreter_that_fails(where):
+    need('redis-server')
+    command = [sys.executable, '-c', FAIL, where]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1 and 'the page fails' in ran.stderr
+    pid, folder = ran.stdout.split()
+    assert not Path('/proc', pid).exists() and not Path(folder).exists()
 
 
 def test_the_fixture_is_stopped_by_its_own_process():

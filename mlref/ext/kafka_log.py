@@ -34,6 +34,7 @@ class KafkaSettings:
     password: str = ''
     timeout: float = 10.0  # Seconds for one answer
     delivery: float = 30.0  # Seconds in which a message must be accepted
+    space: str = ''  # Put before the name of every topic, with a dot
 
     def options(self) -> dict[str, bool | float | int | str]:
         "As the client library calls them"
@@ -48,7 +49,7 @@ class KafkaSettings:
 
 
 def parse_kafka(
-    address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]
+    address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...][/SPACE]
 ) -> KafkaSettings:
     "What an address says; raises `MlrefError` for one that is not of Kafka"
     parts = urlsplit(address)
@@ -60,7 +61,15 @@ def parse_kafka(
             'expected an address as kafka://HOST:PORT, several with commas, got one of the scheme'
             f' {parts.scheme[:20]!r} with {len(hosts)} hosts; correct the line log = ...'
         )
-    return KafkaSettings(brokers, user, password)
+    space = parts.path.removeprefix('/')
+    if space:
+        check_partition(space, 0)
+    if parts.query or parts.fragment:
+        raise MlrefError(
+            'expected an address as kafka://HOST:PORT/SPACE, got one with ? or #; correct the line'
+            ' log = ...'
+        )
+    return KafkaSettings(brokers, user, password, space=space)
 
 # %% ../../nbs/30_kafka.ipynb #2b0ed0bd
 _MISSING = (
@@ -191,11 +200,11 @@ class KafkaLog:
     def __init__(
         self,
         address: str,  # kafka://HOST:PORT
-        space: str = '',  # Put before the name of every topic, with a dot
+        space: str = '',  # Of its topics; '' = that of the address
         partitions: int = 0,  # That a topic must have; 0 = what it has when it is first asked for
     ):
         self.settings = parse_kafka(address)
-        self.space = space
+        self.space = space or self.settings.space
         self.wanted = partitions
         self.counts: dict[str, int] = {}
         self.readers: dict[str, PartitionReader] = {}
@@ -223,6 +232,10 @@ class KafkaLog:
     def end(self, topic: str, partition: int = 0) -> int:
         "The offset that the next message will get"
         return self.reader(topic, partition).edges()[1]
+
+    def partitions(self, topic: str) -> list[int]:
+        "Those of a topic; raises `MlrefError` when they are not as many as before"
+        return list(range(check_count(self, check_topic(self, topic, 0))))
 
     def identity(self, topic: str) -> str:
         "Of the cluster and the topic"
@@ -290,8 +303,8 @@ def check_topic(log: KafkaLog, topic: str, partition: int) -> str:
     return name
 
 # %% ../../nbs/30_kafka.ipynb #602ac4ab
-def check_count(log: KafkaLog, name: str) -> None:
-    "Note the partitions of a topic; raises `MlrefError` when they are not as many as before"
+def check_count(log: KafkaLog, name: str) -> int:
+    "Note how many partitions a topic has; raises `MlrefError` when they are not as many as before"
     found = count_partitions(log, name)
     wanted = log.counts.get(name, log.wanted or found)
     if found != wanted:
@@ -300,6 +313,7 @@ def check_count(log: KafkaLog, name: str) -> None:
             ' partitions, and lose their order; copy its messages into a new topic'
         )
     log.counts[name] = found
+    return found
 
 
 def find_reader(log: KafkaLog, name: str, partition: int) -> PartitionReader:

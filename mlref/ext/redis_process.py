@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import redis
@@ -38,7 +39,7 @@ def find_redis() -> str:
 
 # %% ../../nbs/31a_redis_process.ipynb #76eca3a1
 class RedisProcess:
-    "A redis-server of its own; ends with its `with` block, or by `stop` or `kill`"
+    "A redis-server of its own; ends with its `with` block, by `stop` or `kill`, or with Python"
 
     def __init__(
         self,
@@ -51,6 +52,8 @@ class RedisProcess:
         self.own = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix='redis-')) if folder is None else folder
         self.port = port or free_port()
+        # not atexit, which the workers of a pool never run; a forked child leaves it alone
+        self.at_exit = Finalize(None, self.stop, exitpriority=0)
         self.process = self.start()
 
     @property
@@ -80,6 +83,7 @@ class RedisProcess:
 
     def stop(self) -> None:
         "End it, and remove its folder when it is its own"
+        self.at_exit.cancel()
         self.process.terminate()
         self.process.wait()
         if self.own:
