@@ -25,7 +25,7 @@ from mlref.body_schemas import (
 )
 from .oip import MATRIX
 from .oip_metadata import ModelState
-from .protocols import Limits
+from .protocols import Limits, Signature
 from .request_fields import RequestField
 
 # %% ../nbs/15f_openapi.ipynb #15f00009
@@ -187,10 +187,18 @@ class ServedApi:
     secured: bool = False  # Whether a key is asked for
 
 
+def _example_row(signature: Signature) -> list[float]:
+    "The middle of each range; one half where it is not known"
+    if signature.ranges is None:
+        return [0.5] * len(signature.names)
+    pairs = zip(signature.ranges.low, signature.ranges.high, strict=True)
+    return [0.5 if low is None or high is None else low / 2 + high / 2 for low, high in pairs]
+
+
 def _examples(api: ServedApi, body: str) -> list[Any]:
     "Requests that are answered"
     names = api.model.signature.names
-    row = [0.5] * len(names)
+    row = _example_row(api.model.signature)
     if body == 'InferRequest':
         shape = [1, len(names)]
         tensor = {'name': MATRIX, 'datatype': 'FP32', 'shape': shape, 'data': row}
