@@ -20,6 +20,7 @@ import numpy as np
 # %% ../nbs/16ga_answers.ipynb #17c04725
 from .batching import DeadlineExceeded
 from .calibration import CalibrationHistory
+from .feature_ranges import count_outside
 from .feature_status import feature_status, name_absent
 from mlref.model_server import (
     ModelServer,
@@ -33,6 +34,7 @@ from mlref.model_server import (
     read_rows,
     score_rows,
 )
+from .observe import count_out_of_range
 from .protocols import Answer, RequestError, check_rows, decode_json
 from .request_fields import parse_entities
 from .requests import Request
@@ -138,6 +140,7 @@ class _Scored:
 
     p: np.ndarray  # float64
     absent: list[dict[str, list[str]]]  # Features not present, by status; empty = nobody asked
+    outside: int | None  # Values out of range; None = ranges are not known
 
 
 async def _score_places(
@@ -158,10 +161,12 @@ async def _score_places(
         p = await score_counted(server, chosen, X, asked.deadline, start)
     finally:
         served.users -= 1
+    ranges = served.signature.ranges
+    outside = None if ranges is None else count_outside(X, ranges)
     if not asked.statuses:
-        return _Scored(p, [])
+        return _Scored(p, [], outside)
     codes = [row for part in parts for row in feature_status(served.places, part)]
-    return _Scored(p, [name_absent(served.places, row) for row in codes])
+    return _Scored(p, [name_absent(served.places, row) for row in codes], outside)
 
 # %% ../nbs/16ga_answers.ipynb #59501dd8
 async def _score_entities(
@@ -180,7 +185,9 @@ async def _score_entities(
     p[order] = np.concatenate([part.p for part in found])
     absent = [each for part in found for each in part.absent]
     in_order = dict(zip(order, absent, strict=False))
-    return _Scored(p, [in_order[place] for place in range(len(absent))])
+    known = [part.outside for part in found if part.outside is not None]
+    outside = sum(known) if known else None
+    return _Scored(p, [in_order[place] for place in range(len(absent))], outside)
 
 # %% ../nbs/16ga_answers.ipynb #5d7a5d65
 def _calibrate(
@@ -262,6 +269,8 @@ async def _predict(server: ModelServer, request: Request) -> Answer:
     rows = _prediction_rows(server, request, asked, chosen, p, calibrated[1])
     await server.log.append('predictions', rows)
     request.scored = len(p)
+    if scored.outside is not None:
+        count_out_of_range(server.metrics, server.task.name, scored.outside)
     _start_shadows(server, request, chosen, asked)
     return Answer(body)
 

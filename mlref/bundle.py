@@ -35,6 +35,7 @@ from mlref.core import (
 from .definitions import decode_features, encode_features
 from .edges import child_environment, read_json_object
 from .environment import SCORE_TOLERANCE, max_score_change
+from .feature_ranges import FeatureRanges, decode_ranges, encode_ranges
 from .features import FeatureSet
 from .messages import MessageLimits
 from .model import LOADERS, load_model, save_model
@@ -84,6 +85,7 @@ class ServingBundle:
 def make_bundle(
     task: 'Task',
     model: Predictor,
+    ranges: FeatureRanges | None = None,  # Of its training rows; None = not known
 ) -> ServingBundle:
     "A bundle for this process; raises `MlrefError` for a model of other columns"
     if model.names != task.features.names:
@@ -96,7 +98,7 @@ def make_bundle(
         model=model,
         features=task.features,
         lookups=task.lookups,
-        signature=Signature(model.names),
+        signature=Signature(model.names, ranges=ranges),
     )
 
 # %% ../nbs/15d_bundle.ipynb #15d0000e
@@ -161,6 +163,7 @@ def _write_parts(
         'task': _encode_task(bundle.task),
         'features': encode_features(bundle.features),
         'nan': bundle.signature.nan,
+        'ranges': encode_ranges(bundle.signature.ranges, model.names),
         'model': {'kind': model.kind, 'version': model.version, 'loader': loader},
     }
     looked_up = json.dumps(encode_value(bundle.lookups, 'the lookups'), sort_keys=True)
@@ -232,9 +235,10 @@ def write_bundle(
     model: Predictor,  # What is to answer, of the task's columns
     folder: Path,  # Of bundles; made when missing
     sample: np.ndarray | None = None,  # Rows to compare scores on, float32; None = made up
+    ranges: FeatureRanges | None = None,  # Of its training rows; None = not known
 ) -> Path:  # `folder`/<digest>
     "Put a model and its task into a bundle, and try it out; raises `MlrefError` when it fails"
-    bundle = make_bundle(task, model)
+    bundle = make_bundle(task, model, ranges)
     rows = made_up_rows(task.features) if sample is None else sample
     Path(folder).mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix='.aside-'))
@@ -323,12 +327,13 @@ def open_bundle(
     lookups = json.loads((folder / 'lookups.json').read_bytes())
     features = decode_features(about['features'])  # before the model: its code is what changes
     model = _load_model(folder, about['model'])
+    ranges = decode_ranges(about.get('ranges'), model.names)  # not in bundles of before
     return ServingBundle(
         task=_decode_task(about['task']),
         model=model,
         features=features,
         lookups=decode_value(lookups, 'the lookups'),
-        signature=Signature(model.names, about['nan']),
+        signature=Signature(model.names, about['nan'], ranges),
         digest=about['digest'],
         folder=folder,
         loads=tuple(about['loads']),

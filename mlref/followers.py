@@ -147,12 +147,13 @@ def _publish_bundles(
     folder: Path,  # Of a server
 ) -> ServingState:
     from mlref.bundle import write_bundle
-    from mlref.model_versions import load_champion
+    from mlref.model_versions import load_champion, read_ranges
 
     mark = registry_mark(registry.folder) if registry.file else ''
     champion = load_champion(registry, features=task.features)
     candidate = _write_candidate(task, registry, folder / 'bundles')
-    digest = write_bundle(task, champion, folder / 'bundles').name
+    ranges = read_ranges(registry, champion)
+    digest = write_bundle(task, champion, folder / 'bundles', ranges=ranges).name
 
     def change(state: ServingState) -> ServingState:
         return replace(with_champion(state, digest, mark), candidate=candidate)
@@ -167,14 +168,14 @@ def _write_candidate(
 ) -> str:  # Digest of its bundle; '' = nothing is tried out
     "The version that a rollout tries out, as a bundle"
     from mlref.bundle import write_bundle
-    from mlref.model_versions import load_version
+    from mlref.model_versions import load_version, read_ranges
     from mlref.rollout_state import read_rollout
 
     standing = read_rollout(registry)
     if standing is None:
         return ''
     tried = load_version(registry, standing.rollout.candidate, task.features)
-    return write_bundle(task, tried, bundles).name
+    return write_bundle(task, tried, bundles, ranges=read_ranges(registry, tried)).name
 
 
 def is_current(

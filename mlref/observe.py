@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'OVERFLOW', 'METRICS', 'BUCKETS', 'Meters', 'read_names', 'add_samples', 'Metric', 'write_sample',
-           'render_metrics', 'ServerMetrics']
+           'render_metrics', 'ServerMetrics', 'count_out_of_range']
 
 # %% ../nbs/15_observe.ipynb #7444ecab
 import json
@@ -14,6 +14,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 # %% ../nbs/15_observe.ipynb #c0f970b4
@@ -115,6 +116,7 @@ _OF_REQUESTS = {
     'mlref_request_duration_seconds': Metric('histogram', 'Time to the answer'),
     'mlref_entities': Metric('counter', 'Entities or vectors scored'),
     'mlref_values': Metric('counter', 'Last values read'),
+    'mlref_values_out_of_range': Metric('counter', 'Values that no training row reached'),
     'mlref_shadow_dropped': Metric('counter', 'Requests that shadows did not score'),
     'mlref_samples_dropped': Metric('counter', 'Counts under a name that found no place'),
 }
@@ -262,3 +264,17 @@ class ServerMetrics:
         "The page a scraper reads"
         counted = add_samples(self.meters, self.folder)
         return render_metrics(counted if gauges is None else {**counted, **gauges})
+
+# %% ../nbs/15_observe.ipynb #15fa0002
+@cache
+def _out_of_range_name(model: str) -> str:
+    return write_sample('mlref_values_out_of_range_total', model=model)
+
+
+def count_out_of_range(
+    metrics: ServerMetrics,
+    model: str,  # Name of the task
+    n: int,  # Values of some rows; 0 says that they were looked at
+) -> None:
+    "Count values that no training row of the version that scored has reached"
+    metrics.meters.add(_out_of_range_name(model), n)

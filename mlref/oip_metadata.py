@@ -7,10 +7,12 @@ __all__ = ['EXTENSIONS', 'describe_server', 'ModelState', 'describe_metadata', '
            'find_model', 'index_models', 'check_load', 'Spent', 'ModelStatistics', 'describe_statistics']
 
 # %% ../nbs/15ac_oip_metadata.ipynb #15ac0004
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .feature_ranges import encode_ranges
 from .messages import show_name
 from .oip import MATRIX, OUTPUTS
 from .protocols import Limits, RequestError, Signature, decode_json
@@ -49,18 +51,27 @@ class ModelState:
         return OUTPUTS if self.calibrated else OUTPUTS[:1]
 
 
+def _ranges_text(signature: Signature) -> str:  # JSON; '' = not known
+    "The ranges of features as a parameter, which may be a text and no object"
+    found = encode_ranges(signature.ranges, signature.names)
+    return json.dumps(found) if found else ''
+
+
 def describe_metadata(
     model: ModelState,
     versions: Sequence[str],  # That can be asked for by their path
 ) -> dict[str, Any]:
     "Metadata of a model"
     shape = [-1, len(model.signature.names)]
+    ranges = _ranges_text(model.signature)
+    parameters = {'parameters': {'ranges': ranges}} if ranges else {}
     return {
         'name': model.name,
         'versions': list(versions),
         'platform': 'mlref',
         'inputs': [{'name': MATRIX, 'datatype': 'FP32', 'shape': shape}],
         'outputs': [{'name': name, 'datatype': 'FP64', 'shape': [-1]} for name in model.outputs],
+        **parameters,
     }
 
 # %% ../nbs/15ac_oip_metadata.ipynb #15ac000d
@@ -74,6 +85,8 @@ def describe_config(
         {'name': name, 'data_type': 'TYPE_FP64', 'dims': [1], 'reshape': {'shape': []}}
         for name in model.outputs
     ]
+    ranges = _ranges_text(model.signature)
+    parameters = {'parameters': {'ranges': {'string_value': ranges}}} if ranges else {}
     return {
         'name': model.name,
         'platform': 'mlref',
@@ -81,6 +94,7 @@ def describe_config(
         'max_batch_size': limits.max_rows,
         'input': [{'name': MATRIX, 'data_type': 'TYPE_FP32', 'dims': dims}],
         'output': outputs,
+        **parameters,
     }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from .arguments import check_distinct, check_fields, check_number
 from .core import MlrefError, text_fault
+from .feature_ranges import FeatureRanges
 from .messages import first_doubled, is_deeper, show_name
 
 # %% ../nbs/15a_protocols.ipynb #15a00009
@@ -282,12 +283,18 @@ class Signature:
 
     names: tuple[str, ...]  # Of its features, in order
     nan: Literal['refuse', 'allow'] = 'allow'  # What is done with a missing value
+    ranges: FeatureRanges | None = None  # Of the rows it was trained on; None = not known
 
     def __post_init__(self):
         check_fields(self)
         check_distinct(self.names, 'names of a signature')
         if not self.names:
             raise MlrefError('expected a signature of at least one feature, got none; name one')
+        if self.ranges is not None and len(self.ranges.low) != len(self.names):
+            raise MlrefError(
+                f'expected the ranges of {len(self.names)} features, got {len(self.ranges.low)};'
+                ' measure them on rows of this model'
+            )
 
 
 def _refuse_number(

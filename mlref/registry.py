@@ -42,6 +42,7 @@ from mlref.edges import (
     retry,
 )
 from .environment import capture_environment
+from .feature_ranges import encode_ranges, measure_ranges
 from .features import FeatureSet
 from .gates import Gate
 from .model import save_model
@@ -269,9 +270,12 @@ def _write_files(
     from safetensors.numpy import save
 
     folder = save_model(model, registry.folder / 'models' / model.version)
-    columns = _feature_definitions(features, model.names)
-    version = features.version if features else ''
-    write_json(folder / 'features.json', {'version': version, 'columns': columns})
+    about = folder / 'features.json'
+    if not about.exists() or _note_file(registry, model.version).exists():  # else it was sent
+        columns = _feature_definitions(features, model.names)
+        version = features.version if features else ''
+        ranges = encode_ranges(None if sample is None else measure_ranges(sample), model.names)
+        write_json(about, {'version': version, 'columns': columns, 'ranges': ranges})
     if sample is not None:
         rows = np.ascontiguousarray(sample[:KEPT_ROWS], np.float32)
         scores = check_predictor(model, rows)
@@ -356,7 +360,7 @@ def register_model(
     run: TrainingRun,
     features: FeatureSet | None = None,  # What its columns are; None = vectors of the caller's own
     gates: list[Gate] | None = None,  # What they said; None = they were not run
-    sample: np.ndarray | None = None,  # Rows to compare scores on at loading, float32
+    sample: np.ndarray | None = None,  # All it was trained on, float32: for ranges and kept rows
 ) -> str | None:  # Number of the version; None = the server is away, the model waits
     "Register a model as the challenger; idempotent; raises `MlrefError` for no `Predictor`"
     check_type(model, Predictor, 'model')

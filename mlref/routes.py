@@ -42,7 +42,7 @@ from mlref.oip_metadata import (
     index_models,
 )
 from .online import FedStore
-from .openapi import ServedApi, describe_api
+from .openapi import ServedApi, describe_apis
 from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField, ServedTask
 from .requests import JSON, Request, Route
@@ -192,18 +192,20 @@ def event_fields(server: ModelServer) -> tuple[RequestField, ...]:
     )
 
 
+def _served_api(server: ModelServer) -> ServedApi:
+    return ServedApi(
+        model=model_states([server])[0],
+        entity={},
+        fields=server.task.fields,
+        event_fields=event_fields(server),
+        limits=server.settings.limits,
+        secured=server.secured,
+    )
+
+
 def _show_api(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "The OpenAPI document"
-    first = servers[0]
-    api = ServedApi(
-        model=model_states([first])[0],
-        entity={},
-        fields=first.task.fields,
-        event_fields=event_fields(first),
-        limits=first.settings.limits,
-        secured=first.secured,
-    )
-    return _as_json(describe_api(api))
+    return _as_json(describe_apis(*map(_served_api, servers)))
 
 # %% ../nbs/16gb_routes.ipynb #65d4b5fd
 _BINARY = (JSON, b'application/octet-stream')

@@ -23,14 +23,17 @@ from .answers import Chosen, score_counted, start_beside
 from .batching import DeadlineExceeded
 from .calibration import CalibrationHistory
 from .dead_letters import Outage
+from .feature_ranges import count_outside
 from .mlflow_protocol import decode_mlflow, encode_mlflow
 from mlref.model_server import (
     ModelServer,
+    ServedModel,
     VectorRow,
     choose_version,
     encode_row,
     read_deadline,
 )
+from .observe import count_out_of_range
 from .oip import decode_oip, encode_oip
 from .protocols import Answer, RequestError, Scores
 from .requests import Request
@@ -127,6 +130,18 @@ def _count_scores(each: VectorRequest) -> None:
         seconds = time.perf_counter() - each.request.start
         counts.count_scores(each.assigned.variant, seconds, each.X, each.p)
 
+
+def _count_outside(server: ModelServer, group: list[VectorRequest]) -> None:
+    "Values that the versions of a group were never trained on, in one pass for each version"
+    parts: dict[ServedModel, list[np.ndarray]] = {}
+    for each in group:
+        parts.setdefault(each.served, []).append(each.X)
+    for served, rows in parts.items():
+        ranges = served.signature.ranges
+        if ranges is not None:
+            X = rows[0] if len(rows) == 1 else np.concatenate(rows)
+            count_out_of_range(server.metrics, server.task.name, count_outside(X, ranges))
+
 # %% ../nbs/16gab_vector_answers.ipynb #16f0000e
 def make_row(
     request: Request,
@@ -222,6 +237,7 @@ def write_scored(server: ModelServer) -> None:
     kept, rows = encode_group(server, group)
     if not kept:
         return
+    _count_outside(server, kept)
     begun = time.perf_counter()
     try:
         appended = server.log.append('vectors', rows)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import uvicorn
 
+from mlref.feature_ranges import FeatureRanges
 from mlref.mlflow_protocol import decode_mlflow, encode_mlflow
 from mlref.oip import decode_oip, encode_oip
 from mlref.oip_metadata import (
@@ -39,7 +40,8 @@ from mlref.protocols import (
     encode_error,
 )
 
-SIGNATURE = Signature(('temperature', 'wind', 'hour'))
+RANGES = FeatureRanges((-15.5, None, 0.0), (40.25, None, 23.0))
+SIGNATURE = Signature(('temperature', 'wind', 'hour'), ranges=RANGES)
 LIMITS = Limits(max_body_bytes=2**20, max_rows=64)
 MODEL = ModelState('late', '3fa1', SIGNATURE, calibrated=True)
 NOT_HERE = ('/predict', '/events', '/metrics', '/ping', '/version')

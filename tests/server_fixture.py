@@ -27,6 +27,7 @@ import pytest
 HERE = Path(__file__).parent
 VERSIONS = ((0.3, 0.002), (-0.4, 0.001))  # weights of two models
 NAMES = ('week_count_10080m', 'week_price_mean_10080m')
+TRAINED_ON = np.array([[0, 0], [50, 6], [7, np.nan]], np.float32)  # smaller weeks than are asked
 
 
 def onnx_model(weights: tuple[float, float]) -> bytes:
@@ -106,7 +107,7 @@ def make_home(home: Path, address: str = 'small:TASK') -> list[str]:
     models = [wrap_model(onnx_model(weights)) for weights in VERSIONS]
     for model in reversed(models):
         run = TrainingRun(model.version)
-        version = register_model(registry, model, run, FEATURES, gates)
+        version = register_model(registry, model, run, FEATURES, gates, TRAINED_ON)
         promote(registry, version, 8 * DAY, 'made for tests')
         publish_champion(options)
     return [model.version for model in models]

@@ -22,6 +22,7 @@ from mlref.bundle import make_bundle, open_bundle, write_bundle
 from mlref.contracts import validate
 from mlref.core import DAY, MlrefError, digest, parse_time
 from mlref.events import events_between
+from mlref.feature_ranges import FeatureRanges, measure_ranges
 from mlref.features import OnDemand
 from mlref.flights.events import raw_folder, read_year
 from mlref.flights.task import flights_task
@@ -173,6 +174,25 @@ def test_equal_content_is_one_bundle_and_nothing_is_left_aside(flights):
     other = logistic(task.features.names)
     other.trained_until = NOW - DAY
     assert write_bundle(task, other, folder / 'others').name != place.name
+
+
+def test_ranges_come_through_a_bundle_exactly_and_one_of_before_has_none(flights, tmp_path):
+    folder, task, model, place = flights
+    X = answer_here(folder, task, model)[0].X
+    X[:, 0] = np.nan  # no row has it
+    ranges = measure_ranges(X)
+    assert None in ranges.low and len({*ranges.low}) > 20
+    other = write_bundle(task, model, tmp_path, ranges=ranges)
+    assert open_bundle(other).signature.ranges == ranges
+    assert other.name != place.name  # what is said of a model is part of its content
+    assert open_bundle(place).signature.ranges is None
+    about = json.loads((place / 'bundle.json').read_text())
+    del about['ranges'], about['digest']
+    before = shutil.copytree(place, tmp_path / 'before')
+    (before / 'bundle.json').write_text(json.dumps({**about, 'digest': digest(about)[:12]}))
+    assert open_bundle(before).signature.ranges is None
+    with pytest.raises(MlrefError, match='expected the ranges of 132 features, got 1'):
+        write_bundle(task, model, tmp_path, ranges=FeatureRanges((0.0,), (1.0,)))
 
 
 @pytest.mark.parametrize('name', ['lookups.json', 'kept.safetensors', 'model/model.onnx'])

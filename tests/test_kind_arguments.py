@@ -557,6 +557,7 @@ WHOLE_MODULES = {
     'lake': 'takes an open lake (test_ingest)',
     'last_values': 'arrays for a store: a hot path, checked by type and shape (test_online)',
     'lmdb_store': 'a store: folders and sizes (test_online)',
+    'feature_ranges': 'rows that check_predictor has checked, and a hot path (test_bundle)',
     'log': 'messages of bytes (test_ingest, test_kind_falsy)',
     'materialize': 'takes an open store and events of the contract',
     'model_server': 'bodies of requests (test_serve)',

@@ -120,6 +120,36 @@ def test_an_answer_by_keys_names_features_that_are_not_present(served):
         assert (status, 'expected statuses as true or false' in said['error']) == (400, True)
 
 
+def outside(served):
+    "Values out of range that all workers have counted"
+    page = served.call('GET', '/metrics')[1].decode()
+    found = [line for line in page.splitlines() if line.startswith('mlref_values_out_of_range_')]
+    return sum(float(line.rsplit(' ', 1)[1]) for line in found)
+
+
+OTHERS = 100  # values that other tests of the run may have counted meanwhile
+
+
+def test_values_out_of_range_are_told_counted_and_never_refused(served):
+    low_high = dict(zip(served.names, [[0.0, 50.0], [0.0, 6.0]], strict=True))
+    about = served.call('GET', '/v2/models/late-visits')[1]['parameters']['ranges']
+    assert json.loads(about) == low_high
+    config = served.call('GET', '/v2/models/late-visits/config')[1]
+    assert config['parameters'] == {'ranges': {'string_value': about}}
+    inside = np.tile(np.array([[50, np.nan]], np.float32), (600, 1))
+    beyond = np.tile(np.array([[51, -1]], np.float32), (600, 1))
+    visits = [served.visit(number) for number in range(200, 400)]  # of 66 a week and more
+    for path, body, n in (
+        (served.infer, served.tensor(inside), 0),
+        (served.infer, served.tensor(beyond), 1200),
+        (served.infer, served.tensor(beyond), 1200),  # whose scores come from memory
+        ('/predict', {'entities': visits}, 200),
+    ):
+        before = outside(served)
+        assert served.post(path, body)[0] == 200
+        assert n <= outside(served) - before < n + OTHERS
+
+
 def test_a_row_says_for_which_request_and_for_whom(served):
     visits = [served.visit(398), served.visit(399)]
     trace = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'

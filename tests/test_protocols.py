@@ -14,6 +14,7 @@ import time
 import tracemalloc
 import zlib
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,9 +28,10 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import protocol_server
+from mlref.feature_ranges import count_outside, decode_ranges
 from mlref.mlflow_protocol import decode_mlflow, encode_mlflow
 from mlref.oip import LENGTH_HEADER, decode_oip, encode_oip
-from mlref.oip_metadata import check_load, index_models
+from mlref.oip_metadata import check_load, describe_metadata, index_models
 from mlref.protocols import (
     RequestError,
     Scores,
@@ -332,6 +334,19 @@ def test_a_missing_value_is_refused_where_the_model_takes_none():
         assert 'got a missing one for feature wind of row 0' in str(refusal(call))
 
 
+def test_ranges_are_told_and_refuse_nothing_a_row_beyond_them_means_what_it_meant():
+    unknown = Signature(NAMES)
+    far = json.dumps({'inputs': [{**TENSOR, 'data': [-1e9, 7, 99]}]}).encode()
+    for body in (USUAL, far):
+        rows = [decode_oip(body, {}, each, LIMITS).X for each in (SIGNATURE, unknown)]
+        assert rows[0].tobytes() == rows[1].tobytes()
+    assert (count_outside(rows[0], SIGNATURE.ranges), unknown.ranges) == (3, None)
+    assert 'parameters' not in describe_metadata(replace(MODEL, signature=unknown), [])
+    paths = DOCUMENT['paths']['/v2/models/{model}/infer']['post']
+    example = paths['requestBody']['content']['application/json']['examples']['example 0']
+    assert example['value']['inputs'][0]['data'] == [12.375, 0.5, 11.5]
+
+
 # Time and memory of what is made to take both
 BOMB = gzip.compress(bytes(300 * 2**20), 9) if DEEP else gzip.compress(bytes(30 * 2**20), 9)
 COSTLY = {
@@ -457,7 +472,11 @@ def test_triton_client_asks_what_there_is(client):
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready('late')
     assert 'binary_tensor_data' in client.get_server_metadata()['extensions']
     assert client.get_model_metadata('late')['inputs'][0]['shape'] == [-1, WIDTH]
-    assert client.get_model_config('late')['input'][0]['dims'] == [WIDTH]
+    config = client.get_model_config('late')
+    assert config['input'][0]['dims'] == [WIDTH]
+    ranges = client.get_model_metadata('late')['parameters']['ranges']
+    assert config['parameters']['ranges'] == {'string_value': ranges}
+    assert decode_ranges(json.loads(ranges), NAMES) == SIGNATURE.ranges
     assert client.get_model_repository_index()[0]['state'] == 'READY'
     assert client.get_inference_statistics('late')['model_stats'][0]['name'] == 'late'
     client.load_model('late')

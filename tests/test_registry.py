@@ -29,6 +29,7 @@ from mlref.environment import (
     locked_packages,
     mismatched_packages,
 )
+from mlref.feature_ranges import measure_ranges
 from mlref.flights.features import FLIGHTS
 from mlref.gates import Gate
 from mlref.model import EnsemblePredictor, LightGBMPredictor, TorchPredictor
@@ -37,7 +38,9 @@ from mlref.model_versions import (
     get_version,
     list_versions,
     load_champion,
+    load_version,
     read_attached,
+    read_ranges,
 )
 from mlref.networks import linear_net
 from mlref.promotion import promote, promotions, rollback, sync_aliases
@@ -234,6 +237,15 @@ def test_the_command_line(folder):
         ('bob', '2', '3', True),
         ('bob', '3', '2', False),
     ] and load_champion(r).version == model(1).version
+
+
+def test_a_version_without_ranges_stays_as_it_was_sent_when_it_is_registered_again(folder):
+    r = late(folder, local_uri(folder))
+    number = register(r, 7)
+    assert register(r, 7, sample=X) == number
+    assert read_ranges(r, load_version(r, number, FLIGHTS)) is None  # and its files are accepted
+    other = register(r, 8, sample=X)
+    assert read_ranges(r, load_version(r, other, FLIGHTS)) == measure_ranges(X)
 
 
 def test_a_mean_of_trees_and_a_network_is_kept_like_any_other(folder):

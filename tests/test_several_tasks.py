@@ -1,6 +1,8 @@
 """Two tasks on one real server, each with its run, its champion, its log and its routes"""
 
+import json
 import os
+import re
 import time
 
 import numpy as np
@@ -56,6 +58,22 @@ def test_the_index_lists_both_and_each_has_its_own_routes(both):
         assert (status, said['model_name']) == (200, name)
     counted = [late.counted(model=name, status='200') for name in ('late-visits', 'early-visits')]
     assert counted == [2, 2]
+
+
+def test_the_document_has_the_paths_of_both_and_each_of_them_is_there(both):
+    late, early = both
+    document = late.call('GET', '/openapi.json')[1]
+    named = {path for path in document['paths'] if '/early-visits' in path}
+    assert {f'/v2/models/early-visits/{each}' for each in ('infer', 'predict', 'events')} <= named
+    for path in named:
+        (method,) = document['paths'][path]
+        asked = path.replace('{version}', early.versions[0])
+        assert late.call(method.upper(), asked, b'')[0] not in (404, 405), path
+    schemas = document['components']['schemas']
+    referred = set(re.findall(r'"#/components/schemas/([^"]*)"', json.dumps(document)))
+    assert referred <= {*schemas}
+    body = schemas['early-visits.InferRequest']
+    assert '"#/components/schemas/early-visits.InputTensor"' in json.dumps(body)
 
 
 def test_a_path_without_a_name_is_the_first_tasks(both):
