@@ -28,6 +28,7 @@ GROUPS = (  # of the menu: title, first and last number of its pages
     ('Models', 10, 14),
     ('Serving', 15, 18),
     ('The loop', 19, 29),
+    ('Engines', 30, 39),
     ('The flights', 40, 44),
     ('Command line', 45, 99),
 )
