@@ -79,7 +79,7 @@ local function apply(key, word, base, commit, keep)
     end
     if not skip then
       if have >= 0 and have <= base then
-        redis.call('RENAME', record, before)
+        redis.call('COPY', record, before, 'REPLACE')  -- a slot that moves gives up no key
         redis.call('PEXPIRE', before, keep)
       end
       if #value > 8 then
