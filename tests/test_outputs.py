@@ -78,3 +78,22 @@ def test_a_wrong_output_is_seen():
 
     assert shown(stream('it says 49 %')) != shown(stream('it says 52 %'))
     assert shown(stream('in 1.23 s, at /tmp/a1')) == shown(stream('in 4.5 s, at /tmp/b2'))
+
+
+PAGE_LINK = re.compile(r'\]\((?!\w+:)([^)#]+\.ipynb)')
+
+
+def find_dead_links(path):
+    "Links of a page to pages that are not there"
+    cells = json.loads(path.read_text())['cells']
+    texts = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
+    links = PAGE_LINK.findall('\n'.join(texts))
+    return [link for link in links if not (path.parent / link).exists()]
+
+
+def test_a_link_to_a_page_leads_to_one(tmp_path):
+    pages = sorted((ROOT / 'nbs').rglob('*.ipynb'))
+    assert {str(path): dead for path in pages if (dead := find_dead_links(path))} == {}
+    planted = {'cells': [{'cell_type': 'markdown', 'source': ['[a](gone.ipynb)']}]}
+    (tmp_path / 'page.ipynb').write_text(json.dumps(planted))
+    assert find_dead_links(tmp_path / 'page.ipynb') == ['gone.ipynb']
