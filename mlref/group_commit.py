@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Literal, get_args
 
@@ -336,9 +336,6 @@ class Committer:
             self._schedule(_RETRY if failed else 0)
 
 # %% ../nbs/03d_group_commit.ipynb #03dc001f
-_check_topic = lru_cache(256)(check_partition)
-
-
 class GroupCommit(Committer):
     "Appends to one partition of a log, committed in groups; used in one event loop"
 
@@ -366,7 +363,7 @@ class GroupCommit(Committer):
     ) -> asyncio.Future:  # Offset of the first; None where the write is not waited for
         "Add messages to the next commit; raises `MlrefError`, or `Outage` when it cannot take them"
         loop = asyncio.get_running_loop()
-        _check_topic(topic, self.partition)
+        check_partition(topic, self.partition)
         size = measure_messages(messages)
         told = loop.create_future()
         if self.durability != 'answer':
