@@ -303,6 +303,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             wait_gone(about['pid'])
 
 
+def is_running(pid: int) -> bool:
+    "Whether a process does anything still: one that has ended may wait for its parent to look"
+    try:
+        about = Path(f'/proc/{pid}/stat').read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return about.rpartition(')')[2].split()[0] not in 'ZX'
+
+
 def wait_gone(pid: int, seconds: float = 20.0) -> None:
     "Wait until a process has ended"
     until = time.monotonic() + seconds
@@ -310,7 +319,7 @@ def wait_gone(pid: int, seconds: float = 20.0) -> None:
         try:
             done, _ = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:  # another process of the run started it
-            done = 0 if os.path.exists(f'/proc/{pid}') else pid
+            done = 0 if is_running(pid) else pid
         if done:
             return
         time.sleep(0.02)

@@ -212,7 +212,8 @@ def test_a_stopped_writer_holds_up_nobody_for_long(log, stopped_writer, run):
 
     longest, waits, offset = run(main())
     assert longest < 0.25
-    assert 0.25 < waits[0] < 2 and max(waits[1:]) < 0.1
+    # whoever comes a moment before the commit counts as stalled waits as long as the first
+    assert 0.25 < waits[0] < 2 and waits[1] < 2 and waits[2] < 0.1
     # the first was under way when it was refused: it may be kept, and the message says so
     assert read_all(log) == [b'first', b'second'] and offset == 1
 

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import suite
+from server_fixture import is_running
 
 HERE = Path(__file__).parent
 WAITS = """
@@ -38,3 +40,14 @@ def test_a_step_that_waits_for_ever_ends_with_the_stack_of_its_processes(capfd):
 def test_the_status_of_a_step_is_its_own():
     words = (sys.executable, '-c', 'import sys; sys.exit(3)')
     assert suite.run_command(words, 60.0) == 3
+
+
+def test_a_process_that_has_ended_counts_as_gone_before_its_parent_looks():
+    with subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE) as child:
+        assert is_running(child.pid)
+        child.stdin.close()
+        until = time.monotonic() + 20
+        while is_running(child.pid) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert Path(f'/proc/{child.pid}').exists() and not is_running(child.pid)
+    assert not is_running(child.pid)
