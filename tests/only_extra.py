@@ -2,7 +2,7 @@
 
 import re
 import sys
-from configparser import ConfigParser
+from configparser import ConfigParser, SectionProxy
 from importlib import metadata
 from pathlib import Path
 
@@ -16,11 +16,16 @@ def plain(name: str) -> str:
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
-def read_extras() -> dict[str, list[str]]:
-    "Extra -> requirements, as settings.ini declares them; '' = always"
+def read_settings() -> SectionProxy:
+    "What settings.ini declares"
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT / 'settings.ini', encoding='utf-8')
-    declared = settings['DEFAULT']
+    return settings['DEFAULT']
+
+
+def read_extras() -> dict[str, list[str]]:
+    "Extra -> requirements, as settings.ini declares them; '' = always"
+    declared = read_settings()
     extras = {'': declared['requirements'].split(), 'dev': declared['dev_requirements'].split()}
     for key, value in declared.items():
         if key.endswith('_extra'):

@@ -12,9 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from typer.main import get_command
 
 import mlref
@@ -27,7 +30,7 @@ from mlref.flights.events import FLIGHT_SCHEMA, raw_folder, read_raw, read_year
 from mlref.ingest import ingest
 from mlref.lake import Lake, events_as_of
 from mlref.log import LocalLog
-from only_extra import read_extras
+from only_extra import read_extras, read_settings
 
 ROOT = Path(__file__).parent.parent
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -218,6 +221,17 @@ def run_code(*words: object) -> subprocess.CompletedProcess:
     "Run a command outside the checkout, so that nothing is found by chance"
     command = [str(word) for word in words]
     return subprocess.run(command, capture_output=True, text=True, cwd='/')
+
+
+def test_the_lock_installs_on_the_oldest_python_that_is_promised():
+    "Debian 12 brings 3.11.2; a later package that asks for 3.11.5 is found by nobody who has a newer"
+    oldest = read_settings()['min_python'] + '.0'
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    locked = {Requirement(line).name for line in lines if line and not line.startswith('#')}
+    assert len(locked) > 200
+    for name in locked:
+        asked = distribution(name).metadata.get('Requires-Python') or ''
+        assert SpecifierSet(asked).contains(oldest), f'{name} asks for Python {asked}'
 
 
 def test_every_extra_has_a_use():
