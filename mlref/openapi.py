@@ -92,7 +92,9 @@ _EVENTS = Operation(
     answer='Accepted',
     more_types=('application/x-ndjson',),
 )
-SCORING = (_infer(_MODEL + '/infer'), _infer(_VERSION + '/infer'), _INVOCATIONS, _PREDICT, _EVENTS)
+_NAMED = tuple(replace(each, path=_MODEL + each.path) for each in (_PREDICT, _EVENTS))
+_INFER = (_infer(_MODEL + '/infer'), _infer(_VERSION + '/infer'))
+SCORING = (*_INFER, _INVOCATIONS, _PREDICT, _EVENTS, *_NAMED)
 
 # %% ../nbs/15f_openapi.ipynb #15f0000d
 _INDEX = Operation(
@@ -280,14 +282,11 @@ def describe_api(
     return {'openapi': '3.1.0', 'info': info, 'paths': paths, 'components': components}
 
 # %% ../nbs/15f_openapi.ipynb #15ffa002
-_NAMED = tuple(replace(each, path=_MODEL + each.path) for each in (_PREDICT, _EVENTS))
-
-
 def _describe_further(api: ServedApi) -> Schema:
     "The document of a task that has only the paths with its name"
     name = api.model.name
     own = [each for each in OPERATIONS if '{model}' in each.path]
-    paths = [replace(each, path=each.path.replace('{model}', name)) for each in (*own, *_NAMED)]
+    paths = [replace(each, path=each.path.replace('{model}', name)) for each in own]
     refs = '#/components/schemas/'
     text = json.dumps(describe_api(api, tuple(paths))).replace(refs, f'{refs}{name}.')
     return json.loads(text)

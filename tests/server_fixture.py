@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -255,6 +256,29 @@ def start_process(
     line = process.stdout.readline()
     assert ' at http://' in line, line
     return process, line.split(' at ')[1].strip()
+
+
+@contextmanager
+def start_copy(
+    served: Served,
+    folder: Path,  # Of the other server
+    home: Path | None = None,  # Its run; None = the same
+    says: Any = None,  # Where its errors go
+) -> Iterator[tuple[Served, subprocess.Popen]]:
+    "Another server of the same versions, which may be stopped and spoilt"
+    from mlref.followers import ServeOptions
+
+    home = served.home if home is None else home
+    shutil.copytree(served.folder / 'bundles', folder / 'bundles')
+    shutil.copy(served.folder / 'state.json', folder)
+    options = ServeOptions('small:TASK', str(home), str(folder), port=0)
+    process, url = start_process(options, says=says)
+    try:
+        yield replace(served, url=url, pid=process.pid, home=home), process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            wait_gone(process.pid)
 
 
 @contextmanager

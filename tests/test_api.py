@@ -5,9 +5,7 @@ Against a server in processes of its own, with keys, so that requests without on
 
 import json
 import os
-import shutil
 from copy import deepcopy
-from dataclasses import replace
 from urllib.request import urlopen
 
 import pytest
@@ -17,9 +15,8 @@ from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 
 from mlref.access import make_key, write_keys
-from mlref.followers import ServeOptions
 from mlref.openapi import OPERATIONS
-from server_fixture import start_process, wait_gone
+from server_fixture import start_copy
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 # what a schema allows and still cannot be done: values that do not agree, a model that must stay
@@ -42,14 +39,10 @@ examples = settings(
 def server(served, tmp_path_factory):
     "A server that may be spoilt, and a key for all of it"
     folder = tmp_path_factory.mktemp('api')
-    shutil.copytree(served.folder / 'bundles', folder / 'bundles')
-    shutil.copy(served.folder / 'state.json', folder)
     token, key = make_key('all', ('predict', 'write', 'admin'))
     write_keys(folder / 'keys.json', [key])
-    process, url = start_process(ServeOptions('small:TASK', str(served.home), str(folder), port=0))
-    yield replace(served, url=url, pid=process.pid), token
-    process.terminate()
-    wait_gone(process.pid)
+    with start_copy(served, folder) as (running, _):
+        yield running, token
 
 
 def json_only(document):

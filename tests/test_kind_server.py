@@ -5,7 +5,6 @@ Every case was found by trying; each is an input against a real server of two wo
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ from mlref.core import MlrefError
 from mlref.edges import child_environment
 from mlref.followers import ServeOptions
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
-from server_fixture import start_process
+from server_fixture import start_copy
 
 ONE = np.array([[3, 2.5]], np.float32)
 DEEP = b'{"inputs":' + b'[' * 1500 + b']' * 1500 + b'}'
@@ -290,14 +288,8 @@ def test_versions_change_under_load_and_back_without_a_failure(served):
 def own(served, tmp_path_factory):
     "Another server over the same run, to be stopped and spoilt"
     folder = tmp_path_factory.mktemp('own')
-    shutil.copytree(served.folder / 'bundles', folder / 'bundles')
-    shutil.copy(served.folder / 'state.json', folder)
-    options = ServeOptions('small:TASK', str(served.home), str(folder), port=0)
-    process, url = start_process(options)
-    yield replace(served, url=url, pid=process.pid), folder, process
-    if process.poll() is None:
-        process.terminate()
-        process.wait(30)
+    with start_copy(served, folder) as (running, process):
+        yield running, folder, process
 
 
 def test_keys_open_what_their_scopes_say_and_no_more(own):

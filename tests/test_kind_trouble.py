@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -28,9 +28,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mlref.followers import ServeOptions, child_environment
+from mlref.followers import child_environment
 from mlref.serving_state import prediction_log, read_notes
-from server_fixture import Served, start_process, wait_gone
+from server_fixture import Served, start_copy
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 ONE = np.array([[3, 2.5]], np.float32)
@@ -75,19 +75,9 @@ def started(served: Served, root: Path, online: Path | None = None) -> Iterator[
     folder = root / 'own'
     shutil.copytree(served.home / 'registry', home / 'registry')
     shutil.copytree(online or served.home / 'online', home / 'online')
-    shutil.copytree(served.folder / 'bundles', folder / 'bundles')
-    shutil.copy(served.folder / 'state.json', folder)
-    options = ServeOptions('small:TASK', str(home), str(folder), port=0)
     says = root / 'stderr'
-    with says.open('wb') as out:
-        process, url = start_process(options, says=out)
-    server = replace(served, url=url, pid=process.pid, home=home)
-    try:
-        yield Own(replace(server), home, folder, process, says)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            wait_gone(process.pid)
+    with says.open('wb') as out, start_copy(served, folder, home, out) as (server, process):
+        yield Own(server, home, folder, process, says)
 
 
 @pytest.fixture(scope='module')
