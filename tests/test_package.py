@@ -224,7 +224,7 @@ def run_code(*words: object) -> subprocess.CompletedProcess:
 
 
 def test_the_lock_installs_on_the_oldest_python_that_is_promised():
-    "Debian 12 brings 3.11.2; a later package that asks for 3.11.5 is found by nobody who has a newer"
+    "Debian 12 brings 3.11.2; who has a newer one never meets a package that asks for 3.11.5"
     oldest = read_settings()['min_python'] + '.0'
     lines = (ROOT / 'requirements.txt').read_text().splitlines()
     locked = {Requirement(line).name for line in lines if line and not line.startswith('#')}
