@@ -264,6 +264,8 @@ class TurnRunner:
         self.loaded = False  # It began with requests that had waited for the one before
         self.batches = 0
         self.rows = 0  # Scored
+        self.began = 0.0  # When the newest run of the model began
+        self.ran = 0.0  # Seconds that it took
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
         "Something waits"
@@ -289,13 +291,14 @@ class TurnRunner:
         parts = [next_rows(each, self.queue.max_rows) for each in batch]
         self.batches += 1
         self.rows += sum(map(len, parts))
+        self.began = self.turn.clock()
         if self.thread is None:
             self._end(batch, score_parts(self.run, parts), None)
         else:
             self.thread.start(partial(score_parts, self.run, parts), partial(self._end, batch))
 
     def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
-        self.turn.end()
+        self.ran = self.turn.end() - self.began
         outcomes = [error] * len(batch) if found is None else found
         for request, outcome in zip(batch, outcomes, strict=True):
             if tell_request(request, outcome):

@@ -144,7 +144,7 @@ def wait_for(condition, what, seconds=60):
 BROKEN = {  # the first visit of its day, and what the guardrail says
     'nan': (50, 'errors of'),
     'raising': (100, 'errors of'),
-    'slow': (150, "answers slower than the champion's p99 of"),
+    'slow': (150, "answers twice as slow as the champion's p99 of"),
 }
 
 
