@@ -217,6 +217,7 @@ def encode_group(
             each.fail(error)
             continue
         each.request.scored = len(each.p)
+        server.work.count_scores(each.p)
         _count_scores(each)
         kept.append(each)
     return kept, rows
