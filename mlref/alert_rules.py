@@ -192,29 +192,24 @@ def _old(metric: str, days: float) -> str:
     return f'time() - {metric} > {days * _DAY:.0f}'
 
 
+def _ticket(alert: str, expr: str, says: str, objective: ServingObjective) -> AlertRule:
+    summary = f'{{{{ $labels.model }}}} {says}'
+    return AlertRule(alert, expr, 'ticket', summary, wait=objective.patience)
+
+
 def model_rules(objective: ServingObjective) -> list[Rule]:
     "Alerts on what the daily loop says of a model, and on its silence"
     measured = 'mlref_monitor_timestamp_seconds'
     fitted = 'mlref_calibration_timestamp_seconds'
     alarms = 'max by (model) (mlref_monitor_alarms{measure=~"%s"}) > 0'
-    of_model: dict[str, tuple[str, str]] = {
-        'MonitorSilent': (
-            f'{measured} != {measured} or {_old(measured, objective.max_silence)}',
-            'is measured by nobody',
-        ),
-        'CalibrationOld': (_old(fitted, objective.max_silence), 'has an old calibration'),
-        'CalibrationOff': (alarms % 'gap', 'is not calibrated'),
-        'AucLow': (alarms % 'auc|auc_estimated', 'ranks worse than its reference'),
-    }
+    silent = f'{measured} != {measured} or {_old(measured, objective.max_silence)}'
+    old = _old(fitted, objective.max_silence)
+    ranks = alarms % 'auc|auc_estimated'
     return [
-        AlertRule(
-            alert=name,
-            expr=expr,
-            severity='ticket',
-            summary=f'{{{{ $labels.model }}}} {says}',
-            wait=objective.patience,
-        )
-        for name, (expr, says) in of_model.items()
+        _ticket('MonitorSilent', silent, 'is measured by nobody', objective),
+        _ticket('CalibrationOld', old, 'has an old calibration', objective),
+        _ticket('CalibrationOff', alarms % 'gap', 'is not calibrated', objective),
+        _ticket('AucLow', ranks, 'ranks worse than its reference', objective),
     ]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0027

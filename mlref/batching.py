@@ -251,11 +251,11 @@ def tell_request(
 def count_run(
     work: WorkMetrics,
     batch: Sequence[ScoreRequest],  # That is scored in this turn
-    rows: int,  # Of all of them, in this turn
+    parts: Sequence[np.ndarray],  # Rows of each
     now: float,  # By the clock of the batcher, seconds
 ) -> None:
     "Count a run of the model, and how long requests waited for it"
-    work.batch.add(rows)
+    work.batch.add(sum(map(len, parts)))
     for request in batch:
         if not request.next:
             work.wait.add(now - request.came)
@@ -304,10 +304,9 @@ class TurnRunner:
             return
         parts = [next_rows(each, self.queue.max_rows) for each in batch]
         self.batches += 1
-        rows = sum(map(len, parts))
-        self.rows += rows
+        self.rows += sum(map(len, parts))
         if self.work is not None:
-            count_run(self.work, batch, rows, self.turn.clock())
+            count_run(self.work, batch, parts, self.turn.clock())
         if self.thread is None:
             self._end(batch, score_parts(self.run, parts), None)
         else:
@@ -356,10 +355,9 @@ class Batcher(TurnRunner):
         loop = asyncio.get_running_loop()
         came = self._admit(len(X), deadline)
         told = loop.create_future() if told is None else told
-        request = ScoreRequest(X, deadline, told, came=came)
-        self.queue.add(request)
+        self.queue.add(ScoreRequest(X, deadline, told, came=came))
         self.wake(loop)
-        return request.told
+        return told
 
     def _admit(self, rows: int, deadline: float) -> float:  # Now
         turns = self.queue.turns()

@@ -375,16 +375,35 @@ def measure_day(
     return pl.concat([estimated, *realized, calibration_effect(lake, known, labelled, calendar)])
 
 # %% ../nbs/22c_daily.ipynb #22cd0002
-def _row(metrics: pl.DataFrame, name: str) -> dict[str, Any]:
+def _newest(metrics: pl.DataFrame, name: str) -> dict[str, Any]:
     "The newest row of a measure; no values when there is none"
     found = metrics.filter(name=name).sort('day').tail(1)
     return found.row(0, named=True) if found.height else dict.fromkeys(metrics.columns)
 
 
+def _judged_day(metrics: pl.DataFrame, calendar: Calendar) -> dict[str, Any]:
+    "What is known of the newest day with labels, as fields of `ModelHealth`"
+    auc = _newest(metrics, 'auc')
+    gap = _newest(metrics, 'gap')
+    if auc['day'] is None:
+        return {}
+    end = int(calendar.day_start(auc['day'] + 1))
+    return {
+        'judged_end': end,
+        'judged_at': auc['measured_at'],
+        'rows': auc['n'],
+        'auc': auc['value'],
+        'auc_lowest': auc['low'],
+        'gap': gap['value'],
+        'gap_low': gap['low'],
+        'gap_high': gap['high'],
+    }
+
+# %% ../nbs/22c_daily.ipynb #22cd0003
 def summarize_health(
     metrics: pl.DataFrame,  # Rows of the metrics table, of the last weeks
     calendar: Calendar,
-    policy: AlarmPolicy = AlarmPolicy(),
+    policy: AlarmPolicy,
 ) -> ModelHealth | None:  # None without rows
     "What the newest of some measurements say of the model that scored"
     if not metrics.height:
@@ -393,32 +412,23 @@ def summarize_health(
     version = newest['version'][-1]
     drift = newest.filter(pl.col('name').str.starts_with('drift:'))
     drifted = drift.filter(pl.col('value') > pl.col('high'))['name'].str.strip_prefix('drift:')
-    auc = _row(metrics, 'auc')
-    gap = _row(metrics, 'gap')
     alarms = find_alarms(metrics.filter(version=version), policy)
     return ModelHealth(
-        measured_at=int(metrics['measured_at'].max()),
+        measured_at=max(metrics['measured_at'].to_list()),
         version=version,
         alarms=tuple(alarms),
         drifted=tuple(drifted.sort()),
-        auc_estimated=_row(newest, 'auc_estimated')['value'],
-        judged_end=None if auc['day'] is None else int(calendar.day_start(auc['day'] + 1)),
-        judged_at=auc['measured_at'],
-        rows=auc['n'] or 0,
-        auc=auc['value'],
-        auc_lowest=auc['low'],
-        gap=gap['value'],
-        gap_low=gap['low'],
-        gap_high=gap['high'],
+        auc_estimated=_newest(newest, 'auc_estimated')['value'],
+        **_judged_day(metrics, calendar),
     )
 
-# %% ../nbs/22c_daily.ipynb #22cd0003
+
 def publish_health(
     store: FedStore,
     lake: Lake,
     task: Task,
     since: int,  # Oldest scoring day whose measurements are looked at
-    policy: AlarmPolicy = AlarmPolicy(),
+    policy: AlarmPolicy,
 ) -> None:
     "Let servers tell what the monitor found; again is harmless"
     metrics = lake.sql('select * from metrics where day >= ?', since)

@@ -79,14 +79,17 @@ def health_samples(
     model: str,  # Name of the task
 ) -> dict[str, float]:  # Sample -> value, those that are known
     "What a scraper is told of the health of a model"
-    known = {
+    ranks = {
         write_sample('mlref_auc', kind='estimated', model=model): health.auc_estimated,
         write_sample('mlref_auc', kind='realised', model=model): health.auc,
         write_sample('mlref_auc_lowest', model=model): health.auc_lowest,
+    }
+    gaps = {
         write_sample('mlref_calibration_gap', model=model): health.gap,
         write_sample('mlref_calibration_gap_limit', end='low', model=model): health.gap_low,
         write_sample('mlref_calibration_gap_limit', end='high', model=model): health.gap_high,
     }
+    known = {**ranks, **gaps}
     found = {name: float(value) for name, value in known.items() if value is not None}
     if health.judged_end is not None and health.judged_at is not None:
         lag = 60.0 * (health.judged_at - health.judged_end)

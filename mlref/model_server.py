@@ -276,7 +276,7 @@ def set_versions(
         server.ending.add(task)
         task.add_done_callback(server.ending.discard)
 
-
+# %% ../nbs/16g_model_server.ipynb #16d11848
 def choose_version(
     server: ModelServer,
     unit: str,  # What always gets the same, e.g. the id of the entity

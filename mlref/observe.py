@@ -123,6 +123,8 @@ _OF_REQUESTS = {
     'mlref_values_out_of_range': Metric('counter', 'Values that no training row reached'),
     'mlref_shadow_dropped': Metric('counter', 'Requests that shadows did not score'),
     'mlref_samples_dropped': Metric('counter', 'Counts under a name that found no place'),
+}
+_OF_WORK = {
     'mlref_batch_rows': Metric('histogram', 'Rows that a run of the model scored'),
     'mlref_queue_wait_seconds': Metric('histogram', 'From asking to the run of the model'),
     'mlref_score': Metric('histogram', 'Scores that were answered'),
@@ -147,14 +149,16 @@ _OF_VARIANTS = {
 _OF_MODEL = {
     'mlref_monitor_timestamp_seconds': Metric('gauge', 'When the monitor measured last'),
     'mlref_monitor_alarms': Metric('gauge', 'Alarms of the monitor that are on, by measure'),
+    'mlref_drift_features': Metric('gauge', 'Features whose distribution is out of its limits'),
     'mlref_calibration_timestamp_seconds': Metric('gauge', 'When the calibration was fitted'),
+}
+_OF_JUDGED = {
     'mlref_auc': Metric('gauge', 'AUC of the newest judged day; kind: realised, estimated'),
     'mlref_auc_lowest': Metric('gauge', 'Least AUC of a day by the reference of the model'),
     'mlref_calibration_gap': Metric('gauge', 'Mean score less mean outcome, newest judged day'),
     'mlref_calibration_gap_limit': Metric('gauge', 'End of the range of a gap; end: low, high'),
     'mlref_judged_rows': Metric('gauge', 'Predictions of the newest judged day with a label'),
     'mlref_label_lag_seconds': Metric('gauge', 'End of the newest judged day to its judgement'),
-    'mlref_drift_features': Metric('gauge', 'Features whose distribution is out of its limits'),
 }
 _OF_PROCESSES = {
     'mlref_worker_pid': Metric('gauge', 'Process id of a worker'),
@@ -163,6 +167,8 @@ _OF_PROCESSES = {
     'mlref_process_open_fds': Metric('gauge', 'Files and sockets that a process holds open'),
     'mlref_process_max_fds': Metric('gauge', 'Files and sockets that it may hold open'),
     'mlref_process_start_time_seconds': Metric('gauge', 'When a process began'),
+}
+_OF_MACHINE = {
     'mlref_host_cpu_seconds': Metric('counter', 'CPU time of the machine, all cores, by mode'),
     'mlref_host_cores': Metric('gauge', 'Cores of the machine'),
     'mlref_host_memory_bytes': Metric('gauge', 'Memory of the machine; kind: total, available'),
@@ -170,7 +176,8 @@ _OF_PROCESSES = {
     'mlref_gpu_utilisation_ratio': Metric('gauge', 'Share of time in which a GPU was at work'),
     'mlref_gpu_memory_bytes': Metric('gauge', 'Memory of a GPU; kind: total, used'),
 }
-METRICS = {**_OF_REQUESTS, **_OF_NOW, **_OF_VARIANTS, **_OF_MODEL, **_OF_PROCESSES}
+_TOLD = {**_OF_MODEL, **_OF_JUDGED, **_OF_PROCESSES, **_OF_MACHINE}
+METRICS = {**_OF_REQUESTS, **_OF_WORK, **_OF_NOW, **_OF_VARIANTS, **_TOLD}
 _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
 

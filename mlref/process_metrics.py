@@ -74,7 +74,7 @@ def worker_ids(
         if name.startswith(start)
     }
 
-
+# %% ../nbs/15k_process_metrics.ipynb #15ca100e
 def _is_sibling(psutil: Any, pid: int) -> bool:
     try:
         return pid == os.getpid() or psutil.Process(pid).ppid() == os.getppid()
@@ -120,7 +120,7 @@ def measure_host() -> dict[str, float]:
         found['mlref_process_max_fds'] = float(os.sysconf('SC_OPEN_MAX'))
     return found
 
-
+# %% ../nbs/15k_process_metrics.ipynb #15ca1011
 def measure_disks(
     folders: Mapping[str, Path],  # What lies there -> a folder
 ) -> dict[str, float]:
@@ -150,7 +150,7 @@ def open_gpus() -> tuple[Any, int]:  # Its module, or None; how many GPUs
     except nvml.NVMLError:  # no driver, or no GPU
         return None, 0
 
-
+# %% ../nbs/15k_process_metrics.ipynb #15ca1014
 def measure_gpus(
     nvml: Any,  # From `open_gpus`
     count: int,

@@ -65,7 +65,7 @@ async def _show_ready(servers: tuple[ModelServer, ...], request: Request) -> Ans
     found = {'ready': True, 'model_version': servers[0].champion.version}
     return Answer(msgspec.json.encode(found))
 
-
+# %% ../nbs/16gb_routes.ipynb #16fb0864
 def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "The text that Prometheus reads"
     kind = (b'content-type', b'text/plain; version=0.0.4')
