@@ -65,7 +65,7 @@ async def score_counted(
         if not isinstance(error, DeadlineExceeded) or waited >= server.settings.deadline:
             counts.count_error(assigned.variant)
         raise
-    counts.count_scores(assigned.variant, reading + served.batcher.ran, X, p)
+    counts.count_scores(assigned.variant, reading + served.batcher.turn.ran, X, p)
     return p
 
 # %% ../nbs/16ga_answers.ipynb #64d2ce8b

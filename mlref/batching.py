@@ -174,15 +174,23 @@ class TurnClock:
         self.clock = clock
         self.seconds = 0.0  # Of a turn; 0 = none was measured yet
         self.begun = 0.0  # When the newest began
+        self.run_begun = 0.0  # When the model began to run in it
+        self.ran = 0.0  # Seconds of the newest run
 
     def begin(self) -> float:  # Now
         "A turn begins, and none came just before"
         self.begun = self.clock()
         return self.begun
 
+    def start_run(self) -> float:  # Now
+        "The model runs; those before had their turn"
+        self.run_begun = self.clock()
+        return self.run_begun
+
     def end(self) -> float:  # Now
         "A turn is over, and the next may begin"
         now = self.clock()
+        self.ran = now - self.run_begun
         taken = now - self.begun
         self.seconds += (taken - self.seconds) * (_WEIGHT if self.seconds else 1)
         self.begun = now
@@ -279,8 +287,6 @@ class TurnRunner:
         self.loaded = False  # It began with requests that had waited for the one before
         self.batches = 0
         self.rows = 0  # Scored
-        self.began = 0.0  # When the newest run of the model began
-        self.ran = 0.0  # Seconds that it took
         self.work: WorkMetrics | None = None  # Where runs are counted; None = nowhere
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -292,7 +298,7 @@ class TurnRunner:
 
     def _next_batch(self) -> list[ScoreRequest]:
         # what a turn under load would finish too late; the first one after a rest always runs
-        end = self.turn.clock() + (self.turn.seconds if self.loaded else 0.0)
+        end = self.turn.start_run() + (self.turn.seconds if self.loaded else 0.0)
         while len(self.queue):
             batch = [each for each in self.queue.take() if is_wanted(each, end)]
             if batch:
@@ -307,7 +313,6 @@ class TurnRunner:
         parts = [next_rows(each, self.queue.max_rows) for each in batch]
         self.batches += 1
         self.rows += sum(map(len, parts))
-        self.began = self.turn.clock()
         if self.work is not None:
             count_run(self.work, batch, parts, self.turn.clock())
         if self.thread is None:
@@ -316,7 +321,7 @@ class TurnRunner:
             self.thread.start(partial(score_parts, self.run, parts), partial(self._end, batch))
 
     def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
-        self.ran = self.turn.end() - self.began
+        self.turn.end()
         outcomes = [error] * len(batch) if found is None else found
         for request, outcome in zip(batch, outcomes, strict=True):
             if tell_request(request, outcome):

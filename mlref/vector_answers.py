@@ -128,7 +128,7 @@ def _count_scores(each: VectorRequest) -> None:
     each.server.work.count_scores(each.p)
     counts = each.server.counts
     if counts is not None and each.assigned.counted:
-        counts.count_scores(each.assigned.variant, each.served.batcher.ran, each.X, each.p)
+        counts.count_scores(each.assigned.variant, each.served.batcher.turn.ran, each.X, each.p)
 
 
 def _count_outside(server: ModelServer, group: list[VectorRequest]) -> None:
