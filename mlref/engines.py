@@ -12,13 +12,16 @@ from configparser import ConfigParser, Error
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from .consumer import PartitionedLog
 from .core import MlrefError
 from .features import FeatureSet
 from .lmdb_store import LmdbStore
 from .online import FedStore
+
+# %% ../nbs/08e_engines.ipynb #eede0882
+if TYPE_CHECKING:  # a worker asks for the store alone, and the log brings polars
+    from mlref.consumer import PartitionedLog
 
 # %% ../nbs/08e_engines.ipynb #b4645ae6
 SETTINGS = ('online', 'log')  # names of the lines
@@ -128,7 +131,7 @@ def open_online_store(
 # %% ../nbs/08e_engines.ipynb #5b21c7d1
 def open_event_log(
     home: Path,  # Where the line is looked for: folder of a run, or of a lake
-) -> PartitionedLog:
+) -> 'PartitionedLog':
     "The log of events that a line names; raises `MlrefError` without one"
     address = find_address('log', home)
     if not address:
@@ -140,4 +143,4 @@ def open_event_log(
     log = load_opener(find_engine('log', address))(address)
     if not callable(getattr(log, 'partitions', None)):
         raise MlrefError(f'expected a log that knows its partitions, got {type(log).__name__}')
-    return cast(PartitionedLog, log)
+    return cast('PartitionedLog', log)

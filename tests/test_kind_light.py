@@ -46,6 +46,8 @@ WORKER = (  # what a worker may import of this library, those missing left out
     'named_values',
     'definitions',
     'bundle',
+    'engines',
+    'workers',
     'model',
     'own_model',
     'compress',
