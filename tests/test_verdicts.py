@@ -37,6 +37,13 @@ def test_what_is_detectable_is_detected_in_four_of_five():
     assert 0.7 < passed < 0.92
 
 
+def test_what_is_detectable_follows_from_the_interval():
+    verdict = judge_refit(days_of(np.random.default_rng(8).normal(size=28)))
+    half = verdict.difference.high - verdict.difference.value
+    error = half / stats.norm.ppf(0.95)
+    assert verdict.detectable == pytest.approx(half + stats.norm.ppf(0.8) * error)
+
+
 def test_looks_share_what_may_go_wrong():
     one = days_of(np.random.default_rng(2).normal(size=28))
     found = judge_refit(one, looks=5).difference
