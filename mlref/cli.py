@@ -19,6 +19,7 @@ import typer
 from . import __version__
 from .cli_features import features_app
 from .cli_models import models_app
+from .cli_observe import observe_app
 from .cli_rollout import rollout_app
 from .cli_serving import keys_app, serving_app
 from .core import MlrefError, write_bytes
@@ -282,4 +283,5 @@ app.add_typer(serving_app)
 app.add_typer(features_app, name='features')
 app.add_typer(models_app, name='models')
 app.add_typer(rollout_app, name='rollout')
+app.add_typer(observe_app)
 app.add_typer(keys_app, name='keys')
