@@ -198,12 +198,14 @@ _WIDTH = 12  # of the 24 columns of a dashboard
 _HEIGHT = 8
 
 
+def _target(letter: str, name: str, expr: str) -> dict[str, object]:
+    return {'refId': letter, 'expr': expr, 'legendFormat': name, 'datasource': _SOURCE}
+
+
 def _panel_fields(panel: Panel, place: int) -> dict[str, object]:
     "As Grafana reads it"
-    targets = [
-        {'refId': chr(ord('A') + i), 'expr': expr, 'legendFormat': name, 'datasource': _SOURCE}
-        for i, (name, expr) in enumerate(panel.lines.items())
-    ]
+    lines = enumerate(panel.lines.items())
+    targets = [_target(chr(ord('A') + i), name, expr) for i, (name, expr) in lines]
     row, column = divmod(place, 2)
     spot = {'x': column * _WIDTH, 'y': row * _HEIGHT, 'w': _WIDTH, 'h': _HEIGHT}
     config = {'defaults': {'unit': panel.unit}, 'overrides': []}
