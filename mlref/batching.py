@@ -174,15 +174,23 @@ class TurnClock:
         self.clock = clock
         self.seconds = 0.0  # Of a turn; 0 = none was measured yet
         self.begun = 0.0  # When the newest began
+        self.run_begun = 0.0  # When the model began to run in it
+        self.ran = 0.0  # Seconds of the newest run
 
     def begin(self) -> float:  # Now
         "A turn begins, and none came just before"
         self.begun = self.clock()
         return self.begun
 
+    def start_run(self) -> float:  # Now
+        "The model runs; those before had their turn"
+        self.run_begun = self.clock()
+        return self.run_begun
+
     def end(self) -> float:  # Now
         "A turn is over, and the next may begin"
         now = self.clock()
+        self.ran = now - self.run_begun
         taken = now - self.begun
         self.seconds += (taken - self.seconds) * (_WEIGHT if self.seconds else 1)
         self.begun = now
@@ -290,7 +298,7 @@ class TurnRunner:
 
     def _next_batch(self) -> list[ScoreRequest]:
         # what a turn under load would finish too late; the first one after a rest always runs
-        end = self.turn.clock() + (self.turn.seconds if self.loaded else 0.0)
+        end = self.turn.start_run() + (self.turn.seconds if self.loaded else 0.0)
         while len(self.queue):
             batch = [each for each in self.queue.take() if is_wanted(each, end)]
             if batch:

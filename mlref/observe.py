@@ -142,7 +142,9 @@ _OF_NOW = {
 _OF_VARIANTS = {
     'mlref_shadow_dropped': Metric('counter', 'Requests that a shadow did not score'),
     'mlref_variant_errors': Metric('counter', 'Requests that a version did not score'),
-    'mlref_variant_seconds': Metric('histogram', 'Time until a version had scored a request'),
+    'mlref_variant_seconds': Metric(
+        'histogram', 'Time that a version took to read and score a request'
+    ),
     'mlref_variant_absent': Metric('histogram', 'Absent features a row of a request'),
     'mlref_variant_score': Metric('histogram', 'Scores of a version'),
 }
