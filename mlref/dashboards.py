@@ -230,6 +230,7 @@ def dashboard_file(dashboard: Dashboard) -> str:
     "A dashboard as Grafana reads it; raises `MlrefError` for a metric that no server exports"
     check_panels(dashboard.panels)
     source = {'name': 'source', 'label': 'Source', 'type': 'datasource', 'query': 'prometheus'}
+    panels = [_panel_fields(panel, i) for i, panel in enumerate(dashboard.panels)]
     fields = {
         'uid': dashboard.name,
         'title': dashboard.title,
@@ -240,6 +241,6 @@ def dashboard_file(dashboard: Dashboard) -> str:
         'timezone': 'utc',
         'time': {'from': 'now-6h', 'to': 'now'},
         'templating': {'list': [source]},
-        'panels': [_panel_fields(panel, i) for i, panel in enumerate(dashboard.panels)],
+        'panels': panels,
     }
     return json.dumps(fields, indent=1) + '\n'
