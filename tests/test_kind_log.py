@@ -532,20 +532,3 @@ def test_writers_in_turns_keep_what_the_other_added_last(tmp_path):
                 log.append('u', [b'of another topic'])
     assert log.read('t', 0, 100) == sent
     log.close()
-
-
-def test_a_batch_that_failed_is_not_kept_as_the_last_block(tmp_path):
-    log = LocalLog(tmp_path / 'log', size=256 * 1024)
-    kept = []
-    with pytest.raises(MlrefError, match='it is full'):
-        while True:
-            message = b'%d' % len(kept) + b'.' * 1000
-            log.append('t', [message])
-            kept.append(message)
-    with pytest.raises(MlrefError, match='it is full'):
-        log.append('t', [b'x' * 2000])
-    log.close()
-    log = LocalLog(tmp_path / 'log', size=2**20)
-    assert log.append('t', [b'more']) == len(kept)
-    assert log.read('t', 0, 10_000) == [*kept, b'more']
-    log.close()
