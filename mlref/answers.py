@@ -49,13 +49,14 @@ async def score_counted(
     chosen: Chosen,
     X: np.ndarray,  # float32 (rows, features)
     deadline: float,  # By `time.monotonic`
-    start: float,  # By `time.perf_counter`, when work on them began
+    reading: float = 0.0,  # Seconds that it took to read them
 ) -> np.ndarray:  # float64
     "Scores; what became of them is counted while versions are compared"
     assigned, served = chosen
     counts = server.counts if assigned.counted else None
     if counts is None:
         return await score_rows(served, X, deadline)
+    start = time.perf_counter()
     try:
         p = await score_rows(served, X, deadline)
     except Exception as error:
@@ -64,7 +65,7 @@ async def score_counted(
         if not isinstance(error, DeadlineExceeded) or waited >= server.settings.deadline:
             counts.count_error(assigned.variant)
         raise
-    counts.count_scores(assigned.variant, time.perf_counter() - start, X, p)
+    counts.count_scores(assigned.variant, reading + served.batcher.turn.ran, X, p)
     return p
 
 # %% ../nbs/16ga_answers.ipynb #64d2ce8b
@@ -157,8 +158,9 @@ async def _score_places(
     served.users += 1
     try:
         parts = await read_rows(server, served, columns)
+        reading = time.perf_counter() - start
         X = parts[0].X if len(parts) == 1 else np.concatenate([part.X for part in parts])
-        p = await score_counted(server, chosen, X, asked.deadline, start)
+        p = await score_counted(server, chosen, X, asked.deadline, reading)
     finally:
         served.users -= 1
     ranges = served.signature.ranges
@@ -269,6 +271,7 @@ async def _predict(server: ModelServer, request: Request) -> Answer:
     rows = _prediction_rows(server, request, asked, chosen, p, calibrated[1])
     await server.log.append('predictions', rows)
     request.scored = len(p)
+    server.work.count_scores(scored.p)
     if scored.outside is not None:
         count_out_of_range(server.metrics, server.task.name, scored.outside)
     _start_shadows(server, request, chosen, asked)

@@ -114,12 +114,14 @@ class LoadStep:
 def resident_memory(
     pid: int,  # Of a process
 ) -> float:
-    "Resident memory of a process in MB; NaN where there is no /proc"
-    status = Path(f'/proc/{pid}/status')
-    if not status.exists():
+    "Resident memory of a process in MB; NaN for one that has ended, and where there is no /proc"
+    try:
+        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError:
         return float('nan')
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith('VmRSS'))
+    kept = [line.split()[1] for line in lines if line.startswith('VmRSS')]
+    # who has ended and is not yet waited for has a status without memory
+    return int(kept[0]) / 1024 if kept else float('nan')
 
 # %% ../nbs/20_capacity.ipynb #20c00015
 def locust_command(

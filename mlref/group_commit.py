@@ -8,6 +8,7 @@ __all__ = ['Durability', 'BackgroundThread', 'WaitingAppend', 'measure_messages'
 
 # %% ../nbs/03d_group_commit.ipynb #03dc0005
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -224,12 +225,17 @@ class QueueWatch:
         self.queue = queue
         self.max_wait = max_wait
         self.clock = clock
-        self.begun = 0.0  # When the newest commit began
+        self.begun = 0.0  # Since when the newest commit holds up its first caller
+        self.ended = -math.inf  # When the commit before it was over
         self.timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
-        "A commit begins"
-        self.begun = self.clock()
+    def start(self, since: float) -> None:
+        "A commit begins, whose first caller came then; behind another it could not begin earlier"
+        self.begun = max(since, self.ended)
+
+    def finish(self) -> None:
+        "The commit is over"
+        self.ended = self.clock()
 
     def look_after(self) -> None:
         "A caller waits from now on; the timer runs already when another came before"
@@ -238,7 +244,7 @@ class QueueWatch:
 
     def is_stalled(self) -> bool:
         "Has the commit under way taken longer than a caller waits?"
-        return bool(self.queue.under_way) and self.clock() - self.begun > self.max_wait
+        return bool(self.queue.under_way) and self.begun <= self.clock() - self.max_wait
 
     def _look_again(self, seconds: float) -> None:
         self.timer = asyncio.get_running_loop().call_later(seconds, self._look)
@@ -323,9 +329,10 @@ class Committer:
         group = self.queue.take()
         if group:
             self.thread.start(partial(self.write, group), self._committed)
-            self.watch.start()
+            self.watch.start(min([each.since for each in group]))
 
     def _committed(self, written: bool | None, error: BaseException | None) -> None:
+        self.watch.finish()
         group = self.queue.under_way
         self.commits += bool(written)
         self.messages += tell_group(group, error)

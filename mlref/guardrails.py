@@ -54,7 +54,7 @@ class VariantCounts:
 
     requests: int  # It scored, as the answer or beside it
     errors: int = 0  # It did not score
-    slow: int = 0  # Took longer than 99 in 100 of the champion's
+    slow: int = 0  # Took more than twice as long as 99 in 100 of the champion's
     missing: int = 0  # Lacked more features than 99 in 100 of the champion's
 
     def __post_init__(self):
@@ -63,13 +63,17 @@ class VariantCounts:
             check_number(getattr(self, name), name, 0, self.requests)
 
 # %% ../nbs/17c_guardrails.ipynb #44f2d597
+_TWICE = 2  # buckets of `SECONDS`
+
+
 def _beyond_usual(
     champion: tuple[int, ...],  # Requests in each bucket
     candidate: tuple[int, ...],
+    margin: int = 0,  # Buckets beyond it that are no matter
 ) -> tuple[int, int]:  # Requests above the edge that 99 in 100 of the champion's are below
     need = 0.99 * sum(champion)
     below = np.cumsum(champion)
-    edge = int(np.argmax(below >= need)) + 1
+    edge = int(np.argmax(below >= need)) + 1 + margin
     return sum(champion[edge:]), sum(candidate[edge:])
 
 
@@ -78,7 +82,7 @@ def count_variants(
     candidate: VariantSample,
 ) -> tuple[VariantCounts, VariantCounts]:
     "What guardrails look at, from what workers counted of both"
-    slow = _beyond_usual(champion.seconds, candidate.seconds)
+    slow = _beyond_usual(champion.seconds, candidate.seconds, _TWICE)
     missing = _beyond_usual(champion.absent, candidate.absent)
     return (
         VariantCounts(champion.requests, champion.errors, slow[0], missing[0]),
@@ -104,7 +108,7 @@ class GuardrailPolicy:
 # %% ../nbs/17c_guardrails.ipynb #17c00016
 GUARDED = {
     'errors': 'errors',
-    'slow': "answers slower than the champion's p99",
+    'slow': "answers twice as slow as the champion's p99",
     'missing': "requests that lack more features than the champion's p99",
 }
 

@@ -19,7 +19,7 @@ from .core import digest
 from .observe import Meters, add_samples, write_sample
 
 # %% ../nbs/16f_variants.ipynb #6ff82332
-SECONDS = tuple(0.0005 * 2 ** (step / 2) for step in range(27))  # .5 ms to 4.1 s
+SECONDS = tuple(0.00002 * 2 ** (step / 2) for step in range(37))  # 20 us to 5.2 s
 ABSENT = (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)  # features a row
 SCORES = tuple(step / 20 for step in range(1, 20))
 EDGES: Mapping[str, tuple[float, ...]] = {'seconds': SECONDS, 'absent': ABSENT, 'score': SCORES}
@@ -82,7 +82,7 @@ class VariantMeters:
     def count_scores(
         self,
         variant: str,
-        seconds: float,  # It took
+        seconds: float,  # It took, what it waited for others left out
         X: np.ndarray,  # float32 (rows, features), that it was given
         p: np.ndarray,  # float64, one a row
     ) -> None:

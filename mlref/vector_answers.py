@@ -124,11 +124,11 @@ def _drop_broken(group: list[VectorRequest]) -> list[VectorRequest]:
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f2000c
 def _count_scores(each: VectorRequest) -> None:
-    "What became of it is counted while versions are compared"
+    "Its scores are counted, and what became of it while versions are compared"
+    each.server.work.count_scores(each.p)
     counts = each.server.counts
     if counts is not None and each.assigned.counted:
-        seconds = time.perf_counter() - each.request.start
-        counts.count_scores(each.assigned.variant, seconds, each.X, each.p)
+        counts.count_scores(each.assigned.variant, each.served.batcher.turn.ran, each.X, each.p)
 
 
 def _count_outside(server: ModelServer, group: list[VectorRequest]) -> None:
@@ -176,11 +176,10 @@ async def _score_shadow(
 ) -> None:
     "Score vectors beside, and write that down"
     _, served = chosen
-    start = time.perf_counter()
     served.users += 1
     try:
         deadline = time.monotonic() + server.settings.deadline
-        p = await score_counted(server, chosen, X, deadline, start)
+        p = await score_counted(server, chosen, X, deadline)
     finally:
         served.users -= 1
     row = make_row(request, chosen, p, round(server.clock(), 3))

@@ -31,46 +31,105 @@ NAMES = ('week_count_10080m', 'week_price_mean_10080m')
 TRAINED_ON = np.array([[0, 0], [50, 6], [7, np.nan]], np.float32)  # smaller weeks than are asked
 
 
-def onnx_model(weights: tuple[float, float]) -> bytes:
-    "Logits of a linear model in which a missing value counts as 0"
+def build_graph(name: str, nodes: list[Any], values: dict[str, Any]) -> Any:
+    "A graph from rows of two numbers to a logit each; `values` are its constants"
     from onnx import TensorProto, helper, numpy_helper
 
     X = helper.make_tensor_value_info('X', TensorProto.FLOAT, ['n', 2])
     y = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['n'])
-    w = numpy_helper.from_array(np.array(weights, np.float32)[:, None], 'w')
-    zero = numpy_helper.from_array(np.zeros(1, np.float32), 'zero')
-    axis = numpy_helper.from_array(np.array([1], np.int64), 'axis')
-    nodes = [
-        helper.make_node('IsNaN', ['X'], ['missing']),
-        helper.make_node('Where', ['missing', 'zero', 'X'], ['filled']),
-        helper.make_node('MatMul', ['filled', 'w'], ['column']),
-        helper.make_node('Squeeze', ['column', 'axis'], ['y']),
-    ]
-    graph = helper.make_graph(nodes, 'linear', [X], [y], [w, zero, axis])
+    constants = [numpy_helper.from_array(np.array(value), key) for key, value in values.items()]
+    return helper.make_graph(nodes, name, [X], [y], constants)
+
+
+def encode_graph(graph: Any) -> bytes:
+    "A graph as an ONNX file"
+    from onnx import helper
+
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)])
     model.ir_version = 9
     return model.SerializeToString()
 
 
-def broken_model() -> Any:
-    "It scores made-up rows, and gives no number for a shop with more than eight visits a week"
-    from onnx import TensorProto, helper, numpy_helper
+def linear_nodes(out: str) -> list[Any]:
+    "A linear model in which a missing value counts as 0"
+    from onnx import helper
 
-    X = helper.make_tensor_value_info('X', TensorProto.FLOAT, ['n', 2])
-    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['n'])
-    w = numpy_helper.from_array(np.array([[-1], [0]], np.float32), 'w')
-    room = numpy_helper.from_array(np.array([8], np.float32), 'room')
-    axis = numpy_helper.from_array(np.array([1], np.int64), 'axis')
+    return [
+        helper.make_node('IsNaN', ['X'], ['missing']),
+        helper.make_node('Where', ['missing', 'zero', 'X'], ['filled']),
+        helper.make_node('MatMul', ['filled', 'w'], ['column']),
+        helper.make_node('Squeeze', ['column', 'axis'], [out]),
+    ]
+
+
+def linear_values(weights: tuple[float, float]) -> dict[str, Any]:
+    "Constants of a linear model"
+    w = np.array(weights, np.float32)[:, None]
+    return {'w': w, 'zero': np.zeros(1, np.float32), 'axis': np.array([1])}
+
+
+def onnx_model(weights: tuple[float, float]) -> bytes:
+    "Logits of a linear model"
+    return encode_graph(build_graph('linear', linear_nodes('y'), linear_values(weights)))
+
+
+_WEEK = {'w': np.array([[-1], [0]], np.float32), 'axis': np.array([1])}  # minus visits of a week
+
+
+def nan_model() -> Any:
+    "It scores made-up rows, and gives no number for a shop with more than eight visits a week"
+    from onnx import helper
+
     nodes = [
         helper.make_node('MatMul', ['X', 'w'], ['column']),
         helper.make_node('Add', ['column', 'room'], ['left']),
         helper.make_node('Sqrt', ['left'], ['root']),
         helper.make_node('Squeeze', ['root', 'axis'], ['y']),
     ]
-    graph = helper.make_graph(nodes, 'broken', [X], [y], [w, room, axis])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)])
-    model.ir_version = 9
-    return wrap_model(model.SerializeToString())
+    values = {**_WEEK, 'room': np.array([8], np.float32)}
+    return wrap_model(encode_graph(build_graph('nan', nodes, values)))
+
+
+def raising_model() -> Any:
+    "It scores made-up rows, and raises at a shop with more than eight visits a week"
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node('MatMul', ['X', 'w'], ['column']),
+        helper.make_node('Less', ['column', 'least'], ['over']),
+        helper.make_node('Cast', ['over'], ['place'], to=TensorProto.INT64),
+        helper.make_node('Gather', ['table', 'place'], ['found']),  # that has one place
+        helper.make_node('Squeeze', ['found', 'axis'], ['y']),
+    ]
+    values = {**_WEEK, 'least': np.array([-8], np.float32), 'table': np.ones(1, np.float32)}
+    return wrap_model(encode_graph(build_graph('raising', nodes, values)))
+
+
+_TURNS = 60_000  # of a loop, about 50 ms
+
+
+def slow_model() -> Any:
+    "It says what the champion says, much later"
+    from onnx import TensorProto, helper
+
+    inner = [
+        helper.make_tensor_value_info('turn', TensorProto.INT64, []),
+        helper.make_tensor_value_info('go', TensorProto.BOOL, []),
+        helper.make_tensor_value_info('before', TensorProto.FLOAT, ['n']),
+    ]
+    outer = [
+        helper.make_tensor_value_info('go_on', TensorProto.BOOL, []),
+        helper.make_tensor_value_info('after', TensorProto.FLOAT, ['n']),
+    ]
+    again = [
+        helper.make_node('Identity', ['go'], ['go_on']),
+        helper.make_node('Mul', ['before', 'one'], ['after']),
+    ]
+    body = helper.make_graph(again, 'turn', inner, outer)
+    turns = helper.make_node('Loop', ['turns', 'begin', 'logits'], ['y'], body=body)
+    values = {'turns': np.array(_TURNS), 'begin': np.array(True), 'one': np.array(1, np.float32)}
+    values |= linear_values(VERSIONS[0])
+    return wrap_model(encode_graph(build_graph('slow', [*linear_nodes('logits'), turns], values)))
 
 
 def wrap_model(data: bytes) -> Any:

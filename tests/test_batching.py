@@ -212,20 +212,20 @@ def test_a_stopped_writer_holds_up_nobody_for_long(log, stopped_writer, run):
 
     longest, waits, offset = run(main())
     assert longest < 0.25
-    # whoever comes a moment before the commit counts as stalled waits as long as the first
-    assert 0.25 < waits[0] < 2 and waits[1] < 2 and waits[2] < 0.1
+    assert 0.25 < waits[0] < 2 and max(waits[1:]) < 0.25  # the first waits, the others are told
     # the first was under way when it was refused: it may be kept, and the message says so
     assert read_all(log) == [b'first', b'second'] and offset == 1
 
 
 def test_who_comes_behind_a_commit_that_never_ends_is_told_too(log, stopped_writer):
-    """A timer that fires a moment early, as loops with whole milliseconds do, is not the last"""
+    """Also who comes before the commit has taken too long, since it began behind another"""
 
     async def main():
         now = 0.0
         group = GroupCommit(log, max_wait=0.1, clock=lambda: now)
         first = group.append('t', [b'first'])
         await asyncio.sleep(0.02)
+        group.watch.begun = 0.05  # the commit before it ended then
         now = 0.1  # the first has waited long enough, the commit not yet
         with pytest.raises(Outage, match='within 0.1 s'):
             await asyncio.wait_for(first, 5)
@@ -672,7 +672,7 @@ def test_without_shedding_too_much_is_in_time_for_nobody(run):
 
     class Patient(Batcher):
         def _admit(self, rows, deadline):
-            pass
+            return self.clock()
 
     async def main():
         batcher = Patient(timed, max_rows=BATCH, max_queue=10**6, in_thread=True)

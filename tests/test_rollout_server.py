@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlref.core import format_time
 from mlref.followers import ServeOptions, publish_champion
 from mlref.promotion import promote, promotions
 from mlref.registry import Registry
@@ -20,16 +21,17 @@ from mlref.serving_state import laggards, read_messages, read_notes, read_state
 from server_fixture import (
     VERSIONS,
     Served,
-    broken_model,
     make_home,
+    nan_model,
     onnx_model,
+    raising_model,
+    slow_model,
     start_process,
     wait_gone,
     wrap_model,
 )
 
-START = '1970-01-01T00:00'  # the visits are of that week, the first 200 until its fifth day
-LATER = '1970-01-05T00:00'
+LATER = '1970-01-05T00:00'  # the visits are of that week, the first 200 until its fifth day
 END = '1970-01-09T00:00'
 NEAR = (VERSIONS[0][0] + 0.01, VERSIONS[0][1])  # weights of a candidate that says nearly the same
 
@@ -48,10 +50,17 @@ class Rolling:
         gates = [Gate('better_than_champion', True, 0.01, -0.003, '')]
         near = wrap_model(onnx_model(NEAR))
         self.candidate = near.version
-        self.broken, self.near = [
-            register_model(self.registry, model, TrainingRun(model.version), FEATURES, gates)
-            for model in (broken_model(), near)
-        ]
+        models = {
+            'near': near,
+            'nan': nan_model(),
+            'raising': raising_model(),
+            'slow': slow_model(),
+        }
+        self.numbers = {
+            name: register_model(self.registry, model, TrainingRun(model.version), FEATURES, gates)
+            for name, model in models.items()
+        }
+        self.slow = models['slow'].version
         lake = Lake(home / 'lake' / 'mlref.duckdb', TASK.schema)
         insert_rows(lake, {'events': make_events().with_columns(commit_id=pl.lit(1))})
         lake.close()
@@ -101,8 +110,9 @@ class Rolling:
 
         wait_for(followed, 'two workers that follow')
 
-    def ask(self, number, **headers):
-        return self.server.post('/predict', {'entities': [self.server.visit(number)]}, **headers)
+    def ask(self, number, headers=None, **change):
+        entities = [self.server.visit(number, **change)]
+        return self.server.post('/predict', {'entities': entities}, **(headers or {}))
 
     def versions(self, numbers=range(200, 300)):
         "Which version answered each visit"
@@ -131,25 +141,39 @@ def wait_for(condition, what, seconds=60):
         time.sleep(0.05)
 
 
-def test_a_broken_canary_is_rolled_back_by_the_next_decision(rolling, capsys):
-    rolling.begin(capsys, rolling.broken, '0.01', START)
-    first = promotions(rolling.registry)[-1]
-    statuses, decided = Counter(), {}
-    for number in range(200):
-        statuses[rolling.ask(number)[0]] += 1
-        if number % 10 == 9 and decided.get('decision') != 'roll back':
-            decided = rolling.mlref(capsys, 'decide', at=END)
-    assert decided['decision'] == 'roll back' and 'errors of' in decided['why']
-    assert statuses[200] >= 198 and set(statuses) <= {200, 500}, statuses  # 1 % are hurt
+BROKEN = {  # the first visit of its day, and what the guardrail says
+    'nan': (50, 'errors of'),
+    'raising': (100, 'errors of'),
+    'slow': (150, "answers twice as slow as the champion's p99 of"),
+}
+
+
+@pytest.mark.parametrize('kind', BROKEN)
+def test_a_broken_canary_is_rolled_back_by_the_next_decision(rolling, capsys, kind):
+    rolling.champion_is(rolling.champion)
+    before = promotions(rolling.registry)[-1].to
+    first, broken = BROKEN[kind]
+    start, end = [format_time(visit * 8 * 1440 // 400) for visit in (first - 1, first + 49)]
+    rolling.begin(capsys, rolling.numbers[kind], '0.01', start)
+    hurt, decided = 0, {}
+    for turn in range(400):
+        status, said = rolling.ask(first + turn % 49, visit=f'{kind}-{turn}')
+        assert status in (200, 500)
+        hurt += status == 500 or said['model_version'] == rolling.slow
+        if turn % 10 == 9 and decided.get('decision') != 'roll back':
+            decided = rolling.mlref(capsys, 'decide', at=end)
+            rolling.settle()
+    assert decided['decision'] == 'roll back' and broken in decided['why'], decided['why']
+    assert hurt <= 4  # 1 % of the requests; most are found by what the candidate says beside
     last = promotions(rolling.registry)[-1]
-    assert (last.who, last.to) == ('rollout', first.to) and 'guardrail' in last.why
+    assert (last.who, last.to) == ('rollout', before) and 'guardrail' in last.why
     rolling.champion_is(rolling.champion)
     assert read_state(rolling.server.folder).plan['split'] == {'shares': {}, 'shadow': {}}
 
 
 def test_a_shadow_scores_vectors_and_visits_and_answers_nobody(rolling, capsys):
     champion = rolling.champion
-    rolling.begin(capsys, rolling.near, '0,0.5', LATER)
+    rolling.begin(capsys, rolling.numbers['near'], '0,0.5', LATER)
     before = [len(rolling.server.rows(topic)) for topic in ('shadows', 'vector_shadows')]
     assert set(rolling.versions(range(200, 260)).values()) == {champion}
     X = np.array([[3, 2], [np.nan, 1]], np.float32)
@@ -178,7 +202,8 @@ def test_a_shadow_scores_vectors_and_visits_and_answers_nobody(rolling, capsys):
 
 
 def test_half_of_the_visits_have_it_each_always_the_same_also_after_a_restart(rolling, capsys):
-    assert rolling.mlref(capsys, 'decide', at=LATER)['decision'] == 'hold'  # 60 of 200 requests
+    decided = rolling.mlref(capsys, 'decide', at=LATER)
+    assert decided['decision'] == 'hold', decided['why']  # 60 of 200 requests
     rolling.versions(range(260, 400))
     rollout = require_rollout(rolling.registry).rollout
 
@@ -187,7 +212,7 @@ def test_half_of_the_visits_have_it_each_always_the_same_also_after_a_restart(ro
 
     wait_for(lambda: scored() == 220, 'shadows of 200 visits and 20 vectors')
     decided = rolling.mlref(capsys, 'decide', at=END)
-    assert decided['decision'] == 'advance', decided
+    assert decided['decision'] == 'advance', decided['why']
     rolling.settle()
     rollout = require_rollout(rolling.registry).rollout
     router = Router(rollout_plan(rollout))
@@ -195,7 +220,7 @@ def test_half_of_the_visits_have_it_each_always_the_same_also_after_a_restart(ro
     planned = {f'v{n}': of[router.assign(f'v{n}').variant] for n in range(200, 300)}
     assert rolling.versions() == planned
     assert 30 < Counter(planned.values())[of['candidate']] < 70
-    chosen = rolling.ask(203, x_variant='candidate')
+    chosen = rolling.ask(203, {'x_variant': 'candidate'})
     assert chosen[1]['model_version'] == of['candidate']
     # half as answers, half beside, and not the one that was chosen
     wait_for(lambda: scored() == 100, 'all of them counted')
@@ -224,14 +249,14 @@ def test_a_person_ends_a_rollout_either_way_and_is_a_row_like_any_other(rolling,
     ends = rolling.mlref(capsys, 'abort', '--why', 'complaints', '--who', 'bob', at=END)
     assert ends['status'] == 'rolled back'
     rolling.champion_is(rolling.champion)
-    rolling.begin(capsys, rolling.near, '0,0.5', LATER)
+    rolling.begin(capsys, rolling.numbers['near'], '0,0.5', LATER)
     rolling.mlref(capsys, 'promote', '--why', 'good enough', '--who', 'ann', at=END)
     rolling.champion_is(rolling.candidate)
     rolling.settle()
     assert set(rolling.versions().values()) == {rolling.candidate}
     rows = promotions(rolling.registry)
     assert [row.who for row in rows[-4:]] == ['rollout', 'bob', 'ann', 'ann']
-    assert rows[-1].to == rolling.near and 'good enough' in rows[-1].why
+    assert rows[-1].to == rolling.numbers['near'] and 'good enough' in rows[-1].why
 
 
 def test_a_bundle_that_a_worker_still_holds_stays_and_goes_when_nobody_does(rolling):
@@ -244,7 +269,7 @@ def test_a_bundle_that_a_worker_still_holds_stays_and_goes_when_nobody_does(roll
 
     os.kill(note.pid, signal.SIGSTOP)
     try:
-        for number in ('1', rolling.near, '1'):
+        for number in ('1', rolling.numbers['near'], '1'):
             promote(rolling.registry, number, 9 * 1440, 'for the test')
             publish_champion(rolling.options)
         held = set(note.bundles) - set(read_state(folder).digests)
