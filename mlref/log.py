@@ -235,8 +235,7 @@ class LocalLog:
 
     def start(self, topic: str, partition: int = 0) -> int:
         "The offset of the oldest message that is kept"
-        where = check_partition(topic, partition)
-        with read_moment(self, where) as (txn, table):
+        with read_moment(self, check_partition(topic, partition)) as (txn, table):
             return _find_start(txn, table)
 
     def end(self, topic: str, partition: int = 0) -> int:
