@@ -20,6 +20,7 @@ from . import __version__
 from .cli_balance import balance_app
 from .cli_features import features_app
 from .cli_models import models_app
+from .cli_observe import observe_app
 from .cli_rollout import rollout_app
 from .cli_serving import keys_app, serving_app
 from .core import MlrefError, write_bytes
@@ -285,3 +286,4 @@ app.add_typer(models_app, name='models')
 app.add_typer(rollout_app, name='rollout')
 app.add_typer(keys_app, name='keys')
 app.add_typer(balance_app, name='balance')
+app.add_typer(observe_app)
