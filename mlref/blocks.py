@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK_BYTES', 'Partition', 'pack_offset', 'unpack_offset', 'split_batch', 'BlockHead', 'pack_block', 'read_head',
-           'unpack_block', 'extend_block']
+           'unpack_block', 'LastBlock', 'extend_block']
 
 # %% ../nbs/02b_blocks.ipynb #02b00005
 import struct
@@ -163,22 +163,33 @@ def unpack_block(
 _SMALL = 2 * 4096 - 16  # bytes to which a block grows by small appends
 
 
+class LastBlock(NamedTuple):
+    "The newest block of a partition"
+
+    key: bytes  # It is stored under
+    head: BlockHead
+    block: bytes | memoryview  # As it is stored
+
+    def end(self) -> int:
+        "The offset of the next message"
+        return unpack_offset(self.key) + self.head.count
+
+
 def extend_block(
-    block: bytes | memoryview,  # The last one
+    last: LastBlock,
     partition: Partition,
-    key: bytes | memoryview,  # It is stored under
     messages: list[bytes],  # To add
     epoch: int,  # Of the writer
     appended_at: int,  # Milliseconds since 1970-01-01 UTC
-) -> tuple[bytes, int] | None:  # None when they need a block of their own
-    "A block with more messages, and how many it had; raises `MlrefError` as `read_head`"
+) -> LastBlock | None:  # None when they need a block of their own
+    "A block with more messages"
+    key, head, block = last
     if len(block) + sum(map(len, messages)) + len(messages) > _SMALL:
         return None
-    body_check, before, stored_form, writer, _ = read_head(block, partition, key)
     form, body = _pack_body(messages)
-    if writer != epoch or stored_form != _LINES or form != _LINES:
+    if head.epoch != epoch or head.form != _LINES or form != _LINES:
         return None
     more = b'\n' + body
-    check = crc32(more, body_check)
-    grown = BlockHead(check, before + len(messages), _LINES, epoch, appended_at)
-    return _seal(partition, key, grown, block[_HEAD.size :], more), before
+    check = crc32(more, head.body_check)
+    grown = BlockHead(check, head.count + len(messages), _LINES, epoch, appended_at)
+    return LastBlock(key, grown, _seal(partition, key, grown, block[_HEAD.size :], more))

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lmdb
 
 from .addresses import check_place, local_file, note_place
 from mlref.blocks import (
-    BlockHead,
+    LastBlock,
     Partition,
     extend_block,
     pack_block,
@@ -175,20 +175,18 @@ def _open_log(folder: Path, settings: LmdbSettings) -> tuple[lmdb.Environment, s
     return env, identity
 
 # %% ../nbs/03_log.ipynb #03d00003
-def _last_block(
-    txn: lmdb.Transaction, table: Any, partition: Partition
-) -> tuple[int, BlockHead] | None:
-    "Offset and head of the last block; None in an empty partition"
+def _last_block(txn: lmdb.Transaction, table: Any, partition: Partition) -> LastBlock | None:
+    "The last block while its transaction lasts; None in an empty partition"
     with txn.cursor(table) as cursor:
         if not cursor.last():
             return None
         key, block = cursor.item()
-        return unpack_offset(key), read_head(block, partition, key)
+        return LastBlock(bytes(key), read_head(block, partition, key), block)
 
 
 def _find_end(txn: lmdb.Transaction, table: Any, partition: Partition) -> int:
     last = _last_block(txn, table, partition) if table is not None else None
-    return last[0] + last[1].count if last else 0
+    return last.end() if last else 0
 
 
 def _find_start(txn: lmdb.Transaction, table: Any) -> int:
@@ -215,6 +213,8 @@ class LocalLog:
         )
         self.env, self.id = _open_log(self.folder, self.settings)
         self.place = note_place(self.folder / 'data.mdb')
+        self.looked = time.monotonic()  # When the file was last found there
+        self.kept: _KeptBlock | None = None
         self.sweep = ReaderSweep(self.env)
         self.epoch = secrets.randbits(62)  # of what this writer appends
         self.tables: dict[str, Any] = {}
@@ -235,8 +235,7 @@ class LocalLog:
 
     def start(self, topic: str, partition: int = 0) -> int:
         "The offset of the oldest message that is kept"
-        where = check_partition(topic, partition)
-        with read_moment(self, where) as (txn, table):
+        with read_moment(self, check_partition(topic, partition)) as (txn, table):
             return _find_start(txn, table)
 
     def end(self, topic: str, partition: int = 0) -> int:
@@ -292,6 +291,16 @@ def read_moment(log: LocalLog, where: Partition) -> Iterator[tuple[lmdb.Transact
         raise explain_lmdb(error, log.folder, log.settings) from None
 
 # %% ../nbs/03_log.ipynb #03d00005
+_LOOK = 1e-4  # seconds for which a file that was found there counts as there
+
+
+def _look_after_file(log: LocalLog) -> None:
+    now = time.monotonic()
+    if now - log.looked > _LOOK:
+        check_place(log.place, 'the log')
+        log.looked = now
+
+
 class _WriteMoment:
     "What `write_moment` gives; a class, since a generator costs a tenth of a small append"
 
@@ -307,7 +316,7 @@ class _WriteMoment:
                 f'expected a log open for writing, {log.folder} is open for reading; open it'
                 ' without readonly'
             )
-        check_place(log.place, 'the log')
+        _look_after_file(log)
         try:
             self.txn = log.env.begin(write=True, buffers=True)
         except (lmdb.Error, OSError) as error:
@@ -426,40 +435,48 @@ def _new_table(log: LocalLog, where: Partition) -> Any:
     return table
 
 # %% ../nbs/03_log.ipynb #03d00009
-def _extend_last(
-    log: LocalLog, cursor: lmdb.Cursor, where: Partition, messages: list[bytes], now: int
-) -> int | None:
-    "Offset of the first message when they were added to the last block"
-    key = bytes(cursor.key())
-    grown = extend_block(cursor.value(), where, key, messages, log.epoch, now)
-    if grown is None:
-        return None
-    block, before = grown
-    cursor.put(key, block)
-    return unpack_offset(key) + before
+class _KeptBlock(NamedTuple):
+    "The last block of a partition, as this writer left it"
+
+    where: Partition
+    commit: int  # Number of the transaction that wrote it
+    last: LastBlock
+
+
+def _find_last(log: LocalLog, txn: lmdb.Transaction, where: Partition) -> LastBlock | None:
+    "The last block: the kept one, unless another transaction has written since"
+    kept = log.kept
+    if kept is not None and kept.commit == txn.id() - 1 and kept.where is where:
+        return kept.last
+    return _last_block(txn, log.tables[where.name], where)
 
 # %% ../nbs/03_log.ipynb #03d00015
-def _put_batch(log: LocalLog, where: Partition, cursor: lmdb.Cursor, messages: list[bytes]) -> int:
+def _put_batch(
+    log: LocalLog, txn: lmdb.Transaction, where: Partition, messages: list[bytes]
+) -> tuple[int, _KeptBlock | None]:
+    "Offset of the first message, and the last block when it grew"
     now = int(1000 * log.clock())
-    first = 0
-    if cursor.last():
-        added = _extend_last(log, cursor, where, messages, now)
-        if added is not None:
-            return added
-        key, block = cursor.item()
-        first = unpack_offset(key) + read_head(block, where, key).count
-    at = first
-    for block in split_batch(messages):
+    table = log.tables[where.name]
+    last = _find_last(log, txn, where)
+    if last is not None:
+        grown = extend_block(last, where, messages, log.epoch, now)
+        if grown is not None:
+            txn.put(grown.key, grown.block, db=table)
+            return last.end(), _KeptBlock(where, txn.id(), grown)
+    first = at = last.end() if last else 0
+    for some in split_batch(messages):
         key = pack_offset(at)
-        cursor.put(key, pack_block(block, where, key, log.epoch, now), append=True)
-        at += len(block)
-    return first
+        txn.put(key, pack_block(some, where, key, log.epoch, now), append=True, db=table)
+        at += len(some)
+    return first, None
 
 # %% ../nbs/03_log.ipynb #03d0000b
 def _append(log: LocalLog, where: Partition, messages: list[bytes]) -> int:
-    table = _new_table(log, where)
-    with write_moment(log) as txn, txn.cursor(table) as cursor:
-        return _put_batch(log, where, cursor, messages)
+    _new_table(log, where)
+    with write_moment(log) as txn:
+        first, kept = _put_batch(log, txn, where, messages)
+    log.kept = kept  # only now: what was not committed is not the last block
+    return first
 
 
 def append_together(
@@ -471,10 +488,10 @@ def append_together(
     places = {topic: check_partition(topic, partition) for topic in batches}
     for messages in batches.values():
         _check_batch(messages)
-    tables = {topic: _new_table(log, where) for topic, where in places.items()}
+    for where in places.values():
+        _new_table(log, where)
     offsets = {}
     with write_moment(log) as txn:
         for topic, messages in batches.items():
-            with txn.cursor(tables[topic]) as cursor:
-                offsets[topic] = _put_batch(log, places[topic], cursor, messages)
+            offsets[topic], _ = _put_batch(log, txn, places[topic], messages)
     return offsets
