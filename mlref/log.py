@@ -213,7 +213,6 @@ class LocalLog:
         )
         self.env, self.id = _open_log(self.folder, self.settings)
         self.place = note_place(self.folder / 'data.mdb')
-        self.looked = time.monotonic()  # When the file was last found there
         self.kept: _KeptBlock | None = None
         self.sweep = ReaderSweep(self.env)
         self.epoch = secrets.randbits(62)  # of what this writer appends
@@ -291,16 +290,6 @@ def read_moment(log: LocalLog, where: Partition) -> Iterator[tuple[lmdb.Transact
         raise explain_lmdb(error, log.folder, log.settings) from None
 
 # %% ../nbs/03_log.ipynb #03d00005
-_LOOK = 1e-4  # seconds for which a file that was found there counts as there
-
-
-def _look_after_file(log: LocalLog) -> None:
-    now = time.monotonic()
-    if now - log.looked > _LOOK:
-        check_place(log.place, 'the log')
-        log.looked = now
-
-
 class _WriteMoment:
     "What `write_moment` gives; a class, since a generator costs a tenth of a small append"
 
@@ -316,7 +305,7 @@ class _WriteMoment:
                 f'expected a log open for writing, {log.folder} is open for reading; open it'
                 ' without readonly'
             )
-        _look_after_file(log)
+        check_place(log.place, 'the log')
         try:
             self.txn = log.env.begin(write=True, buffers=True)
         except (lmdb.Error, OSError) as error:

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from functools import partial
 
 import lmdb
@@ -323,7 +322,6 @@ def test_nothing_is_accepted_into_a_log_that_is_not_there_any_more(how, log, tmp
         folder.rename(tmp_path / 'moved')
     if how == 'replaced':
         shutil.copytree(tmp_path / 'moved', folder)
-    time.sleep(0.001)  # writes of a burst share a look
     for act in (
         lambda: log.append('t', [b'lost']),
         lambda: log.read('t', 0, 9),
@@ -498,7 +496,6 @@ def test_a_prediction_says_when_it_was_answered_and_goes_by_policy(tmp_path):
     assert 0 < start < 10_000 - 2400
     assert sum(row['answered_at'] >= now[0] - 24 * 3600 for row in kept) == 2500
     shutil.rmtree(tmp_path / 'log')
-    time.sleep(0.001)
     with pytest.raises(MlrefError, match='while it was in use'):
         write(0)
 
