@@ -60,6 +60,7 @@ from .recipes import WARM_KINDS, can_refresh, fit_cached, out_of_fold_scores
 from .registry import Registry, TrainingRun, register_model, version_by_alias
 from .slices import Comparison, compare_models
 from .task import Task
+from .train import day_blocks
 from .vector_cache import VectorCache, cached_training_set
 from .workspace import Workspace, write_reference
 
@@ -140,10 +141,16 @@ def reference_scores(
     rows: TrainingSet,  # Labelled rows that the model did not learn from
     p: np.ndarray,  # Its scores of them
     task: Task,
-) -> pl.DataFrame:  # cutoff, p, y and the monitored features
+    trained_until: int | None = None,  # Newest label that the model had seen, minutes UTC; or ...
+    fold: np.ndarray | None = None,  # ... fold of each row, scored by a model of the other folds
+) -> pl.DataFrame:  # cutoff, p, y, how it was made, and the monitored features
     "What the monitor of a model compares with"
     columns = monitored_columns(rows.X, rows.names, task.monitored, tuple(rows.categories))
+    made = pl.lit(trained_until, pl.Int64).alias('trained_until')
+    if fold is not None:
+        made = pl.Series('fold', fold)
     scores = pl.DataFrame({'cutoff': rows.cutoff, 'p': p, 'y': rows.y})
+    scores = scores.with_columns(made)
     # a task may monitor no feature: then there are no columns to put the scores beside
     return pl.concat([columns, scores], how='horizontal')
 
@@ -262,7 +269,8 @@ def bootstrap(
     check_slices(task, past)
     p = out_of_fold_scores(policy.kind, past, 3, policy.seed)
     model = train_challenger(past, until, policy, workspace.cache)
-    first = Challenger(model, past, reference_scores(past, p, task))
+    reference = reference_scores(past, p, task, fold=day_blocks(past, 3))
+    first = Challenger(model, past, reference)
     evidence = {
         'number': register_challenger(first, policy, registry, lake, task),
         'version': model.version,
@@ -453,7 +461,7 @@ def judge_challenger(
     evidence = collect_evidence(challenger, holdout, champion, lake, registry, task)
     return replace(
         challenger,
-        reference=reference_scores(rows, p, task),
+        reference=reference_scores(rows, p, task, challenger.model.trained_until),
         gates=run_gates(comparison, evidence, policy),
         slices=comparison.rows(),
     )

@@ -141,7 +141,7 @@ def reference_file(
 def write_reference(
     registry: Registry,
     version: str,  # Of a model
-    reference: pl.DataFrame,  # cutoff, p, y and the monitored features
+    reference: pl.DataFrame,  # cutoff, p, y, how it was made, and the monitored features
 ) -> Path:
     "Keep the reference scores of a model beside its files"
     file = reference_file(registry, version)

@@ -13,7 +13,6 @@ from mlref.core import DAY
 from mlref.monitor import FEWEST_ROWS, METRICS, Monitor, estimate_day, find_alarms, realized_day
 from small import make_table
 
-pytest.importorskip('nannyml')
 TABLE = make_table(800)
 RANDOM = np.random.default_rng(1)
 P = np.clip(0.3 * TABLE.y + 0.7 * RANDOM.random(800), 0, 1).astype(float)
@@ -24,9 +23,10 @@ REFERENCE = pl.DataFrame(
         'y': TABLE.y,
         'wind': TABLE.X[:, 0],
         'shop': pl.Series(np.arange(800) % 3, dtype=pl.Int32),
+        'trained_until': 0,
     }
 )
-TODAY = REFERENCE.filter(pl.col('cutoff') < DAY).drop('y')
+TODAY = REFERENCE.filter(pl.col('cutoff') < DAY).drop('y', 'trained_until')
 NO_WIND = pl.lit(None, pl.Float32).alias('wind')
 
 
@@ -136,6 +136,17 @@ def test_a_feature_that_never_had_a_value_has_no_drift(empty):
 
 
 WRONG_REFERENCES = {
+    'no word how it was made': (REFERENCE.drop('trained_until'), 'says how it was made'),
+    'in sample': (REFERENCE.with_columns(trained_until=pl.lit(DAY)), 'in-sample scores'),
+    'a model of an unknown day': (
+        REFERENCE.with_columns(trained_until=pl.lit(None, pl.Int64)),
+        'in-sample scores',
+    ),
+    'random folds': (
+        REFERENCE.with_columns(fold=pl.int_range(pl.len()) % 3),
+        'deal whole days',
+    ),
+    'one fold': (REFERENCE.with_columns(fold=pl.lit(0)), 'deal whole days'),
     'no labels': (REFERENCE.drop('y'), 'got y not'),
     'a label that is not known': (
         REFERENCE.with_columns(y=pl.lit(None, pl.Float32)),
