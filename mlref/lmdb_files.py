@@ -9,6 +9,7 @@ __all__ = ['MetaPage', 'read_meta_pages', 'LmdbSettings', 'find_damaged_page', '
 # %% ../nbs/02a_lmdb_files.ipynb #02a00005
 import os
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,6 +303,16 @@ def _map_file(folder: Path, settings: LmdbSettings) -> lmdb.Environment:
             ' or choose another folder'
         ) from None
 
+# %% ../nbs/02a_lmdb_files.ipynb #02a00044
+_BEGINS = 1.0  # seconds for which a file may be empty, since another process begins it
+
+
+def _wait_for_head(file: Path) -> None:
+    "Whoever makes a file writes its head a moment later"
+    until = time.monotonic() + _BEGINS
+    while not file.stat().st_size and time.monotonic() < until:
+        time.sleep(0.001)
+
 # %% ../nbs/02a_lmdb_files.ipynb #02a00024
 def open_lmdb(
     folder: Path,  # Made when missing, unless readonly
@@ -310,6 +321,7 @@ def open_lmdb(
     "A file of LMDB; raises `MlrefError` when it is not whole or cannot be opened"
     file = folder / 'data.mdb'
     if file.exists():
+        _wait_for_head(file)
         _check_head(file, settings)
     env = _map_file(folder, settings)
     try:
