@@ -213,6 +213,7 @@ class StateFollower:
         self.app: Application | None = None  # Whose keys are followed
         self.seen: tuple[int, ...] = ()
         self.lock = asyncio.Lock()
+        self.asking = asyncio.Lock()  # Of the registry, by one publisher at a time
         self.following: asyncio.Task | None = None
         server.reload = partial(reload_champion, self)
 
@@ -288,8 +289,8 @@ async def look_again(follower: StateFollower) -> None:
     except Exception as error:  # whatever it is, what is served goes on
         follower.note(str(error))
     # somebody changed the plan: the registry may name other versions by now
-    if follower.index == 0 and not is_current(follower.options, state):
-        said = await _run_publisher(follower.options)
+    if follower.index == 0:
+        said = await _ask_registry(follower)
         if said:
             follower.note(said)
 
@@ -361,14 +362,13 @@ _ALL = 30.0  # seconds until every worker serves what was published
 async def reload_champion(follower: StateFollower) -> str:
     "Ask the registry again; the version that all workers serve then; raises `RequestError`"
     served = follower.server.champion
-    if not is_current(follower.options, read_state(follower.folder)):
-        said = await _run_publisher(follower.options)
-        if said:
-            raise RequestError(
-                503,
-                f'expected a champion in the registry, got: {said}; still serving'
-                f' {served.version}, load again when that is mended',
-            )
+    said = await _ask_registry(follower)
+    if said:
+        raise RequestError(
+            503,
+            f'expected a champion in the registry, got: {said}; still serving'
+            f' {served.version}, load again when that is mended',
+        )
     state = read_state(follower.folder)
     try:
         await follower.take(state)
@@ -400,6 +400,14 @@ async def _wait_for_all(
         behind = laggards(read_notes(folder), epoch)
 
 # %% ../nbs/17e_followers.ipynb #385d498c
+async def _ask_registry(follower: StateFollower) -> str:
+    "Have the registry's champion published, unless it is; what went wrong, or ''"
+    async with follower.asking:
+        if is_current(follower.options, read_state(follower.folder)):
+            return ''
+        return await _run_publisher(follower.options)
+
+
 async def _run_publisher(options: ServeOptions) -> str:
     "Have the champion published; what went wrong, or ''"
     command = child_command('followers', 'publish_main', encode_options(options))
