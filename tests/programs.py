@@ -11,7 +11,7 @@ def need(program: str) -> str:
 
     Without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there.
     """
-    found = shutil.which(program)
+    found = shutil.which(program) or shutil.which(program, path='/usr/sbin:/usr/local/sbin')
     if found is None:
         give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
         give_up(
