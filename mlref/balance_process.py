@@ -22,6 +22,7 @@ from pathlib import Path
 from .arguments import check_choice
 from .balance import RENDERERS, Backend, HealthCheck, LoadBalancer
 from .core import MlrefError
+from .edges import find_program
 
 # %% ../nbs/34a_balance_process.ipynb #58bf18e3
 def find_balancer(
@@ -29,14 +30,7 @@ def find_balancer(
 ) -> str:
     "Where the program is; raises `MlrefError` without it"
     check_choice(program, tuple(RENDERERS), 'program')
-    # /usr/sbin is not on every user's path
-    found = shutil.which(program) or shutil.which(program, path='/usr/sbin:/usr/local/sbin')
-    if found is None:
-        raise MlrefError(
-            f'expected the program {program}, found none; on Debian and Ubuntu: apt install'
-            f' {program}'
-        )
-    return found
+    return find_program(program)
 
 
 def _whole_nginx(text: str) -> str:

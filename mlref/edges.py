@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'LIBRARIES', 'Result', 'describe_error', 'explain_errors', 'blame_library', 'read_json_object',
-           'check_writable', 'hold_file_lock', 'retry', 'child_command', 'child_environment']
+           'check_writable', 'hold_file_lock', 'retry', 'child_command', 'child_environment', 'find_program']
 
 # %% ../nbs/01d_edges.ipynb #01d00005
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -183,3 +184,17 @@ def child_environment(
     names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
     limits = {} if threads is None else dict.fromkeys(names, str(threads))
     return {**limits, **os.environ, 'PYTHONPATH': path}
+
+# %% ../nbs/01d_edges.ipynb #01d00041
+def find_program(
+    program: str,  # E.g. 'redis-server'
+    package: str = '',  # Of Debian, that brings it; '' = of the same name
+) -> str:
+    "Where a program is; raises `MlrefError` without it"
+    found = shutil.which(program) or shutil.which(program, path='/usr/sbin:/usr/local/sbin')
+    if found is None:
+        raise MlrefError(
+            f'expected the program {program}, found none; on Debian and Ubuntu: apt install'
+            f' {package or program}'
+        )
+    return found

@@ -1,9 +1,11 @@
 """Programs that are not Python packages"""
 
 import os
-import shutil
 
 import pytest
+
+from mlref.core import MlrefError
+from mlref.edges import find_program
 
 
 def need(program: str) -> str:
@@ -11,14 +13,11 @@ def need(program: str) -> str:
 
     Without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there.
     """
-    found = shutil.which(program) or shutil.which(program, path='/usr/sbin:/usr/local/sbin')
-    if found is None:
+    try:
+        return find_program(program)
+    except MlrefError as error:
         give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
-        give_up(
-            f'expected the program {program}, found none; on Debian and Ubuntu: apt install'
-            f' {program}'
-        )
-    return str(found)
+        give_up(str(error))
 
 
 def browser(pw):

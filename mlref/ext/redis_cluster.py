@@ -20,6 +20,7 @@ from redis import RedisCluster
 from redis.exceptions import RedisError
 
 from ..core import MlrefError
+from ..edges import find_program
 from .redis_process import RedisProcess, free_port
 from .redis_records import record_key
 from .redis_server import find_slot
@@ -29,7 +30,12 @@ from ..online import FedStore
 # %% ../../nbs/31d_redis_cluster.ipynb #9f1219d1
 def call_redis_cli(*words: object) -> str:
     "What redis-cli says; raises `MlrefError` when it fails"
-    command = [str(shutil.which('redis-cli')), '--cluster', *map(str, words), '--cluster-yes']
+    command = [
+        find_program('redis-cli', 'redis-tools'),
+        '--cluster',
+        *map(str, words),
+        '--cluster-yes',
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines() or ['nothing']
