@@ -207,7 +207,7 @@ def _event_id(message: bytes) -> str:
         return ''
     return str(found.get('event_id', '')) if isinstance(found, dict) else ''
 
-
+# %% ../nbs/22_workspace.ipynb #27b72e28
 def check_run_log(
     log: PartitionedLog,  # That others reach too
     position: LogPosition,  # Of the run's lake

@@ -270,6 +270,7 @@ def test_a_run_goes_on_where_it_was(mock, tmp_path):
         assert run.log.end('events') == known and (counts.messages > 0) in (more, until == 2 * DAY)
         assert run.lake.sql('select count(distinct event_id) from events').row(0) == (known,)
         run.close()
+    assert not (tmp_path / 'goes-on' / 'log').exists()
 
 
 @pytest.mark.parametrize('who', ['another run', 'a producer', 'a wiped broker'])
