@@ -8,6 +8,8 @@ __all__ = ['Backfill', 'assign_partitions', 'BackfillWorker', 'start_workers', '
 # %% ../../nbs/32a_ray_backfill.ipynb #e0ee255e
 import os
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -21,17 +23,18 @@ from ..consumer import partition_of
 from ..core import MlrefError, TrainingSet
 from ..offline import OfflineReader
 from ..schema import EventSchema
-from ..snapshots import Snapshot
-from ..task import load_task, select_requests
+from ..snapshots import open_snapshot
+from ..task import Task, load_task, select_requests
 from ..training_set import join_labels
 from ..vectors import compute_vectors
 
 # %% ../../nbs/32a_ray_backfill.ipynb #73062c2d
 @dataclass(frozen=True)
 class Backfill:
-    "A table that is to be computed in parts"
+    "A table that is to be computed in parts; a description, which travels"
 
-    snapshot: Snapshot  # In a folder that every worker sees
+    folder: Path  # Of snapshots, absolute; every worker sees it
+    name: str  # Of the snapshot
     task: str  # Its address, as `load_task` takes it
     start: int  # First cut-off, minutes UTC, included
     end: int  # Last cut-off, excluded
@@ -39,6 +42,11 @@ class Backfill:
 
     def __post_init__(self):
         check_number(self.parts, 'parts', low=1, whole=True)
+        if not self.folder.is_absolute():
+            raise MlrefError(
+                f'expected the folder of snapshots as an absolute path, got {self.folder}; every'
+                ' worker starts in a folder of its own'
+            )
 
 
 def assign_partitions(
@@ -52,42 +60,82 @@ def assign_partitions(
     return np.array([partition_of(each or '', parts) for each in keys])
 
 # %% ../../nbs/32a_ray_backfill.ipynb #9632143a
-class BackfillWorker:
-    "Holds a snapshot's events and computes partitions of a backfill"
+def _check_version(task: Task, version: str) -> None:
+    "Raise `MlrefError` when this process would compute other features"
+    own = task.features.version
+    if own != version:
+        raise MlrefError(
+            f'expected the features of {task.address} in version {version}, this worker has {own};'
+            ' install the same code and settings on every machine of the cluster'
+        )
 
-    def __init__(self, backfill: Backfill):
+
+class BackfillWorker:
+    "Reads a snapshot's events when it is first asked, and computes partitions of a backfill"
+
+    def __init__(
+        self,
+        backfill: Backfill,
+        version: str,  # Of the features, as the driver has them
+    ):
         self.backfill = backfill
-        self.task = load_task(backfill.task)
-        self.events = backfill.snapshot.events(self.task.schema)
-        self.requests = select_requests(self.task, self.events, backfill.start, backfill.end)
-        schema = self.task.schema
-        self.places = assign_partitions(self.requests, schema, backfill.parts)
-        self.reader = OfflineReader(self.events)
+        self.version = version
 
     def pid(self) -> int:
         "Of its process"
         return os.getpid()
 
+    def compute(self, part: int) -> np.ndarray:  # float32 (requests of the partition, features)
+        "The vectors of a partition; raises `MlrefError` when it lacks something"
+        asked = self.requests[self.rows(part)]
+        return compute_vectors(self.reader, asked, self.task.features, self.task.lookups)
+
     def rows(self, part: int) -> np.ndarray:
         "Where the requests of a partition stand among all"
         return np.flatnonzero(self.places == part)
 
-    def compute(self, part: int) -> np.ndarray:  # float32 (requests of the partition, features)
-        "The vectors of a partition"
-        asked = self.requests[self.rows(part)]
-        return compute_vectors(self.reader, asked, self.task.features, self.task.lookups)
+    @cached_property
+    def task(self) -> Task:
+        "The task, of the driver's version"
+        task = load_task(self.backfill.task)
+        _check_version(task, self.version)
+        return task
+
+    @cached_property
+    def events(self) -> pl.DataFrame:
+        "All events of the snapshot"
+        return open_snapshot(self.backfill.folder, self.backfill.name).events(self.task.schema)
+
+    @cached_property
+    def reader(self) -> OfflineReader:
+        "Their histories"
+        return OfflineReader(self.events)
+
+    @cached_property
+    def requests(self) -> pl.DataFrame:
+        "Who is scored in the stretch"
+        backfill = self.backfill
+        return select_requests(self.task, self.events, backfill.start, backfill.end)
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        "Partition of each request"
+        return assign_partitions(self.requests, self.task.schema, self.backfill.parts)
 
 # %% ../../nbs/32a_ray_backfill.ipynb #68275827
 _RESTARTS = 3  # of a worker that died
 
 
-def start_workers(backfill: Backfill, workers: int) -> list[ActorHandle]:
+def start_workers(
+    backfill: Backfill,
+    version: str,  # Of the features, as this process has them
+    workers: int,
+) -> list[ActorHandle]:
     "Actors that compute partitions"
     actor = ray.remote(num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(
         BackfillWorker
     )
-    shared = ray.put(backfill)
-    return [actor.remote(shared) for _ in range(workers)]
+    return [actor.remote(backfill, version) for _ in range(workers)]
 
 
 def compute_parts(workers: list[ActorHandle], parts: int) -> list[np.ndarray]:
@@ -119,14 +167,13 @@ def run_backfill(
     if not ray.is_initialized():
         raise MlrefError(
             'expected a connection to a Ray cluster, found none; call'
-            " connect_ray('ray://HOST:PORT') first"
+            " connect_ray('HOST:PORT') first"
         )
-    task = load_task(backfill.task)
-    started = start_workers(backfill, workers)
-    events = backfill.snapshot.events(task.schema)
-    requests = select_requests(task, events, backfill.start, backfill.end)
-    places = assign_partitions(requests, task.schema, backfill.parts)
-    X = np.empty((len(requests), len(task.features.names)), np.float32)
+    version = load_task(backfill.task).features.version
+    own = BackfillWorker(backfill, version)
+    count = len(own.requests)  # a mistake in what is asked is said before anything starts
+    started = start_workers(backfill, version, workers)
+    X = np.empty((count, len(own.task.features.names)), np.float32)
     for part, vectors in enumerate(compute_parts(started, backfill.parts)):
-        X[places == part] = vectors
-    return join_labels(events, task, requests, X)
+        X[own.rows(part)] = vectors
+    return join_labels(own.events, own.task, own.requests, X)
