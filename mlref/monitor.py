@@ -285,7 +285,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _last_day(result: Any) -> Any:
-    return result.filter(period='analysis').to_df().iloc[-1]
+    return result.data.iloc[-1]  # the days of the reference come before it
 
 
 def _read(last: Any, name: str, *column: str) -> Measurement:
