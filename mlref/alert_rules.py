@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Severity', 'Rule', 'BURN_WINDOWS', 'RecordingRule', 'AlertRule', 'BurnWindow', 'ServingObjective', 'failed_share',
-           'late_share', 'budget_rules', 'store_rules', 'serving_rules', 'rule_file', 'metric_names', 'check_metrics']
+           'late_share', 'budget_rules', 'store_rules', 'model_rules', 'serving_rules', 'rule_file', 'metric_names',
+           'check_metrics']
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0005
 import json
@@ -69,6 +70,7 @@ class ServingObjective:
     windows: tuple[BurnWindow, ...] = BURN_WINDOWS
     max_lag: float = 30.0  # Minutes that the store may be behind the clock on the wall
     max_missing: float = 0.5  # Share of a view's last values
+    max_silence: float = 2.0  # Days without a measurement of the monitor or a calibration
     patience: str = '5m'  # How long what is not counted in requests must hold
 
     def __post_init__(self):
@@ -182,6 +184,34 @@ def store_rules(objective: ServingObjective) -> list[Rule]:
     )
     return [unreadable, stale, letters]
 
+# %% ../nbs/15g_alert_rules.ipynb #15ad0031
+_DAY = 86_400  # seconds
+
+
+def _old(metric: str, days: float) -> str:
+    return f'time() - {metric} > {days * _DAY:.0f}'
+
+
+def _ticket(alert: str, expr: str, says: str, objective: ServingObjective) -> AlertRule:
+    summary = f'{{{{ $labels.model }}}} {says}'
+    return AlertRule(alert, expr, 'ticket', summary, wait=objective.patience)
+
+
+def model_rules(objective: ServingObjective) -> list[Rule]:
+    "Alerts on what the daily loop says of a model, and on its silence"
+    measured = 'mlref_monitor_timestamp_seconds'
+    fitted = 'mlref_calibration_timestamp_seconds'
+    alarms = 'max by (model) (mlref_monitor_alarms{measure=~"%s"}) > 0'
+    silent = f'{measured} != {measured} or {_old(measured, objective.max_silence)}'
+    old = _old(fitted, objective.max_silence)
+    ranks = alarms % 'auc|auc_estimated'
+    return [
+        _ticket('MonitorSilent', silent, 'is measured by nobody', objective),
+        _ticket('CalibrationOld', old, 'has an old calibration', objective),
+        _ticket('CalibrationOff', alarms % 'gap', 'is not calibrated', objective),
+        _ticket('AucLow', ranks, 'ranks worse than its reference', objective),
+    ]
+
 # %% ../nbs/15g_alert_rules.ipynb #15ad0027
 def _missing_values(objective: ServingObjective) -> AlertRule:
     absent = 'sum by (model, view) (rate(mlref_values_total{status!="present"}[1h]))'
@@ -207,8 +237,8 @@ def serving_rules(
         summary='a server is down',
         wait=objective.patience,
     )
-    budgets = budget_rules(objective)
-    return [*budgets, down, *store_rules(objective), _missing_values(objective)]
+    store = [*store_rules(objective), _missing_values(objective)]
+    return [*budget_rules(objective), down, *store, *model_rules(objective)]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad001a
 def _as_fields(rule: Rule) -> dict[str, object]:

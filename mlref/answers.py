@@ -269,6 +269,7 @@ async def _predict(server: ModelServer, request: Request) -> Answer:
     rows = _prediction_rows(server, request, asked, chosen, p, calibrated[1])
     await server.log.append('predictions', rows)
     request.scored = len(p)
+    server.work.count_scores(scored.p)
     if scored.outside is not None:
         count_out_of_range(server.metrics, server.task.name, scored.outside)
     _start_shadows(server, request, chosen, asked)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Overloaded', 'DeadlineExceeded', 'Told', 'ScoreRequest', 'check_rows', 'FairQueue', 'score_parts', 'TurnClock',
-           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'TurnRunner', 'Batcher']
+           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'TurnRunner', 'Batcher']
 
 # %% ../nbs/16b_batching.ipynb #16bc0005
 import asyncio
@@ -21,6 +21,7 @@ import numpy as np
 
 from .arguments import MlrefError, check_number, describe_value
 from .group_commit import BackgroundThread
+from .observe import WorkMetrics
 from .protocols import RequestError
 
 # %% ../nbs/16b_batching.ipynb #16bc000d
@@ -65,6 +66,7 @@ class ScoreRequest:
     told: Told  # Gets the scores, float64, or the error
     next: int = 0  # First row that is not scored yet
     scores: np.ndarray | None = None  # So far, of one that is cut into slices
+    came: float = 0.0  # When it was let in, by the same clock
 
 
 def check_rows(X: np.ndarray) -> None:
@@ -245,6 +247,19 @@ def tell_request(
         told.set_result(request.scores)
     return not told.done()
 
+# %% ../nbs/16b_batching.ipynb #16bd0020
+def count_run(
+    work: WorkMetrics,
+    batch: Sequence[ScoreRequest],  # That is scored in this turn
+    parts: Sequence[np.ndarray],  # Rows of each
+    now: float,  # By the clock of the batcher, seconds
+) -> None:
+    "Count a run of the model, and how long requests waited for it"
+    work.batch.add(sum(map(len, parts)))
+    for request in batch:
+        if not request.next:
+            work.wait.add(now - request.came)
+
 # %% ../nbs/16b_batching.ipynb #16bc001e
 class TurnRunner:
     "Runs the model for one group of waiting requests after the other"
@@ -264,6 +279,7 @@ class TurnRunner:
         self.loaded = False  # It began with requests that had waited for the one before
         self.batches = 0
         self.rows = 0  # Scored
+        self.work: WorkMetrics | None = None  # Where runs are counted; None = nowhere
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
         "Something waits"
@@ -289,6 +305,8 @@ class TurnRunner:
         parts = [next_rows(each, self.queue.max_rows) for each in batch]
         self.batches += 1
         self.rows += sum(map(len, parts))
+        if self.work is not None:
+            count_run(self.work, batch, parts, self.turn.clock())
         if self.thread is None:
             self._end(batch, score_parts(self.run, parts), None)
         else:
@@ -335,13 +353,13 @@ class Batcher(TurnRunner):
         "Have rows scored; raises `Overloaded`, `DeadlineExceeded` or `MlrefError` at once"
         check_rows(X)
         loop = asyncio.get_running_loop()
-        self._admit(len(X), deadline)
-        request = ScoreRequest(X, deadline, loop.create_future() if told is None else told)
-        self.queue.add(request)
+        came = self._admit(len(X), deadline)
+        told = loop.create_future() if told is None else told
+        self.queue.add(ScoreRequest(X, deadline, told, came=came))
         self.wake(loop)
-        return request.told
+        return told
 
-    def _admit(self, rows: int, deadline: float) -> None:
+    def _admit(self, rows: int, deadline: float) -> float:  # Now
         turns = self.queue.turns()
         wait = (turns + 2) * self.turn.seconds if turns else 0.0  # one is under way
         now = self.clock()
@@ -356,6 +374,7 @@ class Batcher(TurnRunner):
                 f'expected room for a request before its deadline, {why}; ask again later',
                 max(1, math.ceil(wait)),
             )
+        return now
 
     async def close(self) -> None:
         "Score what was accepted, then take no more"

@@ -17,6 +17,7 @@ import typer
 
 # %% ../nbs/50_cli.ipynb #c1000008
 from . import __version__
+from .cli_balance import balance_app
 from .cli_features import features_app
 from .cli_models import models_app
 from .cli_rollout import rollout_app
@@ -283,3 +284,4 @@ app.add_typer(features_app, name='features')
 app.add_typer(models_app, name='models')
 app.add_typer(rollout_app, name='rollout')
 app.add_typer(keys_app, name='keys')
+app.add_typer(balance_app, name='balance')

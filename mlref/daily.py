@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['MAX_NULL_LEAK', 'day_requests', 'ScoredDay', 'prediction_rows', 'score_day', 'known_labels', 'labelled_predictions',
            'fit_daily_calibration', 'publish_calibration', 'ServedRows', 'read_served', 'calibrated_answers',
-           'check_answers', 'served_predictions', 'score_over_http', 'calibration_effect', 'measure_day', 'check_day',
-           'failed_checks']
+           'check_answers', 'served_predictions', 'score_over_http', 'calibration_effect', 'measure_day',
+           'summarize_health', 'publish_health', 'check_day', 'failed_checks']
 
 # %% ../nbs/22c_daily.ipynb #9fcac5f0
 import json
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,9 +33,12 @@ from .ingest import check_tables, read_position
 from .lake import Lake
 from .log import LocalLog
 from .log_position import LogPosition, check_position, position_at
+from .model_health import HEALTH_KEY, ModelHealth, encode_health
 from mlref.monitor import (
+    AlarmPolicy,
     Measurement,
     estimate_day,
+    find_alarms,
     label_days,
     metric_rows,
     monitored_columns,
@@ -369,6 +373,68 @@ def measure_day(
         for (version,), rows in known.group_by(['version'], maintain_order=True)
     ]
     return pl.concat([estimated, *realized, calibration_effect(lake, known, labelled, calendar)])
+
+# %% ../nbs/22c_daily.ipynb #22cd0002
+def _newest(metrics: pl.DataFrame, name: str) -> dict[str, Any]:
+    "The newest row of a measure; no values when there is none"
+    found = metrics.filter(name=name).sort('day').tail(1)
+    return found.row(0, named=True) if found.height else dict.fromkeys(metrics.columns)
+
+
+def _judged_day(metrics: pl.DataFrame, calendar: Calendar) -> dict[str, Any]:
+    "What is known of the newest day with labels, as fields of `ModelHealth`"
+    auc = _newest(metrics, 'auc')
+    gap = _newest(metrics, 'gap')
+    if auc['day'] is None:
+        return {}
+    end = int(calendar.day_start(auc['day'] + 1))
+    return {
+        'judged_end': end,
+        'judged_at': auc['measured_at'],
+        'rows': auc['n'],
+        'auc': auc['value'],
+        'auc_lowest': auc['low'],
+        'gap': gap['value'],
+        'gap_low': gap['low'],
+        'gap_high': gap['high'],
+    }
+
+# %% ../nbs/22c_daily.ipynb #22cd0003
+def summarize_health(
+    metrics: pl.DataFrame,  # Rows of the metrics table, of the last weeks
+    calendar: Calendar,
+    policy: AlarmPolicy,
+) -> ModelHealth | None:  # None without rows
+    "What the newest of some measurements say of the model that scored"
+    if not metrics.height:
+        return None
+    newest = metrics.filter(pl.col('day') == pl.col('day').max())
+    version = newest['version'][-1]
+    drift = newest.filter(pl.col('name').str.starts_with('drift:'))
+    drifted = drift.filter(pl.col('value') > pl.col('high'))['name'].str.strip_prefix('drift:')
+    alarms = find_alarms(metrics.filter(version=version), policy)
+    return ModelHealth(
+        measured_at=max(metrics['measured_at'].to_list()),
+        version=version,
+        alarms=tuple(alarms),
+        drifted=tuple(drifted.sort()),
+        auc_estimated=_newest(newest, 'auc_estimated')['value'],
+        **_judged_day(metrics, calendar),
+    )
+
+
+def publish_health(
+    store: FedStore,
+    lake: Lake,
+    task: Task,
+    since: int,  # Oldest scoring day whose measurements are looked at
+    policy: AlarmPolicy,
+) -> None:
+    "Let servers tell what the monitor found; again is harmless"
+    metrics = lake.sql('select * from metrics where day >= ?', since)
+    health = summarize_health(metrics, task.calendar, policy)
+    if health is not None:
+        store.write({HEALTH_KEY: encode_health(health)})
 
 # %% ../nbs/22c_daily.ipynb #88f0e7a4
 MAX_NULL_LEAK = 0.5  # honest data reach .25, a leak lies near 1

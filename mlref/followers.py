@@ -28,6 +28,7 @@ from mlref.model_server import (
     ModelServer,
     ServedModel,
     ServerSettings,
+    count_cache,
     set_versions,
 )
 from .protocols import Limits, RequestError
@@ -264,6 +265,8 @@ async def _follow(follower: StateFollower) -> None:
     "Look at the files again and again"
     while True:
         await asyncio.sleep(_LOOK)
+        for served in set(follower.server.versions.values()):
+            count_cache(follower.server, served)
         seen = _times(state_file(follower.folder), follower.folder / 'keys.json')
         if seen != follower.seen:
             follower.seen = seen

@@ -25,6 +25,7 @@ from mlref.daily import (
     fit_daily_calibration,
     measure_day,
     publish_calibration,
+    publish_health,
     score_day,
     score_over_http,
 )
@@ -176,6 +177,7 @@ def run_day(
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
     tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}
     insert_rows(lake, tables)
+    publish_health(workspace.store, lake, task, day - ALARM_MEMORY, policy.policy)
     if any(decision.action == 'promote' for decision in decisions):
         sync_registry(workspace.registry, lake, task)
     return decisions

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'StoreWatch', 'check_fed', 'check_ahead',
-           'ChampionOnly', 'ModelServer', 'set_versions', 'choose_version', 'read_rows', 'count_statuses', 'score_rows',
-           'newest_scores', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_store']
+           'ChampionOnly', 'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_rows',
+           'count_statuses', 'score_rows', 'newest_scores', 'PredictionRow', 'VectorRow', 'find_troubles',
+           'measure_model', 'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -34,7 +35,8 @@ from .dead_letters import LETTERS, Outage
 from .feature_status import find_status_places
 from .group_commit import GroupCommit
 from .log import LocalLog
-from .observe import ServerMetrics, write_sample
+from .model_health import HEALTH_KEY, decode_health, health_samples
+from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
 from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError, Scores
@@ -92,6 +94,7 @@ class ServedModel:
         )
         size = settings.cache_bytes
         self.cache = PredictionCache(max_bytes=size) if size else None
+        self.looked_up = {'hit': 0, 'joined': 0, 'miss': 0}  # Rows of its memory, counted so far
         self.users = 0  # Requests that took it and are not answered yet
 
     def submit(self, X: np.ndarray, deadline: float, told: Told | None = None) -> Any:
@@ -218,6 +221,7 @@ class ModelServer:
 
     def __post_init__(self):
         self.watch = StoreWatch(self.store)
+        self.work = WorkMetrics(self.metrics.meters, self.task.name)
 
     @property
     def champion(self) -> ServedModel:
@@ -239,6 +243,23 @@ class ModelServer:
         for log in (self.log, self.events):
             await log.close()
 
+# %% ../nbs/16g_model_server.ipynb #16d1001b
+def count_cache(
+    server: ModelServer,
+    served: ServedModel,
+) -> None:
+    "Add what the memory of a version answered since the last call to the worker's numbers"
+    cache = served.cache
+    if cache is None:
+        return
+    now = {'hit': cache.hits, 'joined': cache.joined, 'miss': cache.misses}
+    if now == served.looked_up:
+        return
+    for result, n in now.items():
+        sample = write_sample('mlref_cache_rows_total', model=server.task.name, result=result)
+        server.metrics.meters.add(sample, n - served.looked_up[result])
+    served.looked_up = now
+
 # %% ../nbs/16g_model_server.ipynb #9d1848ca
 def set_versions(
     server: ModelServer,
@@ -247,12 +268,15 @@ def set_versions(
     "Answer with these from the next request on; what nobody uses ends behind its last batch"
     before = set(server.versions.values())
     server.versions = dict(versions)
+    for served in server.versions.values():
+        served.batcher.work = server.work
     for served in before - set(versions.values()):
+        count_cache(server, served)
         task = asyncio.get_running_loop().create_task(served.end())
         server.ending.add(task)
         task.add_done_callback(server.ending.discard)
 
-
+# %% ../nbs/16g_model_server.ipynb #16d11848
 def choose_version(
     server: ModelServer,
     unit: str,  # What always gets the same, e.g. the id of the entity
@@ -434,6 +458,25 @@ async def find_troubles(
         found = [str(error)]
     return [said for said in found if said]
 
+# %% ../nbs/16g_model_server.ipynb #16d1001d
+def measure_model(
+    server: ModelServer,
+) -> dict[str, float]:  # Sample -> its value
+    "How old the calibration is, and what the monitor said last, for a scraper"
+    name = server.task.name
+    found: dict[str, float] = {}
+    try:
+        calibrations = server.watch.calibrations()
+        if calibrations is not None:
+            sample = write_sample('mlref_calibration_timestamp_seconds', model=name)
+            found[sample] = 60.0 * float(calibrations.at[-1])
+        note = server.store.note(HEALTH_KEY)
+        if note is not None:
+            found |= health_samples(decode_health(note), name)
+    except MlrefError:  # readiness says why
+        found[write_sample('mlref_monitor_timestamp_seconds', model=name)] = math.nan
+    return found
+
 # %% ../nbs/16g_model_server.ipynb #b29a0f5b
 def measure_store(
     server: ModelServer,
@@ -452,10 +495,12 @@ def measure_store(
         write_sample(f'mlref_store_{each}', model=name): float(value)
         for each, value in zip(names, values, strict=True)
     }
+    for each in set(server.versions.values()):
+        count_cache(server, each)
     served = server.versions.get('champion')
     if served is not None:
         gauges[write_sample('mlref_model_info', model=name, version=served.version)] = 1.0
         if served.cache is not None:  # of the worker that answers
             gauges[write_sample('mlref_cache_hit_rate', model=name)] = served.cache.hit_rate
     lost = write_sample('mlref_log_could_be_lost', model=name)
-    return {**gauges, lost: float(server.log.could_be_lost)}
+    return {**gauges, **measure_model(server), lost: float(server.log.could_be_lost)}

@@ -28,7 +28,7 @@ from mlref.model_server import (
     find_troubles,
     measure_store,
 )
-from .observe import ServerMetrics
+from .observe import ServerMetrics, add_samples
 from mlref.oip_metadata import (
     ModelState,
     ModelStatistics,
@@ -43,6 +43,7 @@ from mlref.oip_metadata import (
 )
 from .online import FedStore
 from .openapi import ServedApi, describe_apis
+from .process_metrics import measure_machine
 from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField, ServedTask
 from .requests import JSON, Request, Route
@@ -64,7 +65,7 @@ async def _show_ready(servers: tuple[ModelServer, ...], request: Request) -> Ans
     found = {'ready': True, 'model_version': servers[0].champion.version}
     return Answer(msgspec.json.encode(found))
 
-
+# %% ../nbs/16gb_routes.ipynb #16fb0864
 def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "The text that Prometheus reads"
     kind = (b'content-type', b'text/plain; version=0.0.4')
@@ -72,7 +73,11 @@ def _show_metrics(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     for server in servers:
         gauges |= measure_store(server)
         gauges |= {} if server.counts is None else server.counts.samples()
-    return Answer(servers[0].metrics.text(gauges), (kind,))
+    metrics = servers[0].metrics
+    counted = add_samples(metrics.meters, metrics.folder)
+    folders = {'log': servers[0].log_file.folder}
+    gauges |= measure_machine(counted, folders)
+    return Answer(metrics.text(gauges), (kind,))
 
 # %% ../nbs/16gb_routes.ipynb #233ef7d8
 async def _load_again(server: ModelServer, request: Request) -> Answer:
@@ -347,5 +352,6 @@ def open_server(
     server = make_server(bundle.task, store, log, settings=settings, durability=durability)
     served = ServedModel(bundle, store, server.settings)
     served.warm()
+    served.batcher.work = server.work
     server.versions = {'champion': served}
     return server

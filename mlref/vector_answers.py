@@ -124,7 +124,8 @@ def _drop_broken(group: list[VectorRequest]) -> list[VectorRequest]:
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f2000c
 def _count_scores(each: VectorRequest) -> None:
-    "What became of it is counted while versions are compared"
+    "Its scores are counted, and what became of it while versions are compared"
+    each.server.work.count_scores(each.p)
     counts = each.server.counts
     if counts is not None and each.assigned.counted:
         seconds = time.perf_counter() - each.request.start

@@ -38,6 +38,7 @@ from mlref.followers import (
 )
 from .log import LocalLog
 from .observe import Meters, ServerMetrics
+from .process_metrics import worker_sample
 from .routes import make_app, make_server
 from .serve import Application, run_app
 from mlref.serving_state import (
@@ -82,6 +83,8 @@ def open_worker(
     "The application of a worker; raises `MlrefError` when a part of it is missing"
     file = Path(options.folder) / 'workers' / f'{index}.meters'
     metrics = ServerMetrics(Meters(file), file.parent)
+    meters = metrics.meters
+    meters.values[meters.place(worker_sample(index))] = os.getpid()
     limiter = RateLimiter(share=1 / options.workers)
     followers = [_open_run(run, index, metrics, limiter) for run in options.runs]
     check_distinct([follower.server.task.name for follower in followers], 'tasks of a server')

@@ -112,6 +112,41 @@ CASES = {
         {**MODEL, 'view': 'left'},
         'late misses values of left',
     ),
+    'MonitorSilent': Case(
+        {'mlref_monitor_timestamp_seconds{model="late"}': '0x3000 180000x200'},
+        '47h',
+        '49h',
+        '51h',
+        MODEL,
+        'late is measured by nobody',
+    ),
+    'CalibrationOld': Case(
+        {'mlref_calibration_timestamp_seconds{model="late"}': '0x3000 180000x200'},
+        '47h',
+        '49h',
+        '51h',
+        MODEL,
+        'late has an old calibration',
+    ),
+    'CalibrationOff': Case(
+        {'mlref_monitor_alarms{model="late",measure="gap"}': '0x10 1x10 0x10'},
+        '10m',
+        '20m',
+        '25m',
+        MODEL,
+        'late is not calibrated',
+    ),
+    'AucLow': Case(
+        {
+            'mlref_monitor_alarms{model="late",measure="auc"}': '0x10 1x10 0x10',
+            'mlref_monitor_alarms{model="late",measure="gap"}': '1x30',
+        },
+        '10m',
+        '20m',
+        '25m',
+        MODEL,
+        'late ranks worse than its reference',
+    ),
     'DeadLetters': Case(
         {'mlref_store_dead_letters{model="late"}': '0x10 2x10 0x10'},
         '10m',
@@ -124,7 +159,19 @@ CASES = {
 
 
 # promtool writes no NaN: nothing over nothing is one
-BROKEN = [RecordingRule('mlref_store_lag_minutes', 'test_lag / test_there')]
+BROKEN = [
+    RecordingRule('mlref_store_lag_minutes', 'test_lag / test_there'),
+    RecordingRule('mlref_monitor_timestamp_seconds', 'test_time / test_known'),
+]
+# as above, beside a time that stands still
+UNREAD = Case(
+    {'test_time{model="late"}': '60x10 0x10 600x10', 'test_known{model="late"}': '1x10 0x10 1x10'},
+    '10m',
+    '20m',
+    '25m',
+    MODEL,
+    'late is measured by nobody',
+)
 
 
 def unit_test(name: str, severity: str, case: Case) -> dict:
@@ -154,6 +201,7 @@ def run_promtool(folder, rules, cases) -> subprocess.CompletedProcess:
         own = {name: case for name, case in cases.items() if case.evaluated == every}
         content = {
             'rule_files': ['broken.yml', 'rules.yml'],
+            'group_eval_order': ['broken', 'mlref'],  # else any, and an alert is a step late
             'evaluation_interval': every,
             'tests': [unit_test(name, severities[name], case) for name, case in own.items()],
         }
@@ -169,6 +217,11 @@ def test_every_alert_has_a_case():
 
 def test_every_rule_stays_quiet_fires_and_resolves(tmp_path):
     done = run_promtool(tmp_path, RULES, CASES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_note_of_the_monitor_that_cannot_be_read_counts_as_silence(tmp_path):
+    done = run_promtool(tmp_path, RULES, {'MonitorSilent': UNREAD})
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -532,12 +532,15 @@ def test_a_gate_that_asked_nothing_does_not_hold():
 
 WHOLE_MODULES = {
     'arguments': 'is the mechanism; its page tries every check',
+    'balance': 'refused by name in its page',
+    'balance_process': 'takes a checked fleet and the name of a program (test_balance)',
     'capacity': 'measures a server that runs; the numbers come from a step',
     'catalog': 'takes definitions and an open lake',
     'challenger': 'part of the loop: takes what `run_day` hands on, all objects of the library',
     'checkpoint': 'called by training with tensors it made',
     'checks': 'table checks: their frames are events that the contract has passed',
     'cli': 'a command; its parser answers (test_steps)',
+    'cli_balance': 'a command; its parser answers (its page)',
     'cli_models': 'a command; its parser answers (test_registry)',
     'cli_rollout': 'a command; its parser answers (test_rollout)',
     'cli_serving': 'a command; its parser answers (test_serve)',
