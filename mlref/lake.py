@@ -261,7 +261,10 @@ class EventIds:
         if len(self.hashes) != count:  # rows were deleted by hand
             self._forget()
             self._read_on(lake)
-        return pl.Series(np.isin(ids.hash().to_numpy(), self.hashes))
+        asked = ids.hash().to_numpy()
+        # np.isin would sort all hashes again
+        first = self.hashes.searchsorted(asked)
+        return pl.Series(self.hashes.searchsorted(asked, 'right') > first)
 
 # %% ../nbs/05_lake.ipynb #95ab920a
 class Lake:
