@@ -292,7 +292,10 @@ def _read_batches(
         checked = read_batch(log, topic, start, batch, schema, rules)
         if not checked.messages:
             return
-        yield checked, position_at(log, topic, start + len(checked.messages))
+        after = position_at(log, topic, start + len(checked.messages))
+        yield checked, after
+        if after.offset >= log.end(topic):
+            return
 
 # %% ../nbs/09_stream.ipynb #09090023
 def list_dead_letters(
