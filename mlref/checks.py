@@ -9,7 +9,7 @@ __all__ = ['CheckResult', 'DayTables', 'check_freshness', 'check_volume', 'check
 
 # %% ../nbs/04a_checks.ipynb #d1665f2b
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -295,25 +295,19 @@ _CAME: dict[type, ColumnType] = {
 }
 
 
-def _read_messages(
-    messages: Iterable[bytes],
-    schema: EventSchema,
-) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    "The messages that are objects within the limits, and their fields"
-    for message in messages:
-        try:
-            fields = read_fields(message, schema.limits)
-        except MlrefError:
-            continue
-        yield message, fields
-
-
 def select_readable(
     messages: Iterable[bytes],  # As they came
     schema: EventSchema,  # Whose limits count
 ) -> list[bytes]:
     "The messages that are objects within the limits"
-    return [message for message, _ in _read_messages(messages, schema)]
+    readable = []
+    for message in messages:
+        try:
+            read_fields(message, schema.limits)
+        except MlrefError:
+            continue
+        readable.append(message)
+    return readable
 
 # %% ../nbs/04a_checks.ipynb #8987f330
 def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
@@ -328,8 +322,8 @@ def message_fields(
 ) -> dict[str, ColumnType]:
     "Which fields some messages have; what is no object within limits is left to the quarantine"
     came: dict[str, Counter[ColumnType]] = defaultdict(Counter)
-    for _, read in _read_messages(messages, schema):
-        for name, value in read.items():
+    for message in select_readable(messages, schema):
+        for name, value in read_fields(message, schema.limits).items():
             if value is not None:
                 came[name][_type_of(value, schema.columns.get(name))] += 1
     expected = [name for name in schema.columns if name in came]

@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -173,20 +173,6 @@ def _seal_notes(records: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes |
     return {**records, **sealed} if sealed else records
 
 # %% ../nbs/08b_lmdb_store.ipynb #03cc0f27
-def _find_odd(
-    names: Sequence[bytes],
-    records: Sequence[Record | None],
-) -> Iterable[tuple[bytes, Record | None]]:
-    "The records whose seals are looked at one by one: notes, and long ones, which are remembered"
-    if are_sealed(records, _LONG):
-        return ()
-    pairs = zip(names, records, strict=True)
-    short = [record for record in records if record is not None and len(record) <= _LONG]
-    if not are_sealed(short, _LONG):
-        return pairs
-    return [(name, record) for name, record in pairs if record is not None and len(record) > _LONG]
-
-
 def _check_records(
     store: 'LmdbStore',
     seen: set[bytes],  # Names that were looked at; these are added
@@ -195,7 +181,9 @@ def _check_records(
 ) -> None:
     "Look at the seals of records; raises `DamagedRecord` naming the first that is broken"
     watch = store.watch
-    for name, record in _find_odd(names, records):
+    # notes and long records, which are remembered, are looked at one by one
+    odd = () if are_sealed(records, _LONG) else zip(names, records, strict=True)
+    for name, record in odd:
         if record is None or name in seen:
             continue
         mark = bytes(record[-SEAL:]) if len(record) > _LONG else b''

@@ -379,10 +379,8 @@ class _FactGroups:
 
 
 def _group_facts(facts: Facts) -> _FactGroups:
-    number = dict.fromkeys(facts.keys, 0)
-    for i, key in enumerate(number):
-        number[key] = i
-    codes = np.fromiter(map(number.__getitem__, facts.keys), np.int64, len(facts.keys))
+    number: dict[str, int] = {}
+    codes = np.array([number.setdefault(key, len(number)) for key in facts.keys], np.int64)
     order = np.lexsort((*facts.values.T[::-1], facts.t, codes))
     edges = np.searchsorted(codes[order], np.arange(len(number) + 1))
     return _FactGroups(list(number), edges, facts.t[order], facts.values[order])

@@ -292,10 +292,7 @@ def _read_batches(
         checked = read_batch(log, topic, start, batch, schema, rules)
         if not checked.messages:
             return
-        after = position_at(log, topic, start + len(checked.messages))
-        yield checked, after
-        if after.offset >= log.end(topic):
-            return
+        yield checked, position_at(log, topic, start + len(checked.messages))
 
 # %% ../nbs/09_stream.ipynb #09090023
 def list_dead_letters(
