@@ -10,6 +10,7 @@ __all__ = ['Backfill', 'assign_partitions', 'BackfillInput', 'read_input', 'Back
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -136,14 +137,15 @@ def start_workers(
     actor = ray.remote(num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(
         BackfillWorker
     )
-    return [actor.remote(backfill, version) for _ in range(workers)]
+    started: list[Any] = [actor.remote(backfill, version) for _ in range(workers)]
+    return started
 
 
 def compute_parts(workers: list[ActorHandle], parts: int) -> list[np.ndarray]:
     "The vectors of each partition; raises `MlrefError` when workers keep dying"
     try:
         pool = ActorPool(workers)
-        return list(pool.map(lambda worker, part: worker.compute.remote(part), range(parts)))
+        return list(pool.map(lambda worker, part: worker.compute.remote(part), [*range(parts)]))
     except RayError as error:
         cause = getattr(error, 'cause', None)
         if isinstance(cause, MlrefError):
@@ -158,7 +160,7 @@ def compute_parts(workers: list[ActorHandle], parts: int) -> list[np.ndarray]:
         for worker in workers:
             ray.kill(worker)
 
-
+# %% ../../nbs/32a_ray_backfill.ipynb #32aac003
 def run_backfill(
     backfill: Backfill,
     workers: int = 2,  # Processes of the cluster, one CPU each

@@ -6,6 +6,8 @@
 __all__ = ['split_address', 'connect_ray', 'SessionProcess', 'list_session', 'count_running', 'RayProcess']
 
 # %% ../../nbs/32_ray.ipynb #3fd2e9a7
+import importlib
+import logging
 import os
 import secrets
 import shutil
@@ -21,7 +23,6 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
 from ray.exceptions import RayError
 
 from ..arguments import check_number
@@ -59,10 +60,11 @@ def connect_ray(
     "Join a cluster as the process that hands out work; raises `MlrefError` when it cannot"
     _check_listens(address)
     # Ray reads its environment when it is imported; once more, as its own `ray start` does it
-    Config.initialize('')
-    AuthenticationTokenLoader.instance().reset_cache()
+    core = importlib.import_module('ray._raylet')  # compiled, without types
+    core.Config.initialize('')
+    core.AuthenticationTokenLoader.instance().reset_cache()
     try:
-        ray.init(address=address, logging_level='error', log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ConnectionError, ValueError, RayError) as error:
         said = ' '.join(str(error).split())[:300]
         raise MlrefError(
@@ -114,16 +116,19 @@ def _start_command(
     folder: Path,
 ) -> list[str]:
     "What starts a head that works alone"
-    words = [word for name, port in zip(_PORTS, ports, strict=True) for word in (name, str(port))]
-    return [
-        *(sys.executable, '-c', _COMMAND, 'start', '--head', '--block'),
-        *('--node-ip-address', '127.0.0.1', '--include-dashboard', 'false'),
-        *('--num-cpus', str(cpus), '--object-store-memory', str(store_mb * 2**20)),
-        *('--min-worker-port', '0', '--max-worker-port', '0'),  # any that are free
-        *('--temp-dir', str(folder), '--disable-usage-stats', *words),
-    ]
+    options = dict(zip(_PORTS, map(str, ports), strict=True)) | {
+        '--node-ip-address': '127.0.0.1',
+        '--include-dashboard': 'false',
+        '--num-cpus': str(cpus),
+        '--object-store-memory': str(store_mb * 2**20),
+        '--min-worker-port': '0',  # any that is free
+        '--max-worker-port': '0',
+        '--temp-dir': str(folder),
+    }
+    words = [word for option in options.items() for word in option]
+    return [sys.executable, '-c', _COMMAND, 'start', '--head', '--block', *words]
 
-
+# %% ../../nbs/32_ray.ipynb #32a7c007
 def _start_environment(folder: Path) -> dict[str, str]:
     "What it and all its processes see"
     site = folder / 'site'
@@ -197,7 +202,7 @@ def _wait_until_started(
             )
         time.sleep(0.1)
 
-
+# %% ../../nbs/32_ray.ipynb #32a7c006
 def _end_session(process: subprocess.Popen) -> None:
     "End a head and all that it started"
     process.terminate()
@@ -207,6 +212,23 @@ def _end_session(process: subprocess.Popen) -> None:
         with suppress(ProcessLookupError):
             os.kill(each.pid, signal.SIGKILL)
     process.wait()
+
+
+def _start_process(
+    command: list[str],
+    folder: Path,
+    log: Path,  # What it says
+    secret: dict[str, str],
+) -> subprocess.Popen:
+    "Begin a head in a session of its own"
+    with open(log, 'w') as said:
+        return subprocess.Popen(
+            command,
+            env=_start_environment(folder) | secret,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 # %% ../../nbs/32_ray.ipynb #32a7c005
 class RayProcess:
@@ -224,6 +246,7 @@ class RayProcess:
         self.cpus = cpus
         self.store_mb = store_mb
         self.folder = Path(tempfile.mkdtemp(prefix='ray-'))
+        self.log = self.folder / 'start.log'
         self.token = secrets.token_hex(32)
         # not atexit, which the workers of a pool never run; a forked child leaves it alone
         self.at_exit = Finalize(None, self.stop, exitpriority=0)
@@ -231,7 +254,10 @@ class RayProcess:
 
     def _start(self, seconds: float, tries: int) -> None:
         "Start it, with other ports when it fails; raises `MlrefError` after the last try"
-        self.process = self._launch()
+        ports = _free_ports(len(_PORTS))
+        self.address = f'127.0.0.1:{ports[0]}'
+        command = _start_command(self.cpus, self.store_mb, ports, self.folder)
+        self.process = _start_process(command, self.folder, self.log, self.secret)
         try:
             _wait_until_started(self.process, self.log, seconds)
         except MlrefError:
@@ -240,20 +266,6 @@ class RayProcess:
                 raise
             _end_session(self.process)
             self._start(seconds, tries - 1)
-
-    def _launch(self) -> subprocess.Popen:
-        "Begin a start, with ports that are free now"
-        ports = _free_ports(len(_PORTS))
-        self.address = f'127.0.0.1:{ports[0]}'
-        self.log = self.folder / 'start.log'
-        with open(self.log, 'w') as said:
-            return subprocess.Popen(
-                _start_command(self.cpus, self.store_mb, ports, self.folder),
-                env=_start_environment(self.folder) | self.secret,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
 
     @property
     def secret(self) -> dict[str, str]:
