@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_NULL_LEAK', 'day_requests', 'ScoredDay', 'prediction_rows', 'score_day', 'known_labels', 'labelled_predictions',
            'fit_daily_calibration', 'publish_calibration', 'ServedRows', 'read_served', 'calibrated_answers',
-           'check_answers', 'served_predictions', 'score_over_http', 'calibration_effect', 'measure_day',
-           'summarize_health', 'publish_health', 'check_day', 'failed_checks']
+           'check_answers', 'served_predictions', 'score_over_http', 'calibration_effect', 'surprise_rows',
+           'measure_day', 'summarize_health', 'publish_health', 'check_day', 'failed_checks']
 
 # %% ../nbs/22c_daily.ipynb #9fcac5f0
 import json
@@ -50,6 +50,7 @@ from .serving_state import prediction_logs
 from .snapshots import Snapshot
 from .task import Task, read_labels
 from .vectors import compute_vectors
+from .watch import surprises
 from .workspace import Monitors, Workspace, read_reference
 
 # %% ../nbs/22c_daily.ipynb #c1c1cdce
@@ -354,6 +355,18 @@ def calibration_effect(
     )
 
 # %% ../nbs/22c_daily.ipynb #e2bad787
+def surprise_rows(
+    known: pl.DataFrame,  # From `labelled_predictions`, of one scoring day and one model
+    version: str,  # Of that model
+    day: int,
+    calendar: Calendar,
+) -> pl.DataFrame:  # Rows of the metrics table; none for a day with few labels
+    "What was realised on a day less what its scores foresaw, for the rules that watch it"
+    measured_at = calendar.day_start(day + 1 + label_days(calendar))
+    measured = surprises(known['y'].to_numpy(), known['p'].to_numpy())
+    return metric_rows(measured, measured_at, version, known.height, day)
+
+
 def measure_day(
     scored: ScoredDay,
     lake: Lake,
@@ -368,10 +381,10 @@ def measure_day(
     now = calendar.day_start(scored.day + 1)
     known = labelled_predictions(lake, task, start, end, now)
     estimated = estimate_day(monitors.of(scored.version), scored.monitored, scored.version)
-    realized = [
-        realized_day(monitors.of(version), rows, version)
-        for (version,), rows in known.group_by(['version'], maintain_order=True)
-    ]
+    realized = []
+    for (version,), rows in known.group_by(['version'], maintain_order=True):
+        realized.append(realized_day(monitors.of(version), rows, version))
+        realized.append(surprise_rows(rows, version, labelled, calendar))
     return pl.concat([estimated, *realized, calibration_effect(lake, known, labelled, calendar)])
 
 # %% ../nbs/22c_daily.ipynb #22cd0002

@@ -112,12 +112,15 @@ _CHANGED = 'another content under the id of an event that was accepted before'
 
 
 def _find_repeats(lake: Lake, events: pl.DataFrame) -> Repeats:
-    lake.con.register('_ids', events.select('event_id').unique())
-    columns = ', '.join(f'"{name}"' for name in lake.schema.columns)
-    accepted = lake.sql(
-        f'select {columns} from events where event_id in (select event_id from _ids)'
-    )
-    return split_repeats(events, accepted, list(lake.schema.columns))
+    names = list(lake.schema.columns)
+    asked = events.filter(lake.event_ids.may_be_known(lake, events['event_id']))
+    accepted = events.head(0).select(names)
+    if asked.height:
+        lake.con.register('_ids', asked.select('event_id').unique())
+        columns = ', '.join(f'"{name}"' for name in names)
+        query = f'select {columns} from events where event_id in (select event_id from _ids)'
+        accepted = lake.sql(query)
+    return split_repeats(events, accepted, names)
 
 # %% ../nbs/05a_ingest.ipynb #70b1f741
 def _newest(events: pl.DataFrame) -> int | None:

@@ -131,6 +131,8 @@ def _format_limits(low: float | None, high: float | None) -> str:
 def _explain_alarm(name: str, found: Any) -> str:
     if not isinstance(found, Mapping):  # a check of the tables says itself what it found
         return f'{name}: {found}'
+    if 'statistic' in found:  # of a rule that was fixed beforehand
+        return f'{name}: {found["statistic"]:.3g}, rings from {found["limit"]:.3g}'
     limits = _format_limits(found.get('low'), found.get('high'))
     return f'{name} is {found["value"]:.3g}, limits: {limits}, out on {found["out"]} days'
 

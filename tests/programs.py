@@ -1,6 +1,7 @@
-"""Programs that are not Python packages"""
+"""Programs and packages of extras that tests need"""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 
@@ -18,6 +19,16 @@ def need(program: str) -> str:
     except MlrefError as error:
         give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
         give_up(str(error))
+
+
+def need_package(name: str) -> None:
+    """A package of an extra
+
+    Without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there.
+    """
+    if find_spec(name) is None:
+        give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
+        give_up(f"expected the package {name}, found none; pip install 'mlref[{name}]'")
 
 
 def browser(pw):

@@ -1,5 +1,9 @@
 """Committed outputs are those of the code: pages run afresh give what the repository shows"""
 
+import ast
+import builtins
+import contextlib
+import io
 import json
 import os
 import re
@@ -30,10 +34,10 @@ VARIES = (
 )
 
 
-def shown(
+def shown_exactly(
     outputs: list[dict],  # of a cell
 ) -> str:
-    "What a reader sees as text, without what differs from run to run"
+    "What a reader sees as text; '' where that is a figure"
     texts = []
     for output in outputs:
         if output['output_type'] == 'stream' and output['name'] == 'stdout':
@@ -41,8 +45,14 @@ def shown(
         data = output.get('data', {})
         texts.append(''.join(data.get('text/markdown', data.get('text/plain', ''))))
     text = '\n'.join(texts).strip()
-    if '<Figure' in text:
-        return ''
+    return '' if '<Figure' in text else text
+
+
+def shown(
+    outputs: list[dict],  # of a cell
+) -> str:
+    "What a reader sees as text, without what differs from run to run"
+    text = shown_exactly(outputs)
     for pattern, instead in VARIES:
         text = pattern.sub(instead, text)
     return text
@@ -78,6 +88,112 @@ def test_a_wrong_output_is_seen():
 
     assert shown(stream('it says 49 %')) != shown(stream('it says 52 %'))
     assert shown(stream('in 1.23 s, at /tmp/a1')) == shown(stream('in 4.5 s, at /tmp/b2'))
+
+
+RESULTS = '../reports/results'
+
+
+def code_cells(path: Path) -> list[dict]:
+    "The cells of a page that hold code, each with its syntax tree"
+    cells = json.loads(path.read_text())['cells']
+    code = [cell for cell in cells if cell['cell_type'] == 'code']
+    for cell in code:
+        source = [line for line in cell['source'] if not line.startswith(('%', '!'))]
+        cell['tree'] = ast.parse(''.join(source))
+    return code
+
+
+def loaded_names(tree: ast.AST) -> set[str]:
+    "Names that code takes from elsewhere: read in it and not bound by it, nor by Python"
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return {node.id for node in names} - bound - {*dir(builtins)}
+
+
+def bound_names(statement: ast.stmt) -> set[str]:
+    "Names that a statement at the top of a cell makes"
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return {(name.asname or name.name).split('.')[0] for name in statement.names}
+    if isinstance(statement, ast.FunctionDef):
+        return {statement.name}
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return {node.id for node in targets if isinstance(node, ast.Name)}
+
+
+def needed_statements(
+    cells: list[dict],  # Of code
+    at: int,  # The cell that is to run
+) -> list[ast.stmt]:
+    "Statements of the cells before one that it cannot do without, first to last"
+    wanted = loaded_names(cells[at]['tree'])
+    needed: list[ast.stmt] = []
+    for cell in reversed(cells[:at]):
+        for statement in reversed(cell['tree'].body):
+            made = bound_names(statement) & wanted
+            if made:
+                needed.append(statement)
+                wanted = (wanted - made) | loaded_names(statement)
+    return needed[::-1]
+
+
+def result_cells(cells: list[dict]) -> list[int]:
+    "Which cells read the committed results, or call a function of such a cell"
+    reading = [RESULTS in ''.join(cell['source']) for cell in cells]
+    readers = {
+        statement.name
+        for cell, reads in zip(cells, reading, strict=True)
+        for statement in cell['tree'].body
+        if reads and isinstance(statement, ast.FunctionDef)
+    }
+    return [
+        at
+        for at, cell in enumerate(cells)
+        if cell['outputs'] and (reading[at] or readers & loaded_names(cell['tree']))
+    ]
+
+
+def show_again(cells: list[dict], at: int) -> list[dict]:
+    "The outputs of a cell when it runs with only the statements it needs"
+    needed = ast.Module(needed_statements(cells, at), [])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        room = {}
+        exec(compile(needed, 'needed', 'exec'), room)
+        body = cells[at]['tree'].body
+        if isinstance(body[-1], ast.Expr):  # as a notebook shows it
+            body = [*body[:-1], ast.parse(f'_last = {ast.unparse(body[-1])}').body[0]]
+        exec(compile(ast.Module(body, []), cells[at]['id'], 'exec'), room)
+    outputs = [{'output_type': 'stream', 'name': 'stdout', 'text': printed.getvalue()}]
+    last = room.get('_last')
+    if last is not None:
+        outputs.append({'output_type': 'execute_result', 'data': {'text/plain': repr(last)}})
+    return outputs
+
+
+def result_pages() -> list[str]:
+    pages = sorted((ROOT / 'nbs').rglob('*.ipynb'))
+    names = [str(page.relative_to(ROOT / 'nbs').with_suffix('')) for page in pages]
+    return [name for name in names if name not in PAGES]
+
+
+def test_a_page_shows_the_results_of_today(monkeypatch):
+    differ, tried = {}, 0
+    for name in result_pages():
+        path = ROOT / 'nbs' / f'{name}.ipynb'
+        if RESULTS not in path.read_text():
+            continue
+        monkeypatch.chdir(path.parent)
+        cells = code_cells(path)
+        for at in result_cells(cells):
+            tried += 1
+            was = shown_exactly(cells[at]['outputs'])
+            now = shown_exactly(show_again(cells, at))
+            if was and was != now:
+                differ[name, cells[at]['id']] = (was, now)
+    assert tried > 15
+    assert differ == {}, 'run these pages again'
 
 
 PAGE_LINK = re.compile(r'\]\((?!\w+:)([^)#]+\.ipynb)')

@@ -211,6 +211,17 @@ except MlrefError as error:
 else:
     raise AssertionError('a store was opened where nobody listens')
 """,
+    'ray': """
+from mlref.core import MlrefError
+from mlref.ext import ray_backfill
+from mlref.ext.ray_cluster import connect_ray
+try:
+    connect_ray('ray://127.0.0.1:1')
+except MlrefError as error:
+    assert 'start one with ray start --head' in str(error), error
+else:
+    raise AssertionError('a cluster was joined where nobody listens')
+""",
     'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
     'docs': 'import material, mkdocs',
     'dev': 'import hypothesis, nbdev, pandera.polars, pytest, pytest_timeout, xdist',

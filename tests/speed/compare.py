@@ -59,6 +59,20 @@ def median_interval(ratios: list[float]) -> tuple[float, float]:
     return ordered[skip], ordered[-1 - skip]
 
 
+def file_system(folder: Path) -> str:
+    "What files there lie on, e.g. 'ext2/ext3', or 'tmpfs': a durable write costs nothing there"
+    kind = subprocess.run(
+        ['stat', '--file-system', '--format=%T', folder], capture_output=True, text=True, check=True
+    )
+    return kind.stdout.strip()
+
+
+def commit_of(checkout: Path) -> str:
+    "The commit that is checked out in a folder"
+    named = ['git', '-C', checkout, 'rev-parse', '--short', 'HEAD']
+    return subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def compare(old: Kernels, new: Kernels, name: str, repeats: int) -> dict[str, object]:
     "A row of the result file"
     old.run(name)
@@ -101,7 +115,7 @@ def main() -> None:
             raise SystemExit('expected today to have every kernel of the old commit; mend after.py')
         rows = []
         for name in old.names:
-            row = compare(old, new, name, args.repeats)
+            row = compare(old, new, name, args.repeats) | {'files': file_system(Path(work))}
             print(
                 f'{name:56} {row["median"]:6.3f} [{row["low"]:.3f}, {row["ours"]:.3f}]', flush=True
             )
@@ -111,6 +125,7 @@ def main() -> None:
     command = f'python tests/speed/compare.py OLD --name {args.name}'
     if args.kernels:
         command += f' --kernels tests/speed/{args.kernels.name}'
+    command += f'  # OLD at {commit_of(args.old)}'
     print(write_results(args.results, args.name, command, rows))
 
 
