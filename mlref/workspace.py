@@ -4,20 +4,25 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'DECISIONS', 'CALIBRATIONS', 'DAYS', 'RUN_TABLES', 'TOPIC', 'open_lake', 'Workspace', 'reference_file',
-           'write_reference', 'read_reference', 'Monitors', 'deliver_events']
+           'write_reference', 'read_reference', 'Monitors', 'check_run_log', 'deliver_events']
 
 # %% ../nbs/22_workspace.ipynb #6039ad78
 import io
+import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import polars as pl
 
+from .consumer import PartitionedLog
 from .contracts import at_clock
 from .core import Calendar, MlrefError, Predictor, write_bytes
-from .engines import open_online_store
+from .engines import open_online_store, open_run_log
 from .events import encode_events
+from .ingest import read_position
 from .lake import Lake
 from .log import LocalLog
+from .log_position import LogPosition, check_position
 from .model_versions import load_champion
 from .monitor import METRICS, Monitor
 from .registry import Registry, local_uri
@@ -91,9 +96,13 @@ class Workspace:
     ):
         self.folder = Path(folder)
         self.task = task
-        self.lake = open_lake(self.folder, task)
-        self.log = LocalLog(self.folder / 'log')
-        self.store = open_online_store(self.folder, task.features)
+        with ExitStack() as opened:  # what fails holds nothing
+            self.lake = opened.enter_context(closing(open_lake(self.folder, task)))
+            self.log = opened.enter_context(closing(open_run_log(self.folder)))
+            self.store = opened.enter_context(
+                closing(open_online_store(self.folder, task.features))
+            )
+            opened.pop_all()
         at = self.folder / 'registry'
         self.registry = Registry(at, local_uri(at), name=task.name)
         self.monitors = Monitors(self.registry, task.calendar)
@@ -179,6 +188,45 @@ class Monitors:
             self._fitted[version] = Monitor(reference, self.calendar)
         return self._fitted[version]
 
+# %% ../nbs/22_workspace.ipynb #27b72e23
+def _why_shared(
+    log: PartitionedLog,
+    found: str,  # What is there
+) -> MlrefError:
+    return MlrefError(
+        f'expected {log.identity(TOPIC)} to hold the events of this run alone, {found}; name a'
+        ' topic of its own behind the slash of log = kafka://HOST:PORT/NAME'
+    )
+
+
+def _event_id(message: bytes) -> str:
+    "Of a message; '' = it is none of ours"
+    try:
+        found = json.loads(message)
+    except ValueError:
+        return ''
+    return str(found.get('event_id', '')) if isinstance(found, dict) else ''
+
+# %% ../nbs/22_workspace.ipynb #27b72e28
+def check_run_log(
+    log: PartitionedLog,  # That others reach too
+    position: LogPosition,  # Of the run's lake
+    events: pl.DataFrame,  # Of the run, in the order in which they are sent
+    want: int,  # Events that are to be there
+) -> None:
+    "Raise `MlrefError` unless a log goes on where a run stands, with its own events and no others"
+    check_position(log, TOPIC, position)
+    for part in log.partitions(TOPIC):
+        if part and log.end(TOPIC, part):
+            raise _why_shared(log, f'partition {part} has messages, and a run reads partition 0')
+    have = log.end(TOPIC)
+    if have <= position.offset or have <= log.start(TOPIC):
+        return  # what there is, the lake has read
+    if have > want:
+        raise _why_shared(log, f'it has {have:,} messages of {want:,} that are due')
+    if _event_id(log.read(TOPIC, have - 1, 1)[0]) != events['event_id'][have - 1]:
+        raise _why_shared(log, f'message {have - 1:,} is another')
+
 # %% ../nbs/22_workspace.ipynb #27b72e25
 def deliver_events(
     workspace: Workspace,
@@ -187,8 +235,10 @@ def deliver_events(
 ) -> StreamCounts:  # What became of the messages in the online store
     "Everything known before `until` into the log, the lake and the online store; again is harmless"
     task = workspace.task
+    want = int(events['known_time'].search_sorted(until, 'left'))
+    if not isinstance(workspace.log, LocalLog):
+        check_run_log(workspace.log, read_position(workspace.lake, TOPIC), events, want)
     have = workspace.log.end(TOPIC)
-    want = events['known_time'].search_sorted(until, 'left')
     if want > have:
         workspace.log.append(TOPIC, encode_events(events[have:want], task.schema))
     # the clock of a replay is that of the delivery

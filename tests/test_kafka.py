@@ -13,13 +13,16 @@ import pytest
 from confluent_kafka import Producer
 
 from mlref.consumer import send_events
-from mlref.core import MlrefError
+from mlref.core import DAY, MlrefError
 from mlref.events import encode_events
 from mlref.ext.kafka_log import KafkaLog
 from mlref.ingest import read_position
 from mlref.lake import Lake
 from mlref.log_position import check_log
-from small import SCHEMA, make_events
+from mlref.workspace import Workspace, deliver_events
+from mock_kafka import MockCluster
+from small import SCHEMA, TASK, make_events
+from test_second_task import in_two_files
 
 TESTS = Path(__file__).parent
 DEEP = os.environ.get('MLREF_DEEP', '0') == '1'
@@ -199,3 +202,106 @@ def test_brokers_that_die_are_one_sentence():
         object.__setattr__(settings, 'timeout', 1.0)
     with pytest.raises(MlrefError, match='start the brokers or correct their address'):
         log.end('events')
+
+
+@pytest.fixture(scope='session')
+def mock():
+    cluster = MockCluster()
+    yield cluster
+    cluster.close()
+
+
+SHOP = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mlref.vectors import compute_vectors
+from mlref.workspace import Workspace, deliver_events
+from shop import *
+
+until = parse_time('1997-03-01')
+some = events.filter(pl.col('known_time') < until + 30 * DAY)
+spaces = []
+for address in ('', sys.argv[1]):
+    run = Path('kafka' if address else 'files') / 'shop-run'
+    run.mkdir(parents=True)
+    if address:  # as the guide says
+        (run / 'settings.ini').write_text(f'[DEFAULT]\\nlog = {address}\\n')
+    space = Workspace(run, SHOP)
+    for month in (parse_time('1997-02-01'), until):
+        deliver_events(space, some, month)
+    spaces.append(space)
+files, other = spaces
+assert type(other.log).__name__ == 'KafkaLog' and not (run / 'log').exists()
+assert other.log.identity('events').endswith('/shop-run.events')
+assert files.log.read('events', 0, 10**6) == other.log.read('events', 0, 10**6) != []
+columns = 'event_id, known_time, off'
+rows = [space.lake.sql(f'select {columns} from events order by off') for space in spaces]
+assert rows[0].equals(rows[1])
+asked = some.filter(pl.col('known_time') >= until)[:300].with_columns(cutoff='known_time')
+X = [compute_vectors(space.store, asked, SHOP.features, None).view(np.int32) for space in spaces]
+assert (X[0] == X[1]).all() and X[0].size > 1000
+print('equal')
+"""
+
+
+def test_the_log_of_the_shop_by_one_line_of_settings(mock, tmp_path):
+    in_two_files(tmp_path)
+    command = [sys.executable, '-c', SHOP, mock.address]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ran.stdout.endswith('equal\n'), ran.stderr[-3000:]
+
+
+def open_run(folder, address):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'settings.ini').write_text(f'[DEFAULT]\nlog = {address}\n')
+    return Workspace(folder, TASK)
+
+
+def test_a_run_goes_on_where_it_was(mock, tmp_path):
+    events = make_events()
+    halves = [(2 * DAY, False), (3 * DAY, True), (3 * DAY, False)]
+    for until, more in halves:  # each time as a new process would open it
+        run = open_run(tmp_path / 'goes-on', mock.address)
+        counts = deliver_events(run, events, until)
+        known = events['known_time'].search_sorted(until, 'left')
+        assert run.log.end('events') == known and (counts.messages > 0) in (more, until == 2 * DAY)
+        assert run.lake.sql('select count(distinct event_id) from events').row(0) == (known,)
+        run.close()
+    assert not (tmp_path / 'goes-on' / 'log').exists()
+
+
+@pytest.mark.parametrize('who', ['another run', 'a producer', 'a wiped broker'])
+def test_a_run_takes_in_nothing_of_others(who, mock, tmp_path):
+    events = make_events()
+    address = f'{mock.address}/{who.replace(" ", "-")}'
+    run = open_run(tmp_path / 'run', address)
+    if who == 'a wiped broker':
+        deliver_events(run, events, 2 * DAY)
+        run.close()
+        mock.tell('topic_delete', b'a-wiped-broker.events')
+        run = open_run(tmp_path / 'run', address)
+    elif who == 'another run':
+        other = open_run(tmp_path / 'other', address)
+        deliver_events(other, events[5:], 2 * DAY)
+        other.close()
+    else:
+        run.log.append('events', encode_events(events[:5], SCHEMA), 1)
+    held = [run.log.end('events', part) for part in range(4)]
+    taken = run.lake.sql('select count(*) from commits').row(0)
+    told = 'up to which it was read' if who == 'a wiped broker' else 'events of this run alone'
+    with pytest.raises(MlrefError, match=told):
+        deliver_events(run, events, 2 * DAY)
+    assert [run.log.end('events', part) for part in range(4)] == held
+    assert run.lake.sql('select count(*) from commits').row(0) == taken
+    run.close()
+
+
+def test_a_run_whose_log_does_not_answer_holds_nothing(tmp_path):
+    with pytest.raises(MlrefError, match='start the brokers or correct their address'):
+        open_run(tmp_path / 'run', 'kafka://127.0.0.1:1')
+    (tmp_path / 'run' / 'settings.ini').unlink()
+    run = Workspace(tmp_path / 'run', TASK)  # its lake is free
+    run.close()
