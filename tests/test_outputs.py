@@ -213,3 +213,10 @@ def test_a_link_to_a_page_leads_to_one(tmp_path):
     planted = {'cells': [{'cell_type': 'markdown', 'source': ['[a](gone.ipynb)']}]}
     (tmp_path / 'page.ipynb').write_text(json.dumps(planted))
     assert find_dead_links(tmp_path / 'page.ipynb') == ['gone.ipynb']
+
+
+def test_every_page_and_guide_stands_in_the_index():
+    index = (ROOT / 'nbs' / 'index.ipynb').read_text()
+    pages = [*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs' / 'guides').glob('*.ipynb')]
+    names = [str(page.relative_to(ROOT / 'nbs')) for page in pages]
+    assert [name for name in sorted(names) if f'({name})' not in index] == []

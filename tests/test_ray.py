@@ -236,9 +236,9 @@ def test_a_cluster_ends_with_a_killed_owner():
         leader, folder = owner.stdout.readline().split()
         assert count_running(int(leader)) > 5
         owner.kill()
-    shutil.rmtree(folder, ignore_errors=True)
     while count_running(int(leader)):  # for ever when it stays: the limit of a test ends that
         time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence():
