@@ -38,7 +38,7 @@ from mlref.pipeline import (
     run_step,
     set_parameters,
 )
-from .results import publish_results, read_results, render_card
+from .results import compare_results, publish_results, read_results, render_card
 from mlref.terminal import (
     DEFAULT_TASK,
     STATUS_HELP,
@@ -259,11 +259,33 @@ def _publish(
     files = publish_results(reports / 'runs' / check_run_id(run) / 'results', reports)
     return Answer([str(file) for file in files], '\n'.join(map(str, files)))
 
+# %% ../nbs/50_cli.ipynb #610de77d
+def _compare_run(reports: Path, run: str) -> Answer:
+    "What a run changed, beside the committed results of its profile"
+    folder = reports / 'runs' / check_run_id(run)
+    runs = {file['bench']: file for file in read_results(folder / 'results')}
+    committed = {file['bench']: file for file in read_results(reports / 'results')}
+    both = [name for name in runs if name in committed]
+    if not both:
+        raise MlrefError(
+            f'expected results in {folder} of what {reports / "results"} has too, found'
+            f' {", ".join(runs) or "none"}; name a finished run'
+        )
+    text = '\n'.join(compare_results(committed[name], runs[name]) for name in both)
+    file = write_bytes(folder / 'comparison.md', text.encode())
+    return Answer({'comparison': file, 'compared': both}, text)
 
-@command(app, 'card', 'mlref card')
-def _card() -> Answer:
-    "Write the report card of the repository's results."
+
+@command(app, 'card', 'mlref card', 'mlref card --run quick-20260102-101500')
+def _card(
+    run: Annotated[
+        str | None, typer.Option('--run', help='Compare this run with the committed results.')
+    ] = None,
+) -> Answer:
+    "Write the report card of the repository's results, or say what a run changed."
     reports = find_folders().reports
+    if run is not None:
+        return _compare_run(reports, run)
     text = render_card(reports / 'results')
     card = write_bytes(reports / 'card.md', text.encode())
     return Answer({'card': card}, str(card))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['goal_held', 'result_row', 'write_results', 'read_results', 'format_number', 'count_goals', 'render_card',
-           'publish_results']
+           'compare_results', 'publish_results']
 
 # %% ../nbs/23_results.ipynb #e2300005
 import operator
@@ -191,6 +191,44 @@ def render_card(
     overview = markdown_table(['file', 'goals held', 'measured', 'command'], _overview(files))
     lines += ['## By file', '', *overview, '', '## All rows', '']
     return '\n'.join(lines + [line for file in files for line in _folded(file)])
+
+# %% ../nbs/23_results.ipynb #e2300052
+def _change(old: Mapping, new: Mapping) -> str:
+    "How far a number moved, with its sign"
+    moved = new['ours'] - old['ours']
+    return f'{moved:+,.0f}' if isinstance(moved, int) else f'{moved:+.4g}'
+
+
+def _worth_a_line(old: Mapping, new: Mapping) -> bool:
+    timing = new['unit'] == 's' and not new['goal']
+    return new['ours'] != old['ours'] and not timing
+
+# %% ../nbs/23_results.ipynb #e2300055
+def compare_results(
+    before: Mapping,  # A result file's content
+    after: Mapping,  # Another of the same benchmark or profile
+) -> str:  # Markdown
+    "What differs between two results: goals lost first, then numbers that moved"
+    old = {row['name']: row for row in before['rows']}
+    new = {row['name']: row for row in after['rows']}
+    both = [(old[name], new[name]) for name in new if name in old]
+    moved = [pair for pair in both if _worth_a_line(*pair)]
+    moved.sort(key=lambda pair: (pair[1]['held'] is not False, pair[0]['held'] is not True))
+    lines = [
+        (row['name'], _measured(was), _measured(row), _change(was, row), row['goal'])
+        + (_SAID[row['held']],)
+        for was, row in moved
+    ]
+    held, goals = count_goals(after)
+    head = f'**{held} of {goals} goals held; {len(moved)} of {len(both)} numbers moved.**'
+    where = f'Before: {before["date"]}, commit {before["commit"]}.'
+    found = [f'# {after["bench"]}', '', head, '', escape_markdown(where), '']
+    if moved:
+        found += markdown_table(['what', 'before', 'now', 'change', 'goal', 'held'], lines)
+    for title, names in (('Gone', old.keys() - new.keys()), ('New', new.keys() - old.keys())):
+        if names:
+            found += ['', f'{title}: ' + ', '.join(escape_markdown(each) for each in sorted(names))]
+    return '\n'.join([*found, ''])
 
 # %% ../nbs/23_results.ipynb #e2300029
 def publish_results(

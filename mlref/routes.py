@@ -48,6 +48,7 @@ from .protocols import Answer, RequestError
 from .request_fields import JSON_TYPES, RequestField, ServedTask
 from .requests import JSON, Request, Route
 from .serve import Application
+from .status_route import show_page, show_status
 from .vector_answers import answer_mlflow, answer_oip
 
 # %% ../nbs/16gb_routes.ipynb #2ca7e864
@@ -274,6 +275,8 @@ def state_routes(
         '/stats': _show_statistics,
     }
     of_server: dict[str, Any] = {
+        '/': show_page,
+        '/status.json': show_status,
         '/v2': _show_server,
         '/v2/models/stats': _show_statistics,
         '/version': _show_server,

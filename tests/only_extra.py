@@ -71,10 +71,10 @@ class Hiding:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        "As the finder says, but for what is hidden"
-        if name.split('.')[0] in self.hidden:
-            return None
-        return self.finder.find_spec(name, path, target)
+        "As the finder says, but for what is hidden; a package may bring some inside itself"
+        found = self.finder.find_spec(name, path, target)
+        hidden = found is not None and name.split('.')[0] in self.hidden
+        return None if hidden and 'thirdparty_files' not in str(found.origin) else found
 
 
 def hidden_modules(installed: set[str]) -> set[str]:

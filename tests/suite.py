@@ -30,6 +30,7 @@ NEEDS = {  # program -> beginnings of the pages that start it
     'redis-server': '31|move_to_redis',
     'nginx': '34a|49b_cli_balance',
     'haproxy': '34a|49b_cli_balance',
+    'prometheus': 'observe_it',
 }
 TESTS = (
     *(sys.executable, '-m', 'pytest', '-q'),

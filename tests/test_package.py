@@ -216,7 +216,7 @@ from mlref.core import MlrefError
 from mlref.ext import ray_backfill
 from mlref.ext.ray_cluster import connect_ray
 try:
-    connect_ray('ray://127.0.0.1:1')
+    connect_ray('127.0.0.1:1')
 except MlrefError as error:
     assert 'start one with ray start --head' in str(error), error
 else:

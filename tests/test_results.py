@@ -1,9 +1,13 @@
 """Committed results: required rows with their goals, held as computed, the card as the files say"""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlref.core import MlrefError
 from mlref.ledger import append_look, read_ledger
@@ -71,3 +75,39 @@ def test_a_line_taken_from_the_ledger_shows(tmp_path):
             append_look(file, 'mlref bench train', {})
     file.write_text(''.join(lines[:-1]))
     assert len(read_ledger(file)) < max(counted_lines())  # the last one: the count says so
+
+
+def test_what_a_run_changed_is_said_beside_the_committed_results(tmp_path):
+    (tmp_path / 'settings.ini').write_text('')
+    (tmp_path / 'nbs').mkdir()
+    committed = json.loads((ROOT / 'reports/results/quick.json').read_text())
+    changed = json.loads(json.dumps(committed))
+    row = next(row for row in changed['rows'] if row['name'] == 'flights scored twice')
+    row |= {'ours': 3, 'held': False}
+    for folder, file in (('results', committed), ('runs/quick-1/results', changed)):
+        (tmp_path / 'reports' / folder).mkdir(parents=True)
+        (tmp_path / 'reports' / folder / 'quick.json').write_text(json.dumps(file))
+    command = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    ran = subprocess.run(
+        [*command, 'card', '--run', 'quick-1'],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert '| flights scored twice | 0 | 3 | +3 | == 0 | **no** |' in ran.stdout
+    assert '1 of ' in ran.stdout and 'numbers moved' in ran.stdout
+    lost = subprocess.run(
+        [*command, 'card', '--run', 'gone'], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert lost.returncode != 0 and 'name a finished run' in lost.stderr
+
+
+def test_the_workflow_of_a_model_looks_at_pages_that_exist():
+    workflow = yaml.safe_load((ROOT / '.github/workflows/model.yml').read_text())
+    for pattern in workflow[True]['pull_request']['paths']:  # YAML reads 'on' as true
+        assert list(ROOT.glob(pattern)), pattern
+    steps = [step.get('run', '') for step in workflow['jobs']['quick']['steps']]
+    assert any('card --run' in step and 'GITHUB_STEP_SUMMARY' in step for step in steps)
