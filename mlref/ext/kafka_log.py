@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
+from typing import Any
 from urllib.parse import urlsplit
 
 from confluent_kafka import (
@@ -205,6 +206,15 @@ class PartitionReader:
         return found
 
 # %% ../../nbs/30_kafka.ipynb #860346c8
+def _ask_offset(reader: PartitionReader, place: TopicPartition) -> tuple[int, KafkaError | None]:
+    "One question for an edge of a partition: the offset, or what went wrong"
+    try:
+        found = reader.client.offsets_for_times([place], timeout=reader.settings.timeout)[0]
+    except KafkaException as failed:
+        return 0, failed.args[0]
+    return found.offset, found.error
+
+
 def find_offset(
     reader: PartitionReader,
     which: int,  # OFFSET_BEGINNING or OFFSET_END
@@ -212,18 +222,13 @@ def find_offset(
     "The offset of the oldest message, or behind the newest; raises `Outage`"
     place = TopicPartition(reader.place.topic, reader.place.partition, which)
     end = time.monotonic() + reader.settings.timeout
-    while True:
-        try:
-            found = reader.client.offsets_for_times([place], timeout=reader.settings.timeout)[0]
-        except KafkaException as failed:
-            error = failed.args[0]
-        else:
-            error = found.error
-        if error is None:
-            return found.offset
+    offset, error = _ask_offset(reader, place)
+    while error is not None:
         if error.code() in _LASTING or time.monotonic() > end:
             raise explain_kafka(error, reader.settings.brokers, reader.name)
         time.sleep(0.05)
+        offset, error = _ask_offset(reader, place)
+    return offset
 
 # %% ../../nbs/30_kafka.ipynb #ca480bf5
 def mark_of(message: Message) -> int:
@@ -331,7 +336,8 @@ def read_batch(reader: PartitionReader, start: int, limit: int) -> list[bytes]:
 def find_cluster(settings: KafkaSettings) -> str:
     "The id of the cluster; raises `Outage` when no broker answers"
     heard: list[KafkaError] = []
-    client = AdminClient({**settings.options(), 'error_cb': heard.append})
+    options: dict[str, Any] = {**settings.options(), 'error_cb': heard.append}
+    client = AdminClient(options)
     try:
         found = client.list_topics(timeout=settings.timeout)
     except KafkaException as error:
@@ -405,6 +411,22 @@ def check_messages(messages: list[bytes]) -> None:
             raise MlrefError(f'expected messages of bytes, got {type(message).__name__}')
 
 # %% ../../nbs/30_kafka.ipynb #0321e981
+def _hand_over(
+    producer: Producer,
+    name: str,
+    messages: list[bytes],
+    partition: int,
+    told: Callable[[KafkaError | None, Message], None],
+) -> list[KafkaError]:  # What the producer did not survive
+    try:
+        for message in messages:
+            while not _produce(producer, name, message, partition, told):
+                producer.poll(0.1)
+    except KafkaException as error:  # it takes nothing more
+        return [error.args[0]]
+    return []
+
+# %% ../../nbs/30_kafka.ipynb #0321e985
 def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) -> int:
     "Send a batch, and wait for all of it; raises `Outage` when one is not accepted"
     failed: list[KafkaError] = []
@@ -416,13 +438,7 @@ def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) 
             return
         offsets.append(message.offset() or 0)
 
-    heard: list[KafkaError] = []
-    try:
-        for message in messages:
-            while not _produce(log.producer, name, message, partition, told):
-                log.producer.poll(0.1)
-    except KafkaException as error:  # it takes nothing more
-        heard.append(error.args[0])
+    heard = _hand_over(log.producer, name, messages, partition, told)
     heard += wait_for_all(log.producer, log.settings.delivery + 1)
     if len(offsets) < len(messages):
         begin_again(log)
@@ -444,7 +460,7 @@ def open_producer(
     limit = {'linger.ms': 1, 'message.timeout.ms': int(1000 * settings.delivery)}
     return Producer({**settings.options(), **own, **limit, 'logger': _QUIET})
 
-
+# %% ../../nbs/30_kafka.ipynb #0321e984
 def wait_for_all(
     producer: Producer,
     seconds: float,  # At most
