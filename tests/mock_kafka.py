@@ -9,6 +9,7 @@ PRODUCE = 0  # numbers of requests, as Kafka's protocol has them
 FETCH = 1
 LIST_OFFSETS = 2
 METADATA = 3
+PRODUCER_ID = 22
 
 
 def _open_library():

@@ -5,22 +5,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import polars as pl
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 
 from mlref.consumer import send_events
 from mlref.core import DAY, MlrefError
+from mlref.dead_letters import Outage
 from mlref.events import encode_events
-from mlref.ext.kafka_log import KafkaLog
-from mlref.ingest import read_position
+from mlref.ext.kafka_log import KafkaLog, KafkaSettings, find_cluster
+from mlref.ingest import ingest, read_position
 from mlref.lake import Lake
 from mlref.log_position import check_log
 from mlref.workspace import Workspace, deliver_events
-from mock_kafka import MockCluster
+from mock_kafka import FETCH, LIST_OFFSETS, METADATA, PRODUCE, PRODUCER_ID, MockCluster
 from small import SCHEMA, TASK, make_events
 from test_second_task import in_two_files
 
@@ -63,7 +65,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from small import SCHEMA
 from mlref.consumer import assigned_partitions
-from mlref.ext.kafka_log import KafkaLog
+from mlref.dead_letters import Outage
+from mlref.ext.kafka_log import KafkaLog, KafkaSettings, find_cluster
 from mlref.ingest import ingest
 from mlref.lake import Lake
 
@@ -305,3 +308,146 @@ def test_a_run_whose_log_does_not_answer_holds_nothing(tmp_path):
     (tmp_path / 'run' / 'settings.ini').unlink()
     run = Workspace(tmp_path / 'run', TASK)  # its lake is free
     run.close()
+
+
+def open_topic(mock, name, partitions=1):
+    "A log with one topic, whose client does not wait for long"
+    mock.create(f'{name}.events', partitions)
+    log = KafkaLog(f'{mock.address}/{name}')
+    log.settings = KafkaSettings(log.settings.brokers, timeout=5, delivery=20, space=name)
+    return log
+
+
+REFUSED = {
+    'large': (KafkaError.MSG_SIZE_TOO_LARGE, 'send smaller ones, or raise max.message.bytes'),
+    'denied': (KafkaError.TOPIC_AUTHORIZATION_FAILED, 'the password or its rights'),
+}
+
+
+@pytest.mark.parametrize('why', REFUSED)
+def test_what_a_broker_refuses_is_one_sentence_and_leaves_no_hole(why, mock):
+    code, told = REFUSED[why]
+    log = open_topic(mock, f'refused-{why}')
+    assert log.append('events', [b'before']) == 0
+    many = [b'%d' % i for i in range(25_000)]  # several requests to the broker
+    mock.fail(PRODUCE, code)
+    with pytest.raises(Outage, match=told):
+        log.append('events', many)
+    kept = log.read('events', 0, 50_000)[1:]
+    assert kept == many[: len(kept)], 'a message is missing before one that was kept'
+    log.append('events', many[len(kept) :])  # the sender goes on behind it
+    assert log.read('events', 1, 50_000) == many
+    log.close()
+
+
+PASSING = (
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+)
+
+
+def test_what_passes_is_waited_for(mock):
+    log = open_topic(mock, 'passing')
+    sent = []
+    for code in PASSING:
+        mock.fail(PRODUCE, code, code)
+        some = [b'%d' % (len(sent) + i) for i in range(50)]
+        assert log.append('events', some) == len(sent)
+        sent += some
+        mock.fail(FETCH, KafkaError.NOT_LEADER_FOR_PARTITION)
+        mock.fail(LIST_OFFSETS, KafkaError.NOT_LEADER_FOR_PARTITION)
+        assert log.read('events', 0, 1000) == sent
+    log.close()
+
+
+def test_nothing_is_lost_or_out_of_order_while_brokers_go_and_come():
+    # the mock does not know again what an idempotent producer sends twice, as a broker does
+    cluster = MockCluster()
+    log = open_topic(cluster, 'comes')
+    sent = []
+    twice = threading.Event()
+
+    def send():
+        while not twice.is_set():
+            some = [b'%d' % (len(sent) + i) for i in range(20)]
+            log.append('events', some)
+            sent.extend(some)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    for _ in range(3):
+        seen = len(sent)
+        while len(sent) < seen + 100:  # it sends, and then its broker is away
+            time.sleep(0.005)
+        cluster.stop()
+        time.sleep(0.2)
+        cluster.delay(30)
+        cluster.start()
+    seen = len(sent)
+    while len(sent) < seen + 20:
+        time.sleep(0.005)
+    twice.set()
+    sender.join()
+    assert list(dict.fromkeys(log.read('events', 0, 10**6))) == sent
+    log.close()
+    cluster.close()
+
+
+def test_ingestion_meets_every_trouble_and_counts_each_event_once(mock, tmp_path):
+    events = make_events()
+    log = open_topic(mock, 'troubled')
+    log.append('events', encode_events(events, SCHEMA))
+    lake = Lake(tmp_path / 'lake.duckdb', SCHEMA)
+    troubles = 0
+    codes = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART)
+    for code in codes * 3:
+        mock.fail(LIST_OFFSETS, code)
+        with pytest.raises(Outage):
+            ingest(lake, log, 'events', (), 40)
+        troubles += 1
+    mock.fail(LIST_OFFSETS, KafkaError.NOT_LEADER_FOR_PARTITION)
+    mock.fail(FETCH, *[KafkaError.NOT_LEADER_FOR_PARTITION] * 2)
+    counts = ingest(lake, log, 'events', (), 40)
+    found = lake.sql('select count(*), count(distinct event_id) from events').row(0)
+    assert (troubles, counts.messages, found) == (6, len(events), (len(events),) * 2)
+    lake.close()
+    log.close()
+
+
+def test_a_topic_that_is_missing_is_one_sentence(mock):
+    mock.tell('topic_set_error', b'missing.events', KafkaError.UNKNOWN_TOPIC_OR_PART)
+    log = KafkaLog(f'{mock.address}/missing')
+    for ask in (log.end, log.partitions, lambda topic: log.append(topic, [b'x'])):
+        with pytest.raises(Outage, match='expected the topic of missing.events.*create it'):
+            ask('events')
+    log.close()
+
+
+def test_other_partitions_than_before_are_one_sentence(mock):
+    log = open_topic(mock, 'counted', 2)
+    assert log.partitions('events') == [0, 1]
+    mock.tell('topic_delete', b'counted.events')
+    mock.create('counted.events', 8)
+    with pytest.raises(MlrefError, match='expected 2 partitions of counted.events, got 8'):
+        log.partitions('events')
+    log.close()
+
+
+@pytest.mark.parametrize('request_', [PRODUCER_ID, LIST_OFFSETS, METADATA])
+def test_a_kafka_that_is_too_old_is_one_sentence(request_):
+    cluster = MockCluster()
+    cluster.create('old.events', 1)
+    cluster.tell('set_apiversion', request_, -1, -1)
+    with pytest.raises(Outage, match='expected Kafka 2.1 or later'):
+        log = KafkaLog(f'{cluster.address}/old')
+        log.append('events', [b'x'])
+        log.end('events')
+    cluster.close()
+
+
+def test_a_broker_without_encryption_is_told_and_the_password_is_not(mock):
+    settings = KafkaSettings(mock.address.removeprefix('kafka://'), 'me', 'open-sesame', timeout=2)
+    with pytest.raises(Outage, match='SSL') as told:
+        find_cluster(settings)
+    assert 'sesame' not in str(told.value)
