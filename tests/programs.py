@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from typing import NoReturn
 
 import pytest
 
@@ -9,25 +10,24 @@ from mlref.core import MlrefError
 from mlref.edges import find_program
 
 
-def need(program: str) -> str:
-    """Where a program is
+def give_up(why: str) -> NoReturn:
+    "Skip the test, or fail it when MLREF_REQUIRE says that everything must be there"
+    if os.environ.get('MLREF_REQUIRE'):
+        pytest.fail(why)
+    pytest.skip(why)
 
-    Without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there.
-    """
+
+def need(program: str) -> str:
+    "Where a program is; the test gives up without it"
     try:
         return find_program(program)
     except MlrefError as error:
-        give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
         give_up(str(error))
 
 
 def need_package(name: str) -> None:
-    """A package of an extra
-
-    Without it the test is skipped, or fails when MLREF_REQUIRE says that everything must be there.
-    """
+    "A package of an extra; the test gives up without it"
     if find_spec(name) is None:
-        give_up = pytest.fail if os.environ.get('MLREF_REQUIRE') else pytest.skip
         give_up(f"expected the package {name}, found none; pip install 'mlref[{name}]'")
 
 

@@ -65,8 +65,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from small import SCHEMA
 from mlref.consumer import assigned_partitions
-from mlref.dead_letters import Outage
-from mlref.ext.kafka_log import KafkaLog, KafkaSettings, find_cluster
+from mlref.ext.kafka_log import KafkaLog
 from mlref.ingest import ingest
 from mlref.lake import Lake
 

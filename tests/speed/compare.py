@@ -114,8 +114,9 @@ def main() -> None:
         if not {*old.names} <= {*new.names}:
             raise SystemExit('expected today to have every kernel of the old commit; mend after.py')
         rows = []
+        files = file_system(Path(work))
         for name in old.names:
-            row = compare(old, new, name, args.repeats) | {'files': file_system(Path(work))}
+            row = compare(old, new, name, args.repeats) | {'files': files}
             print(
                 f'{name:56} {row["median"]:6.3f} [{row["low"]:.3f}, {row["ours"]:.3f}]', flush=True
             )
