@@ -459,13 +459,18 @@ def _retire_part(env: lmdb.Environment) -> None:
     env.close()
 
 
-def _recover(store: LmdbStore) -> None:
-    "Finish what a killed writer had begun"
+def _remove_others(store: LmdbStore) -> None:
+    "Parts that a killed reshard left, whatever their state"
     for path in store.folder.glob('g*-*'):
         if path.name not in store.manifest.parts:
             with suppress(MlrefError):  # it was not whole yet: nobody reads it
                 _retire_part(open_lmdb(path, store.settings))
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _recover(store: LmdbStore) -> None:
+    "Finish what a killed writer had begun"
+    _remove_others(store)
     manifest = store.manifest
     if store.layouts != manifest.layouts:
         write_manifest(store.folder, manifest.generation, len(manifest.parts), store.layouts)
