@@ -458,19 +458,14 @@ def _retire_part(env: lmdb.Environment) -> None:
         txn.put(_MOVED, b'1')
     env.close()
 
-
-def _remove_others(store: LmdbStore) -> None:
-    "Parts that a killed reshard left, whatever their state"
+# %% ../nbs/08b_lmdb_store.ipynb #2d324a75
+def _recover(store: LmdbStore) -> None:
+    "Finish what a killed writer had begun"
     for path in store.folder.glob('g*-*'):
         if path.name not in store.manifest.parts:
             with suppress(MlrefError):  # it was not whole yet: nobody reads it
                 _retire_part(open_lmdb(path, store.settings))
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _recover(store: LmdbStore) -> None:
-    "Finish what a killed writer had begun"
-    _remove_others(store)
     manifest = store.manifest
     if store.layouts != manifest.layouts:
         write_manifest(store.folder, manifest.generation, len(manifest.parts), store.layouts)
