@@ -12,6 +12,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -462,7 +463,8 @@ def _recover(store: LmdbStore) -> None:
     "Finish what a killed writer had begun"
     for path in store.folder.glob('g*-*'):
         if path.name not in store.manifest.parts:
-            _retire_part(open_lmdb(path, store.settings))
+            with suppress(MlrefError):  # it was not whole yet: nobody reads it
+                _retire_part(open_lmdb(path, store.settings))
             shutil.rmtree(path, ignore_errors=True)
     manifest = store.manifest
     if store.layouts != manifest.layouts:
