@@ -306,7 +306,7 @@ def _calibrate(
     edges = pairwise(accumulate([len(each.p) for each in group], initial=0))
     return [(moved[start:end], digests[start:end]) for start, end in edges]
 
-
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0215
 def encode_entities(
     server: ModelServer,
     group: list[EntityRequest],  # Scored
