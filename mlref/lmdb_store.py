@@ -458,7 +458,7 @@ def _retire_part(env: lmdb.Environment) -> None:
         txn.put(_MOVED, b'1')
     env.close()
 
-
+# %% ../nbs/08b_lmdb_store.ipynb #2d324a75
 def _recover(store: LmdbStore) -> None:
     "Finish what a killed writer had begun"
     for path in store.folder.glob('g*-*'):
