@@ -545,6 +545,7 @@ WHOLE_MODULES = {
     'cli_serving': 'a command; its parser answers (test_serve)',
     'client': 'starts or asks a server (test_serve)',
     'compress': 'measures models that are checked when they are made',
+    'cost': 'quantities and prices, refused by name in test_cost',
     'contracts': 'frames are refused by `check_column_types` (test_contracts)',
     'daily': 'part of the loop: takes what `run_day` hands on',
     'distributed': 'runs under torchrun; its settings are those of a job file',
