@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
-           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_rows', 'count_statuses', 'score_rows',
-           'newest_scores', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model', 'measure_store']
+           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_vectors', 'read_rows',
+           'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
+           'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -27,7 +28,6 @@ from .admission import Admission
 from .batching import Batcher, Told
 from .blocks import BLOCK_BYTES
 from .bundle import ServingBundle
-from .calibration import CalibrationHistory
 from .compiled_vectors import compile_vectors
 from .core import MlrefError, format_time
 from .dead_letters import Outage
@@ -38,7 +38,7 @@ from .model_health import decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
 from .prediction_cache import PredictionCache
-from .protocols import Limits, RequestError, Scores
+from .protocols import Limits, RequestError
 from .request_fields import ServedTask
 from .store_watch import StoreWatch, watch_store
 from .variants import VariantMeters
@@ -178,7 +178,9 @@ class ModelServer:
     clock: Callable[[], float] = time.time  # Seconds since 1970-01-01 UTC
     limiter: RateLimiter = field(default_factory=RateLimiter)
     admission: Admission = field(default_factory=Admission)
-    scored: list[Any] = field(default_factory=list)  # Requests to be written down together
+    asked: list[Any] = field(default_factory=list)  # Requests by keys that wait for their turn
+    scored: list[Any] = field(default_factory=list)  # By vectors, to be written down together
+    scored_by_keys: list[Any] = field(default_factory=list)  # The same by keys
     router: Any = ChampionOnly()
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence
@@ -267,6 +269,26 @@ def choose_version(
     return found, served
 
 # %% ../nbs/16g_model_server.ipynb #77dbee53
+def _read(server: ModelServer, served: ServedModel, columns: Mapping[str, np.ndarray]) -> Vectors:
+    try:
+        return served.vectors.read(server.store, columns, served.bundle.lookups)
+    except Outage:
+        raise
+    except MlrefError as error:
+        raise RequestError(422, str(error)) from None
+
+
+def read_vectors(
+    server: ModelServer,  # Its store is in files
+    served: ServedModel,
+    columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
+) -> Vectors:
+    "The vectors of some entities; counts what became of their last values"
+    vectors = _read(server, served, columns)
+    count_statuses(server, vectors.status)
+    return vectors
+
+
 _SLICE = 100  # entities whose vectors are read before others get their turn
 
 
@@ -276,20 +298,13 @@ async def read_rows(
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
     deadline: float,  # By `time.monotonic`
 ) -> list[Vectors]:  # Some entities each, in order
-    "The vectors of some entities; counts what became of their last values"
-    n = len(columns['cutoff'])
+    "The vectors of many entities, in slices"
     found = []
-    for start in range(0, n, _SLICE):
+    for start in range(0, len(columns['cutoff']), _SLICE):
         if start:
             await asyncio.sleep(0)
         part = {name: values[start : start + _SLICE] for name, values in columns.items()}
-        try:
-            read = partial(served.vectors.read, server.store, part, served.bundle.lookups)
-            vectors = await server.watch.read(read, deadline)
-        except Outage:
-            raise
-        except MlrefError as error:
-            raise RequestError(422, str(error)) from None
+        vectors = await server.watch.read(partial(_read, server, served, part), deadline)
         count_statuses(server, vectors.status)
         found.append(vectors)
     return found
@@ -320,16 +335,6 @@ async def score_rows(
             ' written down',
         )
     return p
-
-
-def newest_scores(
-    calibrations: CalibrationHistory | None,
-    p: np.ndarray,  # float64
-) -> Scores:
-    "Scores of vectors, moved by the newest calibration where there is one"
-    if calibrations is None:
-        return Scores(p)
-    return Scores(p, calibrations.newest(p), calibrations.digests[-1])
 
 # %% ../nbs/16g_model_server.ipynb #7cee3b8a
 class PredictionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
