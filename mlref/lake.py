@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from .addresses import check_place, local_file, note_place
+from .addresses import begin_file, check_place, local_file, note_place
 from .core import MlrefError
 from .duckdb_files import connect_duckdb
 from .events import sort_events
@@ -283,6 +283,8 @@ class Lake:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
         try:
+            if new:
+                begin_file(self.path, lambda file: _connect(file).close())
             self.con = _connect(self.path)
             _check_entity(self.con, self.path, schema)
             _check_size(self.con, self.path)

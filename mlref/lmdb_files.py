@@ -9,13 +9,13 @@ __all__ = ['MetaPage', 'read_meta_pages', 'LmdbSettings', 'find_damaged_page', '
 # %% ../nbs/02a_lmdb_files.ipynb #02a00005
 import os
 import struct
-import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 
+from .addresses import begin_file
 from .core import MlrefError
 
 # %% ../nbs/02a_lmdb_files.ipynb #02a0000a
@@ -304,14 +304,14 @@ def _map_file(folder: Path, settings: LmdbSettings) -> lmdb.Environment:
         ) from None
 
 # %% ../nbs/02a_lmdb_files.ipynb #02a00044
-_BEGINS = 1.0  # seconds for which a file may be empty, since another process begins it
+def _begin_lmdb(folder: Path, settings: LmdbSettings) -> None:
+    "A new file with its head"
 
+    def make(file: Path) -> None:
+        with _map_file(file.parent, settings) as env:
+            env.sync(True)
 
-def _wait_for_head(file: Path) -> None:
-    "Whoever makes a file writes its head a moment later"
-    until = time.monotonic() + _BEGINS
-    while not file.stat().st_size and time.monotonic() < until:
-        time.sleep(0.001)
+    begin_file(folder / 'data.mdb', make)
 
 # %% ../nbs/02a_lmdb_files.ipynb #02a00024
 def open_lmdb(
@@ -321,8 +321,9 @@ def open_lmdb(
     "A file of LMDB; raises `MlrefError` when it is not whole or cannot be opened"
     file = folder / 'data.mdb'
     if file.exists():
-        _wait_for_head(file)
         _check_head(file, settings)
+    elif not settings.readonly:
+        _begin_lmdb(folder, settings)
     env = _map_file(folder, settings)
     try:
         damaged = find_damaged_page(env, file)

@@ -12,6 +12,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -457,12 +458,13 @@ def _retire_part(env: lmdb.Environment) -> None:
         txn.put(_MOVED, b'1')
     env.close()
 
-
+# %% ../nbs/08b_lmdb_store.ipynb #2d324a75
 def _recover(store: LmdbStore) -> None:
     "Finish what a killed writer had begun"
     for path in store.folder.glob('g*-*'):
         if path.name not in store.manifest.parts:
-            _retire_part(open_lmdb(path, store.settings))
+            with suppress(MlrefError):  # it was not whole yet: nobody reads it
+                _retire_part(open_lmdb(path, store.settings))
             shutil.rmtree(path, ignore_errors=True)
     manifest = store.manifest
     if store.layouts != manifest.layouts:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'StoreWatch', 'check_fed', 'check_ahead',
-           'ChampionOnly', 'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_rows',
-           'count_statuses', 'score_rows', 'newest_scores', 'PredictionRow', 'VectorRow', 'find_troubles',
-           'measure_model', 'measure_store']
+           'ChampionOnly', 'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_vectors', 'read_rows',
+           'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
+           'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -39,7 +39,7 @@ from .model_health import HEALTH_KEY, decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
 from .prediction_cache import PredictionCache
-from .protocols import Limits, RequestError, Scores
+from .protocols import Limits, RequestError
 from .request_fields import ServedTask
 from .variants import VariantMeters
 from .vectors import STATUS_NAMES, Vectors
@@ -207,7 +207,9 @@ class ModelServer:
     clock: Callable[[], float] = time.time  # Seconds since 1970-01-01 UTC
     limiter: RateLimiter = field(default_factory=RateLimiter)
     admission: Admission = field(default_factory=Admission)
-    scored: list[Any] = field(default_factory=list)  # Requests to be written down together
+    asked: list[Any] = field(default_factory=list)  # Requests by keys that wait for their turn
+    scored: list[Any] = field(default_factory=list)  # By vectors, to be written down together
+    scored_by_keys: list[Any] = field(default_factory=list)  # The same by keys
     router: Any = ChampionOnly()
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence
@@ -295,6 +297,22 @@ def choose_version(
     return found, served
 
 # %% ../nbs/16g_model_server.ipynb #77dbee53
+def read_vectors(
+    server: ModelServer,
+    served: ServedModel,
+    columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
+) -> Vectors:
+    "The vectors of some entities; counts what became of their last values"
+    try:
+        vectors = served.vectors.read(server.store, columns, served.bundle.lookups)
+    except Outage:
+        raise
+    except MlrefError as error:
+        raise RequestError(422, str(error)) from None
+    count_statuses(server, vectors.status)
+    return vectors
+
+
 _SLICE = 100  # entities whose vectors are read before others get their turn
 
 
@@ -303,21 +321,13 @@ async def read_rows(
     served: ServedModel,
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
 ) -> list[Vectors]:  # Some entities each, in order
-    "The vectors of some entities; counts what became of their last values"
-    n = len(columns['cutoff'])
+    "The vectors of many entities, in slices"
     found = []
-    for start in range(0, n, _SLICE):
+    for start in range(0, len(columns['cutoff']), _SLICE):
         if start:
             await asyncio.sleep(0)
         part = {name: values[start : start + _SLICE] for name, values in columns.items()}
-        try:
-            vectors = served.vectors.read(server.store, part, served.bundle.lookups)
-        except Outage:
-            raise
-        except MlrefError as error:
-            raise RequestError(422, str(error)) from None
-        count_statuses(server, vectors.status)
-        found.append(vectors)
+        found.append(read_vectors(server, served, part))
     return found
 
 # %% ../nbs/16g_model_server.ipynb #43d9e990
@@ -346,16 +356,6 @@ async def score_rows(
             ' written down',
         )
     return p
-
-
-def newest_scores(
-    calibrations: CalibrationHistory | None,
-    p: np.ndarray,  # float64
-) -> Scores:
-    "Scores of vectors, moved by the newest calibration where there is one"
-    if calibrations is None:
-        return Scores(p)
-    return Scores(p, calibrations.newest(p), calibrations.digests[-1])
 
 # %% ../nbs/16g_model_server.ipynb #7cee3b8a
 class PredictionRow(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 from functools import partial
 
 import lmdb
@@ -49,20 +48,6 @@ def log(tmp_path):
     log.append('t', MESSAGES)
     yield log
     log.close()
-
-
-def test_a_log_that_another_process_begins_at_this_moment_is_waited_for(log, tmp_path):
-    """Between making the file and writing its head lies a moment in which it is empty"""
-    at = tmp_path / 'begun'
-    at.mkdir()
-    (at / 'data.mdb').touch()
-    head = (log.folder / 'data.mdb').read_bytes()
-    later = threading.Timer(0.1, (at / 'data.mdb').write_bytes, [head])
-    later.start()
-    copy = LocalLog(at)
-    assert copy.end('t') == len(MESSAGES)
-    copy.close()
-    later.join()
 
 
 def test_the_position_of_a_log_is_kept_with_what_was_made_of_it(log, tmp_path):
