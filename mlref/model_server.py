@@ -288,7 +288,7 @@ def read_vectors(
     count_statuses(server, vectors.status)
     return vectors
 
-
+# %% ../nbs/16g_model_server.ipynb #77dbee54
 _SLICE = 100  # entities whose vectors are read before others get their turn
 
 
