@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
-           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_rows', 'count_statuses', 'score_rows',
-           'newest_scores', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model', 'measure_store']
+           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_vectors', 'read_rows',
+           'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
+           'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -27,7 +28,6 @@ from .admission import Admission
 from .batching import Batcher, Told
 from .blocks import BLOCK_BYTES
 from .bundle import ServingBundle
-from .calibration import CalibrationHistory
 from .compiled_vectors import compile_vectors
 from .core import MlrefError, format_time
 from .dead_letters import Outage
@@ -37,8 +37,8 @@ from .log import LocalLog
 from .model_health import decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
-from .prediction_cache import PredictionCache
-from .protocols import Limits, RequestError, Scores
+from .prediction_cache import PredictionCache, SecondLevel
+from .protocols import Limits, RequestError
 from .request_fields import ServedTask
 from .store_watch import StoreWatch, watch_store
 from .variants import VariantMeters
@@ -94,7 +94,7 @@ class ServedModel:
         )
         size = settings.cache_bytes
         self.cache = PredictionCache(max_bytes=size) if size else None
-        self.looked_up = {'hit': 0, 'joined': 0, 'miss': 0}  # Rows of its memory, counted so far
+        self.looked_up = {'hit': 0, 'joined': 0, 'shared': 0, 'miss': 0}  # Rows, counted so far
         self.users = 0  # Requests that took it and are not answered yet
 
     def submit(self, X: np.ndarray, deadline: float, told: Told | None = None) -> Any:
@@ -178,7 +178,9 @@ class ModelServer:
     clock: Callable[[], float] = time.time  # Seconds since 1970-01-01 UTC
     limiter: RateLimiter = field(default_factory=RateLimiter)
     admission: Admission = field(default_factory=Admission)
-    scored: list[Any] = field(default_factory=list)  # Requests to be written down together
+    asked: list[Any] = field(default_factory=list)  # Requests by keys that wait for their turn
+    scored: list[Any] = field(default_factory=list)  # By vectors, to be written down together
+    scored_by_keys: list[Any] = field(default_factory=list)  # The same by keys
     router: Any = ChampionOnly()
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence
@@ -189,6 +191,7 @@ class ModelServer:
     segment_fields: tuple[str, ...] = ()  # Of requests that the plan looks at
     beside: set[asyncio.Task] = field(default_factory=set)  # Shadows at work
     counts: VariantMeters | None = None  # Of versions that are compared; None = none are
+    second: SecondLevel | None = None  # Scores that servers share; None = none are
 
     def __post_init__(self):
         self.watch = watch_store(self.store)
@@ -224,7 +227,7 @@ def count_cache(
     cache = served.cache
     if cache is None:
         return
-    now = {'hit': cache.hits, 'joined': cache.joined, 'miss': cache.misses}
+    now = {'hit': cache.hits, 'joined': cache.joined, 'shared': cache.shared, 'miss': cache.misses}
     if now == served.looked_up:
         return
     for result, n in now.items():
@@ -242,6 +245,8 @@ def set_versions(
     server.versions = dict(versions)
     for served in server.versions.values():
         served.batcher.work = server.work
+        if served.cache is not None:
+            served.cache.second = server.second
     for served in before - set(versions.values()):
         count_cache(server, served)
         task = asyncio.get_running_loop().create_task(served.end())
@@ -267,6 +272,26 @@ def choose_version(
     return found, served
 
 # %% ../nbs/16g_model_server.ipynb #77dbee53
+def _read(server: ModelServer, served: ServedModel, columns: Mapping[str, np.ndarray]) -> Vectors:
+    try:
+        return served.vectors.read(server.store, columns, served.bundle.lookups)
+    except Outage:
+        raise
+    except MlrefError as error:
+        raise RequestError(422, str(error)) from None
+
+
+def read_vectors(
+    server: ModelServer,  # Its store is in files
+    served: ServedModel,
+    columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
+) -> Vectors:
+    "The vectors of some entities; counts what became of their last values"
+    vectors = _read(server, served, columns)
+    count_statuses(server, vectors.status)
+    return vectors
+
+# %% ../nbs/16g_model_server.ipynb #77dbee54
 _SLICE = 100  # entities whose vectors are read before others get their turn
 
 
@@ -276,20 +301,13 @@ async def read_rows(
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
     deadline: float,  # By `time.monotonic`
 ) -> list[Vectors]:  # Some entities each, in order
-    "The vectors of some entities; counts what became of their last values"
-    n = len(columns['cutoff'])
+    "The vectors of many entities, in slices"
     found = []
-    for start in range(0, n, _SLICE):
+    for start in range(0, len(columns['cutoff']), _SLICE):
         if start:
             await asyncio.sleep(0)
         part = {name: values[start : start + _SLICE] for name, values in columns.items()}
-        try:
-            read = partial(served.vectors.read, server.store, part, served.bundle.lookups)
-            vectors = await server.watch.read(read, deadline)
-        except Outage:
-            raise
-        except MlrefError as error:
-            raise RequestError(422, str(error)) from None
+        vectors = await server.watch.read(partial(_read, server, served, part), deadline)
         count_statuses(server, vectors.status)
         found.append(vectors)
     return found
@@ -320,16 +338,6 @@ async def score_rows(
             ' written down',
         )
     return p
-
-
-def newest_scores(
-    calibrations: CalibrationHistory | None,
-    p: np.ndarray,  # float64
-) -> Scores:
-    "Scores of vectors, moved by the newest calibration where there is one"
-    if calibrations is None:
-        return Scores(p)
-    return Scores(p, calibrations.newest(p), calibrations.digests[-1])
 
 # %% ../nbs/16g_model_server.ipynb #7cee3b8a
 class PredictionRow(msgspec.Struct, kw_only=True, omit_defaults=True):

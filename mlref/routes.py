@@ -16,8 +16,8 @@ import msgspec
 
 # %% ../nbs/16gb_routes.ipynb #412abba8
 from . import __version__
-from .answers import predict_entities
 from .bundle import ServingBundle
+from .entity_answers import answer_entities
 from .event_route import post_events
 from .group_commit import Durability, GroupCommit
 from .log import LocalLog
@@ -252,8 +252,8 @@ _SCORING = (
         '/v2/models/{task}/versions/{version}/infer', _answer_version, 'predict', _BINARY, bare=True
     ),
     _Work('/invocations', answer_mlflow, 'predict', _TABLES, named=False),
-    _Work('/predict', predict_entities, 'predict', named=False),
-    _Work('/v2/models/{task}/predict', predict_entities, 'predict'),
+    _Work('/predict', answer_entities, 'predict', named=False),
+    _Work('/v2/models/{task}/predict', answer_entities, 'predict'),
 )
 _TAKING = (
     _Work('/events', post_events, 'write', _LINES, named=False),

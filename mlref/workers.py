@@ -38,6 +38,7 @@ from mlref.followers import (
 )
 from .log import LocalLog
 from .observe import Meters, ServerMetrics
+from .prediction_cache import open_shared_scores
 from .process_metrics import worker_sample
 from .routes import make_app, make_server
 from .serve import Application, run_app
@@ -71,6 +72,7 @@ def _open_run(
         durability=run.durability,
     )
     server.limiter = limiter
+    server.second = open_shared_scores(Path(run.home))
     follower = StateFollower(run, server, index)
     follower.opened[bundle.digest] = bundle
     return follower

@@ -116,10 +116,11 @@ def bound_names(statement: ast.stmt) -> set[str]:
     "Names that a statement at the top of a cell makes"
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         return {(name.asname or name.name).split('.')[0] for name in statement.names}
-    if isinstance(statement, ast.FunctionDef):
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
         return {statement.name}
     targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return {node.id for node in targets if isinstance(node, ast.Name)}
+    names = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
 def needed_statements(
