@@ -37,9 +37,10 @@ from .log import LocalLog
 from .model_health import decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
-from .prediction_cache import PredictionCache, SecondLevel
+from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError
 from .request_fields import ServedTask
+from .shared_scores import SecondLevel
 from .store_watch import StoreWatch, watch_store
 from .variants import VariantMeters
 from .vectors import STATUS_NAMES, Vectors

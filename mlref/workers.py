@@ -38,7 +38,6 @@ from mlref.followers import (
 )
 from .log import LocalLog
 from .observe import Meters, ServerMetrics
-from .prediction_cache import open_shared_scores
 from .process_metrics import worker_sample
 from .routes import make_app, make_server
 from .serve import Application, run_app
@@ -50,6 +49,7 @@ from mlref.serving_state import (
     state_file,
     wanted_workers,
 )
+from .shared_scores import open_shared_scores
 
 # %% ../nbs/17f_workers.ipynb #6b95a0a4
 def _open_run(

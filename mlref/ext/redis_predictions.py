@@ -16,15 +16,15 @@ from redis.exceptions import OutOfMemoryError
 from ..arguments import check_number
 from ..dead_letters import Outage
 from mlref.ext.redis_server import (
-    T,
     Client,
     Command,
     RedisServer,
     RedisSettings,
+    T,
     hide_password,
     send_commands,
 )
-from ..prediction_cache import CacheKey
+from ..shared_scores import CacheKey
 
 # %% ../../nbs/31e_redis_predictions.ipynb #31ee000a
 _SCORE = struct.Struct('<d')
