@@ -155,8 +155,9 @@ def make_application(
 ) -> serve.Application:
     "What Ray Serve runs"
     options = replace(serving.options, workers=serving.scaling.max_replicas)
-    deployment = serve.deployment(
-        serve.ingress()(ModelReplica),
+    replica: Any = serve.ingress()(ModelReplica)
+    deployment: Any = serve.deployment(
+        replica,
         name=serving.name,
         autoscaling_config=ray_autoscaling(serving.scaling),
         max_ongoing_requests=serving.ongoing,
@@ -184,7 +185,7 @@ def _ask_ready(address: tuple[str, int]) -> str:
 def _wait_ready(address: tuple[str, int], seconds: float) -> None:
     "Wait for a server; raises `MlrefError` when it does not become ready"
     end = time.monotonic() + seconds
-    while said := _ask_ready(address):
+    while (said := _ask_ready(address)) != '':
         if time.monotonic() > end:
             raise MlrefError(
                 f'expected a server that is ready at {address[0]}:{address[1]}, got {said}; see'
@@ -192,7 +193,7 @@ def _wait_ready(address: tuple[str, int], seconds: float) -> None:
             )
         time.sleep(0.1)
 
-
+# %% ../../nbs/32c_ray_serve.ipynb #32c00041
 _REASON = re.compile(r'MlrefError: (.+)')
 
 
@@ -226,8 +227,8 @@ def serve_on_ray(
         serve.run(make_application(serving), name=serving.name, route_prefix='/')
     except (RuntimeError, RayError) as error:
         raise MlrefError(
-            f'expected replicas of {serving.name} to start, got: {_explain(error, serving.name)}; mend that, and'
-            ' call again'
+            f'expected replicas of {serving.name} to start, got: {_explain(error, serving.name)};'
+            ' mend that, and call again'
         ) from None
     _wait_ready(serving.address, seconds)
     return f'http://{host}:{port}'

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ..arguments import check_number
@@ -63,7 +63,7 @@ def _explain(error: TrainingFailedError) -> str:
     lines = [line for line in str(said[0]).splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else type(said[0]).__name__
 
-
+# %% ../../nbs/32b_ray_train.ipynb #32b00023
 def train_on_ray(
     folder: Path,  # Of a job, which every machine sees
     workers: int = 2,  # Processes
