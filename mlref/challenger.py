@@ -34,21 +34,19 @@ from mlref.core import (
 from .evaluate import auc, log_loss
 from mlref.gates import (
     Gate,
-    better_than_champion,
     is_fresh,
     latency_within,
     mature_labels,
     no_age_skew,
     no_leak,
     no_serving_skew,
-    no_slice_worse,
     parity,
     same_features,
     size_within,
     trained_before_judged,
-    well_calibrated,
 )
 from .history import model_lineage
+from .judging import MadeBy, challenge_kind, change_gates, refit_gates
 from .lake import Lake, events_as_of, insert_rows
 from .model import TorchPredictor
 from .model_versions import get_version
@@ -135,6 +133,9 @@ class Challenger:
     gates: list[Gate] | None = None  # What they said; None = nobody asked them
     slices: list[dict] | None = None  # `Comparison.rows()` of the rows that judged
     start: str = ''  # Version of the model it went on from; '' = it began anew
+    recipe: str = ''  # Kind of model, one of `recipes.RECIPES`; '' = not known
+    challenge: str = 'change'  # What it is to the champion; or 'refit'
+    judged: str = ''  # Version of the model that was judged in its place; '' = itself
 
 
 def reference_scores(
@@ -174,8 +175,8 @@ def register_challenger(
         'rows': len(past),
         'features': feature_version(task.features, task.lookups),
         'stop_days': policy.stop,
-        'start': challenger.start,
     }
+    params.update(recipe=policy.kind, start=challenger.start, judged=challenger.judged)
     metrics = {'auc': auc(y, p), 'log_loss': log_loss(y, p)}
     run = TrainingRun(
         data=digest(past.X, past.y, past.label_time),
@@ -315,6 +316,8 @@ class Evidence:
     max_label_age: int  # Minutes
     logged: np.ndarray  # Scores of the champion, as they were served
     rebuilt: np.ndarray  # Scores of the champion, from the lake; the same rows
+    challenge: str  # What the challenger is to the champion: 'refit' or 'change'
+    cuts: Mapping[str, np.ndarray]  # Slice of each row of the holdout, by name of the cut
 
 
 def logged_scores(
@@ -354,6 +357,8 @@ def collect_evidence(
     # a model of before a definition was rewritten without changing its values
     version = task.features.current_version(champion.params['features'])
     served = ServedFeatures(task.features.names, version)
+    made = MadeBy(challenger.recipe, features)
+    challenge = challenge_kind(made, MadeBy(champion.params.get('recipe', ''), version))
     max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
         challenger=challenger,
@@ -364,6 +369,8 @@ def collect_evidence(
         max_label_age=max_label_age,
         logged=logged[known],
         rebuilt=rebuilt[known],
+        challenge=challenge,
+        cuts=task.slices(holdout.rows),
     )
 
 # %% ../nbs/22b_challenger.ipynb #7be49495
@@ -400,17 +407,13 @@ def data_gates(evidence: Evidence) -> list[Gate]:
 # %% ../nbs/22b_challenger.ipynb #5262086c
 def quality_gates(
     comparison: Comparison,  # Challenger and champion on the holdout
+    evidence: Evidence,
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask how good a challenger is, beside the champion"
-    gates = [
-        better_than_champion(comparison.auc_difference, policy.level),
-        well_calibrated(comparison.y, comparison.challenger, comparison.champion),
-    ]
-    # a task may name no slices; one that does has some here, or the comparison was refused
-    if comparison.slice_differences.height:
-        gates.append(no_slice_worse(comparison.slice_differences))
-    return gates
+    if policy.refit and evidence.challenge == 'refit':
+        return refit_gates(comparison, evidence.holdout.rows, evidence.cuts, policy)
+    return change_gates(comparison, policy.level)
 
 # %% ../nbs/22b_challenger.ipynb #20e3c4a3
 def serving_gates(
@@ -441,7 +444,7 @@ def run_gates(
     "Every gate a challenger must pass; all are run, all are recorded"
     return [
         *data_gates(evidence),
-        *quality_gates(comparison, policy),
+        *quality_gates(comparison, evidence, policy),
         *serving_gates(comparison, evidence, policy),
     ]
 
@@ -463,6 +466,7 @@ def judge_challenger(
         challenger,
         reference=reference_scores(rows, p, task, challenger.model.trained_until),
         gates=run_gates(comparison, evidence, policy),
+        challenge=evidence.challenge if policy.refit else 'change',
         slices=comparison.rows(),
     )
 
@@ -483,5 +487,5 @@ def run_challenge(
     model = train_challenger(past, begin, policy, workspace.cache, start)
     check_predictor(model, holdout.rows.X[:100])
     begun = '' if start is None else start.version
-    challenger = Challenger(model, past, reference=pl.DataFrame(), start=begun)
+    challenger = Challenger(model, past, pl.DataFrame(), start=begun, recipe=policy.kind)
     return judge_challenger(challenger, holdout, policy, workspace)

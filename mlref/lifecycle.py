@@ -30,6 +30,7 @@ from mlref.daily import (
     score_day,
     score_over_http,
 )
+from .gates import all_passed
 from .ingest import quality_rows
 from .lake import Lake, insert_rows
 from .monitor import METRICS, find_alarms
@@ -44,6 +45,7 @@ from mlref.policy import (
     unanswered_alarms,
     verdict,
 )
+from .refit import refit_challenger
 from .watch import diagnose_evening, rung_alarms
 from .workspace import Workspace, deliver_events, read_reference
 
@@ -128,22 +130,28 @@ def decide_challenge(
     now = task.calendar.day_start(day + 1)
     challenger = run_challenge(workspace, policy, now)
     number = register_challenger(challenger, policy, workspace.registry, workspace.lake, task)
+    candidate = challenger
+    if policy.refit and all_passed(challenger.gates or []):
+        candidate = refit_challenger(challenger, workspace, policy, now)
+        number = register_challenger(candidate, policy, workspace.registry, workspace.lake, task)
     trained = {
         'alarms': alarms,
         'rows': len(challenger.past),
         'version': challenger.model.version,
+        'challenge': challenger.challenge,
         'start': challenger.start,
         'trained_until': format_time(challenger.model.trained_until),
     }
     judged = {
         'number': number,
-        'version': challenger.model.version,
+        'version': candidate.model.version,
+        'judged': candidate.judged,
         'instead_of': scored.version,
         'slices': challenger.slices,
     }
     return [
         make_decision(day, 'retrain', why, trained, task.calendar),
-        verdict(challenger.gates or [], judged, day, task.calendar),
+        verdict(candidate.gates or [], judged, day, task.calendar),
     ]
 
 # %% ../nbs/22d_lifecycle.ipynb #03145433

@@ -21,6 +21,7 @@ from .core import DAY, Calendar, digest
 from .gates import Gate, all_passed, refusal_reason
 from .monitor import AlarmPolicy
 from .recipes import RECIPES
+from .verdicts import REFIT_MARGIN
 from .workspace import DECISIONS
 
 # %% ../nbs/22a_policy.ipynb #ae146984
@@ -76,6 +77,10 @@ class RetrainPolicy:
     cooldown: int = 28  # Days between two attempts
     refresh: int = 42  # Days after which a champion is challenged without an alarm
     level: float = 0.95  # Of the interval of the gain in AUC that must lie above zero
+    # Ask the champion's own recipe not to be worse, and fit what passed again on all labels
+    refit: bool = False
+    margin: float = REFIT_MARGIN  # Of log-loss by which a refit may be worse
+    confidence: float = 0.95  # One-sided, that it is not
     engine: str = 'torch'  # What runs the network, a name in `compress.ENGINES`
     # Digest of the recorded timings that chose it; '' = none, and no gate asks for latency
     timings: str = ''
@@ -93,6 +98,8 @@ class RetrainPolicy:
         for name in ('cooldown', 'refresh'):
             check_number(getattr(self, name), f'{name} of a retraining policy', low=0)
         check_number(self.level, 'level of a retraining policy', 0, 1)
+        check_number(self.margin, 'margin of a retraining policy', 1e-12)
+        check_number(self.confidence, 'confidence of a retraining policy', 0.5, 1)
         check_number(self.ms, 'ms of a retraining policy', low=0)
 
     def min_history(self, calendar: Calendar) -> int:  # Minutes

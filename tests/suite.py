@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from check import STEPS, check
@@ -26,11 +27,14 @@ PAGES = (
 )
 # a worker keeps what its pages left in memory, up to 12 GB over all of them: new ones per group
 GROUPS = ('^0', '^1', '^[^01]')  # of file names
-NEEDS = {  # program -> beginnings of the pages that start it
-    'redis-server': '31|move_to_redis',
-    'nginx': '34a|49b_cli_balance',
-    'haproxy': '34a|49b_cli_balance',
-    'prometheus': 'observe_it',
+NEEDS = {  # program, or package of an extra -> beginnings of the pages that use it
+    'program redis-server': '31|move_to_redis',
+    'program nginx': '34a|49b_cli_balance',
+    'program haproxy': '34a|49b_cli_balance',
+    'program prometheus': 'observe_it',
+    'package confluent_kafka': '30|move_to_kafka',
+    'package redis': '31|move_to_redis',
+    'package ray': '32|move_to_ray',
 }
 TESTS = (
     *(sys.executable, '-m', 'pytest', '-q'),
@@ -65,21 +69,26 @@ def run_command(
                 end_group(process.pid)
 
 
-def is_there(program: str) -> bool:
-    "Whether a program is found"
+def is_there(
+    need: str,  # one of NEEDS
+) -> bool:
+    "Whether a program or a package is found"
+    kind, name = need.split()
+    if kind == 'package':
+        return find_spec(name) is not None
     try:
-        return bool(find_program(program))
+        return bool(find_program(name))
     except MlrefError:
         return False
 
 
 def left_out() -> tuple[str, ...]:
-    "Words that leave out pages whose program is missing, unless everything must be there"
+    "Words that leave out pages that lack what they use, unless everything must be there"
     if os.environ.get('MLREF_REQUIRE'):
         return ()
-    missing = [program for program in NEEDS if not is_there(program)]
-    for program in missing:
-        print(f'== pages {NEEDS[program]}: skipped, expected the program {program}', flush=True)
+    missing = [need for need in NEEDS if not is_there(need)]
+    for need in missing:
+        print(f'== pages {NEEDS[need]}: skipped, expected the {need}', flush=True)
     return ('--skip_file_re', '|'.join(['^[_.]', *(f'^({NEEDS[each]})' for each in missing)]))
 
 
