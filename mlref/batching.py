@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Overloaded', 'DeadlineExceeded', 'Told', 'ScoreRequest', 'check_rows', 'FairQueue', 'score_parts', 'TurnClock',
-           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'count_turn', 'TurnRunner', 'Batcher']
+           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'take_parts', 'TurnRunner', 'Batcher']
 
 # %% ../nbs/16b_batching.ipynb #16bc0005
 import asyncio
@@ -238,7 +238,7 @@ def keep_slice(
     request.next = end
     return end == len(request.X)
 
-
+# %% ../nbs/16b_batching.ipynb #16be001c
 def tell_request(
     request: ScoreRequest,
     found: np.ndarray | BaseException,  # Scores of its next rows, or what went wrong
@@ -272,16 +272,17 @@ def count_run(
             work.wait.add(now - request.came)
 
 
-def count_turn(
+def take_parts(
     runner: Any,  # `TurnRunner`
     batch: Sequence[ScoreRequest],
-    parts: Sequence[np.ndarray],  # Rows of each
-) -> None:
-    "Count a turn that begins"
+) -> list[np.ndarray]:
+    "The rows that are scored in a turn, counted"
+    parts = [next_rows(each, runner.queue.max_rows) for each in batch]
     runner.batches += 1
     runner.rows += sum(map(len, parts))
     if runner.work is not None:
         count_run(runner.work, batch, parts, runner.turn.clock())
+    return parts
 
 # %% ../nbs/16b_batching.ipynb #16bc001e
 class TurnRunner:
@@ -325,9 +326,8 @@ class TurnRunner:
         if not batch:
             self.loaded = self.busy = False
             return
-        parts = [next_rows(each, self.queue.max_rows) for each in batch]
         try:
-            count_turn(self, batch, parts)
+            parts = take_parts(self, batch)
         except Exception as error:
             self._end(batch, None, error)
             return
