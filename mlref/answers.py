@@ -158,7 +158,7 @@ async def _score_places(
         columns = {name: values[places] for name, values in columns.items()}
     served.users += 1
     try:
-        parts = await read_rows(server, served, columns)
+        parts = await read_rows(server, served, columns, asked.deadline)
         reading = time.perf_counter() - start
         X = parts[0].X if len(parts) == 1 else np.concatenate([part.X for part in parts])
         p = await score_counted(server, chosen, X, asked.deadline, reading)

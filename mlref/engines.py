@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a worker asks for the store alone, and a consumer brings po
     from mlref.consumer import PartitionedLog
 
 # %% ../nbs/08e_engines.ipynb #b4645ae6
-SETTINGS = ('online', 'log')  # names of the lines
+SETTINGS = ('online', 'log', 'scores')  # names of the lines
 
 
 def _is_own(file: Path) -> bool:
@@ -83,6 +83,10 @@ ENGINES = {
         'rediss': Engine('mlref.ext.redis_store', 'RedisStore', 'redis'),
     },
     'log': {'kafka': Engine('mlref.ext.kafka_log', 'KafkaLog', 'kafka')},
+    'scores': {
+        'redis': Engine('mlref.ext.redis_predictions', 'RedisScores', 'redis'),
+        'rediss': Engine('mlref.ext.redis_predictions', 'RedisScores', 'redis'),
+    },
 }
 
 

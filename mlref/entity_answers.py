@@ -272,7 +272,7 @@ def read_asked(server: ModelServer) -> None:
     plain = []
     for each in group:
         each.body = read_plain(each.request.body, limits)
-        if each.body is None:
+        if each.body is None or server.store.remote:  # of one over a network, beside the loop
             answer_alone(each)
         else:
             plain.append(each)

@@ -76,10 +76,16 @@ def not_worse_than_champion(
     margin: float,  # Of log-loss
     confidence: float,  # One-sided
 ) -> Gate:
-    "Credibly not worse than the champion by a margin"
+    "Credibly not worse than the champion by a margin; fewer than three days show nothing"
+    days = len(daily.day)
+    if days < 3:
+        value = float(daily.value.max(initial=margin))
+        why = f'{days} days judge, and an interval by days needs 3; judge by more days'
+        return Gate('not_worse_than_champion', False, value, margin, why)
     verdict = judge_refit(daily, margin, confidence)
     high = verdict.difference.high
-    return Gate('not_worse_than_champion', verdict.passed, high, margin, verdict.why)
+    why = verdict.why.replace('; ', ', ')  # a refusal names several gates, a semicolon apart
+    return Gate('not_worse_than_champion', verdict.passed, high, margin, why)
 
 
 def better_than_chance(

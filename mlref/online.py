@@ -337,6 +337,7 @@ class FedStore(OnlineReader):
 
     features: FeatureSet | None  # Whose histories it holds
     place: str  # Where it is, as messages call it
+    remote: bool = False  # Whether it is asked over a network, so that an answer may take any time
 
     @abstractmethod
     def write(self, records: Mapping[bytes, bytes | None]) -> None:

@@ -75,10 +75,10 @@ class RetrainPolicy:
     stop: int = 14  # Days at the end of the training rows, for early stopping
     block: int = 28  # Days with labels that judge, kept from a challenger
     cooldown: int = 28  # Days between two attempts
-    refresh: int = 42  # Days after which a champion is challenged without an alarm
+    refresh: int = 30  # Days after which a champion is challenged without an alarm
     level: float = 0.95  # Of the interval of the gain in AUC that must lie above zero
     # Ask the champion's own recipe not to be worse, and fit what passed again on all labels
-    refit: bool = False
+    refit: bool = True
     margin: float = REFIT_MARGIN  # Of log-loss by which a refit may be worse
     confidence: float = 0.95  # One-sided, that it is not
     engine: str = 'torch'  # What runs the network, a name in `compress.ENGINES`

@@ -117,13 +117,13 @@ def model_states(
     "What can be said of the models that are loaded"
     found = []
     for server in servers:
-        server.watch.look()
+        calibrated = server.watch.is_calibrated()
         for served in dict.fromkeys(server.versions.values()):
             state = ModelState(
                 name=server.task.name,
                 version=served.version,
                 signature=served.signature,
-                calibrated=server.watch.note is not None,
+                calibrated=calibrated,
             )
             found.append(state)
     return found

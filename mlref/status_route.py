@@ -15,7 +15,7 @@ import msgspec
 from . import __version__
 from .alert_rules import Rule, ServingObjective, serving_rules
 from .core import MlrefError
-from .model_health import HEALTH_KEY, ModelHealth, decode_health
+from .model_health import ModelHealth, decode_health
 from .model_server import ModelServer, find_troubles, measure_store
 from .observe import add_samples
 from .process_metrics import measure_processes
@@ -56,7 +56,7 @@ def describe_versions(server: ModelServer) -> tuple[VersionStatus, ...]:
 # %% ../nbs/16gac_status_route.ipynb #836a8474
 def _read_health(server: ModelServer) -> ModelHealth | None:
     try:
-        note = server.store.note(HEALTH_KEY)
+        note = server.watch.health()
         return None if note is None else decode_health(note)
     except MlrefError:  # `MonitorSilent` and readiness say it
         return None

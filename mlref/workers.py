@@ -49,6 +49,7 @@ from mlref.serving_state import (
     state_file,
     wanted_workers,
 )
+from .shared_scores import open_shared_scores
 
 # %% ../nbs/17f_workers.ipynb #6b95a0a4
 def _open_run(
@@ -71,6 +72,7 @@ def _open_run(
         durability=run.durability,
     )
     server.limiter = limiter
+    server.second = open_shared_scores(Path(run.home))
     follower = StateFollower(run, server, index)
     follower.opened[bundle.digest] = bundle
     return follower

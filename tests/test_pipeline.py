@@ -57,20 +57,22 @@ def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
         'select action, why, evidence, decided_at from decisions order by decided_at'
     ).fetchall()
     rang = [m[1] for m in made if m[0] == 'alarm']
-    assert len(rang) == 2 and 'missing:all_dep_delay_180m' in rang[0] and rang[1] == 'gap'
-    assert (
-        made[0][:2] == ('promote', 'bootstrap')
-        and made[-1][0] == 'promote'
-        and made[-1][1] == 'all gates passed'
-    )
-    last = json.loads(made[-1][2])
-    assert len(last['gates']) == 16 and last['slices']
+    assert 'missing all_dep_delay_180m' in rang[0] and rang[1] == 'auc_surprise falls'
+    assert made[0][:2] == ('promote', 'bootstrap')
+    promoted = [m for m in made if m[0] == 'promote'][-1]
+    assert promoted[1] == 'all gates passed'
+    last = json.loads(promoted[2])
+    assert len(last['gates']) == 22 and last['slices']
+    # what was judged is not what is promoted: it was fitted again on what judged
+    tried = [json.loads(m[2]) for m in made if m[0] == 'retrain'][-1]
+    assert last['judged'] == tried['version'] != last['version']
+    assert tried['challenge'] == 'refit'
     card = (
         only(quick[0] / 'data') / 'registry' / 'models' / last['version'] / 'card.md'
     ).read_text()
     assert all(g['name'] in card for g in last['gates'])
     new = con.sql(
-        'select distinct version from predictions where scored_at >= ?', params=[made[-1][3]]
+        'select distinct version from predictions where scored_at >= ?', params=[promoted[3]]
     ).fetchall()
     assert new == [(last['version'],)]
     assert con.sql(
@@ -130,7 +132,7 @@ def test_the_report_is_understood_by_a_stranger(quick):
     order += ('Decisions', 'Which model served', 'Data quality', 'Cost of the run', 'Not run')
     places = [text.index(each) for each in (*order, 'as they were executed')]
     assert places == sorted(places)
-    assert 'not credibly better' in text and '(gate better_than_champion failed)' in text
+    assert 'must lie below' in text and '(gate not_worse_than_champion failed)' in text
     assert str(at) not in text and str(ROOT) not in text  # no path of this machine
     assert not re.search(r'\d+%\|', text)  # no progress bar
     assert 'src="http' not in text and len(text) < 2**20

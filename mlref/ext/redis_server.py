@@ -126,6 +126,7 @@ class RedisSettings:
     patience: float = 15.0  # Seconds in which a call is tried again
     pause: float = 0.05  # Seconds between two tries
     lease: float = 10.0  # Seconds after which a silent writer of a store may be succeeded
+    keeps: bool = True  # False: what is in it may be forgotten, as of a cache
 
 
 DEFAULT_SETTINGS = RedisSettings()
@@ -134,6 +135,7 @@ DEFAULT_SETTINGS = RedisSettings()
 def _check_server(
     about: dict[str, Any],  # What INFO says
     where: str,
+    keeps: bool = True,  # As in the settings
 ) -> None:
     "Raise `MlrefError` for a server that cannot hold a store"
     version = str(about.get('redis_version', '0'))
@@ -149,7 +151,7 @@ def _check_server(
             ' primary'
         )
     policy = str(about.get('maxmemory_policy', 'noeviction'))
-    if policy.startswith('allkeys'):
+    if keeps and policy.startswith('allkeys'):
         raise MlrefError(
             f'expected Redis at {where} to keep what it was given, its maxmemory-policy {policy}'
             ' forgets names when memory is full; set it to noeviction'
@@ -169,7 +171,7 @@ def _open_client(url: str, settings: RedisSettings) -> Client:
     where = hide_password(url)
     client = redis.Redis.from_url(url, **options)
     about = client.info('everything')
-    _check_server(about, where)
+    _check_server(about, where, settings.keeps)
     if about.get('redis_mode') != 'cluster':
         return client
     state = client.cluster('info')['cluster_state']

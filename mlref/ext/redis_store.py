@@ -182,6 +182,8 @@ def store_keys(space: bytes) -> dict[str, bytes]:
 class RedisStore(FedStore):
     "Histories in Redis or a Redis Cluster: one writer at a time, any number of readers"
 
+    remote = True
+
     def __init__(
         self,
         url: str,  # Of a server, or of any server of a cluster

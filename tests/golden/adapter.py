@@ -40,6 +40,9 @@ RENAMED: dict[str, str] = {
     'latency_within': 'latency',
     'size_within': 'size',
     'no_serving_skew': 'served scores = rebuilt scores',
+    'not_worse_than_champion': 'not worse than the champion',
+    'better_than_chance': 'better than chance',
+    'no_slice_worse_by_margin': 'no slice worse by the margin',
 }
 WEEK = ('2013-07-01', '2013-07-08')  # service days, the last excluded
 
