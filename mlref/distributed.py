@@ -215,7 +215,8 @@ def join_ranks(
         )
     if default_device() == 'cuda':
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    dist.init_process_group(_backend(), timeout=timedelta(seconds=seconds))
+    if not dist.is_initialized():  # Ray Train has done it
+        dist.init_process_group(_backend(), timeout=timedelta(seconds=seconds))
     return rank_and_size()
 
 

@@ -30,7 +30,7 @@ GROUPS = ('^0', '^1', '^[^01]')  # of file names
 NEEDS = {  # program, or package of an extra -> beginnings of the pages that use it
     'program redis-server': '31|move_to_redis',
     'program nginx': '34a|49b_cli_balance',
-    'program haproxy': '34a|49b_cli_balance',
+    'program haproxy': '32c|34a|49b_cli_balance',
     'program prometheus': 'observe_it',
     'package confluent_kafka': '30|move_to_kafka',
     'package redis': '31|move_to_redis',

@@ -1,19 +1,26 @@
 """Work on a real Ray cluster of this machine, started once: what a page cannot hold"""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from threading import Event, Lock, Thread
 
 import numpy as np
 import pytest
 
 from mlref.consumer import send_events
-from mlref.core import MlrefError, parse_time
+from mlref.core import DAY, MlrefError, parse_time
+from mlref.edges import find_program
 from mlref.events import events_between
 from mlref.ingest import ingest
 from mlref.lake import Lake
@@ -31,6 +38,7 @@ SHOP = 'shop:SHOP'
 STRETCHES = {FLIGHTS: ('2013-01-15', '2013-01-18'), SHOP: ('1997-06-01', '1997-07-01')}
 if DEEP:
     STRETCHES = {FLIGHTS: ('2012-12-31', '2014-01-02'), SHOP: ('1997-01-01', '1998-07-01')}
+SERVED = {FLIGHTS: ('2013-01-15', '2013-01-17'), SHOP: ('1997-06-01', '1997-06-20')}
 ALL = {FLIGHTS: 336_776, SHOP: 67_591}
 
 
@@ -45,15 +53,34 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def cluster(folder):
+def balanced():
+    "Settings that put Ray Serve behind HAProxy, where that is installed"
+    need_package('ray')
+    from mlref.ext.ray_cluster import free_ports
+    from mlref.ext.ray_serve import haproxy_settings
+
+    try:
+        program = find_program('haproxy')
+    except MlrefError:
+        yield {}
+        return
+    metrics, statistics = free_ports(2)
+    with tempfile.TemporaryDirectory() as short:  # that of pytest is too long for a socket
+        yield haproxy_settings(program, Path(short), (metrics, statistics))
+
+
+@pytest.fixture(scope='session')
+def cluster(folder, balanced):
     need_package('ray')
     import ray
 
     from mlref.ext.ray_cluster import RayProcess, count_running
 
+    settings = {'RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S': '0.5'}
+    settings |= {'RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S': '2'}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', os.pathsep.join([str(folder), *sys.path]))
-        with RayProcess() as process:
+        with RayProcess(settings=settings | balanced) as process:
             for name, value in process.secret.items():
                 patch.setenv(name, value)
             process.connect()
@@ -170,6 +197,291 @@ def test_a_worker_says_what_it_lacks(backfill, tmp_path):
         with pytest.raises(MlrefError, match=said) as caught:
             compute_parts(start_workers(other, version, 1), 1)
         assert len(str(caught.value).splitlines()) == 1, str(caught.value)
+
+
+def with_labels(rows):
+    "Rows with made-up labels, since few are known at the end of a stretch; bits are compared"
+    y = (np.arange(len(rows)) % 3 == 0).astype(np.float32)
+    return replace(rows, y=y, label_time=rows.cutoff)
+
+
+def torch_job(place, alone, epochs):
+    "The rows of a stretch as a training job: every other one to stop on"
+    from mlref.distributed import TrainJob, write_job
+    from mlref.training_state import TrainConfig
+
+    rows = with_labels(alone)
+    even = np.arange(len(rows)) % 2 == 0
+    job = TrainJob(TrainConfig(epochs=epochs, batch=64), width=16, every=5)
+    return write_job(place, job, rows.take(even), rows.take(~even))
+
+
+def curve_of(folder):
+    return json.loads((folder / 'report.json').read_text())['history']
+
+
+def kill_one_rank(cluster, folder, killed):
+    "As soon as there is a checkpoint, and others to come"
+    from mlref.checkpoint import load_checkpoint
+    from mlref.ext.ray_cluster import list_session
+
+    while not (found := load_checkpoint(folder / 'checkpoints')):
+        time.sleep(0.02)
+    ranks = [each for each in list_session(cluster.process.pid) if 'RayTrainW' in each.name]
+    os.kill(ranks[-1].pid, signal.SIGKILL)
+    killed.append((found.step, len(ranks)))
+
+
+@pytest.mark.parametrize('backfill', [*STRETCHES] if DEEP else [FLIGHTS], indirect=True)
+def test_a_fit_whose_process_is_killed_ends_with_the_bits_of_torchrun(backfill, cluster, tmp_path):
+    from mlref.distributed import train_distributed
+    from mlref.ext.ray_train import train_on_ray
+
+    _, alone = backfill
+    whole = torch_job(tmp_path / 'whole', alone, 6)
+    wanted = train_distributed(whole)
+    broken = torch_job(tmp_path / 'broken', alone, 6)
+    killed = []
+    killer = Thread(target=kill_one_rank, args=(cluster, broken, killed))
+    killer.start()
+    found = train_on_ray(broken)
+    killer.join()
+    [(step, ranks)] = killed
+    assert ranks == 2 and 0 < step < 6 * len(np.load(whole / 'fit' / 'y.npy')) // 128
+    assert found.version == wanted.version
+    assert curve_of(broken) == curve_of(whole)
+    assert len(list((broken / 'checkpoints').iterdir())) > 0
+
+
+def make_run(home, address):
+    "A run to serve: a store, a registry, its champion; and rows that it may be asked about"
+    from mlref.contracts import validate
+    from mlref.lmdb_store import LmdbStore
+    from mlref.materialize import apply_events
+    from mlref.promotion import promote
+    from mlref.recipes import fit_recipe
+    from mlref.registry import Registry, TrainingRun, local_uri, register_model
+
+    task = load_task(address)
+    start, end = (parse_time(f'{day}T00:00') for day in SERVED[address])
+    events = validate(events_between(read_all(task), start - 9 * DAY, end), task.contract).good
+    store = LmdbStore(home / 'online', task.features)
+    apply_events(store, events)
+    store.close()
+    labelled = with_labels(training_set(events, task, start, end))
+    registry = Registry(home / 'registry', local_uri(home / 'registry'), name=task.name)
+    version = register_model(
+        registry, fit_recipe('logistic', labelled, labelled), TrainingRun('test'), task.features
+    )
+    promote(registry, version, end, 'made for tests')
+    return task.name, labelled.X[:40]
+
+
+@pytest.fixture(scope='session')
+def serving(cluster, folder):
+    "Both tasks on Ray Serve: what runs, and rows of each"
+    from ray import serve
+
+    from mlref.ext.ray_cluster import free_ports
+    from mlref.ext.ray_serve import RayServing, serve_on_ray
+    from mlref.fleet import AutoscalingConfig
+    from mlref.followers import ServedRun, ServeOptions
+
+    homes = {address: folder / f'home-{number}' for number, address in enumerate(SERVED)}
+    rows = dict(make_run(home, address) for address, home in homes.items())
+    first, second = homes.items()
+    options = ServeOptions(
+        first[0],
+        str(first[1]),
+        str(first[1] / 'served'),
+        port=free_ports(1)[0],
+        cache=0,
+        also=(ServedRun(second[0], str(second[1])),),
+    )
+    scaling = AutoscalingConfig(
+        max_replicas=2,
+        target_ongoing_requests=2,
+        look_back_period_s=2,
+        upscale_delay_s=1,
+        downscale_delay_s=2,
+    )
+    found = RayServing(options, scaling, cpus=0.2)
+    serve_on_ray(found)
+    yield found, rows
+    serve.delete(found.name)
+
+
+def json_tensor(X):
+    data = [None if np.isnan(value) else float(value) for value in X.ravel()]
+    return {'name': 'X', 'datatype': 'FP32', 'shape': list(X.shape), 'data': data}
+
+
+def binary_tensor(X):
+    "A request of the binary extension: its headers, its body"
+    about = {'name': 'X', 'datatype': 'FP32', 'shape': list(X.shape)}
+    about['parameters'] = {'binary_data_size': X.nbytes}
+    outputs = [{'name': 'p', 'parameters': {'binary_data': True}}]
+    head = json.dumps({'inputs': [about], 'outputs': outputs}).encode()
+    headers = {'content-type': 'application/octet-stream'}
+    return headers | {'inference-header-content-length': str(len(head))}, head + X.tobytes()
+
+
+def questions(name, X):
+    "Requests of the Open Inference Protocol, good and bad"
+    model = f'/v2/models/{name}'
+    infer = f'{model}/infer'
+    whole = {'id': 'a', 'inputs': [json_tensor(X)]}
+    headers, body = binary_tensor(X)
+    wrong = json_tensor(X[:, :-1])
+    for path in ('/v2', model, f'{model}/ready', f'{model}/config', '/v2/models/nobody'):
+        yield 'GET', path, {}, None
+    yield 'POST', infer, {}, json.dumps(whole).encode()
+    yield 'POST', infer, {}, json.dumps({'inputs': [json_tensor(X[:1])]}).encode()
+    yield 'POST', infer, headers, body
+    yield 'POST', infer, headers, body[:-3]
+    yield 'POST', infer, {}, json.dumps({'inputs': [wrong]}).encode()
+    yield 'POST', infer, {}, b'{"inputs": '
+    yield 'POST', infer, {'content-type': 'text/plain'}, b'x'
+    yield 'POST', f'{model}/versions/none/infer', {}, json.dumps(whole).encode()
+    yield 'GET', infer, {}, None
+
+
+def ask_replica(connection, method, path, headers, body):
+    "As `LocalClient.ask`, through the proxy"
+    named = {'content-type': 'application/json', **headers}
+    connection.request(method, path, body, named)
+    answer = connection.getresponse()
+    data = answer.read()
+    is_json = answer.headers.get('content-type', '').startswith('application/json')
+    return answer.status, json.loads(data) if is_json and data else data
+
+
+def test_replicas_answer_as_the_embedded_server_does(serving):
+    from mlref.serve import LocalClient
+    from mlref.workers import open_worker
+
+    running, rows = serving
+    embedded = LocalClient(open_worker(running.options, 9))
+    connection = HTTPConnection(*running.address, timeout=30)
+    statuses = set()
+    for name, X in rows.items():
+        for method, path, headers, body in questions(name, X):
+            wanted = embedded.ask(method, path, b'' if body is None else body, headers)
+            assert ask_replica(connection, method, path, headers, body) == wanted, path
+            statuses.add(wanted[0])
+    connection.close()
+    embedded.close()
+    assert {200, 400, 404, 405, 415} <= statuses
+
+
+@dataclass
+class Asked:
+    "What became of the requests of some clients"
+
+    right: int = 0
+    wrong: int = 0
+    lost: int = 0  # An error, or a connection that broke
+    longest: float = 0.0  # Seconds of one
+
+
+class Load:
+    "Clients that ask all the time, each on a connection that it keeps"
+
+    def __init__(self, address, path, questions, pause=0.0):
+        self.address = address
+        self.path = path
+        self.questions = questions  # Body -> scores
+        self.pause = pause
+        self.found = Asked()
+        self.stopped = Event()
+        self.lock = Lock()
+
+    def ask(self):
+        connection = HTTPConnection(*self.address, timeout=30)
+        for body, scores in itertools.cycle(self.questions):
+            if self.stopped.wait(self.pause):
+                return
+            begun = time.perf_counter()
+            try:
+                status, said = ask_replica(connection, 'POST', self.path, {}, body)
+            except (OSError, HTTPException):
+                status, said = 0, None
+                connection.close()
+            with self.lock:
+                self.note(status, said, scores, time.perf_counter() - begun)
+
+    def note(self, status, said, scores, seconds):
+        self.found.longest = max(self.found.longest, seconds)
+        if status != 200:
+            self.found.lost += 1
+        elif said['outputs'][0]['data'] == scores:
+            self.found.right += 1
+        else:
+            self.found.wrong += 1
+
+    @contextmanager
+    def clients(self, count):
+        threads = [Thread(target=self.ask, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self.found
+        finally:
+            self.stopped.set()
+            for thread in threads:
+                thread.join(40)
+
+
+def replicas_of(running):
+    "Processes of the replicas that answer"
+    from mlref.serving_state import read_notes
+
+    notes = read_notes(Path(running.options.folder))
+    return {note.pid for note in notes} - {os.getpid()}
+
+
+def wait_until(holds, seconds=60):
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+def known_answers(running, name, X):
+    "Requests, each with the scores of the server before any load"
+    connection = HTTPConnection(*running.address, timeout=30)
+    found = []
+    for i in range(len(X)):
+        body = json.dumps({'inputs': [json_tensor(X[i : i + 1])]}).encode()
+        _, said = ask_replica(connection, 'POST', f'/v2/models/{name}/infer', {}, body)
+        found.append((body, said['outputs'][0]['data']))
+    connection.close()
+    assert len({scores[0] for _, scores in found}) > 10  # a mixed-up answer would show
+    return found
+
+
+def test_replicas_come_with_the_load_and_go_and_one_may_die(serving):
+    running, rows = serving
+    name, X = next(iter(rows.items()))
+    path = f'/v2/models/{name}/infer'
+    known = known_answers(running, name, X)
+    wait_until(lambda: len(replicas_of(running)) == 1)
+    with Load(running.address, path, known).clients(8) as found:
+        up = wait_until(lambda: len(replicas_of(running)) == 2)
+        time.sleep(1)
+        grown = replace(found)
+        victim = max(replicas_of(running))
+        os.kill(victim, signal.SIGKILL)
+        again = wait_until(lambda: len(replicas_of(running) - {victim}) == 2)
+    assert (grown.wrong, grown.lost) == (0, 0) and grown.right > 100
+    print(f'2 replicas after {up:.1f} s, 2 again after {again:.1f} s: {found}')
+    assert found.wrong == 0
+    assert found.lost <= 16 and found.longest < 10  # at most what was on its way, and once more
+    with Load(running.address, path, known, pause=0.05).clients(1) as found:
+        down = wait_until(lambda: len(replicas_of(running)) == 1)
+    print(f'1 replica after {down:.1f} s: {found}')
+    assert (found.wrong, found.lost) == (0, 0) and found.right > 10
 
 
 STRANGER = """
