@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Overloaded', 'DeadlineExceeded', 'Told', 'ScoreRequest', 'check_rows', 'FairQueue', 'score_parts', 'TurnClock',
-           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'TurnRunner', 'Batcher']
+           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'take_parts', 'TurnRunner', 'Batcher']
 
 # %% ../nbs/16b_batching.ipynb #16bc0005
 import asyncio
@@ -238,7 +238,7 @@ def keep_slice(
     request.next = end
     return end == len(request.X)
 
-
+# %% ../nbs/16b_batching.ipynb #16be001c
 def tell_request(
     request: ScoreRequest,
     found: np.ndarray | BaseException,  # Scores of its next rows, or what went wrong
@@ -247,12 +247,15 @@ def tell_request(
     told = request.told
     if told.done():
         return False
-    if isinstance(found, BaseException):
-        told.set_exception(found)
-    elif len(found) == len(request.X):
-        told.set_result(found)
-    elif keep_slice(request, found):
-        told.set_result(request.scores)
+    try:
+        if isinstance(found, BaseException):
+            told.set_exception(found)
+        elif len(found) == len(request.X):
+            told.set_result(found)
+        elif keep_slice(request, found):
+            told.set_result(request.scores)
+    except Exception as error:  # of what is told: the others are told nevertheless
+        told.set_exception(error)
     return not told.done()
 
 # %% ../nbs/16b_batching.ipynb #16bd0020
@@ -267,6 +270,19 @@ def count_run(
     for request in batch:
         if not request.next:
             work.wait.add(now - request.came)
+
+
+def take_parts(
+    runner: Any,  # `TurnRunner`
+    batch: Sequence[ScoreRequest],
+) -> list[np.ndarray]:
+    "The rows that are scored in a turn, counted"
+    parts = [next_rows(each, runner.queue.max_rows) for each in batch]
+    runner.batches += 1
+    runner.rows += sum(map(len, parts))
+    if runner.work is not None:
+        count_run(runner.work, batch, parts, runner.turn.clock())
+    return parts
 
 # %% ../nbs/16b_batching.ipynb #16bc001e
 class TurnRunner:
@@ -310,11 +326,11 @@ class TurnRunner:
         if not batch:
             self.loaded = self.busy = False
             return
-        parts = [next_rows(each, self.queue.max_rows) for each in batch]
-        self.batches += 1
-        self.rows += sum(map(len, parts))
-        if self.work is not None:
-            count_run(self.work, batch, parts, self.turn.clock())
+        try:
+            parts = take_parts(self, batch)
+        except Exception as error:
+            self._end(batch, None, error)
+            return
         if self.thread is None:
             self._end(batch, score_parts(self.run, parts), None)
         else:

@@ -50,6 +50,7 @@ from mlref.vector_answers import (
     count_group,
     drop_broken,
     fail_all,
+    fail_unanswered,
     write_group,
 )
 from .vectors import Vectors
@@ -173,13 +174,13 @@ def _enter(each: EntityRequest, columns: Mapping[str, np.ndarray], place: int) -
     ids = own[server.task.entity_id].tolist()
     each.asked = Asked(ids, own, each.deadline, each.body.statuses is True)
     each.place = place
-    chosen = _choose(each)
-    if chosen is None:
-        answer_alone(each)
-        return False
     try:
+        chosen = _choose(each)
+        if chosen is None:
+            answer_alone(each)
+            return False
         server.limiter.take(each.request.key, len(ids))
-    except RequestError as error:
+    except Exception as error:
         each.fail(error)
         return False
     each.assigned, each.served = chosen
@@ -192,11 +193,11 @@ def _submit(each: EntityRequest, vectors: Vectors, place: int) -> None:
     served = each.served
     end = place + len(each.asked.ids)
     each.X = vectors.X[place:end]
-    if each.asked.statuses:
-        states = {view: codes[place:end] for view, codes in vectors.status.items()}
-        codes = feature_status(served.places, Vectors(each.X, states))
-        each.absent = [name_absent(served.places, row) for row in codes]
     try:
+        if each.asked.statuses:
+            states = {view: codes[place:end] for view, codes in vectors.status.items()}
+            codes = feature_status(served.places, Vectors(each.X, states))
+            each.absent = [name_absent(served.places, row) for row in codes]
         served.submit(each.X, each.deadline, each)
     except Exception as error:
         each.set_exception(error)
@@ -275,8 +276,9 @@ def read_asked(server: ModelServer) -> None:
             answer_alone(each)
         else:
             plain.append(each)
-    if plain:
-        _read_group(server, plain)
+    with fail_unanswered(plain):
+        if plain:
+            _read_group(server, plain)
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0015
 def _encode(
@@ -333,9 +335,10 @@ def write_entities(server: ModelServer) -> None:
     "Encode the answers of a group, then append it to the log"
     group = server.scored_by_keys
     server.scored_by_keys = []
-    kept, rows = encode_entities(server, group)
-    count_group(server, kept)
-    write_group(server, 'predictions', kept, rows)
+    with fail_unanswered(group):
+        kept, rows = encode_entities(server, group)
+        count_group(server, kept)
+        write_group(server, 'predictions', kept, rows)
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0018
 def answer_entities(server: ModelServer, request: Request) -> asyncio.Future:  # Of the answer

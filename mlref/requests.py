@@ -173,7 +173,9 @@ _USUAL = b'content-type: application/json\r\ncontent-length: %d\r\nx-request-id:
 
 
 def make_reply(request: Request, status: int, answer: Answer) -> Reply:
-    "An answer as it goes out; raises `RequestError` for a header that would be two"
+    "An answer as it goes out; raises for a header that would be two, or a body of no bytes"
+    if not isinstance(answer.body, (bytes, bytearray, memoryview)):
+        raise TypeError(f'expected an answer of bytes, a handler gave {answer.body!r:.40}')
     accepted = request.headers.get(b'accept-encoding')
     if accepted is not None:
         answer = compress(answer, accepted.decode(errors='replace'))

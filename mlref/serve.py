@@ -166,18 +166,26 @@ def _ask_handler(app: RouteTable, request: Request) -> Answer | Awaitable[Answer
     return request.route.handler(request)
 
 # %% ../nbs/16_serve.ipynb #35be4355
+def _explain(request: Request, found: Any) -> tuple[int, Answer]:
+    "Status and answer of what a handler came to"
+    if isinstance(found, Answer):
+        return 200, found
+    if not isinstance(found, Exception):
+        found = TypeError(f'expected an answer of a handler, got {found!r:.60}')
+    return explain_error(found, request)
+
+
 def _settle(
     app: RouteTable, request: Request, found: Answer | Exception, left: bool = False
 ) -> Reply:
     "Count a request before its answer is sent, so that whoever has it finds it counted"
-    answered = isinstance(found, Answer)
-    status, answer = (200, found) if answered else explain_error(found, request)
+    status, answer = _explain(request, found)
     if left:
         status = 499
     try:
         reply = make_reply(request, status, answer)
-    except RequestError as error:
-        reply = make_reply(request, error.status, error_answer(error))
+    except Exception as error:  # it cannot be sent
+        reply = make_reply(request, *explain_error(error, request))
     route = request.route
     if route.label:
         seconds = time.perf_counter() - request.start
