@@ -2,65 +2,27 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 import urllib.request
-
-os.environ['FEAST_USAGE'] = 'False'
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from feast import (
-    Entity,
-    FeatureService,
-    FeatureStore,
-    FeatureView,
-    Field,
-    FileSource,
-    PushSource,
-    ValueType,
-)
+from feast import FeatureService, FeatureView, Field, FileSource
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.types import Bytes, Float64
+from feast.types import Bytes
+from feast_repo import FeastRepo, answer_lines
 
 home = Path(sys.argv[1]).resolve()
-spec = json.loads((home / 'spec.json').read_text())
-key, repo = spec['key'], home / 'repo'
-repo.mkdir(exist_ok=True)
-(repo / 'feature_store.yaml').write_text(
-    'project: bench\nprovider: local\nregistry:\n  path: registry.db\n  cache_ttl_seconds:'
-    ' 3600\nonline_store:\n  type: sqlite\n  path: online.db\nentity_key_serialization_version: 3\n'
-)
-store, entity = (
-    FeatureStore(repo_path=str(repo)),
-    Entity(name=key, join_keys=[key], value_type=ValueType.STRING),
-)
-views = [
-    FeatureView(
-        name=n,
-        entities=[entity],
-        schema=[Field(name=x, dtype=Float64) for x in v],
-        online=True,
-        source=PushSource(
-            name=f'{n}_push',
-            batch_source=FileSource(
-                name=f'{n}_rows', path=str(home / f'{n}.parquet'), timestamp_field='known'
-            ),
-        ),
-    )
-    for n, v in spec['views'].items()
-]
-whole, made = (
-    FeatureService(name='whole', features=views),
-    FeatureService(name='made', features=views, precompute_online=True),
-)
+repo = FeastRepo(home, 'repo', 'bench', '  type: sqlite\n  path: online.db\n')
+spec, store, key, refs = repo.spec, repo.store, repo.key, repo.refs
+made = FeatureService(name='made', features=repo.views, precompute_online=True)
 hidden = FeatureView(
     name='__precomputed__made',
-    entities=[entity],
+    entities=[repo.entity],
     schema=[Field(name='vector', dtype=Bytes)],
     source=FileSource(
         name='none',
@@ -68,26 +30,13 @@ hidden = FeatureView(
         timestamp_field='known',
     ),
 )
-store.apply([entity, *views, whole, hidden])  # SQLite gives the vectors no table of their own
-refs, frames = (
-    [f'{n}:{x}' for n, v in spec['views'].items() for x in v],
-    {n: pd.read_parquet(home / f'{n}.parquet') for n in spec['views']},
-)
-
-
-def vector(r):
-    "A response as a matrix, the quickest way"
-    names = [n.split('__')[-1] for n in r.proto.metadata.feature_names.val]
-    at = [names.index(x.split(':')[1]) for x in refs]
-    c = r.proto.results
-    return np.array([[v.double_val for v in c[i].values] for i in at]).T
+# SQLite gives the vectors no table of their own
+store.apply([repo.entity, *repo.views, repo.whole, hidden])
+frames = {name: pd.read_parquet(home / f'{name}.parquet') for name in spec['views']}
 
 
 def ways(keys):
-    rows, body = (
-        [{key: k} for k in keys],
-        json.dumps({'features': refs, 'entities': {key: keys}}).encode(),
-    )
+    body = json.dumps({'features': refs, 'entities': {key: keys}}).encode()
 
     def http():
         ask = urllib.request.Request(
@@ -102,9 +51,9 @@ def ways(keys):
         return np.array([r['results'][i]['values'] for i in at], float).T
 
     return {
-        'references': lambda: vector(store.get_online_features(refs, rows)),
-        'service': lambda: vector(store.get_online_features(whole, rows)),
-        'precomputed': lambda: vector(store.get_online_features(made, rows)),
+        'references': lambda: repo.read(refs, keys),
+        'service': lambda: repo.read(repo.whole, keys),
+        'precomputed': lambda: repo.read(made, keys),
         'server': http,
     }
 
@@ -178,41 +127,25 @@ def ask(q):
 
 
 PORT = int(sys.argv[2])
-server = None
-print(json.dumps({'ready': True}), flush=True)
-for line in sys.stdin:
-    q = json.loads(line)
-    try:
-        if q['op'] == 'server':
-            server = subprocess.Popen(
-                [
-                    str(Path(sys.executable).parent / 'feast'),
-                    '-c',
-                    str(repo),
-                    'serve',
-                    '-h',
-                    '127.0.0.1',
-                    '-p',
-                    str(PORT),
-                    '--no-access-log',
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for _ in range(60):
-                try:
-                    urllib.request.urlopen(f'http://127.0.0.1:{PORT}/health', timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            else:
-                raise TimeoutError('no answer from feast serve in 30 s')
-            a = {}
-        else:
-            a = ask(q)
-    except Exception as e:
-        a = {'error': f'{type(e).__name__}: {e}'[:300]}
-    print(json.dumps(a), flush=True)
-if server:
+servers = []
+
+
+def start_server():
+    "Feast's own server, once it answers"
+    program = str(Path(sys.executable).parent / 'feast')
+    where = ('-h', '127.0.0.1', '-p', str(PORT), '--no-access-log')
+    quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    servers.append(subprocess.Popen([program, '-c', str(repo.path), 'serve', *where], **quiet))
+    for _ in range(60):
+        try:
+            urllib.request.urlopen(f'http://127.0.0.1:{PORT}/health', timeout=1)
+            return {}
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError('no answer from feast serve in 30 s')
+
+
+answer_lines(lambda question: start_server() if question['op'] == 'server' else ask(question))
+for server in servers:
     server.terminate()
     server.wait(10)
