@@ -123,12 +123,20 @@ def _folders(data: Path | None, reports: Path | None) -> Layout:
 
 
 def _check_sources(run: PipelineRun) -> None:
+    "Raise `MlrefError` for a task without source, and for alarm rules of another task"
     from mlref.task import load_task, require_source
+    from mlref.watch import read_rules
 
     for own in run.given.values():
+        if 'task' not in own:
+            continue
+        about = load_task(str(own['task']))
         # a folder of raw files is read, and found wanting, by the step it was given to
-        if 'task' in own and not own.get('raw', ''):
-            require_source(load_task(str(own['task'])))
+        if not own.get('raw', ''):
+            require_source(about)
+        if own.get('alarms', ''):
+            policy = str(own.get('watched', 'the set'))
+            read_rules(run.steps / str(own['alarms']), policy, about.monitored)
 
 
 def _resume_run(settings: RunSettings, layout: Layout, run_id: str) -> PipelineRun:
@@ -200,8 +208,9 @@ def _run(settings: RunSettings) -> Answer:
     """The pipeline: prepare, train, compress, live, load, monitor, report.
 
     The profiles' dates are of 2013, the year of the example. A task of your own
-    needs a source, and its own dates with --set, or its own profiles and steps:
-    a folder nbs/steps beside a settings.ini, where the command is called.
+    needs a source, its own dates with --set, and its own alarm rules or none
+    (--set live.alarms=); or its own profiles and steps: a folder nbs/steps
+    beside a settings.ini, where the command is called.
     """
     layout = _folders(settings.data, settings.reports)
     run = make_run(settings, layout, datetime.now())

@@ -134,7 +134,7 @@ def read_rules(
     if foreign:
         raise MlrefError(
             f'expected rules about monitored features in {file}, got {", ".join(foreign)};'
-            ' fix rules on this task, or live without'
+            ' fix rules on this task, or live without: --set live.alarms='
         )
     return rules
 
