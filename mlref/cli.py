@@ -121,7 +121,7 @@ def _folders(data: Path | None, reports: Path | None) -> Layout:
         layout.reports if reports is None else reports,
     )
 
-
+# %% ../nbs/50_cli.ipynb #c1000034
 def _check_sources(run: PipelineRun) -> None:
     "Raise `MlrefError` for a task without source, and for alarm rules of another task"
     from mlref.task import load_task, require_source
@@ -138,7 +138,7 @@ def _check_sources(run: PipelineRun) -> None:
             policy = str(own.get('watched', 'the set'))
             read_rules(run.steps / str(own['alarms']), policy, about.monitored)
 
-
+# %% ../nbs/50_cli.ipynb #c1000035
 def _resume_run(settings: RunSettings, layout: Layout, run_id: str) -> PipelineRun:
     "A run that stopped; raises `MlrefError` for settings that would be passed over"
     usual = RunSettings()
