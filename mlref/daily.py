@@ -11,6 +11,7 @@ __all__ = ['MAX_NULL_LEAK', 'day_requests', 'ScoredDay', 'prediction_rows', 'sco
 # %% ../nbs/22c_daily.ipynb #9fcac5f0
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,8 @@ from .log import LocalLog
 from .log_position import LogPosition, check_position, position_at
 from .model_health import HEALTH_KEY, ModelHealth, encode_health
 from mlref.monitor import (
-    AlarmPolicy,
     Measurement,
     estimate_day,
-    find_alarms,
     label_days,
     metric_rows,
     monitored_columns,
@@ -416,7 +415,7 @@ def _judged_day(metrics: pl.DataFrame, calendar: Calendar) -> dict[str, Any]:
 def summarize_health(
     metrics: pl.DataFrame,  # Rows of the metrics table, of the last weeks
     calendar: Calendar,
-    policy: AlarmPolicy,
+    alarms: Iterable[str],  # Those that are on, as the loop found them
 ) -> ModelHealth | None:  # None without rows
     "What the newest of some measurements say of the model that scored"
     if not metrics.height:
@@ -425,7 +424,6 @@ def summarize_health(
     version = newest['version'][-1]
     drift = newest.filter(pl.col('name').str.starts_with('drift:'))
     drifted = drift.filter(pl.col('value') > pl.col('high'))['name'].str.strip_prefix('drift:')
-    alarms = find_alarms(metrics.filter(version=version), policy)
     return ModelHealth(
         measured_at=max(metrics['measured_at'].to_list()),
         version=version,
@@ -441,11 +439,11 @@ def publish_health(
     lake: Lake,
     task: Task,
     since: int,  # Oldest scoring day whose measurements are looked at
-    policy: AlarmPolicy,
+    alarms: Iterable[str],  # Those that are on, as the loop found them
 ) -> None:
     "Let servers tell what the monitor found; again is harmless"
     metrics = lake.sql('select * from metrics where day >= ?', since)
-    health = summarize_health(metrics, task.calendar, policy)
+    health = summarize_health(metrics, task.calendar, alarms)
     if health is not None:
         store.write({HEALTH_KEY: encode_health(health)})
 

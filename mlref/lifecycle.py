@@ -46,7 +46,7 @@ from mlref.policy import (
     verdict,
 )
 from .refit import refit_challenger
-from .watch import diagnose_evening, rung_alarms
+from .watch import diagnose_evening, name_measures, rung_alarms
 from .workspace import Workspace, deliver_events, read_reference
 
 # %% ../nbs/22d_lifecycle.ipynb #559882c9
@@ -158,13 +158,13 @@ def decide_challenge(
 def decide_day(
     workspace: Workspace,
     policy: RetrainPolicy,
-    metrics: pl.DataFrame,  # Of this day, not in the lake yet
+    rang: tuple[dict[str, dict], dict[str, dict]],  # From `alarms_of_day`
     scored: ScoredDay,
     trusted: bool = True,  # False: the tables failed a check, nothing is learnt from them
 ) -> list[Decision]:
     "What is decided at the end of a scoring day"
     lake, calendar, day = workspace.lake, workspace.task.calendar, scored.day
-    on, before = alarms_of_day(lake, metrics, scored, policy)
+    on, before = rang
     on = explain_alarms(on, before, workspace, scored)
     decisions = alarm_decisions(on, before, day, calendar)
     attempts = past_attempts(lake)
@@ -216,11 +216,13 @@ def run_day(
     results = check_day(day, model.version, workspace)
     failed_before = failed_checks(lake, task, day - 1)
     trusted, decisions = check_alarms(results, failed_before, day, task.calendar)
-    decisions = decisions + decide_day(workspace, policy, metrics, scored, trusted)
+    rang = alarms_of_day(lake, metrics, scored, policy)
+    decisions = decisions + decide_day(workspace, policy, rang, scored, trusted)
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
     tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}
     insert_rows(lake, tables)
-    publish_health(workspace.store, lake, task, day - ALARM_MEMORY, policy.policy)
+    told = name_measures(rang[0], policy.rules)
+    publish_health(workspace.store, lake, task, day - ALARM_MEMORY, told)
     if any(decision.action == 'promote' for decision in decisions):
         sync_registry(workspace.registry, lake, task)
     return decisions

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FEWEST_LABELS', 'WATCHED', 'MOST_SHIFTS', 'expected_auc', 'expected_loss', 'surprises', 'watched_metrics',
-           'rules_digest', 'rung_alarms', 'read_rules', 'diagnose_evening']
+           'rules_digest', 'rung_alarms', 'read_rules', 'name_measures', 'diagnose_evening']
 
 # %% ../nbs/19c_watch.ipynb #19c70004
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -137,6 +137,26 @@ def read_rules(
             ' fix rules on this task, or live without: --set live.alarms='
         )
     return rules
+
+# %% ../nbs/19c_watch.ipynb #19c7a002
+_MEASURES = {
+    'realized_auc': 'auc',
+    'auc_surprise': 'auc',
+    'estimated_auc': 'auc_estimated',
+    'calibration_gap': 'gap',
+    'loss_surprise': 'gap',  # the scores are surer, or less sure, than they may be
+    'missing_share': 'missing',
+}
+
+
+def name_measures(
+    alarms: Iterable[str],  # Names of those that are on
+    rules: Sequence[AlarmRule],  # That may have rung
+) -> tuple[str, ...]:  # E.g. 'auc:realized_auc falls'; a name that is no rule's as it is
+    "Alarms by the measure that they are about"
+    metrics = {rule.name: rule.metric for rule in rules}
+    about = {name: _MEASURES.get(metrics.get(name, ''), '') for name in alarms}
+    return tuple(f'{measure}:{name}' if measure else name for name, measure in about.items())
 
 # %% ../nbs/19c_watch.ipynb #19c70013
 MOST_SHIFTS = 5  # that are written down
