@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .arguments import MlrefError, check_fields
 from .challenger import first_cutoff, register_challenger, run_challenge, sync_registry
+from .checks import CheckResult
 from .client import Client, start_server
 from .core import Calendar, Predictor, format_time
 from mlref.daily import (
@@ -197,6 +198,18 @@ def serve_day(
         tables['calibrations'] = fitted
     return scored, tables
 
+# %% ../nbs/22d_lifecycle.ipynb #22d7a001
+def _judge_tables(
+    workspace: Workspace,
+    day: int,  # Scoring day
+    version: str,  # Of the model that serves
+) -> tuple[list[CheckResult], bool, list[Decision]]:  # May be learnt from? The alarm, if any
+    "What the checks of the tables found at the end of a day"
+    task = workspace.task
+    found = check_day(day, version, workspace)
+    before = failed_checks(workspace.lake, task, day - 1)
+    return found, *check_alarms(found, before, day, task.calendar)
+
 # %% ../nbs/22d_lifecycle.ipynb #4520fbed
 def run_day(
     workspace: Workspace,
@@ -213,9 +226,7 @@ def run_day(
     deliver_events(workspace, events, end)
     scored, tables = serve_day(workspace, model, day, client)
     metrics = measure_day(scored, lake, workspace.monitors, task)
-    results = check_day(day, model.version, workspace)
-    failed_before = failed_checks(lake, task, day - 1)
-    trusted, decisions = check_alarms(results, failed_before, day, task.calendar)
+    results, trusted, decisions = _judge_tables(workspace, day, model.version)
     rang = alarms_of_day(lake, metrics, scored, policy)
     decisions = decisions + decide_day(workspace, policy, rang, scored, trusted)
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
