@@ -1,5 +1,6 @@
 """Every rule of ./run check can fail: planted pages, modules and trees"""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -29,16 +30,17 @@ from readme import show_cell
 TOP = Cell('markdown', 'top', '# A page\n\n> What it is for')
 LONG = 'x = 1  # ' + 'long ' * 20
 MODULE = Cell('code', 'exp', '#| default_exp store')
+NUMBERS = itertools.count()
 
 
 def code(source: str, **more) -> Cell:
     "A cell of a page, shown only"
-    return Cell('code', 'c1', source, **more)
+    return Cell('code', f'c{next(NUMBERS)}', source, **more)
 
 
 def exported(source: str) -> Cell:
     "A cell of the library"
-    return Cell('code', 'c2', f'#| export\n{source}')
+    return Cell('code', f'c{next(NUMBERS)}', f'#| export\n{source}')
 
 
 def rules(*cells: Cell, file: str = 'nbs/05_store.ipynb') -> list[str]:
@@ -83,6 +85,7 @@ def test_what_only_looks_out_of_shape_is_not():
 PAGES = {
     'one-module': [code('#| default_exp a\n#| default_exp b')],
     'cells': [code('x')] * 90,
+    'cell-id': [Cell('code', 'same', 'x'), Cell('markdown', 'same', 'A word')],
     'outputs': [code('x', outputs=[{'text': 'long' * 20000}])],
     'counts': [code('x', count=3)],
     'traceback': [code('x', outputs=[{'output_type': 'error'}])],

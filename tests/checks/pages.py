@@ -73,7 +73,7 @@ def check_page(
 
 
 def check_top(page: Page) -> Found:
-    "Title, number of modules and of cells"
+    "Title, number of modules and of cells, and that each cell has its own name"
     first = page.text[0].source if page.text else ''
     if not re.match(r'\s*# .+\n+> .+', first):
         yield 'title', 'no "# Title" and "> one-line summary" at the top'
@@ -81,6 +81,9 @@ def check_top(page: Page) -> Found:
         yield 'one-module', f'exports to {len(page.modules)} modules'
     if len(page.cells) > CELLS:
         yield 'cells', f'{len(page.cells)} cells (limit {CELLS})'
+    for name, count in Counter(cell.id for cell in page.cells).items():
+        if count > 1:
+            yield 'cell-id', f'{count} cells are called {name}; a finding would name both'
 
 
 def check_stored(page: Page) -> Found:
