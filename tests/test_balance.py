@@ -299,9 +299,14 @@ def test_what_was_sent_is_never_sent_again(program, route, planted, monkeypatch)
     with dying_pair() as (taken, backends):
         balancer = LoadBalancer(backends, listen=free_address(), health=QUICK)
         with BalancerProcess(program, balancer):
-            said = [ask(balancer, b'{}', f'once-{i}', route=route) for i in range(3)]
+            said = []
+            # the planted rule needs another server that is in at this moment: it gets more tries
+            for i in range(30 if planted else 3):
+                said.append(ask(balancer, b'{}', f'once-{i}', route=route))
+                most = max(Counter(taken).values(), default=0)
+                if most > 1:
+                    break
     assert {each.status for each in said} <= {0, 502}
-    most = max(Counter(taken).values())
     assert (most > 1) == planted, taken
 
 
