@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .addresses import local_file, own_sqlite_file, sqlite_uri
+from .addresses import begin_file, local_file, own_sqlite_file, sqlite_uri
 from .arguments import MlrefError, check_type
 from mlref.core import (
     Predictor,
@@ -128,6 +128,22 @@ def _may_pass(error: Exception) -> bool:
     "Whether another process is about to make the tables, or writes to them"
     return _is_busy(error) or any(words in str(error) for words in _HALF_MADE)
 
+# %% ../nbs/14_registry.ipynb #14a0f031
+def _make_tables(
+    file: Path,  # Becomes an SQLite file with the tables of MLflow
+) -> None:
+    "Raise `MlrefError` when they cannot be made"
+    wanted = f'to make the tables of a registry in {file}'
+    errors = (*_mlflow_errors(), ImportError)
+    with explain_errors(wanted, 'see that the folder can be written', errors):
+        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+        engine = create_sqlalchemy_engine(sqlite_uri(file))
+        try:
+            _initialize_tables(engine)
+        finally:
+            engine.dispose()
+
 # %% ../nbs/14_registry.ipynb #14a00032
 def check_model_name(
     name: str,
@@ -174,6 +190,8 @@ class Registry:
         if self.file is None:
             return _connect(self.uri, nullcontext(), make)
         with own_sqlite_file(self.uri, self.file):
+            if not self.file.exists():
+                begin_file(self.file, _make_tables)
             return _connect(self.uri, hold_file_lock(self.folder / '.first_use'), make)
 
     def call(

@@ -101,6 +101,34 @@ Lake(Path(sys.argv[1]), FLIGHT_SCHEMA)
     lake.close()
 
 
+def test_a_registry(tmp_path):
+    "MLflow makes its tables by one migration after the other"
+    from mlref.model_versions import list_versions
+    from mlref.registry import Registry, local_uri
+
+    code = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from mlref.registry import Registry, local_uri
+
+@event.listens_for(Engine, 'before_cursor_execute')
+def die(connection, cursor, statement, *rest):
+    if statement.startswith('INSERT INTO _alembic_tmp_'):
+        os.kill(os.getpid(), 9)
+
+folder = Path(sys.argv[1])
+Registry(folder, local_uri(folder), name='late').client
+"""
+    folder = tmp_path / 'registry'
+    assert subprocess.run([sys.executable, '-c', code, str(folder)], timeout=60).returncode == -9
+    registry = Registry(folder, local_uri(folder), name='late')
+    assert list_versions(registry) == []
+    registry.client.create_registered_model('late')
+    assert list_versions(registry) == []
+
+
 def test_two_that_begin_one_log_in_the_same_instant_have_one_log(tmp_path):
     "Neither takes the file of the other away"
     code = (
