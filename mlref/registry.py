@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .addresses import begin_file, local_file, own_sqlite_file, sqlite_uri
+from .addresses import local_file, own_sqlite_file, sqlite_uri
 from .arguments import MlrefError, check_type
 from mlref.core import (
     Predictor,
@@ -46,6 +46,7 @@ from .feature_ranges import encode_ranges, measure_ranges
 from .features import FeatureSet
 from .gates import Gate
 from .model import save_model
+from .registry_file import begin_tables, mlflow_errors
 
 # %% ../nbs/14_registry.ipynb #14a00001
 if TYPE_CHECKING:  # importing MLflow takes seconds
@@ -89,16 +90,6 @@ def _root_cause(error: Exception) -> str:
     return (str(cause or error).splitlines() or [type(error).__name__])[0][:200]
 
 # %% ../nbs/14_registry.ipynb #14a00030
-def _mlflow_errors() -> tuple[type[Exception], ...]:
-    "What MLflow and the libraries below it raise"
-    from alembic.util import CommandError
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, RequestException, SQLAlchemyError, CommandError, OSError
-
-
 _BUSY = ('database is locked', 'database table is locked')
 _HALF_MADE = (
     'already exists',
@@ -111,12 +102,15 @@ _HALF_MADE = (
 
 def _connect(
     uri: str,
+    file: Path | None,  # An SQLite file of this machine, made when missing; None = another store
     alone: AbstractContextManager[None],  # Held while tables are made
     open_client: Callable[[], 'MlflowClient'],
 ) -> 'MlflowClient':
     "A client whose tables are there; raises `MlrefError` for what is no registry"
     advice = 'see that it is a registry of this MLflow, or choose another folder'
-    with explain_errors(f'to open the registry at {uri}', advice, _mlflow_errors()), alone:
+    if file is not None:
+        begin_tables(file)
+    with explain_errors(f'to open the registry at {uri}', advice, mlflow_errors()), alone:
         return retry(open_client, _may_pass)
 
 
@@ -127,22 +121,6 @@ def _is_busy(error: Exception) -> bool:
 def _may_pass(error: Exception) -> bool:
     "Whether another process is about to make the tables, or writes to them"
     return _is_busy(error) or any(words in str(error) for words in _HALF_MADE)
-
-# %% ../nbs/14_registry.ipynb #14a0f031
-def _make_tables(
-    file: Path,  # Becomes an SQLite file with the tables of MLflow
-) -> None:
-    "Raise `MlrefError` when they cannot be made"
-    wanted = f'to make the tables of a registry in {file}'
-    errors = (*_mlflow_errors(), ImportError)
-    with explain_errors(wanted, 'see that the folder can be written', errors):
-        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-
-        engine = create_sqlalchemy_engine(sqlite_uri(file))
-        try:
-            _initialize_tables(engine)
-        finally:
-            engine.dispose()
 
 # %% ../nbs/14_registry.ipynb #14a00032
 def check_model_name(
@@ -188,11 +166,10 @@ class Registry:
             logging.getLogger(logger).setLevel(logging.ERROR)
         make = partial(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
         if self.file is None:
-            return _connect(self.uri, nullcontext(), make)
+            return _connect(self.uri, None, nullcontext(), make)
         with own_sqlite_file(self.uri, self.file):
-            if not self.file.exists():
-                begin_file(self.file, _make_tables)
-            return _connect(self.uri, hold_file_lock(self.folder / '.first_use'), make)
+            alone = hold_file_lock(self.folder / '.first_use')
+            return _connect(self.uri, self.file, alone, make)
 
     def call(
         self,
@@ -217,7 +194,7 @@ class Registry:
         try:
             return retry(act, _is_busy)
         except Exception as error:
-            if isinstance(error, MlrefError) or not isinstance(error, _mlflow_errors()):
+            if isinstance(error, MlrefError) or not isinstance(error, mlflow_errors()):
                 raise
             return _none_or_raise(self.uri, what, error)
 

@@ -572,6 +572,7 @@ WHOLE_MODULES = {
     'offline': 'readers of histories; the join is tried',
     'online': 'readers of records: a hot path',
     'pipeline': 'takes steps and folders (test_steps)',
+    'registry_file': 'takes the path of a file of a registry (test_kind_birth)',
     'promotion': 'takes a registry (test_registry)',
     'mlflow_protocol': 'bodies of requests (test_protocols)',
     'oip': 'bodies of requests (test_protocols)',
