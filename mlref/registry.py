@@ -168,8 +168,7 @@ class Registry:
         if self.file is None:
             return _connect(self.uri, None, nullcontext(), make)
         with own_sqlite_file(self.uri, self.file):
-            alone = hold_file_lock(self.folder / '.first_use')
-            return _connect(self.uri, self.file, alone, make)
+            return _connect(self.uri, self.file, hold_file_lock(self.folder / '.first_use'), make)
 
     def call(
         self,

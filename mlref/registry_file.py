@@ -21,7 +21,7 @@ def mlflow_errors() -> tuple[type[Exception], ...]:
 
     return MlflowException, RequestException, SQLAlchemyError, CommandError, OSError
 
-
+# %% ../nbs/13c_registry_file.ipynb #13c00f02
 def make_tables(
     file: Path,  # Becomes an SQLite file with the tables of MLflow
 ) -> None:
