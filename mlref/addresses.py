@@ -54,13 +54,15 @@ def check_place(
 
 # %% ../nbs/01c_addresses.ipynb #01c00015
 def begin_file(
-    file: Path,  # Missing so far; its folder is made
+    file: Path,  # One that is there stays as it is; its folder is made
     make: Callable[[Path], None],  # Makes the file in another place and closes it
 ) -> None:
     """Let a new file appear whole or not at all
 
     Returns without a file when it cannot be made: whoever opens it next says why.
     """
+    if file.exists():
+        return
     # an `OSError` is also another process that was first, or a disk without links
     with suppress(OSError, MlrefError):
         file.parent.mkdir(parents=True, exist_ok=True)

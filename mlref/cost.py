@@ -55,10 +55,9 @@ class Workload:
     def __post_init__(self):
         check_number(self.worker_rate, 'worker_rate', low=_LEAST, high=_MOST)
         check_number(self.worker_memory, 'worker_memory', low=_LEAST, high=_MOST)
-        for name in ('answer_bytes', 'record_bytes', 'months_kept'):
+        bytes_and_trainings = ('answer_bytes', 'record_bytes', 'training_seconds', 'trainings')
+        for name in ('months_kept', *bytes_and_trainings):
             check_number(getattr(self, name), name, low=0, high=_MOST)
-        for name in ('training_seconds', 'trainings'):
-            check_number(getattr(self, name), name, low=0)
 
 # %% ../nbs/20a_cost.ipynb #20ac0016
 HOURS = 730.0  # of a month: 365 x 24 / 12

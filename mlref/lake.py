@@ -283,8 +283,7 @@ class Lake:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
         try:
-            if new:
-                begin_file(self.path, lambda file: _connect(file).close())
+            begin_file(self.path, lambda file: _connect(file).close())
             self.con = _connect(self.path)
             _check_entity(self.con, self.path, schema)
             _check_size(self.con, self.path)

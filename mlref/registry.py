@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .addresses import local_file, own_sqlite_file, sqlite_uri
+from .addresses import begin_file, local_file, own_sqlite_file, sqlite_uri
 from .arguments import MlrefError, check_type
 from mlref.core import (
     Predictor,
@@ -46,7 +46,7 @@ from .feature_ranges import encode_ranges, measure_ranges
 from .features import FeatureSet
 from .gates import Gate
 from .model import save_model
-from .registry_file import begin_tables, mlflow_errors
+from .registry_file import make_tables, mlflow_errors
 
 # %% ../nbs/14_registry.ipynb #14a00001
 if TYPE_CHECKING:  # importing MLflow takes seconds
@@ -108,9 +108,9 @@ def _connect(
 ) -> 'MlflowClient':
     "A client whose tables are there; raises `MlrefError` for what is no registry"
     advice = 'see that it is a registry of this MLflow, or choose another folder'
-    if file is not None:
-        begin_tables(file)
     with explain_errors(f'to open the registry at {uri}', advice, mlflow_errors()), alone:
+        if file is not None:
+            begin_file(file, make_tables)
         return retry(open_client, _may_pass)
 
 

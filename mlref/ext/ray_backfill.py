@@ -22,6 +22,7 @@ from ray.util import ActorPool
 from ..arguments import check_number
 from ..consumer import partition_of
 from ..core import MlrefError, TrainingSet
+from .ray_cluster import require_cluster
 from ..offline import OfflineReader
 from ..schema import EventSchema
 from ..snapshots import open_snapshot
@@ -167,11 +168,7 @@ def run_backfill(
 ) -> TrainingSet:  # What `training_set` gives for the same stretch
     "Compute a table on the cluster that this process is connected to; raises `MlrefError`"
     check_number(workers, 'workers', low=1, whole=True)
-    if not ray.is_initialized():
-        raise MlrefError(
-            'expected a connection to a Ray cluster, found none; call'
-            " connect_ray('HOST:PORT') first"
-        )
+    require_cluster()
     version = load_task(backfill.task).features.version
     own = read_input(backfill, version)
     started = start_workers(backfill, version, workers)

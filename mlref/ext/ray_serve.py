@@ -30,6 +30,7 @@ from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 from ..access import check_exposed, read_keys
 from ..arguments import check_number
 from ..core import MlrefError
+from .ray_cluster import require_cluster
 from mlref.fleet import (
     DAY_S,
     AutoscalingConfig,
@@ -213,11 +214,7 @@ def serve_on_ray(
     seconds: float = 60.0,  # To wait until it is ready
 ) -> str:  # Its address, http://HOST:PORT
     "Have the cluster that this process is connected to run a model server; raises `MlrefError`"
-    if not ray.is_initialized():
-        raise MlrefError(
-            'expected a connection to a Ray cluster, found none; call'
-            " connect_ray('HOST:PORT') first"
-        )
+    require_cluster()
     host, port = serving.address
     check_exposed(host, read_keys(Path(serving.options.folder) / 'keys.json'))
     prepare(serving.options)

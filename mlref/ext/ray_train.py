@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ..arguments import check_number
 from ..core import MlrefError
 from ..distributed import describe_progress, read_job, run_rank
+from .ray_cluster import require_cluster
 from ..model import TorchPredictor, load_model
 
 # %% ../../nbs/32b_ray_train.ipynb #32b00007
@@ -74,11 +75,7 @@ def train_on_ray(
 
     Raises `MlrefError` when it fails too often; call again, and the job goes on.
     """
-    if not ray.is_initialized():
-        raise MlrefError(
-            'expected a connection to a Ray cluster, found none; call'
-            " connect_ray('HOST:PORT') first"
-        )
+    require_cluster()
     trainer = make_trainer(folder, workers, restarts, gpu)
     logging.getLogger('ray.train').setLevel(logging.ERROR)
     try:
