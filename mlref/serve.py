@@ -156,6 +156,13 @@ def _admit(app: RouteTable, request: Request) -> None:
         if sent not in route.types:
             check_content_type(sent, route.types, route.bare)
 
+# %% ../nbs/16_serve.ipynb #cddda90b
+def _check_waited(request: Request) -> None:
+    "Raise `RequestError` for one that has waited too long to be read"
+    if request.late and request.route.scope == 'predict':
+        said = f'{request.waited:.2g} s went by and others wait'
+        raise RequestError(503, f'expected to answer in time, {said}; ask again later', 1)
+
 # %% ../nbs/16_serve.ipynb #158e781e
 def _ask_handler(app: RouteTable, request: Request) -> Answer | Awaitable[Answer]:
     if request.refused is not None:
@@ -201,6 +208,10 @@ def _outcome(answered: asyncio.Future) -> Answer | Exception:
     return error if isinstance(error, Exception) else answered.result()
 
 
+def _room_for_all() -> int:
+    return 2**16
+
+
 class Application(RouteTable):
     "What is done for each request; a callable of ASGI, and what a connection calls"
 
@@ -214,12 +225,15 @@ class Application(RouteTable):
         super().__init__(routes, metrics, limits)
         self.services = tuple(services)
         self.draining = False
+        self.room: Callable[[], int] = _room_for_all  # Requests that are let in now
+        self.patience = 1.0  # Seconds that a request may wait to be read
 
     def begin(self, scope: Mapping[str, Any]) -> Request:
         "A request whose head is there; one that may not be asked says so in `refused`"
         request = Request(scope, self.limits.max_body_bytes)
         try:
             _admit(self, request)
+            _check_waited(request)
         except Exception as error:
             request.refused = error
         return request
