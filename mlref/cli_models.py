@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +38,7 @@ from mlref.terminal import (
 
 # %% ../nbs/48_cli_models.ipynb #e4800007
 if TYPE_CHECKING:
+    from mlref.approval import AskedApproval
     from mlref.promotion import Promotion
     from mlref.registry import Registry
 
@@ -126,10 +127,18 @@ models_app = typer.Typer(
 )
 Version = Annotated[str, typer.Argument(help='Number of a version; mlref models list shows them.')]
 
+# %% ../nbs/48_cli_models.ipynb #e4800041
+def _tell_waiting(unsent: list[str], asked: 'list[AskedApproval]') -> list[str]:
+    "What waits: models that were not sent, and versions that a person is asked about"
+    unsent_lines = [f'{model} waits to be sent: mlref models upload' for model in unsent]
+    answers = 'mlref models approve or reject answers'
+    return unsent_lines + [f'{each.row.why}; {answers}' for each in asked]
 
+# %% ../nbs/48_cli_models.ipynb #e4800042
 @command(models_app, 'list', 'mlref models list', 'mlref models list --folder registry --json')
 def _list_versions(place: RegistryPlace) -> Answer:
-    "Every version, its aliases, and what it learnt from."
+    "Every version, its aliases, what it learnt from, and which wait for approval."
+    from mlref.approval import waiting_approvals
     from mlref.history import alias_mismatch, version_table
     from mlref.registry import pending_uploads
 
@@ -138,11 +147,12 @@ def _list_versions(place: RegistryPlace) -> Answer:
         rows = [astuple(row) for row in version_table(registry)]
         waiting = pending_uploads(registry)
         mismatch = alias_mismatch(registry)
-    lines = [align_columns([head, *rows])]
-    lines += [f'{model} waits to be sent: mlref models upload' for model in waiting]
+        asked = waiting_approvals(registry)
+        approvals = [asdict(each.approval) for each in asked]
+    lines = [align_columns([head, *rows]), *_tell_waiting(waiting, asked)]
     lines += [mismatch] if mismatch else []
     versions = [dict(zip(head, row, strict=True)) for row in rows]
-    found = {'versions': versions, 'waiting': waiting, 'mismatch': mismatch}
+    found = {'versions': versions, 'waiting': waiting, 'mismatch': mismatch, 'approvals': approvals}
     return Answer(found, '\n'.join(lines))
 
 # %% ../nbs/48_cli_models.ipynb #e480001x
@@ -270,6 +280,44 @@ def _roll_back(reason: Reason, place: RegistryPlace) -> Answer:
         before = promotions(registry)
         row = rollback(registry, now, why, who)
     return _tell_promotion(row, before)
+
+# %% ../nbs/48_cli_models.ipynb #e4800031
+def _answer(
+    version: str,
+    status: str,  # 'approved' or 'rejected'
+    reason: Reason,
+    place: RegistryPlace,
+) -> Answer:
+    "Answer the question that a run has asked about a version"
+    from mlref.approval import ApprovalAnswer, answer_approval, answering_minute, require_asked
+    from mlref.promotion import promotions
+
+    why, who = reason.require('answer')
+    with open_model(place) as registry:
+        before = promotions(registry)
+        asked = require_asked(registry, before, version)
+        at = answering_minute(asked, time.time_ns() // 1_000_000)
+        after = answer_approval(registry, version, ApprovalAnswer(status, at, who, why))
+        champion = promotions(registry)[-1].to
+    row = after.row
+    added = row not in before
+    found = {'version': version, 'status': status, 'champion': champion, 'why': row.why}
+    found |= {'who': row.who, 'row': row.id, 'added': added}
+    told = f'by {row.who} in row {row.id[:12]} of the log: {row.why}'
+    again = '' if added else ' already, nothing is added'
+    return Answer(found, f'version {version} is {status}{again}, {champion} is champion; {told}')
+
+# %% ../nbs/48_cli_models.ipynb #e4800032
+@command(models_app, 'approve', 'mlref models approve 5 --why "better on every slice"')
+def _approve(version: Version, reason: Reason, place: RegistryPlace) -> Answer:
+    "Let a version that waits for a person become champion; refused when it is stale."
+    return _answer(version, 'approved', reason, place)
+
+
+@command(models_app, 'reject', 'mlref models reject 5 --why "worse where most people fly"')
+def _reject(version: Version, reason: Reason, place: RegistryPlace) -> Answer:
+    "Refuse a version that waits for a person; the champion stays."
+    return _answer(version, 'rejected', reason, place)
 
 # %% ../nbs/48_cli_models.ipynb #e480002y
 @command(models_app, 'upload', 'mlref models upload --uri http://mlflow.example:5000')

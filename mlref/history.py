@@ -188,9 +188,10 @@ def _gate_step(gate: Gate) -> LineageStep:
 
 def _promotion_step(row: Promotion) -> LineageStep:
     "A row of the promotion log"
-    if row.rollout:
+    noted = 'approval' if row.approval else 'rollout'
+    if row.rollout or row.approval:
         text = f'{format_time(row.at)} {row.who}: {row.why} (row {row.id[:12]})'
-        return LineageStep('rollout', text)
+        return LineageStep(noted, text)
     change = f'{row.was or "-"} -> {row.to}{" FORCED" if row.forced else ""}'
     text = f'{format_time(row.at)} {row.who}: {change}, {row.why} (row {row.id[:12]})'
     return LineageStep('promotion', text)
@@ -212,9 +213,13 @@ def _training_steps(
     gates = [_gate_step(gate) for gate in entry.gates or ()]
     return [*rows, *_view_steps(columns), model, *gates]
 
-
+# %% ../nbs/14c_history.ipynb #14a10016
 def _versions_in(row: Promotion) -> tuple[str, ...]:
     "The versions that a row of the promotion log is about"
+    if row.approval:
+        version = str(json.loads(row.approval)['version'])
+        # the answer that made it champion is about the one before, too
+        return (version, row.was) if row.to == version else (version,)
     if not row.rollout:
         return row.was, row.to
     state = json.loads(row.rollout)
@@ -259,7 +264,7 @@ def describe_version(
     rows = _noted(get_version(registry, version))
     lines = [f'{name}: {value}' for name, value in rows.items()]
     chain = model_lineage(registry, version)
-    kinds = ('gate', 'promotion', 'rollout')
+    kinds = ('gate', 'approval', 'promotion', 'rollout')
     lines += [f'{step.kind}: {step.text}' for step in chain if step.kind in kinds]
     text = '\n'.join(lines)
     return f'{card.read_text().strip()}\n\n{text}' if card else text

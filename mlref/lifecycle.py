@@ -47,6 +47,7 @@ from mlref.policy import (
     verdict,
 )
 from .refit import refit_challenger
+from .waiting import settle_approval, waiting_challenger
 from .watch import diagnose_evening, name_measures, rung_alarms
 from .workspace import Workspace, deliver_events, read_reference
 
@@ -143,16 +144,18 @@ def decide_challenge(
         'start': challenger.start,
         'trained_until': format_time(challenger.model.trained_until),
     }
-    judged = {
+    judged: dict[str, object] = {
         'number': number,
         'version': candidate.model.version,
         'judged': candidate.judged,
         'instead_of': scored.version,
         'slices': challenger.slices,
     }
+    if policy.approval:
+        judged['approval_days'] = policy.approval_days
     return [
         make_decision(day, 'retrain', why, trained, task.calendar),
-        verdict(candidate.gates or [], judged, day, task.calendar),
+        verdict(candidate.gates or [], judged, day, task.calendar, policy.approval),
     ]
 
 # %% ../nbs/22d_lifecycle.ipynb #03145433
@@ -171,7 +174,7 @@ def decide_day(
     attempts = past_attempts(lake)
     due = unanswered_alarms(on, attempts.last)
     why = retrain_reason(due, attempts.last, attempts.first, day, policy)
-    if not why or not trusted:
+    if not why or not trusted or waiting_challenger(lake) is not None:
         return decisions
     now = calendar.day_start(day + 1)
     if now - policy.min_history(calendar) < first_cutoff(lake, workspace.task):
@@ -210,6 +213,21 @@ def _judge_tables(
     before = failed_checks(workspace.lake, task, day - 1)
     return found, *check_alarms(found, before, day, task.calendar)
 
+
+def _begin_day(workspace: Workspace, day: int) -> Predictor:
+    "The model that scores a day: the champion, as it was decided until then"
+    settle_approval(workspace, workspace.task.calendar.day_start(day))
+    number = sync_registry(workspace.registry, workspace.lake, workspace.task)
+    return workspace.load_champion(number)
+
+
+def _act_on(decisions: list[Decision], workspace: Workspace, now: int) -> None:
+    "Let the registry follow what was decided and committed"
+    actions = {decision.action for decision in decisions}
+    if 'promote' in actions:
+        sync_registry(workspace.registry, workspace.lake, workspace.task)
+    settle_approval(workspace, now)
+
 # %% ../nbs/22d_lifecycle.ipynb #4520fbed
 def run_day(
     workspace: Workspace,
@@ -221,8 +239,7 @@ def run_day(
     "One scoring day from delivery to decision; commits it"
     task, lake = workspace.task, workspace.lake
     end = task.calendar.day_start(day + 1)
-    number = sync_registry(workspace.registry, lake, task)
-    model = workspace.load_champion(number)
+    model = _begin_day(workspace, day)
     deliver_events(workspace, events, end)
     scored, tables = serve_day(workspace, model, day, client)
     metrics = measure_day(scored, lake, workspace.monitors, task)
@@ -234,8 +251,7 @@ def run_day(
     insert_rows(lake, tables)
     told = name_measures(rang[0], policy.rules)
     publish_health(workspace.store, lake, task, day - ALARM_MEMORY, told)
-    if any(decision.action == 'promote' for decision in decisions):
-        sync_registry(workspace.registry, lake, task)
+    _act_on(decisions, workspace, end)
     return decisions
 
 # %% ../nbs/22d_lifecycle.ipynb #39dd2c77

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DO_NOT_TRUST', 'why_not_promotable', 'promotion_log', 'Promotion', 'verify_chain', 'promotions', 'sync_aliases',
-           'promote', 'rollback', 'RolloutNote', 'append_rollout']
+           'promote', 'rollback', 'LogNote', 'append_note']
 
 # %% ../nbs/14b_promotion.ipynb #14b00005
 import json
@@ -77,14 +77,16 @@ class Promotion:
     forced: bool
     written: int = 0  # Wall clock, ms since 1970; not part of the id
     rollout: str = ''  # Where a rollout stands from now on, as JSON; '' = none runs
+    approval: str = ''  # What a person is asked, or has answered, as JSON; '' = nothing
 
     @property
     def content(self) -> dict[str, Any]:
-        "What the id is a digest of; rows without a rollout have it as before there were any"
+        "What the id is a digest of; rows without notes have it as before there were any"
         content = asdict(self)
         del content['written']
-        if not self.rollout:
-            del content['rollout']
+        for note in ('rollout', 'approval'):
+            if not content[note]:
+                del content[note]
         return content
 
     @property
@@ -283,17 +285,18 @@ def rollback(
 
 # %% ../nbs/14b_promotion.ipynb #14b00041
 @dataclass(frozen=True)
-class RolloutNote:
-    "What a rollout writes into the log"
+class LogNote:
+    "What is noted in the log beside who is champion"
 
     at: int  # Minute of the decision, on the simulated or the real clock
     who: str
     why: str
-    state: str  # Where it stands from now on, as JSON
+    rollout: str = ''  # Where a rollout stands from now on, as JSON; '' = none runs
     to: str = ''  # Version that becomes champion with it; '' = no alias moves
+    approval: str = ''  # What a person is asked, or has answered, as JSON; '' = nothing
 
 
-def _noted_row(registry: Registry, last: Promotion, note: RolloutNote) -> Promotion:
+def _noted_row(registry: Registry, last: Promotion, note: LogNote) -> Promotion:
     "The row after the last one; raises `MlrefError` for a version that may not become champion"
     row = replace(
         last,
@@ -303,7 +306,8 @@ def _noted_row(registry: Registry, last: Promotion, note: RolloutNote) -> Promot
         why=note.why,
         forced=False,
         written=0,
-        rollout=note.state,
+        rollout=note.rollout,
+        approval=note.approval,
     )
     if not note.to or note.to == last.to:
         return row
@@ -316,12 +320,12 @@ def _noted_row(registry: Registry, last: Promotion, note: RolloutNote) -> Promot
     return replace(row, was=last.to, to=note.to, model=tags['model'], gates=gates)
 
 # %% ../nbs/14b_promotion.ipynb #14b00042
-def append_rollout(
+def append_note(
     registry: Registry,
-    note: RolloutNote,
-    after: str,  # Id of the row that was last when it was decided
+    note: LogNote,
+    after: str,  # Id of the row that was last when it was made
 ) -> Promotion:  # Its row
-    "Note where a rollout stands; raises `MlrefError` when the log has gone on since"
+    "Append a row that notes something; raises `MlrefError` when the log has gone on since"
     sync_aliases(registry)
     rows = promotions(registry)
     if not rows:

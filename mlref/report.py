@@ -118,6 +118,7 @@ DECISION_WORDS = {
     'alarm': 'alarm',
     'retrain': 'challenger trained',
     'refuse': 'challenger refused',
+    'wait': 'a person is asked',
     'promote': 'promoted to champion',
 }
 
@@ -157,7 +158,8 @@ def explain_decision(
     if why == 'bootstrap':
         return what, 'the first model: there is none to compare it with'
     if action == 'promote':
-        gain = [f'; {gate["why"]}' for gate in gates if gate['name'] == 'better_than_champion']
+        said = ('better_than_champion', 'approved')
+        gain = [f'; {gate["why"]}' for gate in gates if gate['name'] in said]
         return what, f'all {len(gates)} gates passed{"".join(gain)}'
     return what, 'the champion is old' if why == 'age' else why
 

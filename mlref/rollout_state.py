@@ -25,7 +25,7 @@ from .guardrails import GuardrailPolicy, check_guardrails, check_shift
 # %% ../nbs/17d_rollout_state.ipynb #17d00006
 from .guardrails import VariantCounts, count_variants
 from .model_versions import get_version
-from .promotion import RolloutNote, append_rollout, promotions, why_not_promotable
+from .promotion import LogNote, append_note, promotions, why_not_promotable
 from .registry import Registry
 from mlref.rollout import (
     UNKNOWN,
@@ -99,8 +99,8 @@ def begin_rollout(
     if refusal:
         raise MlrefError(f'version {candidate}: {refusal}')
     rollout = start_rollout(candidate, rows[-1].to, now, policy)
-    note = RolloutNote(now, who, f'rollout of {candidate}: {why}', encode_rollout(rollout))
-    return Standing(rollout, append_rollout(registry, note, rows[-1].id).id)
+    note = LogNote(now, who, f'rollout of {candidate}: {why}', encode_rollout(rollout))
+    return Standing(rollout, append_note(registry, note, rows[-1].id).id)
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00012
 def take_decision(
@@ -116,8 +116,8 @@ def take_decision(
     after = apply_decision(standing.rollout, decision, now)
     to = after.candidate if after.status == 'promoted' else ''
     why = f'rollout of {after.candidate}, {decision.action}: {decision.why}'
-    note = RolloutNote(now, who, why, encode_rollout(after), to)
-    return Standing(after, append_rollout(registry, note, standing.row).id)
+    note = LogNote(now, who, why, encode_rollout(after), to)
+    return Standing(after, append_note(registry, note, standing.row).id)
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00015
 ROW_TYPES = {

@@ -199,6 +199,7 @@ BLUE, ORANGE, GREEN, RED, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#6
 MARKS = {
     'alarm': (ORANGE, '-.', 'alarm'),
     'refuse': (RED, '--', 'challenger refused'),
+    'wait': (BLUE, ':', 'a person is asked'),
     'promote': (GREEN, '-', 'model promoted'),
 }
 LABELS = {
@@ -230,6 +231,8 @@ def label_decision(
         return f'alarm: {first} and {len(others)} more' if others else f'alarm: {first}'
     if action == 'refuse':
         return f'refused: failed {why.split(":")[0]}'
+    if action == 'wait':
+        return 'waits for approval'
     return 'first model' if why == 'bootstrap' else 'promoted'
 
 # %% ../nbs/22e_run_report.ipynb #74b1757d

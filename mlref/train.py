@@ -8,12 +8,14 @@ __all__ = ['MakeNet', 'day_blocks', 'validate_tables', 'latest_label', 'suspect_
            'finish_training', 'run_epoch', 'end_epoch', 'TrainingLoop', 'fit_torch']
 
 # %% ../nbs/11_train.ipynb #9fb9805b
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,6 +152,13 @@ def suspect_features(
     return f'no infinite value; furthest out are {found}'
 
 # %% ../nbs/11_train.ipynb #11dd0002
+def _buffers_stay() -> dict[str, Any]:
+    "Scaling is the same in all ranks and is never sent; PyTorch 2.11 has another word"
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    word = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+    return {word: False}
+
+
 def wrap_ddp(
     net: nn.Module,
     bucket_mb: float = 25.0,  # Gradients are averaged in pieces of so many MB
@@ -157,9 +166,8 @@ def wrap_ddp(
     "The network, its gradients averaged over ranks; alone, the network"
     if rank_and_size()[1] == 1:
         return net
-    return nn.parallel.DistributedDataParallel(
-        net, forward_sync_buffers=False, bucket_cap_mb=bucket_mb
-    )
+    wrap = nn.parallel.DistributedDataParallel
+    return wrap(net, bucket_cap_mb=bucket_mb, **_buffers_stay())
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ DECISIONS = TableSchema(
     columns={
         'id': pl.String,
         'decided_at': pl.Int64,  # minute UTC: the end of the scoring day
-        'action': pl.String,  # alarm, retrain, promote, refuse
+        'action': pl.String,  # alarm, retrain, wait, promote, refuse
         'why': pl.String,
         'evidence': pl.String,  # JSON
         'day': pl.Int64,
