@@ -432,7 +432,7 @@ def test_a_server_that_others_can_reach_wants_keys(tmp_path):
 
 
 CROWDED = """
-import asyncio, sys, time
+import asyncio, signal, sys, time
 from collections import deque
 from mlref.connections import HttpServer, listen
 from mlref.protocols import Answer, RequestError
@@ -461,7 +461,9 @@ def metrics(request):
 
 async def main():
     working = asyncio.create_task(work())
-    await HttpServer(app, count=app.count_refused).run(listening, asyncio.Event())
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await HttpServer(app, count=app.count_refused).run(listening, stop)
 
 app = Application([
     Route('/ask', ask, 'POST', scope='predict', model='m', label='/ask'),
@@ -481,7 +483,7 @@ asyncio.run(main())
 
 @pytest.fixture(params=['asyncio', 'uvloop'])
 def crowded(request):
-    "Where a server listens that needs two milliseconds for a request"
+    "Where a server listens that needs two milliseconds for a request, and its process"
     if request.param == 'uvloop':
         pytest.importorskip('uvloop')
     process = subprocess.Popen(
@@ -490,7 +492,7 @@ def crowded(request):
         text=True,
         env=child_environment(threads=1),
     )
-    yield '127.0.0.1', int(process.stdout.readline())
+    yield ('127.0.0.1', int(process.stdout.readline())), process
     process.kill()
     process.communicate()
 
@@ -525,16 +527,17 @@ def ask_age(client):
 
 def test_a_crowd_is_answered_in_time_or_turned_down_and_health_is_told_meanwhile(crowded):
     """1,500 requests at once, three seconds of work; the first read first would be seconds late"""
+    address, _ = crowded
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(socket.create_connection(crowded, timeout=30)) for _ in range(1500)
+            stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(1500)
         ]
         for client in clients:
             ask_age(client)
         asked = []
         for _ in range(5):
             begun = time.monotonic()
-            assert get(crowded, '/live')[0] == 200
+            assert get(address, '/live')[0] == 200
             asked.append(time.monotonic() - begun)
         answers = [read_reply(client) for client in clients]
         ask_age(clients[0])  # whoever was turned down may ask again
@@ -545,7 +548,26 @@ def test_a_crowd_is_answered_in_time_or_turned_down_and_health_is_told_meanwhile
     assert len(ages) > 50 and max(ages) < 1.2 and max(asked) < 1.0
     for headers, body in refused:
         assert headers['retry-after'] == '1' and 'ask again later' in json.loads(body)['error']
-    page = get(crowded, '/metrics')[2].decode()
+    page = get(address, '/metrics')[2].decode()
     counted = [line for line in page.splitlines() if 'requests_total' in line and '/ask' in line]
     found = {line.split('status="')[1][:3]: float(line.split()[-1]) for line in counted}
     assert found == {'200': len(ages) + 1, '503': len(refused)}
+
+
+def test_a_crowd_that_has_asked_before_sigterm_is_answered(crowded):
+    """Also those whose requests are not read yet: none of them sees a reset"""
+    address, process = crowded
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(300)
+        ]
+        for client in clients:  # each is taken by the server
+            ask_age(client)
+            assert read_reply(client)[0] == 200
+        for client in clients:
+            ask_age(client)
+        process.send_signal(signal.SIGTERM)
+        answers = [read_reply(client) for client in clients]
+    assert {status for status, _, _ in answers} <= {200, 503}
+    assert sum(headers.get('connection') == 'close' for _, headers, _ in answers) > 100
+    assert process.wait(10) == 0
