@@ -79,6 +79,16 @@ def memory_of(pid: int) -> float:
     return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
+def mapped_of(pid: int) -> float:
+    "The part of it that is pages of files, such as a log; the system takes it back as it likes"
+    try:
+        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError:
+        return 0.0
+    found = [line.split()[1] for line in lines if line.startswith('RssFile:')]
+    return int(found[0]) / 1024 if found else 0.0
+
+
 @dataclass(frozen=True)
 class Load:
     "What a client got"
@@ -245,6 +255,11 @@ class Server:
         "Resident memory of each of its processes, MB, the largest first"
         return sorted((memory_of(pid) for pid in marked(self.mark)), reverse=True)
 
+    def own_memory(self) -> float:
+        "Resident memory of all of its processes without pages of files, MB"
+        pids = marked(self.mark)
+        return sum(memory_of(pid) - mapped_of(pid) for pid in pids)
+
     def stop(self) -> None:
         "End all of its processes"
         self.resume()
@@ -403,7 +418,7 @@ def soak(
     rate: float,  # requests a second
     minutes: int,
     swap: Callable[[], object],
-) -> tuple[Load, float]:  # and MB that memory grows by 100,000 requests
+) -> tuple[Load, float, float]:  # and MB for 100,000 requests: of its own, and of mapped files
     "A long load with a swap every half minute; the first third warms up"
     clients = 64
     server.resume()
@@ -411,17 +426,20 @@ def soak(
     load = LoadInBackground(*arguments)
     start = time.perf_counter()
     times: list[float] = []
-    memory: list[float] = []
+    own: list[float] = []
+    mapped: list[float] = []
     while not load.wait(5):
         times.append(time.perf_counter() - start)
-        memory.append(sum(server.memory()))
-        if len(memory) % 6 == 0:
+        own.append(server.own_memory())
+        mapped.append(sum(server.memory()) - own[-1])
+        if len(own) % 6 == 0:
             swap()
     server.pause()
     assert load.found is not None
-    warm = len(memory) // 3
-    slope = statistics.linear_regression(times[warm:], memory[warm:]).slope
-    return load.found, slope / load.found.rate * 100_000
+    warm = len(own) // 3
+    slopes = [statistics.linear_regression(times[warm:], x[warm:]).slope for x in (own, mapped)]
+    grown, of_files = (slope / load.found.rate * 100_000 for slope in slopes)
+    return load.found, grown, of_files
 
 
 def need_wrk() -> str:  # '' = it is here
