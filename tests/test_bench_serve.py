@@ -1,6 +1,8 @@
 "The benchmark of serving sees all processes of a server, their cost, and its last words"
 
 import json
+import mmap
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,9 @@ from peers.serve_machine import (
     Server,
     cpu_of,
     free_ports,
+    mapped_of,
     marked,
+    memory_of,
     need_wrk,
     read_load,
     send_load,
@@ -108,6 +112,19 @@ def runs(rate, n=3, client=0.0):
     said = {'seconds': 2.0, 'refused': 5, 'broken': 0, 'p50': 0.01, 'p99': 0.02}
     load = read_load(json.dumps({**said, 'answers': int(2 * rate) + 5}), client)
     return [Measured(load, load, 0.001, [90.0, 10.0])] * n
+
+
+def test_pages_of_a_file_are_not_memory_of_its_reader(server, tmp_path):
+    server.wait_for('/', b'7', lambda answer: answer == b'7', 20)
+    assert 0 < server.own_memory() < sum(server.memory())
+    (tmp_path / 'file').write_bytes(bytes(2**25))
+    with (tmp_path / 'file').open('rb') as file:
+        before = memory_of(os.getpid()), mapped_of(os.getpid())
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert sum(mapped[::4096]) == 0
+        grown = [memory_of(os.getpid()) - before[0], mapped_of(os.getpid()) - before[1]]
+        mapped.close()
+    assert grown == [pytest.approx(32, abs=3)] * 2
 
 
 def test_a_refusal_is_no_answer():
