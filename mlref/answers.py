@@ -39,6 +39,7 @@ from .observe import count_out_of_range
 from .protocols import Answer, RequestError, check_rows, decode_json
 from .request_fields import parse_entities
 from .requests import Request
+from .traces import split_stages
 
 # %% ../nbs/16ga_answers.ipynb #5ebe711f
 _VARIANT = b'x-variant'  # a header that chooses who answers; left out of comparisons
@@ -143,6 +144,7 @@ class Scored:
     p: np.ndarray  # float64
     absent: list[dict[str, list[str]]]  # Features not present, by status; empty = nobody asked
     outside: int | None  # Values out of range; None = ranges are not known
+    reading: float = 0.0  # Seconds that it took to read what they are scored by
 
 
 async def _score_places(
@@ -167,9 +169,9 @@ async def _score_places(
     ranges = served.signature.ranges
     outside = None if ranges is None else count_outside(X, ranges)
     if not asked.statuses:
-        return Scored(p, [], outside)
+        return Scored(p, [], outside, reading)
     codes = [row for part in parts for row in feature_status(served.places, part)]
-    return Scored(p, [name_absent(served.places, row) for row in codes], outside)
+    return Scored(p, [name_absent(served.places, row) for row in codes], outside, reading)
 
 # %% ../nbs/16ga_answers.ipynb #59501dd8
 async def _score_entities(
@@ -190,7 +192,8 @@ async def _score_entities(
     in_order = dict(zip(order, absent, strict=False))
     known = [part.outside for part in found if part.outside is not None]
     outside = sum(known) if known else None
-    return Scored(p, [in_order[place] for place in range(len(absent))], outside)
+    reading = max([part.reading for part in found])
+    return Scored(p, [in_order[place] for place in range(len(absent))], outside, reading)
 
 # %% ../nbs/16ga_answers.ipynb #5d7a5d65
 def calibrate_scores(
@@ -258,12 +261,28 @@ def prediction_rows(
         kept.append(encode_row(row))
     return kept
 
+# %% ../nbs/16ga_answers.ipynb #ae005b50
+async def _write_down(
+    server: ModelServer,
+    request: Request,
+    rows: list[bytes],
+    read: tuple[float, float],  # When its features were read, by `time.perf_counter`
+    version: str,  # That answers
+) -> None:
+    "Append what is kept; a request that is sampled has the stages until then"
+    scored = time.perf_counter()
+    await server.log.append('predictions', rows)
+    if server.traces is not None:
+        stages = split_stages(read, read[0], scored, time.perf_counter())
+        server.traces.add_stages(request, stages, version)
+
 # %% ../nbs/16ga_answers.ipynb #ae005b52
 async def predict_entities(server: ModelServer, request: Request) -> Answer:
     "Scores of entities by their keys, written down before they are answered"
     asked = _read_entities(server, request)
     calibrations = server.watch.calibrations()
     chosen = assign_versions(server, request, asked)
+    begun = time.perf_counter()
     scored = await _score_entities(server, chosen, asked)
     calibrated = calibrate_scores(calibrations, scored.p, asked.columns['cutoff'])
     is_one = all(served is chosen[0][1] for _, served in chosen)
@@ -271,7 +290,7 @@ async def predict_entities(server: ModelServer, request: Request) -> Answer:
     body = encode_predictions(version, asked, chosen, scored, calibrated)
     p = scored.p.tolist()
     rows = prediction_rows(server, request, asked, chosen, p, calibrated[1])
-    await server.log.append('predictions', rows)
+    await _write_down(server, request, rows, (begun, begun + scored.reading), version)
     request.scored = len(p)
     server.work.count_scores(scored.p)
     if scored.outside is not None:

@@ -45,7 +45,7 @@ def need_extra(
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         # a package that is there and misses one of its own says so itself
-        if error.name != package.partition('.')[0]:
+        if not f'{package}.'.startswith(f'{error.name}.'):
             raise
         raise MlrefError(
             f'expected the package {package}, it is not installed; run: pip install'

@@ -222,6 +222,7 @@ def _read_part(
     reading = time.perf_counter() - start
     place = 0
     for each in part:
+        each.read_at = start
         each.reading = reading
         _submit(each, vectors, place)
         place += len(each.asked.ids)

@@ -42,6 +42,7 @@ from .protocols import Limits, RequestError
 from .request_fields import ServedTask
 from .shared_scores import SecondLevel
 from .store_watch import StoreWatch, watch_store
+from .traces import RequestTraces
 from .variants import VariantMeters
 from .vectors import STATUS_NAMES, Vectors
 
@@ -193,6 +194,7 @@ class ModelServer:
     beside: set[asyncio.Task] = field(default_factory=set)  # Shadows at work
     counts: VariantMeters | None = None  # Of versions that are compared; None = none are
     second: SecondLevel | None = None  # Scores that servers share; None = none are
+    traces: RequestTraces | None = None  # Of requests; None = nobody wants them
 
     def __post_init__(self):
         self.watch = watch_store(self.store)

@@ -25,7 +25,7 @@ from .protocols import JSON_HEADERS, Answer, Limits, Reply, RequestError, compre
 _PREFIX = secrets.token_hex(5)  # of the ids that this process draws
 _NUMBERS = count(1)
 _ID = re.compile(rb'[A-Za-z0-9._:-]{1,64}')
-_STATE = ('body', 'key', 'received', 'refused', 'route', 'scored', 'size', 'start', 'trace')
+_STATE = ('body', 'key', 'received', 'refused', 'route', 'scored', 'size', 'span', 'start', 'trace')
 _OF_CONNECTION = ('answered', 'keep_alive', 'late', 'waited')
 
 
@@ -44,6 +44,7 @@ class Request:
         else:
             self.id = f'{_PREFIX}-{next(_NUMBERS):x}'
         self.trace = b''  # Id of the trace that it is part of
+        self.span: Any = None  # `traces.ServerSpan`; None = it is not sampled
         self.key: AccessKey | None = None  # Of who asks
         self.route: Route = NO_ROUTE
         self.most = most  # Bytes of its body

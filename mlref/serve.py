@@ -38,6 +38,7 @@ from mlref.requests import (
     find_route,
     make_reply,
 )
+from .traces import RequestTraces
 
 # %% ../nbs/16_serve.ipynb #91775dc9
 class ClientLeft(Exception):
@@ -122,6 +123,7 @@ class RouteTable:
         self.keys: Mapping[str, AccessKey] = {}  # None = whoever reaches it may ask
         self.addresses: Addresses = make_addresses('127.0.0.1')
         self.hosts: set[bytes] = set()  # Seen and found right
+        self.traces: RequestTraces | None = None  # Of requests; None = nobody wants them
         self.set_routes(routes)
 
     def set_routes(self, routes: Iterable[Route]) -> None:
@@ -181,7 +183,7 @@ def _explain(request: Request, found: Any) -> tuple[int, Answer]:
         found = TypeError(f'expected an answer of a handler, got {found!r:.60}')
     return explain_error(found, request)
 
-
+# %% ../nbs/16_serve.ipynb #35be4357
 def _settle(
     app: RouteTable, request: Request, found: Answer | Exception, left: bool = False
 ) -> Reply:
@@ -197,6 +199,8 @@ def _settle(
     if route.label:
         seconds = time.perf_counter() - request.start
         app.metrics.count_answer(route.model, route.label, reply.status, seconds, request.scored)
+    if app.traces is not None:
+        app.traces.end(request, reply.status)
     return reply
 
 # %% ../nbs/16_serve.ipynb #16a10002
@@ -236,6 +240,8 @@ class Application(RouteTable):
             _check_waited(request)
         except Exception as error:
             request.refused = error
+        if self.traces is not None:
+            self.traces.begin(request)
         return request
 
     def answer(self, request: Request) -> Reply | asyncio.Future:

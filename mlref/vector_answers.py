@@ -39,6 +39,7 @@ from .observe import count_out_of_range
 from .oip import decode_oip, encode_oip
 from .protocols import Answer, RequestError, Scores
 from .requests import Request
+from .traces import trace_group
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f00009
 @dataclass(slots=True, eq=False, repr=False)
@@ -54,6 +55,7 @@ class GroupedRequest:
     served: Any = None  # `ServedModel` that scores it
     p: Any = None  # float64
     answer: Any = None  # `Answer`, encoded and not sent yet
+    read_at: float = 0.0  # When that began, by `time.perf_counter`; 0 = nothing is read
     reading: float = 0.0  # Seconds that it took to read what it is scored by
     left: bool = False  # Whether it is over
 
@@ -306,6 +308,8 @@ def _answer_group(kept: Sequence[GroupedRequest], begun: float, appended: asynci
     last = kept[-1]
     if len(last.X) <= _FEW:
         last.server.admission.learn(last.inside, now - last.request.start, now - begun)
+    if last.server.traces is not None:
+        trace_group(last.server.traces, kept, begun, now)
     for each in kept:
         each.leave()
         if not each.told.done():

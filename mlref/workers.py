@@ -51,6 +51,7 @@ from mlref.serving_state import (
     wanted_workers,
 )
 from .shared_scores import open_shared_scores
+from .traces import open_traces
 
 # %% ../nbs/17f_workers.ipynb #6b95a0a4
 def _open_run(
@@ -92,7 +93,11 @@ def open_worker(
     followers = [_open_run(run, index, metrics, limiter) for run in options.runs]
     check_distinct([follower.server.task.name for follower in followers], 'tasks of a server')
     servers = [follower.server for follower in followers]
-    app = make_app(*servers, services=followers)
+    traces = open_traces()
+    app = make_app(*servers, services=followers if traces is None else [*followers, traces])
+    app.traces = traces
+    for server in servers:
+        server.traces = traces
     app.addresses = make_addresses(options.host, options.names)
     followers[0].app = app
     return app

@@ -34,6 +34,7 @@ NEEDS = {  # program, or package of an extra -> beginnings of the pages that use
     'program prometheus': 'observe_it',
     'package confluent_kafka': '30|move_to_kafka',
     'package redis': '31|move_to_redis',
+    'package opentelemetry.exporter': '15p',
     'package ray': '32|move_to_ray',
 }
 TESTS = (

@@ -16,7 +16,10 @@ import pytest
 import mlref
 
 LIBRARY = Path(mlref.__file__).parent
-HEAVY = ('torch', 'mlflow', 'polars', 'pandas', 'matplotlib', 'duckdb', 'pyarrow', 'sklearn')
+HEAVY = (
+    *('torch', 'mlflow', 'polars', 'pandas', 'matplotlib', 'duckdb', 'pyarrow', 'sklearn'),
+    'opentelemetry',  # an extra that few want
+)
 WORKER = (  # what a worker may import of this library, those missing left out
     'features',
     'read_plan',
@@ -61,6 +64,7 @@ WORKER = (  # what a worker may import of this library, those missing left out
     'confidence',
     'rollout',
     'observe',
+    'traces',
     'flights.common',
     'flights.on_demand',
 )

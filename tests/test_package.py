@@ -222,6 +222,15 @@ except MlrefError as error:
 else:
     raise AssertionError('a cluster was joined where nobody listens')
 """,
+    'serve,trace': """
+import asyncio
+import os
+os.environ['OTEL_EXPORTER_OTLP_ENDPOINT'] = 'http://127.0.0.1:9'
+from mlref.traces import open_traces
+traces = open_traces()
+assert traces is not None
+asyncio.run(traces.close())
+""",
     'notebooks': 'import ipykernel, jupyterlab, mlref.pipeline, mlref.report, nbconvert, papermill',
     'docs': 'import material, mkdocs',
     'dev': 'import hypothesis, nbdev, pandera.polars, pytest, pytest_timeout, xdist',
