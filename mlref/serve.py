@@ -109,6 +109,10 @@ class Service(Protocol):
         ...
 
 
+def _room_for_all() -> int:
+    return 2**16
+
+
 class RouteTable:
     "The paths of an application, who may ask for them, and what is counted"
 
@@ -124,6 +128,8 @@ class RouteTable:
         self.addresses: Addresses = make_addresses('127.0.0.1')
         self.hosts: set[bytes] = set()  # Seen and found right
         self.traces: RequestTraces | None = None  # Of requests; None = nobody wants them
+        self.room: Callable[[], int] = _room_for_all  # Requests that are let in now
+        self.patience = 1.0  # Seconds that a request may wait to be read
         self.set_routes(routes)
 
     def set_routes(self, routes: Iterable[Route]) -> None:
@@ -212,10 +218,6 @@ def _outcome(answered: asyncio.Future) -> Answer | Exception:
     return error if isinstance(error, Exception) else answered.result()
 
 
-def _room_for_all() -> int:
-    return 2**16
-
-
 class Application(RouteTable):
     "What is done for each request; a callable of ASGI, and what a connection calls"
 
@@ -229,8 +231,6 @@ class Application(RouteTable):
         super().__init__(routes, metrics, limits)
         self.services = tuple(services)
         self.draining = False
-        self.room: Callable[[], int] = _room_for_all  # Requests that are let in now
-        self.patience = 1.0  # Seconds that a request may wait to be read
 
     def begin(self, scope: Mapping[str, Any]) -> Request:
         "A request whose head is there; one that may not be asked says so in `refused`"
