@@ -45,6 +45,16 @@ class Admission:
         self.waiting += 1
         return self.waiting
 
+    def room(
+        self,
+        left: float,  # Seconds until the deadline
+    ) -> int:
+        "How many more would be let in now"
+        most = 1e9
+        if self.each:
+            most = (_SHARE * left - 2 * self.commit) / self.each
+        return max(int(min(most, 1e9)) + 1, _ALWAYS) - self.waiting
+
     def leave(self) -> None:
         "A request was answered, in whatever way"
         self.waiting -= 1

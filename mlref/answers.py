@@ -103,7 +103,7 @@ def _read_entities(server: ModelServer, request: Request) -> Asked:
     task, settings = server.task, server.settings
     needs_history = server.champion.needs_history
     check_fed(server.watch, needs_history)
-    deadline = read_deadline(request.headers, settings, time.monotonic())
+    deadline = read_deadline(request.headers, settings, time.monotonic() - request.waited)
     found = decode_json(request.body, settings.limits)
     entities = found.get('entities')
     if isinstance(entities, list) and entities:

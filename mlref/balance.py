@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from .arguments import check_choice, check_distinct, check_fields, check_number
-from .connections import ConnectionLimits
 from .core import MlrefError
 from .protocols import Limits
+from .reading_turns import ConnectionLimits
 
 # %% ../nbs/34_balance.ipynb #406d420b
 _ADDRESS = re.compile(r'([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(\d{1,5})')

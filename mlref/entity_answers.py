@@ -345,7 +345,7 @@ def write_entities(server: ModelServer) -> None:
 def answer_entities(server: ModelServer, request: Request) -> asyncio.Future:  # Of the answer
     "Scores of entities by their keys, written down before they are answered"
     now = time.monotonic()
-    deadline = read_deadline(request.headers, server.settings, now)
+    deadline = read_deadline(request.headers, server.settings, now - request.waited)
     inside = server.admission.enter(deadline - now)
     loop = asyncio.get_running_loop()
     each = EntityRequest(server, request, loop.create_future(), inside, deadline=deadline)

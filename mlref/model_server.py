@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
-           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_vectors', 'read_rows',
+           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_vectors', 'read_rows',
            'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
            'measure_store']
 
@@ -13,7 +13,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -273,6 +273,13 @@ def choose_version(
     if served is None:  # it is not loaded yet
         return ChampionOnly(counted=False), server.champion
     return found, served
+
+# %% ../nbs/16g_model_server.ipynb #16d11849
+def room_left(
+    servers: Sequence[ModelServer],  # One a task
+) -> int:
+    "How many more requests are read now, by the one with the most room: none that waits long"
+    return max([each.admission.room(each.settings.deadline / 2) for each in servers])
 
 # %% ../nbs/16g_model_server.ipynb #77dbee53
 def _read(server: ModelServer, served: ServedModel, columns: Mapping[str, np.ndarray]) -> Vectors:

@@ -26,7 +26,7 @@ _PREFIX = secrets.token_hex(5)  # of the ids that this process draws
 _NUMBERS = count(1)
 _ID = re.compile(rb'[A-Za-z0-9._:-]{1,64}')
 _STATE = ('body', 'key', 'received', 'refused', 'route', 'scored', 'size', 'span', 'start', 'trace')
-_OF_CONNECTION = ('answered', 'keep_alive')
+_OF_CONNECTION = ('answered', 'keep_alive', 'late', 'waited')
 
 
 class Request:
@@ -53,6 +53,8 @@ class Request:
         self.body = b''
         self.refused: Exception | None = None  # Why it is not answered
         self.scored = 0  # Entities or vectors
+        self.waited: float = scope.get('waited', 0.0)  # Seconds until it was read
+        self.late: bool = scope.get('late', False)  # Whether that was too long
         self.start = time.perf_counter()
         self.traced = trace_headers(self) if b'traceparent' in self.headers else ()
 

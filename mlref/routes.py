@@ -27,6 +27,7 @@ from mlref.model_server import (
     ServerSettings,
     find_troubles,
     measure_store,
+    room_left,
 )
 from .observe import ServerMetrics, add_samples
 from mlref.oip_metadata import (
@@ -318,9 +319,12 @@ def make_app(
     first = servers[0]
     routes = make_routes(*servers)
     limits = first.settings.limits
-    return Application(routes, first.metrics, [*servers, *services], limits)
+    app = Application(routes, first.metrics, [*servers, *services], limits)
+    app.room = partial(room_left, servers)
+    app.patience = min([each.settings.deadline for each in servers]) / 2
+    return app
 
-
+# %% ../nbs/16gb_routes.ipynb #ecb8eab0
 def make_server(
     task: ServedTask,
     store: FedStore,  # Read only

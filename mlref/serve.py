@@ -109,6 +109,10 @@ class Service(Protocol):
         ...
 
 
+def _room_for_all() -> int:
+    return 2**16
+
+
 class RouteTable:
     "The paths of an application, who may ask for them, and what is counted"
 
@@ -124,6 +128,8 @@ class RouteTable:
         self.addresses: Addresses = make_addresses('127.0.0.1')
         self.hosts: set[bytes] = set()  # Seen and found right
         self.traces: RequestTraces | None = None  # Of requests; None = nobody wants them
+        self.room: Callable[[], int] = _room_for_all  # Requests that are let in now
+        self.patience = 1.0  # Seconds that a request may wait to be read
         self.set_routes(routes)
 
     def set_routes(self, routes: Iterable[Route]) -> None:
@@ -157,6 +163,13 @@ def _admit(app: RouteTable, request: Request) -> None:
         sent = headers.get(b'content-type')
         if sent not in route.types:
             check_content_type(sent, route.types, route.bare)
+
+# %% ../nbs/16_serve.ipynb #cddda90b
+def _check_waited(request: Request) -> None:
+    "Raise `RequestError` for one that has waited too long to be read"
+    if request.late and request.route.scope == 'predict':
+        said = f'{request.waited:.2g} s went by and others wait'
+        raise RequestError(503, f'expected to answer in time, {said}; ask again later', 1)
 
 # %% ../nbs/16_serve.ipynb #158e781e
 def _ask_handler(app: RouteTable, request: Request) -> Answer | Awaitable[Answer]:
@@ -224,6 +237,7 @@ class Application(RouteTable):
         request = Request(scope, self.limits.max_body_bytes)
         try:
             _admit(self, request)
+            _check_waited(request)
         except Exception as error:
             request.refused = error
         if self.traces is not None:

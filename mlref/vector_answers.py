@@ -343,7 +343,7 @@ def answer_vectors(
 ) -> asyncio.Future:  # Of the answer
     "Let a request in, read it and have it scored; raises `RequestError`"
     now = time.monotonic()
-    deadline = read_deadline(request.headers, server.settings, now)
+    deadline = read_deadline(request.headers, server.settings, now - request.waited)
     inside = server.admission.enter(deadline - now)
     told = asyncio.get_running_loop().create_future()
     try:

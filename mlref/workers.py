@@ -9,6 +9,7 @@ __all__ = ['open_worker', 'worker_main', 'Supervisor', 'end_workers', 'tend_work
 # %% ../nbs/17f_workers.ipynb #8510915d
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -105,6 +106,7 @@ def open_worker(
 async def _work(options: ServeOptions, index: int, listening: socket.socket, parent: int) -> None:
     "Answer until told to stop, or until the supervisor is gone"
     app = open_worker(options, index)
+    gc.freeze()  # what is loaded stays: the collector looks at requests and connections only
     loop = asyncio.get_running_loop()
 
     def hear(stopper: Any) -> None:

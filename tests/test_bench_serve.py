@@ -1,6 +1,8 @@
 "The benchmark of serving sees all processes of a server, their cost, and its last words"
 
 import json
+import mmap
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,9 +12,22 @@ import pytest
 STEPS = Path(__file__).parent.parent / 'nbs' / 'steps'
 sys.path.insert(0, str(STEPS))
 from peers.serve_cache import Asked, Served, count_stale, draw_popular
-from peers.serve_machine import Load, Measured, Server, cpu_of, free_ports, marked, read_load
+from peers.serve_machine import (
+    Load,
+    Measured,
+    Overload,
+    Server,
+    cpu_of,
+    free_ports,
+    mapped_of,
+    marked,
+    memory_of,
+    need_wrk,
+    read_load,
+    send_load,
+)
 from peers.serve_peers import BY_KEYS, CONTENDERS, FEAST, OURS
-from peers.serve_rows import BY_KEYS_GOALS, GOALS, goal_rows, room_row, server_row
+from peers.serve_rows import BY_KEYS_GOALS, GOALS, goal_rows, overload_rows, room_row, server_row
 
 sys.path.remove(str(STEPS))
 
@@ -99,11 +114,47 @@ def runs(rate, n=3, client=0.0):
     return [Measured(load, load, 0.001, [90.0, 10.0])] * n
 
 
+def test_pages_of_a_file_are_not_memory_of_its_reader(server, tmp_path):
+    server.wait_for('/', b'7', lambda answer: answer == b'7', 20)
+    assert 0 < server.own_memory() < sum(server.memory())
+    (tmp_path / 'file').write_bytes(bytes(2**25))
+    with (tmp_path / 'file').open('rb') as file:
+        before = memory_of(os.getpid()), mapped_of(os.getpid())
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert sum(mapped[::4096]) == 0
+        grown = [memory_of(os.getpid()) - before[0], mapped_of(os.getpid()) - before[1]]
+        mapped.close()
+    assert grown == [pytest.approx(32, abs=3)] * 2
+
+
 def test_a_refusal_is_no_answer():
     (run, *_) = runs(100)
     assert run.load == Load(2.0, 200, 5, 0, 0.01, 0.02) and run.load.rate == 100
     row = server_row('ours', runs(100), 1.5)
     assert (row['ours'], row['failed'], row['n'], row['memory_mb']) == (100, 15, 600, 100)
+
+
+@pytest.mark.skipif(bool(need_wrk()), reason='wrk is not installed')
+def test_an_answer_is_in_time_by_when_its_request_was_sent(server, tmp_path):
+    server.wait_for('/', b'7', lambda answer: answer == b'7', 20)
+    bodies = tmp_path / 'bodies.jsonl'
+    bodies.write_text('{"inputs": []}\n')
+    fine, late = (send_load(f'{server.url}/', bodies, 2, 1, deadline=each) for each in (20, 0.001))
+    assert fine.answers == fine.in_time > 0 and 0 < fine.accepted_p99 < 20
+    assert late.in_time < late.answers  # two ask, and each holds up the other for .2 s
+    assert send_load(f'{server.url}/', bodies, 1, 1).in_time == 0  # nothing is judged
+
+
+def test_goodput_counts_what_was_in_time_alone():
+    load = Load(2.0, 200, 300, 0, 0.01, 0.02, in_time=150, accepted_p99=0.5)
+    crowd = Overload(100.0, load, 64, [0.01, 0.03], 1, 1.05)
+    goodput, p99, memory, health = overload_rows([crowd] * 3, deadline=0.25)
+    assert (goodput['ours'], goodput['held'], goodput['n']) == (0.75, False, 1500)
+    assert (goodput['offered'], goodput['late'], goodput['peak']) == (2.5, 150, 100)
+    assert (p99['ours'], p99['held'], p99['n']) == (2, False, 600)
+    assert memory['held'] and (health['ours'], health['n'], health['failed']) == (0.03, 6, 3)
+    nothing = Overload(100.0, Load(2.0, 0, 300, 0, 0.01, 0.02), 64, [0.01], 0, 1.0)
+    assert overload_rows([nothing], 0.25)[1]['held'] is False
 
 
 def test_every_goal_names_servers_that_are_measured():

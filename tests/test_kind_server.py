@@ -429,3 +429,145 @@ def test_a_server_that_others_can_reach_wants_keys(tmp_path):
 
     with pytest.raises(MlrefError, match='mlref keys add'):
         Supervisor(options)
+
+
+CROWDED = """
+import asyncio, signal, sys, time
+from collections import deque
+from mlref.connections import HttpServer, listen
+from mlref.protocols import Answer, RequestError
+from mlref.requests import Route
+from mlref.serve import Application
+
+WORK = 0.002  # seconds of a request
+waiting = deque()
+
+def ask(request):
+    if request.waited > 0.5:
+        raise RequestError(503, 'expected to answer by now; ask again later', 1)
+    waiting.append((request, asyncio.get_running_loop().create_future()))
+    return waiting[-1][1]
+
+async def work():
+    while True:
+        await asyncio.sleep(0)
+        if waiting:
+            request, told = waiting.popleft()
+            time.sleep(WORK)
+            told.set_result(Answer(b'{"age": %f}' % (time.monotonic() - float(request.body))))
+
+def metrics(request):
+    return Answer(app.metrics.text())
+
+async def main():
+    working = asyncio.create_task(work())
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await HttpServer(app, count=app.count_refused).run(listening, stop)
+
+app = Application([
+    Route('/ask', ask, 'POST', scope='predict', model='m', label='/ask'),
+    Route('/live', lambda request: Answer(b'{}')),
+    Route('/metrics', metrics),
+])
+app.room = lambda: 32 - len(waiting)
+app.patience = 0.25
+listening = listen('127.0.0.1', 0)
+print(listening.getsockname()[1], flush=True)
+if sys.argv[1] == 'uvloop':
+    import uvloop
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=['asyncio', 'uvloop'])
+def crowded(request):
+    "Where a server listens that needs two milliseconds for a request, and its process"
+    if request.param == 'uvloop':
+        pytest.importorskip('uvloop')
+    process = subprocess.Popen(
+        [sys.executable, '-c', CROWDED, request.param],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(threads=1),
+    )
+    yield ('127.0.0.1', int(process.stdout.readline())), process
+    process.kill()
+    process.communicate()
+
+
+def read_reply(client):
+    "Status, headers and body of one answer"
+    found = b''
+    while b'\r\n\r\n' not in found:
+        part = client.recv(65536)
+        assert part, found
+        found += part
+    head, _, body = found.partition(b'\r\n\r\n')
+    status, *lines = head.decode().split('\r\n')
+    headers = dict(line.lower().split(': ', 1) for line in lines)
+    while len(body) < int(headers['content-length']):
+        body += client.recv(65536)
+    return int(status.split()[1]), headers, body
+
+
+def get(address, path):
+    with socket.create_connection(address, timeout=20) as client:
+        client.sendall(f'GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n'.encode())
+        return read_reply(client)
+
+
+def ask_age(client):
+    "A request that says when it was sent"
+    body = repr(time.monotonic()).encode()
+    head = b'POST /ask HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
+    client.sendall(head + b'content-length: %d\r\n\r\n' % len(body) + body)
+
+
+def test_a_crowd_is_answered_in_time_or_turned_down_and_health_is_told_meanwhile(crowded):
+    """1,500 requests at once, three seconds of work; the first read first would be seconds late"""
+    address, _ = crowded
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(1500)
+        ]
+        for client in clients:
+            ask_age(client)
+        asked = []
+        for _ in range(5):
+            begun = time.monotonic()
+            assert get(address, '/live')[0] == 200
+            asked.append(time.monotonic() - begun)
+        answers = [read_reply(client) for client in clients]
+        ask_age(clients[0])  # whoever was turned down may ask again
+        assert read_reply(clients[0])[0] == 200
+    ages = [json.loads(body)['age'] for status, _, body in answers if status == 200]
+    refused = [(headers, body) for status, headers, body in answers if status == 503]
+    assert len(ages) + len(refused) == 1500
+    assert len(ages) > 50 and max(ages) < 1.2 and max(asked) < 1.0
+    for headers, body in refused:
+        assert headers['retry-after'] == '1' and 'ask again later' in json.loads(body)['error']
+    page = get(address, '/metrics')[2].decode()
+    counted = [line for line in page.splitlines() if 'requests_total' in line and '/ask' in line]
+    found = {line.split('status="')[1][:3]: float(line.split()[-1]) for line in counted}
+    assert found == {'200': len(ages) + 1, '503': len(refused)}
+
+
+def test_a_crowd_that_has_asked_before_sigterm_is_answered(crowded):
+    """Also those whose requests are not read yet: none of them sees a reset"""
+    address, process = crowded
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(300)
+        ]
+        for client in clients:  # each is taken by the server
+            ask_age(client)
+            assert read_reply(client)[0] == 200
+        for client in clients:
+            ask_age(client)
+        process.send_signal(signal.SIGTERM)
+        answers = [read_reply(client) for client in clients]
+    assert {status for status, _, _ in answers} <= {200, 503}
+    assert sum(headers.get('connection') == 'close' for _, headers, _ in answers) > 100
+    assert process.wait(10) == 0

@@ -79,6 +79,16 @@ def memory_of(pid: int) -> float:
     return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
+def mapped_of(pid: int) -> float:
+    "The part of it that is pages of files, such as a log; the system takes it back as it likes"
+    try:
+        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError:
+        return 0.0
+    found = [line.split()[1] for line in lines if line.startswith('RssFile:')]
+    return int(found[0]) / 1024 if found else 0.0
+
+
 @dataclass(frozen=True)
 class Load:
     "What a client got"
@@ -90,6 +100,8 @@ class Load:
     p50: float  # seconds, over all answers
     p99: float
     client: float = 0.0  # seconds of CPU of the client itself
+    in_time: int = 0  # of the answers, where there is a deadline
+    accepted_p99: float = 0.0  # seconds, over answers with status 200; the same
 
     @property
     def rate(self) -> float:
@@ -119,12 +131,14 @@ def send_load(
     connections: int,
     seconds: int,
     pause: int = 0,  # milliseconds between an answer and the next request; 0 = at once
+    deadline: float = 0,  # seconds within which an answer counts; 0 = there is none
 ) -> Load:
     "Load by wrk; raises `RuntimeError` when it does not run"
     here = Path(__file__).parent
     command = ['wrk', '-t1', f'-c{connections}', f'-d{seconds}s', '--timeout', '30s']
     command += ['-s', str(here / 'serve.lua'), url]
     told = {'LOAD_BODIES': str(bodies), 'LOAD_PAUSE': str(pause)}
+    told['LOAD_DEADLINE'] = str(deadline)
     before = cpu_of_children()
     done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
     line = next((each for each in done.stdout.splitlines() if each.startswith('{')), '')
@@ -173,11 +187,12 @@ class Server:
         lines = self.says.read_text(errors='replace').strip().splitlines()
         return ' '.join(lines[-3:])[-300:] or 'nothing'
 
-    def ask(self, path: str, body: bytes, timeout: float = 10) -> tuple[int, bytes]:
-        "Status and body of one answer"
+    def ask(self, path: str, body: bytes | None, timeout: float = 10) -> tuple[int, bytes]:
+        "Status and body of one answer; without a body it is asked by GET"
         line = HTTPConnection('127.0.0.1', self.port, timeout=timeout)
+        method = 'GET' if body is None else 'POST'
         try:
-            line.request('POST', path, body, {'Content-Type': 'application/json'})
+            line.request(method, path, body, {'Content-Type': 'application/json'})
             answer = line.getresponse()
             return answer.status, answer.read()
         finally:
@@ -240,6 +255,11 @@ class Server:
         "Resident memory of each of its processes, MB, the largest first"
         return sorted((memory_of(pid) for pid in marked(self.mark)), reverse=True)
 
+    def own_memory(self) -> float:
+        "Resident memory of all of its processes without pages of files, MB"
+        pids = marked(self.mark)
+        return sum(memory_of(pid) - mapped_of(pid) for pid in pids)
+
     def stop(self) -> None:
         "End all of its processes"
         self.resume()
@@ -282,15 +302,14 @@ def measure(
 
 
 class Probe:
-    "A client that asks now and then, and notes how long each answer with status 200 took"
+    "A client that asks now and then whether the server lives, and notes how long that took"
 
-    def __init__(self, server: Server, path: str, body: bytes, pause: float = 0.005):
+    def __init__(self, server: Server, path: str = '/health/live', pause: float = 0.05):
         self.server = server
         self.path = path
-        self.body = body
         self.pause = pause
         self.times: list[float] = []
-        self.refused = 0
+        self.failed = 0
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._ask, daemon=True)
 
@@ -298,13 +317,13 @@ class Probe:
         while not self.stopped.wait(self.pause):
             start = time.perf_counter()
             try:
-                status, _ = self.server.ask(self.path, self.body, timeout=30)
+                status, _ = self.server.ask(self.path, None, timeout=30)
             except (OSError, HTTPException):
                 status = 0
             if status == 200:
                 self.times.append(time.perf_counter() - start)
             else:
-                self.refused += 1
+                self.failed += 1
 
     def __enter__(self) -> 'Probe':
         self.thread.start()
@@ -319,8 +338,11 @@ class Probe:
 class Overload:
     "What comes of too much"
 
+    peak: float  # answers a second at the usual load, just before
     load: Load
-    times: list[float]  # seconds of each accepted request of a client that asks now and then
+    clients: int
+    health: list[float]  # seconds that each question about health took
+    unhealthy: int  # of these questions, without an answer of status 200
     grown: float  # memory afterwards, times that before
 
 
@@ -328,22 +350,24 @@ def overload(
     server: Server,
     path: str,
     bodies: Path,
-    rate: float,  # requests a second that all clients together try
+    connections: int,  # of the usual load
     seconds: int,
-    deadline: float,  # seconds that an accepted request may take
+    deadline: float,  # seconds within which an answer counts
+    times: float = 3,  # too much
 ) -> Overload:
-    "Clients that wait a while after each answer, enough of them to ask too much although they wait"
-    clients = min(max(round(2 * deadline * rate), 200), MOST_CLIENTS)
-    with bodies.open('rb') as file:
-        body = file.readline().strip()
+    "Clients that together ask too often, although each waits for its answer and then a while"
+    url = server.url + path
     server.resume()
+    peak = send_load(url, bodies, connections, seconds).rate
+    rate = times * peak
+    clients = min(max(round(2 * deadline * rate), 200), MOST_CLIENTS)
+    pause = max(clients / rate - deadline / 2, 0.02)  # whoever is refused has waited for that half
     memory = sum(server.memory())
-    with Probe(server, path, body) as probe:
-        url = server.url + path
-        load = send_load(url, bodies, clients, seconds, round(1000 * deadline))
+    with Probe(server) as probe:
+        load = send_load(url, bodies, clients, seconds, round(1000 * pause), deadline)
     grown = sum(server.memory()) / memory
     server.pause()
-    return Overload(load, probe.times, grown)
+    return Overload(peak, load, clients, probe.times, probe.failed, grown)
 
 
 class LoadInBackground:
@@ -394,7 +418,7 @@ def soak(
     rate: float,  # requests a second
     minutes: int,
     swap: Callable[[], object],
-) -> tuple[Load, float]:  # and MB that memory grows by 100,000 requests
+) -> tuple[Load, float, float]:  # and MB for 100,000 requests: of its own, and of mapped files
     "A long load with a swap every half minute; the first third warms up"
     clients = 64
     server.resume()
@@ -402,17 +426,20 @@ def soak(
     load = LoadInBackground(*arguments)
     start = time.perf_counter()
     times: list[float] = []
-    memory: list[float] = []
+    own: list[float] = []
+    mapped: list[float] = []
     while not load.wait(5):
         times.append(time.perf_counter() - start)
-        memory.append(sum(server.memory()))
-        if len(memory) % 6 == 0:
+        own.append(server.own_memory())
+        mapped.append(sum(server.memory()) - own[-1])
+        if len(own) % 6 == 0:
             swap()
     server.pause()
     assert load.found is not None
-    warm = len(memory) // 3
-    slope = statistics.linear_regression(times[warm:], memory[warm:]).slope
-    return load.found, slope / load.found.rate * 100_000
+    warm = len(own) // 3
+    slopes = [statistics.linear_regression(times[warm:], x[warm:]).slope for x in (own, mapped)]
+    grown, of_files = (slope / load.found.rate * 100_000 for slope in slopes)
+    return load.found, grown, of_files
 
 
 def need_wrk() -> str:  # '' = it is here
