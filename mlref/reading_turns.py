@@ -114,7 +114,7 @@ def accept_burst(
 class TurnReader(asyncio.Protocol):
     "A connection that is read when it is its turn"
 
-    __slots__ = ('arrived', 'descriptor', 'early', 'in_line', 'late', 'missed', 'socket')
+    __slots__ = ('arrived', 'descriptor', 'early', 'ended', 'in_line', 'late', 'missed', 'socket')
     __slots__ += ('stopped', 'transport', 'turns', 'waited')
 
     def __init__(
@@ -133,6 +133,7 @@ class TurnReader(asyncio.Protocol):
         self.late = False  # Whether that was too long, and there is no room
         self.stopped = False  # It is not to be read now
         self.missed = False  # Something came nevertheless
+        self.ended = False  # The client sends no more, and what it sent may not be read yet
 
     @property
     def half_read(self) -> bool:
@@ -203,7 +204,7 @@ def _receive(reader: TurnReader, accepted: socket.socket) -> None:
         reader.transport.close()
         return
     _give(reader, view[:size])
-    if size == _PART:  # more may be there
+    if size == _PART or reader.ended:  # more may be there, or the end
         reader.missed = reader.stopped
         if not reader.stopped:
             reader.turns.add_again(reader)
@@ -299,8 +300,10 @@ class ArrivalWatch:
     def notice(self, now: float) -> list[TurnReader]:
         "Connections that wait from now on"
         new = []
-        for descriptor, _ in self.poll.poll(0, _EVENTS):
+        for descriptor, event in self.poll.poll(0, _EVENTS):
             each = self.readers[descriptor]
+            # told once, together with the last bytes: the end is read after them
+            each.ended = each.ended or bool(event & (select.EPOLLRDHUP | select.EPOLLHUP))
             if each.stopped:
                 each.missed = True
             elif not each.in_line:

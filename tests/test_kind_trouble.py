@@ -254,6 +254,27 @@ def test_a_client_that_leaves_is_a_499_and_at_most_one_line(own):
     assert own.server.counted(status='500') == 0
 
 
+def test_clients_that_leave_while_the_server_stands_still_are_499s(own):
+    "Request and end lie there together when it reads again: both come with one event of epoll"
+    visits = [own.server.visit(number % 400) for number in range(1000)]
+    body = json.dumps({'entities': visits}).encode()
+    head = b'POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
+    whole = head + b'content-length: %d\r\n\r\n' % len(body) + body
+    clients = [socket.create_connection(own.server.address, timeout=10) for _ in range(4)]
+    for client in clients:  # accepted, and known to whoever decides who is read
+        client.sendall(b'GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n')
+        assert b'200' in client.recv(4096)
+    before = own.server.counted(status='499')
+    os.kill(own.worker, signal.SIGSTOP)
+    try:
+        for client in clients:
+            client.sendall(whole)
+            client.close()
+    finally:
+        os.kill(own.worker, signal.SIGCONT)
+    wait_for(lambda: own.server.counted(status='499') >= before + 4)
+
+
 def ask_some(own: Own, n: int) -> float:
     "Median of some answers on one connection, in seconds"
     line = HTTPConnection(*own.server.address, timeout=30)

@@ -7,14 +7,29 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
 import nbformat
+from nbformat.reader import NotJSONError
 
 from programs import browser, need
 
 ROOT = Path(__file__).parent.parent
+
+
+def wait_until_saved(at):
+    "The cells of code of a page, once each of them has run; JupyterLab writes while we read"
+    cells = []
+    for _ in range(60):
+        with suppress(NotJSONError):  # half written
+            every = nbformat.read(at, 4).cells
+            cells = [each for each in every if each.cell_type == 'code' and each.source.strip()]
+        if cells and all(each.execution_count for each in cells):
+            break
+        time.sleep(0.5)
+    return cells
 
 
 def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
@@ -92,18 +107,11 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
             p.locator('.jp-RenderedImage img').first.scroll_into_view_if_needed()
             p.screenshot(path=str(tmp_path / 'lab.png'))
             p.keyboard.press('Control+S')
-            for _ in range(60):
-                cells = [
-                    c
-                    for c in nbformat.read(at, 4).cells
-                    if c.cell_type == 'code' and c.source.strip()
-                ]
-                if all(c.execution_count for c in cells):
-                    break
-                time.sleep(0.5)
+            cells = wait_until_saved(at)
             b.close()
         assert (
-            all(c.execution_count for c in cells)
+            cells
+            and all(c.execution_count for c in cells)
             and [o for c in cells for o in c.outputs if o.output_type == 'error'] == []
         )
     finally:

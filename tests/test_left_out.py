@@ -31,8 +31,8 @@ def import_of(package):
         for module in (ROOT / 'mlref' / 'ext').glob('*.py')
         if re.search(rf'^(import|from) {package}\b', module.read_text(), re.M)
     ]
-    ours = '|'.join(rf'mlref\.ext\.{name}' for name in inside)
-    return re.compile(rf'^(import|from) ({package}|{ours})\b', re.M)
+    modules = '|'.join([re.escape(package), *(rf'mlref\.ext\.{name}' for name in inside)])
+    return re.compile(rf'^(import|from) ({modules})\b', re.M)
 
 
 def code_of(page):
