@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .arguments import MlrefError, check_array, check_number, check_probabilities
-from .confidence import DayDifferences, mean_sequence
-from .core import Calendar, check_minute
+from .confidence import DayDifferences, mature_rows, mean_sequence
+from .core import Calendar
 from .evaluate import Estimate
 from .route import SampleRatio, check_sample_ratio
 
@@ -43,21 +43,6 @@ class ArmDays(NamedTuple):
     found: DayDifferences  # Mean squared error of B - that of A, a day
     thin: int  # Mature days left out: an arm had fewer rows than asked for
 
-
-def _mature_rows(
-    served: ServedScores,
-    calendar: Calendar,
-    start: int,  # Minute UTC
-    now: int,  # Minute UTC
-) -> np.ndarray:  # bool (rows,)
-    "Rows of whole days begun at `start` or later, old enough for either label"
-    day = calendar.day_of(served.cutoff)
-    begun = calendar.day_start(day) >= start
-    mature = calendar.day_start(day + 1) + calendar.label_delay <= now
-    limit = served.cutoff + calendar.label_delay
-    in_time = (served.label_time >= 0) & (served.label_time <= limit)
-    return begun & mature & in_time & ~np.isnan(served.y)
-
 # %% ../nbs/17bb_ab_test.ipynb #17bb0010
 def arm_differences(
     served: ServedScores,
@@ -68,10 +53,8 @@ def arm_differences(
     least: int = 20,  # Rows that each arm needs on a day
 ) -> ArmDays:
     "Loss of B less that of A on every mature day; a day once in does not change"
-    check_minute(start, 'start')
-    check_minute(now, 'now')
     check_number(least, 'least', low=1, whole=True)
-    counted = _mature_rows(served, calendar, start, now) & np.isin(served.variant, arms)
+    counted = mature_rows(served, calendar, start, now) & np.isin(served.variant, arms)
     loss = (served.score[counted] - served.y[counted]) ** 2
     days, place = np.unique(calendar.day_of(served.cutoff[counted]), return_inverse=True)
     rows = np.zeros((2, len(days)), np.int64)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from killed import kill_at_number
 from mlref.approval import Approval, ApprovalAnswer, answer_approval, ask_approval, read_approvals
 from mlref.core import DAY, MlrefError, digest, parse_time
 from mlref.flights.features import FLIGHTS
@@ -188,15 +189,7 @@ def dies_at(run, k, act):
 
 
 def _act_and_die(run, k, act):
-    real = Registry.call
-    calls = iter(range(10**6))
-
-    def call(self, method, *args, **kwargs):
-        if next(calls) == k:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, method, *args, **kwargs)
-
-    Registry.call = call
+    kill_at_number(k)
     ACTS[act](run)
 
 

@@ -305,6 +305,7 @@ CALLS = [
         y=Y,
         label_time=TABLE.label_time,
     ),
+    call(confidence.mature_rows, rows=PAIRED, calendar=Calendar(), start=0, now=9 * DAY),
     call(confidence.mature_differences, pairs=PAIRED, calendar=Calendar(), start=0, now=9 * DAY),
     call(confidence.mean_sequence, x=P, spread=0.1, alpha=0.1, weight=2.0),
     call(confidence.bounded_sequence, x=P, low=0.0, high=1.0, alpha=0.1),

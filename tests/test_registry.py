@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from killed import kill_at_call, kill_at_number
 from mlref.core import MlrefError, digest
 from mlref.environment import (
     installed_packages,
@@ -273,14 +274,7 @@ DO = {'promote': promote, 'rollback': rollback, 'register': register}
 
 
 def _killed(folder, at, do, *more):
-    real = Registry.call
-
-    def call(self, method, *args, **kwargs):
-        if [method, *args][: len(at)] == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, method, *args, **kwargs)
-
-    Registry.call = call
+    kill_at_call(lambda call: call[: len(at)] == at)
     DO[do](late(folder), *more)
 
 
@@ -359,15 +353,7 @@ def test_a_rollback_killed_with_9_is_not_turned_round_when_somebody_tries_again_
 
 
 def _killed_at(folder, k, do, *more):
-    real = Registry.call
-    calls = iter(range(10**6))
-
-    def call(self, method, *args, **kwargs):
-        if next(calls) == k:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, method, *args, **kwargs)
-
-    Registry.call = call
+    kill_at_number(k)
     DO[do](late(folder), *more)
 
 
