@@ -18,6 +18,7 @@ from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibration
 from .core import MlrefError
 from .dead_letters import LETTERS, Outage
 from .group_commit import BackgroundThread
+from .materialize import FEEDS_KEY, FeedTimes, decode_feeds
 from .model_health import HEALTH_KEY
 from .online import FedStore
 from .protocols import RequestError
@@ -34,6 +35,7 @@ class StoreWatch:
         self.moment: tuple[int, ...] = ()
         self.clock = 0  # Newest known time that was applied, minutes UTC; 0 = nothing was
         self.note: bytes | None = None  # Of the calibrations
+        self.fed: bytes | None = None  # Of the feeds
 
     async def start(self) -> None:
         "Look for the first time; raises `Outage` for a store that cannot be read"
@@ -47,8 +49,8 @@ class StoreWatch:
         moment = self.store.moment()
         if moment == self.moment:
             return
-        self.clock = self.store.clock()
-        self.note = self.store.note(CALIBRATION_KEY)
+        clock, self.note, self.fed = self.store.notes([b'!newest', CALIBRATION_KEY, FEEDS_KEY])
+        self.clock = 0 if clock is None else int(clock)
         self.moment = moment
 
     def check(self) -> None:
@@ -69,6 +71,11 @@ class StoreWatch:
     def health(self) -> bytes | None:
         "What the monitor said of the model; None = nothing yet"
         return self.store.note(HEALTH_KEY)
+
+    def feeds(self) -> FeedTimes | None:  # None = the store does not tell kinds apart yet
+        "How far each kind of event has come"
+        self.look()
+        return decode_feeds(self.fed)
 
     def letters(self) -> int:
         "Messages that were set aside"

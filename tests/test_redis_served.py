@@ -5,8 +5,10 @@ import threading
 import time
 from contextlib import contextmanager
 
+import polars as pl
 import pytest
 
+from mlref.core import DAY
 from mlref.ext.redis_process import RedisProcess
 from mlref.ext.redis_store import RedisStore
 from mlref.materialize import apply_events
@@ -127,3 +129,27 @@ def test_a_redis_that_dies_and_comes_back(redis_server, copy):
     redis_server.start()
     wait_ready(copy)
     assert ask_keys(copy)[1] == before
+
+
+def read_lags(server):
+    "Seconds that each kind of event is behind, as a scraper reads them"
+    page = server.call('GET', '/metrics')[1].decode()
+    prefix = 'mlref_feed_lag_seconds{'
+    lines = [line for line in page.splitlines() if line.startswith(prefix)]
+    return {line.split('kind="')[1].split('"')[0]: float(line.split()[1]) for line in lines}
+
+
+def test_each_feed_has_its_lag_on_a_redis(redis_server, copy):
+    wait_ready(copy)
+    before = read_lags(copy)
+    assert before == {'visit': 3600.0, 'end': 0.0}  # a visit ends an hour after it is known
+    store = RedisStore(redis_server.url, 'redis-home', FEATURES)
+    shift = pl.col('event_time', 'known_time') + 8 * DAY
+    visits = make_events().filter(kind='visit').with_columns(shift)
+    apply_events(store, visits)
+    newest = visits['known_time'].max()
+    store.close()
+    deadline = time.monotonic() + 5
+    while (found := read_lags(copy)) == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found == {'visit': 0.0, 'end': 60.0 * (newest - make_events()['known_time'].max())}
