@@ -86,7 +86,8 @@ def _find_features(store: FedStore) -> FeatureSet:
 # %% ../nbs/08c_materialize.ipynb #0c8c0043
 def _newest_by_kind(events: pl.DataFrame) -> dict[str, int]:
     "Kind -> newest known time of some events, minutes UTC"
-    newest = events.group_by('kind').agg(pl.col('known_time').max())
+    kind = 'kind' if 'kind' in events.columns else pl.lit('')  # of a table of one's own
+    newest = events.group_by(kind).agg(pl.col('known_time').max())
     return {kind: check_minute(at, 'known_time') for kind, at in newest.iter_rows()}
 
 
@@ -112,7 +113,10 @@ def _advance_clocks(store: FedStore, events: pl.DataFrame) -> _Clocks:
     came = _newest_by_kind(events) if events.height else {}
     if not came:
         return _Clocks(before, None)
-    had = decode_feeds(note) or FeedTimes(before or min(came.values()), {})
+    had = decode_feeds(note)
+    if had is None:
+        first = check_minute(events.select(pl.col('known_time').min()).item(), 'known_time')
+        had = FeedTimes(before if before else first, {})
     newest = {kind: max(at, had.newest.get(kind, at)) for kind, at in came.items()}
     return _Clocks(max(before, *came.values()), FeedTimes(had.since, {**had.newest, **newest}))
 

@@ -135,9 +135,8 @@ def judge_rule(
     listed = list(samples)
     found: list[bool] = []
     for each in listed:
-        for term in terms:
-            if _is_meant(term, each):
-                found.append(_holds(term, each.value, _find_limit(term, each, listed), now))
+        meant = [term for term in terms if _is_meant(term, each)]
+        found += [_holds(term, each.value, _find_limit(term, each, listed), now) for term in meant]
     if not found:
         return 'no data'
     return 'on' if any(found) else 'off'
@@ -249,6 +248,13 @@ class ServerStatus:
     elsewhere: Mapping[str, float]  # HTTP status -> answers that belong to no task
     models: tuple[ModelStatus, ...]
 
+# %% ../nbs/15m_status.ipynb #0c8c0047
+def _describe_feeds(samples: Iterable[Sample]) -> dict[str, FeedStatus]:
+    listed = list(samples)
+    limits = count_by(listed, 'mlref_feed_lag_limit_seconds', 'kind')
+    lags = count_by(listed, 'mlref_feed_lag_seconds', 'kind')
+    return {kind: FeedStatus(lag, limits.get(kind)) for kind, lag in lags.items()}
+
 # %% ../nbs/15m_status.ipynb #8fdb4310
 def _known(samples: Iterable[Sample], metric: str, scale: float = 1.0) -> float | None:
     "A gauge of one model; None for none, or one that is no number"
@@ -264,13 +270,6 @@ def _values_by_view(samples: Iterable[Sample]) -> dict[str, dict[str, float]]:
         if each.metric == 'mlref_values_total':
             found.setdefault(each.labels['view'], {})[each.labels['status']] = each.value
     return found
-
-
-def _describe_feeds(samples: Iterable[Sample]) -> dict[str, FeedStatus]:
-    listed = list(samples)
-    limits = count_by(listed, 'mlref_feed_lag_limit_seconds', 'kind')
-    lags = count_by(listed, 'mlref_feed_lag_seconds', 'kind')
-    return {kind: FeedStatus(lag, limits.get(kind)) for kind, lag in lags.items()}
 
 
 def describe_model(

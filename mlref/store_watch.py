@@ -25,6 +25,7 @@ from .protocols import RequestError
 
 # %% ../nbs/16fa_store_watch.ipynb #16fa000d
 T = TypeVar('T')
+_NOTES = [b'!newest', CALIBRATION_KEY, FEEDS_KEY]
 
 
 class StoreWatch:
@@ -49,8 +50,8 @@ class StoreWatch:
         moment = self.store.moment()
         if moment == self.moment:
             return
-        clock, self.note, self.fed = self.store.notes([b'!newest', CALIBRATION_KEY, FEEDS_KEY])
-        self.clock = 0 if clock is None else int(clock)
+        clock, self.note, self.fed = self.store.notes(_NOTES)
+        self.clock = int(clock or 0)
         self.moment = moment
 
     def check(self) -> None:
@@ -73,8 +74,7 @@ class StoreWatch:
         return self.store.note(HEALTH_KEY)
 
     def feeds(self) -> FeedTimes | None:  # None = the store does not tell kinds apart yet
-        "How far each kind of event has come"
-        self.look()
+        "How far each kind of event has come, by the last look"
         return decode_feeds(self.fed)
 
     def letters(self) -> int:

@@ -90,8 +90,8 @@ class Task:
 # %% ../nbs/06c_task.ipynb #3497dc71
 def _check_names(task: Task) -> None:
     check_name(task.name, 'the name of a task')
-    for field in ('label_kinds', 'monitored', 'nullable'):
-        check_distinct(getattr(task, field), f'{field} of {task.name}')
+    for each in ('label_kinds', 'monitored', 'nullable'):
+        check_distinct(getattr(task, each), f'{each} of {task.name}')
     kinds = (task.request_kind, *task.label_kinds, *task.max_feed_lag)
     for kind, lag in task.max_feed_lag.items():
         check_number(lag, f'max_feed_lag of {kind}', low=1, whole=True)
@@ -102,7 +102,7 @@ def _check_names(task: Task) -> None:
             ' name kinds of the schema'
         )
 
-
+# %% ../nbs/06c_task.ipynb #06fe0003
 def _check_columns(task: Task) -> None:
     columns = task.schema.columns
     unknown = [name for name in (task.request_time, *task.nullable) if name not in columns]
