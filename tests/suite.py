@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from check import STEPS, check
 from checks.parts import empty_cells
@@ -99,6 +101,24 @@ def run_pages(
     return run_command((*PAGES, '--limit', str(each), *left_out()), limit)
 
 
+def run_steps(
+    steps: dict[str, Callable[[], int]],  # name -> its exit status
+) -> list[str]:
+    "Names of the steps that failed; each is run, whatever became of those before"
+    failed = []
+    begin = time.time()
+    for name, step in steps.items():
+        start = time.time()
+        print(f'== {name}', flush=True)
+        status = step()
+        if status:
+            failed.append(name)
+        state = 'FAILED' if status else 'ok'
+        now = time.time()
+        print(f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True)
+    return failed
+
+
 def main(
     words: list[str],  # of the command line
 ) -> int:
@@ -116,17 +136,10 @@ def main(
         'every page': lambda: run_pages(pages, page),
         'pytest': lambda: run_command((*TESTS, *each), tests),
     }
-    failed = []
-    begin = time.time()
-    for name, step in steps.items():
-        start = time.time()
-        print(f'== {name}', flush=True)
-        status = step()
-        if status:
-            failed.append(name)
-        state = 'FAILED' if status else 'ok'
-        now = time.time()
-        print(f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True)
+    # what one process of this run made of the raw files, the others map
+    with TemporaryDirectory(prefix='mlref-cache-') as cache:
+        os.environ['MLREF_CACHE'] = cache
+        failed = run_steps(steps)
     state = f'FAILED: {", ".join(failed)}' if failed else 'ok'
     print(f'== {state}. Parts still without page, module, test or result: {empty_cells()}')
     return int(bool(failed))
