@@ -34,6 +34,7 @@ from .dead_letters import Outage
 from .feature_status import find_status_places
 from .group_commit import GroupCommit
 from .log import LocalLog
+from .materialize import decode_feeds
 from .model_health import decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
@@ -475,7 +476,7 @@ def measure_feeds(
 ) -> dict[str, float]:  # Sample -> its value; none where the store does not tell kinds apart yet
     "How far each kind of event is behind the newest of all, and how far it may be, for a scraper"
     task = server.task
-    feeds = server.watch.feeds()
+    feeds = decode_feeds(server.watch.fed)
     if feeds is None:
         return {}
     lags = feeds.lags(task.kinds or feeds.newest, server.watch.clock)  # a bundle may be older
