@@ -201,7 +201,9 @@ def make_home(
     home.mkdir(parents=True)
     script = Path(__file__).parent / 'serve_home.py'
     command = [sys.executable, str(script), str(home), *([raw] if raw else [])]
+    # one thread: how many there are decides the last bits of a model
     environment = {**os.environ, 'PYTHONPATH': str(checkout), 'MPLBACKEND': 'agg'}
+    environment['OMP_NUM_THREADS'] = '1'
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'expected a run in {home}, got: {done.stderr[-500:]}')
