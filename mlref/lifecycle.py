@@ -8,6 +8,7 @@ __all__ = ['ALARM_MEMORY', 'find_evening_alarms', 'alarms_of_day', 'Attempts', '
 
 # %% ../nbs/22d_lifecycle.ipynb #aa1be8ed
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +42,14 @@ from mlref.policy import (
     alarm_decisions,
     check_alarms,
     decision_rows,
+    describe_policy,
     make_decision,
     retrain_reason,
     unanswered_alarms,
     verdict,
 )
 from .refit import refit_challenger
-from .waiting import settle_approval, waiting_challenger
+from .waiting import approval_terms, pause_for_answer, settle_approval, waiting_challenger
 from .watch import diagnose_evening, name_measures, rung_alarms
 from .workspace import Workspace, deliver_events, read_reference
 
@@ -138,6 +140,7 @@ def decide_challenge(
         number = register_challenger(candidate, policy, workspace.registry, workspace.lake, task)
     trained = {
         'alarms': alarms,
+        'policy': describe_policy(policy),
         'rows': len(challenger.past),
         'version': challenger.model.version,
         'challenge': challenger.challenge,
@@ -150,9 +153,8 @@ def decide_challenge(
         'judged': candidate.judged,
         'instead_of': scored.version,
         'slices': challenger.slices,
+        **approval_terms(policy),
     }
-    if policy.approval:
-        judged['approval_days'] = policy.approval_days
     return [
         make_decision(day, 'retrain', why, trained, task.calendar),
         verdict(candidate.gates or [], judged, day, task.calendar, policy.approval),
@@ -278,6 +280,13 @@ def missing_days(lake: Lake, stretch: Stretch, calendar: Calendar) -> list[int]:
     days = range(calendar.day_of(stretch.start), calendar.day_of(stretch.end))
     return [day for day in days if day not in committed]
 
+# %% ../nbs/22d_lifecycle.ipynb #22d90001
+def _tell_decisions(decisions: list[Decision], say: Callable[[str], object]) -> None:
+    "A line for each"
+    for decision in decisions:
+        when = format_time(decision.decided_at)[:10]
+        say(f'{when} {decision.action}: {decision.why[:110]}')
+
 # %% ../nbs/22d_lifecycle.ipynb #abc18217
 def run_days(
     workspace: Workspace,
@@ -285,6 +294,7 @@ def run_days(
     policy: RetrainPolicy,
     stretch: Stretch,
     progress: bool = False,  # Show a bar
+    pause: float = 0.0,  # Seconds to wait for a person whenever one is asked
 ) -> int:  # How many days were lived
     "Live every scoring day of a stretch that is not committed yet"
     calendar = workspace.task.calendar
@@ -297,9 +307,10 @@ def run_days(
     try:
         for day in bar:
             by = client if day in over_http else None
-            for decision in run_day(workspace, events, policy, day, by):
-                when = format_time(decision.decided_at)[:10]
-                bar.write(f'{when} {decision.action}: {decision.why[:110]}')
+            decisions = run_day(workspace, events, policy, day, by)
+            _tell_decisions(decisions, bar.write)
+            if any(decision.action == 'wait' for decision in decisions):
+                pause_for_answer(workspace, pause, bar.write)
     finally:
         if process:
             process.terminate()

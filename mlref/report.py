@@ -21,7 +21,7 @@ from .core import MlrefError, format_time, write_bytes
 from .duckdb_files import connect_duckdb
 from .edges import explain_errors, read_json_object
 from .markup import Html, html_element, html_section, html_table
-from .pipeline import PipelineRun
+from .pipeline import PipelineRun, changed_parameters
 from .results import format_number, read_results
 from .task import load_task
 
@@ -467,6 +467,13 @@ def _describe_days(facts: Mapping[str, Sequence[tuple]]) -> str:
     return f'Days lived: {first} to {last}.'
 
 # %% ../nbs/24a_report.ipynb #d1000141
+def _describe_changes(run: PipelineRun) -> str:
+    "What was changed for this run, and the threads that it computed with"
+    changed = [f'{name} = {value}' for name, value in changed_parameters(run).items()]
+    said = f'Changed for this run: {", ".join(changed)}.' if changed else 'Nothing was changed.'
+    return f'{said} Threads of a library: {run.threads}.'
+
+
 def _describe_machine(run: PipelineRun, files: Sequence[Mapping]) -> str:
     own = [file for file in files if file['bench'] == run.profile]
     if not own:
@@ -496,7 +503,7 @@ def write_report(
     books = [run.report_folder / f'{step}.ipynb' for step in run.given]
     roots = [run.data, run.reports, run.steps.parent.parent, Path.home()]
     period = f'{_describe_days(facts)} {_describe_profile(run)}'
-    about = [describe_task(run), period, _describe_machine(run, files)]
+    about = [describe_task(run), period, _describe_changes(run), _describe_machine(run, files)]
     first = [state_goals(files), html_tiles(pick_headlines(rows))]
     drawn = plot_section(image, value.get('AUC of a day'), value.get('realised AUC'))
     told = [decisions_section(facts), models_section(facts), quality_section(facts)]

@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from mlref import cli
 from mlref.core import MlrefError, write_json
 from mlref.pipeline import (
+    THREADS,
     Layout,
     PipelineRun,
     StepFailed,
@@ -26,6 +27,7 @@ from mlref.pipeline import (
     read_profile,
     run_step,
     save_run,
+    set_parameters,
 )
 
 KERNEL = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
@@ -263,3 +265,63 @@ def test_the_command_that_is_named_is_the_one_there_is(tmp_path, monkeypatch):
 def test_publish_takes_an_id_and_no_path(capsys):
     assert cli.main(['publish', '../../x']) == 1
     assert 'without its path' in capsys.readouterr().err
+
+
+# Threads
+
+FIT = """
+import torch
+from mlref.recipes import fit_recipe
+from small import make_table
+table = make_table(4000)
+model = fit_recipe('torch', table, table)
+print('learnt', torch.get_num_threads(), model.version)
+"""
+
+
+def learn(layout, name, threads) -> tuple[str, str]:
+    "Threads and version of a network that a step has fitted"
+    out = layout.reports / f'{name}.ipynb'
+    run_step(layout.steps / 'fit.ipynb', out, {}, threads=threads)
+    text = ''.join(
+        output.get('text', '')
+        for cell in nbformat.read(out, 4).cells
+        for output in cell.get('outputs', ())
+    )
+    _, n, version = next(line for line in text.splitlines() if line.startswith('learnt')).split()
+    return n, version
+
+
+def test_a_step_learns_the_same_whatever_the_shell_says_of_threads(layout, monkeypatch):
+    write_step(layout.steps, 'fit', FIT)
+    tests = str(Path(__file__).parent)
+    monkeypatch.setenv('PYTHONPATH', f'{tests}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    found = []
+    for asked in ('1', '2'):
+        for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+            monkeypatch.setenv(name, asked)
+        found.append(learn(layout, asked, THREADS))
+        assert os.environ['OMP_NUM_THREADS'] == asked
+    assert found[0] == found[1] and found[0][0] == str(THREADS)
+    assert learn(layout, 'other', 2)[0] == '2'  # and the test can fail
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(layout):
+    run = make_run(layout)
+    run.threads = 3
+    save_run(run)
+    assert json.loads((run.folder / 'run.json').read_text())['threads'] == 3
+    write_step(layout.steps, 'second', 'import os\nassert os.environ["OMP_NUM_THREADS"] == "3"')
+    execute_run(load(layout, 'one', anyway=True))
+    assert load(layout, 'one').done.keys() == {'first', 'second'}
+
+
+def test_what_was_changed_for_a_run_is_noted(layout):
+    write_step(layout.steps, 'second', 'print(n)', home="home: str = ''\nn: int = 3\nseed: int = 0")
+    given_to = set_parameters(read_profile(layout.steps, 'all', seed=7), ['second.n=4'])
+    run = PipelineRun(layout.steps, layout.data, layout.reports, 'two', 'all', given_to)
+    save_run(run)
+    noted = json.loads((run.folder / 'run.json').read_text())
+    assert noted['changed'] == {'second.n': 4, 'second.seed': 7}
+    plain = make_run(layout)
+    assert json.loads((plain.folder / 'run.json').read_text())['changed'] == {}

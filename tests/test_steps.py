@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlref.pipeline import PipelineRun, execute_run
+from mlref.pipeline import PipelineRun, changed_parameters, execute_run
 from mlref.report import write_report
 from test_second_task import in_two_files
 
@@ -64,3 +64,14 @@ def test_the_report_speaks_of_the_task(shop):
     assert 'visits scored' in text and 'the first model' in text
     for word in ('flight', 'airport', 'carrier', 'departure'):
         assert word not in text.lower()
+
+
+def test_what_was_changed_is_in_the_record_and_on_top_of_the_report(shop):
+    changed = changed_parameters(shop)
+    assert changed['live.kind'] == 'gbm' and changed['live.start'] == BEGIN
+    assert 'live.block' not in changed and 'prepare.home' not in changed
+    assert json.loads((shop.folder / 'run.json').read_text())['changed'] == changed
+    text = (shop.report_folder / 'report.html').read_text()
+    line = text[text.index('Changed for this run') :].split('<')[0]
+    assert 'live.kind = gbm' in line and line.endswith('Threads of a library: 1.')
+    assert text.index('Changed for this run') < text.index('Decisions')
