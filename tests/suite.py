@@ -5,29 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from check import STEPS, check
 from checks.parts import empty_cells
 from mlref.core import MlrefError
 from mlref.edges import find_program
-from test_outputs import PAGES as SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-PAGES = (
-    BIN / 'nbdev_test',
-    *('--n_workers', '2'),
-    *('--do_print', '--timing'),
-    *('--skip_folder_re', '^[_.]|steps'),
-    # those whose outputs are compared are run by that test
-    *('--skip_file_re', rf'^[_.]|^({"|".join(Path(page).name for page in SHOWN)})\.'),
-)
-# a worker keeps what its pages left in memory, some 300 MB each: new ones per group. Two of all
-# pages from 10 to 19 came to 24 GB together, and the system killed one
-GROUPS = ('^0', '^1[0-3]', '^1[45]', '^1[67]', '^1[89]', '^[^01]')  # of file names
+PAGES = (sys.executable, 'tests/run_pages.py')
 NEEDS = {  # program, or package of an extra -> beginnings of the pages that use it
     'program redis-server': '31|move_to_redis',
     'program nginx': '34a|49b_cli_balance',
@@ -46,7 +36,8 @@ TESTS = (
     # a file whose test ends its process is begun again, without this for ever
     *('--max-worker-restart', '4'),
 )
-PAGES_LIMIT = 1500  # seconds of a group of pages: they take 250
+PAGE_LIMIT = 300  # seconds of a page: the longest takes 40
+PAGES_LIMIT = 2400  # seconds of all pages: they take 500
 TESTS_LIMIT = 3600  # seconds of all tests: they take 1,000; pytest.ini limits one
 DEEP_LIMIT = 6 * 3600  # seconds of either, and of one test
 
@@ -91,7 +82,7 @@ def left_out() -> tuple[str, ...]:
     missing = [need for need in NEEDS if not is_there(need)]
     for need in missing:
         print(f'== pages {NEEDS[need]}: skipped, expected the {need}', flush=True)
-    return ('--skip_file_re', '|'.join(['^[_.]', *(f'^({NEEDS[each]})' for each in missing)]))
+    return ('--without', '|'.join(f'^({NEEDS[each]})' for each in missing)) if missing else ()
 
 
 def end_group(
@@ -103,11 +94,29 @@ def end_group(
 
 
 def run_pages(
-    limit: float,  # seconds a group
+    limit: float,  # seconds of all of them
+    each: float,  # seconds of one
 ) -> int:
-    "Exit status of all pages; a group that fails does not stop the next"
-    more = left_out()
-    return max([run_command((*PAGES, '--file_re', group, *more), limit) for group in GROUPS])
+    "Exit status of all pages"
+    return run_command((*PAGES, '--limit', str(each), *left_out()), limit)
+
+
+def run_steps(
+    steps: dict[str, Callable[[], int]],  # name -> its exit status
+) -> list[str]:
+    "Names of the steps that failed; each is run, whatever became of those before"
+    failed = []
+    begin = time.time()
+    for name, step in steps.items():
+        start = time.time()
+        print(f'== {name}', flush=True)
+        status = step()
+        if status:
+            failed.append(name)
+        state = 'FAILED' if status else 'ok'
+        now = time.time()
+        print(f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True)
+    return failed
 
 
 def main(
@@ -120,23 +129,17 @@ def main(
     # two pages, then two files of tests, run side by side on two cores
     os.environ.update(MLREF_DEEP=deep, MPLBACKEND='agg', OMP_NUM_THREADS='1')
     pages, tests = (DEEP_LIMIT, DEEP_LIMIT) if deep == '1' else (PAGES_LIMIT, TESTS_LIMIT)
+    page = DEEP_LIMIT if deep == '1' else PAGE_LIMIT
     each = ('--timeout', str(DEEP_LIMIT), '-o', 'faulthandler_timeout=0') if deep == '1' else ()
     steps = {
         f'check ({", ".join(STEPS)})': check,
-        'every page': lambda: run_pages(pages),
+        'every page': lambda: run_pages(pages, page),
         'pytest': lambda: run_command((*TESTS, *each), tests),
     }
-    failed = []
-    begin = time.time()
-    for name, step in steps.items():
-        start = time.time()
-        print(f'== {name}', flush=True)
-        status = step()
-        if status:
-            failed.append(name)
-        state = 'FAILED' if status else 'ok'
-        now = time.time()
-        print(f'== {name}: {state}, {now - start:.0f} s; {now - begin:.0f} s in all', flush=True)
+    # what one process of this run made of the raw files, the others map
+    with TemporaryDirectory(prefix='mlref-cache-') as cache:
+        os.environ['MLREF_CACHE'] = cache
+        failed = run_steps(steps)
     state = f'FAILED: {", ".join(failed)}' if failed else 'ok'
     print(f'== {state}. Parts still without page, module, test or result: {empty_cells()}')
     return int(bool(failed))

@@ -1,0 +1,122 @@
+"""Every page, each in a process of its own: run_pages.py [--limit SECONDS] [--without RE] [PAGE]
+
+The processes are forked from one that has imported the packages that take long to import and has
+done nothing else. So a page begins as in a fresh kernel, without importing PyTorch and MLflow for
+itself, and what it leaves in memory is gone when it ends.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from test_outputs import PAGES as SHOWN
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2
+IMPORTED = ('matplotlib.pyplot', 'nbdev.test', 'torch', 'lightgbm', 'sklearn', 'mlflow', 'nannyml')
+# in this order before all others, so that no worker is left with a long one at the end
+LONGEST = ('07b_', '09_', '10a_')
+AFTER_LIMIT = 5  # seconds for a page to show where it stood
+
+
+@dataclass(frozen=True)
+class Ran:
+    "A page that was run"
+
+    name: str
+    passed: bool
+    seconds: float
+
+
+def find_pages(
+    part: str,  # of the names that are wanted
+    without: str,  # a regular expression of names that are not
+) -> list[Path]:
+    "Pages that run by themselves, the longest first"
+    # those whose outputs are compared are run by that test, steps by the pipeline
+    shown = {ROOT / 'nbs' / f'{page}.ipynb' for page in SHOWN}
+    found = []
+    for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
+        parts = path.relative_to(ROOT / 'nbs').parts
+        hidden = any(re.match(r'[_.]|steps$', each) for each in parts)
+        left_out = hidden or path in shown or (without and re.search(without, path.name))
+        if part in path.name and not left_out:
+            found.append(path)
+    return sorted(found, key=place)
+
+
+def place(path: Path) -> int:
+    "Where a page stands in the order"
+    for number, start in enumerate(LONGEST):
+        if path.name.startswith(start):
+            return number
+    return len(LONGEST)
+
+
+def execute(path: Path) -> None:
+    "Run a page in this process, which ends with 1 when it fails"
+    import faulthandler
+    import signal
+
+    from nbdev.test import get_config, test_nb
+
+    faulthandler.register(signal.SIGUSR1)
+    sys.path.insert(0, str(ROOT))
+    passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split())
+    sys.exit(not passed)
+
+
+def run_page(
+    context: multiprocessing.context.BaseContext,
+    path: Path,
+    limit: float,  # seconds
+) -> Ran:
+    "Run a page in a process of its own; one that takes too long shows its stacks and is killed"
+    import signal
+
+    start = time.monotonic()
+    process = context.Process(target=execute, args=(path,))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        print(f'{path.name}: expected to end within {limit:.0f} s; where it stood:', flush=True)
+        os.kill(process.pid, signal.SIGUSR1)
+        process.join(AFTER_LIMIT)
+        process.kill()
+        process.join()
+    seconds = time.monotonic() - start
+    state = 'ok' if process.exitcode == 0 else f'FAILED, exit status {process.exitcode}'
+    print(f'{path.name}: {state}, {seconds:.1f} s', flush=True)
+    return Ran(path.name, process.exitcode == 0, seconds)
+
+
+def main(
+    words: list[str],  # of the command line
+) -> int:
+    "Run the pages two at a time; 1 when one failed"
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--limit', type=float, default=600, help='seconds of a page')
+    parser.add_argument('--without', default='', help='names to leave out, a regular expression')
+    parser.add_argument('page', nargs='?', default='', help='part of the names to run')
+    given = parser.parse_args(words)
+    os.environ['IN_TEST'] = '1'
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(list(IMPORTED))
+    pages = find_pages(given.page, given.without)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ran = list(pool.map(lambda path: run_page(context, path, given.limit), pages))
+    slowest = sorted(ran, key=lambda each: -each.seconds)[:12]
+    print('slowest:', ', '.join(f'{each.name} {each.seconds:.0f} s' for each in slowest))
+    failed = [each.name for each in ran if not each.passed]
+    print(f'{len(ran)} pages, failed: {", ".join(failed) or "none"}')
+    return int(bool(failed))
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

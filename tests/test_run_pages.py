@@ -1,0 +1,50 @@
+"""A page that fails, dies or waits for ever fails by name, and the others are run"""
+
+import multiprocessing
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+import run_pages
+
+CONTEXT = multiprocessing.get_context('forkserver')
+
+
+def write_page(folder, code):
+    path = folder / 'page.ipynb'
+    nbformat.write(new_notebook(cells=[new_code_cell(code)]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    'code, limit, passes, says',
+    [
+        ('assert 1 + 1 == 2', 60, True, 'page.ipynb: ok'),
+        ('assert 1 + 1 == 3', 60, False, 'FAILED, exit status 1'),
+        ('import os\nos._exit(9)', 60, False, 'FAILED, exit status 9'),
+        ('import time\ntime.sleep(1000)', 10, False, 'expected to end within 10 s'),
+    ],
+    ids=['passes', 'fails', 'dies', 'waits'],
+)
+def test_a_page_passes_when_it_came_to_its_end(tmp_path, capfd, code, limit, passes, says):
+    start = time.monotonic()
+    ran = run_pages.run_page(CONTEXT, write_page(tmp_path, code), limit)
+    assert (ran.name, ran.passed) == ('page.ipynb', passes)
+    assert says in capfd.readouterr().out
+    assert time.monotonic() - start < limit + 60
+
+
+def test_every_page_is_run_once_but_those_that_others_run():
+    names = [path.name for path in run_pages.find_pages('', '')]
+    assert len(names) == len({*names}) > 180
+    assert '07_offline.ipynb' in names and 'roll_back.ipynb' in names
+    assert not {'index.ipynb', '00_tour.ipynb', 'live.ipynb'} & {*names}
+    assert '31_redis.ipynb' not in [path.name for path in run_pages.find_pages('', '^(31)')]
+
+
+def test_the_longest_pages_begin_first():
+    names = [path.name for path in run_pages.find_pages('', '')]
+    for name, start in zip(names, run_pages.LONGEST, strict=False):
+        assert name.startswith(start), f'expected a page {start} in nbs'
