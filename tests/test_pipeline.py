@@ -17,11 +17,12 @@ from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
 from mlref.pipeline import read_profile
 from mlref.serving_state import prediction_logs
+from programs import MLREF
 
 pytestmark = pytest.mark.timeout(1500)  # whole runs of the pipeline: 400 s each
 ROOT = Path(__file__).parent.parent
 STEPS = [*read_profile(ROOT / 'nbs' / 'steps', 'quick')]
-RUN = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())', 'run']
+RUN = [*MLREF, 'run']
 
 
 def mlref(at, *args):
