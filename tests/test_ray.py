@@ -140,7 +140,7 @@ def strangers(cluster):
 def test_a_cluster_is_there_while_strangers_ask(cluster):
     import ray
 
-    assert ray.get(ray.remote(os.getpid).remote()) != os.getpid()
+    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
 
 
 def test_a_worker_that_always_dies_is_one_sentence(cluster):
