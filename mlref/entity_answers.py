@@ -40,11 +40,14 @@ from mlref.model_server import (
     check_ahead,
     check_fed,
     read_deadline,
+    read_rows,
     read_vectors,
 )
 from .protocols import Answer, Limits, RequestError
+from .records import DamagedRecord
 from .request_fields import parse_entities
 from .requests import Request
+from .store_watch import why_late
 from mlref.vector_answers import (
     GroupedRequest,
     count_group,
@@ -103,6 +106,21 @@ class EntityRequest(GroupedRequest):
     asked: Any = None  # `Asked`
     place: int = 0  # Of its first entity in the table of its group
     absent: list[dict[str, list[str]]] = field(default_factory=list)  # As `Scored` has it
+    timer: Any = None  # Ends its wait for a store over a network
+
+    def start_timer(self) -> None:
+        "Wait for a store over a network until its deadline"
+        seconds = self.deadline - time.monotonic()
+        self.timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self.fail(why_late(self.server.store.place))
+
+    def stop_timer(self) -> None:
+        "It waits for the store no longer"
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def set_result(self, p: np.ndarray) -> None:
         "Its scores are there"
@@ -123,6 +141,7 @@ def answer_alone(
     each: EntityRequest,
 ) -> None:
     "Have a request answered as if no other were there"
+    each.stop_timer()
     work = asyncio.ensure_future(predict_entities(each.server, each.request))
     work.add_done_callback(partial(_tell_alone, each))
 
@@ -190,6 +209,7 @@ def _enter(each: EntityRequest, columns: Mapping[str, np.ndarray], place: int) -
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0011
 def _submit(each: EntityRequest, vectors: Vectors, place: int) -> None:
     "Have a request scored by its version; `place` is that of its first entity"
+    each.stop_timer()
     served = each.served
     end = place + len(each.asked.ids)
     each.X = vectors.X[place:end]
@@ -201,6 +221,18 @@ def _submit(each: EntityRequest, vectors: Vectors, place: int) -> None:
         served.submit(each.X, each.deadline, each)
     except Exception as error:
         each.set_exception(error)
+
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0611
+def _submit_part(part: list[EntityRequest], vectors: Vectors, start: float) -> None:
+    "Have requests scored whose vectors were read since `start`"
+    reading = time.perf_counter() - start
+    place = 0
+    for each in part:
+        each.read_at = start
+        each.reading = reading
+        if not each.left:  # its client may have been told meanwhile that it took too long
+            _submit(each, vectors, place)
+        place += len(each.asked.ids)
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0111
 def _read_part(
@@ -219,13 +251,59 @@ def _read_part(
         for each in part:
             _read_part(server, [each], each.asked.columns)
         return
-    reading = time.perf_counter() - start
-    place = 0
-    for each in part:
-        each.read_at = start
-        each.reading = reading
-        _submit(each, vectors, place)
-        place += len(each.asked.ids)
+    _submit_part(part, vectors, start)
+
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0711
+def _join(slices: list[Vectors]) -> Vectors:
+    "Vectors that were read some at a time"
+    if len(slices) == 1:
+        return slices[0]
+    status = {}
+    for view in slices[0].status:
+        status[view] = np.concatenate([each.status[view] for each in slices])
+    return Vectors(np.concatenate([each.X for each in slices]), status)
+
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0411
+async def _read_remote(
+    server: ModelServer,
+    part: list[EntityRequest],  # Of one version
+    columns: Mapping[str, np.ndarray],  # Of all of these
+) -> None:
+    "As `_read_part`, of a store over a network"
+    served = part[0].served
+    if served is None:  # told meanwhile that it took too long
+        return
+    start = time.perf_counter()
+    last = max([each.deadline for each in part])
+    try:
+        slices = await read_rows(server, served, columns, last)
+    except (DamagedRecord, RequestError) as error:
+        if len(part) == 1:
+            part[0].fail(error)
+            return
+        for each in part:
+            await _read_remote(server, [each], each.asked.columns)
+    except Exception as error:
+        fail_all(part, error)
+    else:
+        _submit_part(part, _join(slices), start)
+
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0511
+def _read_beside(
+    server: ModelServer,
+    part: list[EntityRequest],  # Of one version
+    columns: Mapping[str, np.ndarray],  # Of all of these
+) -> None:
+    "Begin to read a part; what arrives until it has come back is read after it"
+    server.watch.reading += 1
+    work = asyncio.ensure_future(_read_remote(server, part, columns))
+    work.add_done_callback(partial(_read_next, server))
+
+
+def _read_next(server: ModelServer, done: asyncio.Future) -> None:
+    server.watch.reading -= 1
+    if server.asked:
+        read_asked(server)
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0112
 def _take_rows(
@@ -234,7 +312,20 @@ def _take_rows(
     "The rows of some requests, of the table of their group"
     spans = [range(each.place, each.place + len(each.asked.ids)) for each in part]
     places = [i for span in spans for i in span]
+    if len(places) == len(columns['cutoff']):  # all of them, in order
+        return dict(columns)
     return {name: values[places] for name, values in columns.items()}
+
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0811
+def _read_parts(
+    server: ModelServer,
+    parts: Mapping[ServedModel, list[EntityRequest]],
+    columns: Mapping[str, np.ndarray],  # Of the table that all of them are in
+) -> None:
+    "Read what each version answers, here or beside the loop"
+    read = _read_beside if server.store.remote else _read_part
+    for part in parts.values():
+        read(server, part, _take_rows(part, columns))
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0012
 def _read_group(server: ModelServer, group: list[EntityRequest]) -> None:
@@ -255,28 +346,47 @@ def _read_group(server: ModelServer, group: list[EntityRequest]) -> None:
         if _enter(each, columns, place):
             parts.setdefault(each.served, []).append(each)
         place += len(each.body.entities)
-    for part in parts.values():
-        own = columns if len(part) == len(group) else _take_rows(part, columns)
-        _read_part(server, part, own)
+    _read_parts(server, parts, columns)
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0013
+def _take_plain(server: ModelServer, group: list[EntityRequest]) -> list[EntityRequest]:
+    "Those with plain bodies; the others are answered by themselves"
+    limits = server.settings.limits
+    plain = []
+    for each in group:
+        if each.left:  # its deadline came first
+            continue
+        each.body = read_plain(each.request.body, limits)
+        if each.body is None:
+            answer_alone(each)
+        else:
+            plain.append(each)
+    return plain
+
+
+def _is_reading(server: ModelServer) -> bool:
+    "Whether a store over a network is asked just now, and not in trouble"
+    if server.watch.reading == 0:
+        return False
+    try:
+        server.watch.look()
+    except Outage:
+        return False  # those that wait are told so
+    return True
+
+# %% ../nbs/16gad_entity_answers.ipynb #16fd0911
 _TURN = 50  # requests that are read before others get their turn
 
 
 def read_asked(server: ModelServer) -> None:
-    "Read the requests that wait, and have them scored"
+    "Read the requests that wait, and have them scored; during a read they wait on"
+    if _is_reading(server):
+        return
     group = server.asked[:_TURN]
     del server.asked[:_TURN]
     if server.asked:
         asyncio.get_running_loop().call_soon(read_asked, server)
-    limits = server.settings.limits
-    plain = []
-    for each in group:
-        each.body = read_plain(each.request.body, limits)
-        if each.body is None or server.store.remote:  # of one over a network, beside the loop
-            answer_alone(each)
-        else:
-            plain.append(each)
+    plain = _take_plain(server, group)
     with fail_unanswered(plain):
         if plain:
             _read_group(server, plain)
@@ -349,7 +459,10 @@ def answer_entities(server: ModelServer, request: Request) -> asyncio.Future:  #
     inside = server.admission.enter(deadline - now)
     loop = asyncio.get_running_loop()
     each = EntityRequest(server, request, loop.create_future(), inside, deadline=deadline)
-    if not server.asked:
+    remote = server.store.remote
+    if remote:
+        each.start_timer()
+    if remote or not server.asked:  # one that is in trouble meanwhile is noticed by the next
         loop.call_soon(read_asked, server)
     server.asked.append(each)
     return each.told

@@ -1,20 +1,31 @@
 """A running server whose online store is on a real Redis that hangs, dies and comes back"""
 
+import asyncio
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import polars as pl
 import pytest
+import redis
 
+from mlref.core import DAY
+from mlref.dead_letters import Outage
+from mlref.entity_answers import answer_entities
 from mlref.ext.redis_process import RedisProcess
 from mlref.ext.redis_store import RedisStore
+from mlref.log import LocalLog
 from mlref.materialize import apply_events
+from mlref.model_server import ServerSettings
+from mlref.routes import open_server
 from programs import need
 from server_fixture import start_copy
 from small import FEATURES, make_events
+from test_entity_answers import ask_alone, ask_together, make_bundles, make_request, visit
 
-QUICK = 0.5  # seconds; what does not need the store is answered within
+QUICK = 1.0  # seconds; what does not need the store is answered within; the store hangs for three
 ROWS = [[1.0, 2.0]]
 
 
@@ -77,6 +88,14 @@ def wait_ready(server, ready=True, seconds=10.0):
     raise AssertionError(f'expected readiness {ready} within {seconds} s, got {status} {said}')
 
 
+def wait_refused(found, path, seconds=10.0):
+    "Until a path was refused"
+    until = time.monotonic() + seconds
+    while all(status == 200 for asked, status, _ in list(found) if asked == path):
+        assert time.monotonic() < until, f'expected {path} to be refused within {seconds} s'
+        time.sleep(0.05)
+
+
 def need_no_store(server, stop, found):
     "Ask what needs no store, again and again"
     paths = ('/health/live', '/metrics', '/v2/models/late-visits', '/health/ready', '/status.json')
@@ -106,6 +125,7 @@ def test_a_redis_that_hangs_holds_up_only_what_needs_it(redis_server, copy, serv
         status, told, headers, seconds = ask_keys(copy)
         assert (status, headers['retry-after']) == (503, '1') and seconds < QUICK
         assert told['error'].split(' has not')[0] == said.split(' has not')[0]
+        wait_refused(found, '/health/ready')
     finally:
         redis_server.process.send_signal(signal.SIGCONT)
     wait_ready(copy)
@@ -127,3 +147,161 @@ def test_a_redis_that_dies_and_comes_back(redis_server, copy):
     redis_server.start()
     wait_ready(copy)
     assert ask_keys(copy)[1] == before
+
+
+def count_reads(url):
+    "How often a Redis was asked for values, as it counts that itself"
+    with redis.Redis.from_url(url) as client:
+        return client.info('commandstats').get('cmdstat_mget', {'calls': 0})['calls']
+
+
+def end_looks(watch):
+    "Look at a store no more, since that is counted, too; and trust it for ever"
+    watch.looks.ended.set()
+    for thread in threading.enumerate():
+        if thread.name == 'store-looks':
+            thread.join()
+    watch.looks.late = 1e9
+
+
+@pytest.fixture(scope='module')
+def counted():
+    "A Redis that nobody else asks"
+    need('redis-server')
+    with RedisProcess() as process:
+        yield process
+
+
+@pytest.fixture
+def here(counted, tmp_path):
+    "A server of this process, whose features are on a Redis"
+    feed(counted.url, tmp_path.name)
+    store = RedisStore(counted.url, tmp_path.name, FEATURES, readonly=True)
+    unremembered = ServerSettings(cache_bytes=0)  # each score is computed
+    server = open_server(make_bundles()[0], store, LocalLog(tmp_path / 'served'), unremembered)
+    asyncio.run(server.watch.start())
+    end_looks(server.watch)
+    yield server
+    server.watch.close()
+    store.close()
+
+
+READS = 2  # round trips of a group: which moment it is, and its records
+
+
+def test_those_that_wait_together_share_a_round_trip(counted, here):
+    bodies = [{'entities': [visit(number)]} for number in range(360, 400)]
+    before = count_reads(counted.url)
+    found = ask_together(here, map(make_request, bodies))
+    together = count_reads(counted.url) - before
+    assert all(isinstance(each, bytes) for each in found)
+    assert together == READS
+    here.champion.vectors.reader.hot.minutes.clear()  # what it remembers of this moment
+    assert ask_alone(here, map(make_request, bodies)) == found
+    alone = count_reads(counted.url) - before - together
+    assert alone == READS * len(bodies)  # and the test can fail
+    assert (here.watch.reading, here.admission.waiting, here.champion.users) == (0, 0, 0)
+
+
+def test_a_group_waits_for_the_one_before_and_all_are_answered(counted, here):
+    bodies = [{'entities': [visit(280 + number)]} for number in range(120)]
+    before = count_reads(counted.url)
+    found = ask_together(here, map(make_request, bodies))
+    assert count_reads(counted.url) - before == 3 * READS
+    assert found == ask_alone(here, map(make_request, bodies))
+    assert all(isinstance(each, bytes) for each in found)
+
+
+async def ask_any(server, bodies):
+    "Answers to all at once, or what is wrong with the store"
+    asked = [answer_entities(server, make_request(body)) for body in bodies]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    return [str(each) if isinstance(each, Outage) else each.body for each in found]
+
+
+def spoil(url, space, name):
+    "Change a byte of a record"
+    with redis.Redis.from_url(url) as client:
+        [key] = [key for key in client.scan_iter(f'{space}:r:*') if name in key]
+        value = client.get(key)
+        client.set(key, value[:-1] + bytes([value[-1] ^ 1]))
+
+
+def test_a_damaged_record_is_told_to_those_that_need_it(counted, here, tmp_path):
+    bodies = [{'entities': [visit(number)]} for number in range(380, 400)]
+    spoil(counted.url, tmp_path.name, b's1')
+    found = asyncio.run(ask_any(here, bodies))
+    for number, each in zip(range(380, 400), found, strict=True):
+        assert isinstance(each, bytes) == (number % 3 != 1), each
+        assert isinstance(each, bytes) or each.startswith('expected the record sales/shop/s1')
+
+
+def test_each_waits_for_a_hanging_store_until_its_own_deadline(counted, here):
+    waits = (300, 600, 900)  # milliseconds
+    took = []
+
+    async def ask(wait):
+        begun = time.monotonic()
+        body = {'entities': [visit(390)]}
+        with pytest.raises(Outage, match='by the deadline'):
+            await answer_entities(here, make_request(body, **{'x-timeout-ms': str(wait)}))
+        took.append(time.monotonic() - begun)
+
+    async def ask_all():
+        await asyncio.gather(*map(ask, waits))
+
+    counted.process.send_signal(signal.SIGSTOP)
+    try:
+        asyncio.run(ask_all())
+    finally:
+        counted.process.send_signal(signal.SIGCONT)
+    assert took == sorted(took)
+    for wait, seconds in zip(waits, took, strict=True):
+        assert wait / 1000 - 0.01 < seconds < wait / 1000 + 1.5
+    assert (here.admission.waiting, here.champion.users) == (0, 0)
+    [again] = ask_together(here, [make_request({'entities': [visit(390)]})])
+    assert isinstance(again, bytes)
+
+
+ROUNDS = 10
+
+
+def test_many_clients_of_a_running_server_share_round_trips(redis_server, copy, served):
+    wait_ready(copy)
+    bodies = [{'entities': [visit(368 + number)]} for number in range(32)]
+
+    def ask(body):
+        return [copy.call('POST', '/predict', body)[:2] for _ in range(ROUNDS)]
+
+    before = count_reads(redis_server.url)
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        found = list(pool.map(ask, bodies))
+    reads = count_reads(redis_server.url) - before
+    for body, answers in zip(bodies, found, strict=True):
+        assert answers == [served.call('POST', '/predict', body)[:2]] * ROUNDS
+    print(f'{reads} round trips of {len(bodies) * ROUNDS} requests')
+    assert reads < len(bodies) * ROUNDS
+
+
+def read_lags(server):
+    "Seconds that each kind of event is behind, as a scraper reads them"
+    page = server.call('GET', '/metrics')[1].decode()
+    prefix = 'mlref_feed_lag_seconds{'
+    lines = [line for line in page.splitlines() if line.startswith(prefix)]
+    return {line.split('kind="')[1].split('"')[0]: float(line.split()[1]) for line in lines}
+
+
+def test_each_feed_has_its_lag_on_a_redis(redis_server, copy):
+    wait_ready(copy)
+    before = read_lags(copy)
+    assert before == {'visit': 3600.0, 'end': 0.0}  # a visit ends an hour after it is known
+    store = RedisStore(redis_server.url, 'redis-home', FEATURES)
+    shift = pl.col('event_time', 'known_time') + 8 * DAY
+    visits = make_events().filter(kind='visit').with_columns(shift)
+    apply_events(store, visits)
+    newest = visits['known_time'].max()
+    store.close()
+    deadline = time.monotonic() + 5
+    while (found := read_lags(copy)) == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found == {'visit': 0.0, 'end': 60.0 * (newest - make_events()['known_time'].max())}
