@@ -175,6 +175,13 @@ def store_rules(objective: ServingObjective) -> list[Rule]:
         summary='{{ $labels.model }} is fed nothing',
         wait=objective.patience,
     )
+    one = AlertRule(
+        alert='StaleFeed',
+        expr='mlref_feed_lag_seconds > mlref_feed_lag_limit_seconds',
+        severity='page',
+        summary='{{ $labels.model }} is fed no {{ $labels.kind }}',
+        wait=objective.patience,
+    )
     letters = AlertRule(
         alert='DeadLetters',
         expr='mlref_store_dead_letters > 0',
@@ -182,7 +189,7 @@ def store_rules(objective: ServingObjective) -> list[Rule]:
         summary='{{ $labels.model }} has set events aside',
         wait=objective.patience,
     )
-    return [unreadable, stale, letters]
+    return [unreadable, stale, one, letters]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0031
 _DAY = 86_400  # seconds

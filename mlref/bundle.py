@@ -118,6 +118,7 @@ def _decode_task(data: Mapping[str, Any]) -> ServedTask:
     about: dict[str, Any] = {**data, 'columns': dict(data['columns']), 'check_request': check}
     about['fields'] = tuple(RequestField(**field) for field in data['fields'])
     about['limits'] = MessageLimits(**data['limits'])
+    about['kinds'] = tuple(data.get('kinds', ()))  # a bundle of an earlier release has none
     return ServedTask(**about)
 
 # %% ../nbs/15d_bundle.ipynb #15d00011

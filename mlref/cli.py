@@ -19,10 +19,11 @@ import typer
 from . import __version__
 from .cli_balance import balance_app
 from .cli_features import features_app
+from .cli_keys import keys_app
 from .cli_models import models_app
 from .cli_observe import observe_app
 from .cli_rollout import rollout_app
-from .cli_serving import keys_app, serving_app
+from .cli_serving import serving_app
 from .core import MlrefError, write_bytes
 from .doctor import examine_machine
 from mlref.pipeline import (

@@ -102,6 +102,17 @@ _MEMORY = (
         says='See that the feed runs; in a replay it is years.',
     ),
 )
+_FEEDS = (
+    Panel(
+        title='Seconds that a kind of event is behind the others',
+        lines={
+            '{{model}} {{kind}}': 'max by (model, kind) (mlref_feed_lag_seconds)',
+            '{{model}} {{kind}} limit': 'max by (model, kind) (mlref_feed_lag_limit_seconds)',
+        },
+        unit='s',
+        says='One feed has stopped while others come: see what brings this kind.',
+    ),
+)
 _MACHINE = (
     Panel(
         title='Cores in use',
@@ -129,7 +140,7 @@ _ROOM = (
         unit='percentunit',
     ),
 )
-_ALL = (*_TRAFFIC, *_SPEED, *_WORK, *_MEMORY, *_MACHINE, *_ROOM)
+_ALL = (*_TRAFFIC, *_SPEED, *_WORK, *_MEMORY, *_FEEDS, *_MACHINE, *_ROOM)
 SERVING = Dashboard('mlref-serving', 'mlref: serving', _ALL)
 
 # %% ../nbs/15h_dashboards.ipynb #15cc0010

@@ -6,7 +6,7 @@
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
            'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_vectors', 'read_rows',
            'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
-           'measure_store']
+           'measure_feeds', 'measure_champion', 'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -34,6 +34,7 @@ from .dead_letters import Outage
 from .feature_status import find_status_places
 from .group_commit import GroupCommit
 from .log import LocalLog
+from .materialize import decode_feeds
 from .model_health import decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore
@@ -469,6 +470,39 @@ def measure_model(
         found[write_sample('mlref_monitor_timestamp_seconds', model=name)] = math.nan
     return found
 
+# %% ../nbs/16g_model_server.ipynb #16d1001e
+def measure_feeds(
+    server: ModelServer,
+) -> dict[str, float]:  # Sample -> its value; none where the store does not tell kinds apart yet
+    "How far each kind of event is behind the newest of all, and how far it may be, for a scraper"
+    task = server.task
+    feeds = decode_feeds(server.watch.fed)
+    if feeds is None:
+        return {}
+    lags = feeds.lags(task.kinds or feeds.newest, server.watch.clock)  # a bundle may be older
+    named = {'mlref_feed_lag_seconds': lags, 'mlref_feed_lag_limit_seconds': task.max_feed_lag}
+    return {
+        write_sample(name, model=task.name, kind=kind): 60.0 * minutes
+        for name, by_kind in named.items()
+        for kind, minutes in by_kind.items()
+    }
+
+# %% ../nbs/16g_model_server.ipynb #16d10022
+def measure_champion(
+    server: ModelServer,
+) -> dict[str, float]:  # Sample -> its value
+    "Which version answers, and how much it remembers, for a scraper"
+    name = server.task.name
+    for each in set(server.versions.values()):
+        count_cache(server, each)
+    served = server.versions.get('champion')
+    if served is None:
+        return {}
+    gauges = {write_sample('mlref_model_info', model=name, version=served.version): 1.0}
+    if served.cache is not None:  # of the worker that answers
+        gauges[write_sample('mlref_cache_hit_rate', model=name)] = served.cache.hit_rate
+    return gauges
+
 # %% ../nbs/16g_model_server.ipynb #b29a0f5b
 def measure_store(
     server: ModelServer,
@@ -481,18 +515,14 @@ def measure_store(
         clock = float(server.watch.clock)
         letters = server.watch.letters()
         values = (letters, server.store.lag(), clock, server.clock() // 60 - clock)
+        feeds = measure_feeds(server)
     except Outage:  # what was counted is told nevertheless
         values = (math.nan,) * len(names)
+        feeds = {}
     gauges = {
         write_sample(f'mlref_store_{each}', model=name): float(value)
         for each, value in zip(names, values, strict=True)
     }
-    for each in set(server.versions.values()):
-        count_cache(server, each)
-    served = server.versions.get('champion')
-    if served is not None:
-        gauges[write_sample('mlref_model_info', model=name, version=served.version)] = 1.0
-        if served.cache is not None:  # of the worker that answers
-            gauges[write_sample('mlref_cache_hit_rate', model=name)] = served.cache.hit_rate
-    lost = write_sample('mlref_log_could_be_lost', model=name)
-    return {**gauges, **measure_model(server), lost: float(server.log.could_be_lost)}
+    gauges |= feeds | measure_champion(server) | measure_model(server)
+    gauges[write_sample('mlref_log_could_be_lost', model=name)] = float(server.log.could_be_lost)
+    return gauges

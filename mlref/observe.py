@@ -136,6 +136,8 @@ _OF_NOW = {
     'mlref_store_snapshot_lag': Metric('gauge', 'Commits since the oldest moment that is held'),
     'mlref_store_clock_minutes': Metric('gauge', 'Newest known time applied, minutes since 1970'),
     'mlref_store_lag_minutes': Metric('gauge', 'Minutes that this is behind the clock on the wall'),
+    'mlref_feed_lag_seconds': Metric('gauge', 'Newest event of a kind to the newest of all kinds'),
+    'mlref_feed_lag_limit_seconds': Metric('gauge', 'What the task allows of that'),
     'mlref_cache_hit_rate': Metric('gauge', 'Share of entities whose score was remembered'),
     'mlref_log_could_be_lost': Metric('gauge', 'Messages accepted and not on disk yet'),
 }

@@ -6,10 +6,13 @@
 __all__ = ['mlflow_errors', 'make_tables']
 
 # %% ../nbs/13c_registry_file.ipynb #13c00004
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from .addresses import sqlite_uri
 from .edges import explain_errors
+from .file_cache import cache_folder, cached_file
 
 # %% ../nbs/13c_registry_file.ipynb #13c00007
 def mlflow_errors() -> tuple[type[Exception], ...]:
@@ -22,17 +25,27 @@ def mlflow_errors() -> tuple[type[Exception], ...]:
     return MlflowException, RequestException, SQLAlchemyError, CommandError, OSError
 
 # %% ../nbs/13c_registry_file.ipynb #13c00f02
+def _migrate(file: Path) -> None:
+    "What MLflow does to a file that has no tables"
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    engine = create_sqlalchemy_engine(sqlite_uri(file))
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+
+
 def make_tables(
     file: Path,  # Becomes an SQLite file with the tables of MLflow
 ) -> None:
     "All tables, in their newest form; raises `MlrefError` when they cannot be made"
     wanted = f'to make the tables of a registry in {file}'
     errors = (*mlflow_errors(), ImportError)
+    folder = cache_folder()
     with explain_errors(wanted, 'see that the folder can be written', errors):
-        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-
-        engine = create_sqlalchemy_engine(sqlite_uri(file))
-        try:
-            _initialize_tables(engine)
-        finally:
-            engine.dispose()
+        if folder is None:
+            _migrate(file)
+        else:
+            inputs = [version(package) for package in ('mlflow', 'sqlalchemy', 'alembic')]
+            shutil.copyfile(cached_file(folder, 'tables.db', inputs, _migrate), file)

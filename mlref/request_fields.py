@@ -8,7 +8,7 @@ __all__ = ['JSON_TYPES', 'RequestField', 'request_fields', 'ServedTask', 'make_s
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0004
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,9 @@ class ServedTask:
     limits: MessageLimits  # Of events
     # Raises `MlrefError` for an entity that cannot be scored; None = there is none
     check_request: Callable[[Mapping[str, Any]], None] | None = None
+    kinds: tuple[str, ...] = ()  # Of events
+    # Kind -> minutes that its newest event may be behind the newest of all
+    max_feed_lag: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def nullable(self) -> tuple[str, ...]:
@@ -136,7 +139,7 @@ class ServedTask:
 def make_served_task(task: 'Task') -> ServedTask:
     "What a server must know of a task"
     columns = {name: str(kind) for name, kind in task.schema.columns.items()}
-    same = ('name', 'entity', 'outcome', 'request_time', 'check_request')
+    same = ('name', 'entity', 'outcome', 'request_time', 'check_request', 'max_feed_lag')
     return ServedTask(
         **{name: getattr(task, name) for name in same},
         entity_id=task.schema.entity_id,
@@ -144,6 +147,7 @@ def make_served_task(task: 'Task') -> ServedTask:
         fields=request_fields(task),
         columns=columns,
         limits=task.schema.limits,
+        kinds=task.schema.kinds,
     )
 
 # %% ../nbs/15b_request_fields.ipynb #15bf000e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AlarmState', 'Sample', 'parse_samples', 'Buckets', 'count_by', 'sum_buckets', 'judge_rule', 'Alarm', 'judge_rules',
-           'VersionStatus', 'ModelFacts', 'WorkStatus', 'ModelStatus', 'ProcessStatus', 'ServerStatus',
+           'VersionStatus', 'ModelFacts', 'WorkStatus', 'FeedStatus', 'ModelStatus', 'ProcessStatus', 'ServerStatus',
            'describe_model', 'describe_processes', 'describe_server']
 
 # %% ../nbs/15m_status.ipynb #b37a98d5
@@ -99,9 +99,18 @@ def _is_meant(term: re.Match[str], sample: Sample) -> bool:
     return re.fullmatch(term['values'], sample.labels.get(term['label'], '')) is not None
 
 
-def _holds(term: re.Match[str], value: float, now: float) -> bool:
+def _find_limit(term: re.Match[str], sample: Sample, samples: Iterable[Sample]) -> float:
+    "What a sample is compared with; NaN where the gauge of its limit is not there"
+    if not term['limit'].startswith('mlref_'):
+        return float(term['limit'])
+    for each in samples:
+        if each.metric == term['limit'] and each.labels == sample.labels:
+            return each.value
+    return math.nan
+
+
+def _holds(term: re.Match[str], value: float, limit: float, now: float) -> bool:
     shown = now - value if term['age'] else value
-    limit = value if term['limit'] == term['metric'] else float(term['limit'])
     return shown > limit if term['sign'] == '>' else shown != limit
 
 # %% ../nbs/15m_status.ipynb #bd77c758
@@ -123,9 +132,11 @@ def judge_rule(
     terms = _read_terms(rule.expr)
     if not terms:
         return 'elsewhere'
+    listed = list(samples)
     found: list[bool] = []
-    for each in samples:
-        found += [_holds(term, each.value, now) for term in terms if _is_meant(term, each)]
+    for each in listed:
+        meant = [term for term in terms if _is_meant(term, each)]
+        found += [_holds(term, each.value, _find_limit(term, each, listed), now) for term in meant]
     if not found:
         return 'no data'
     return 'on' if any(found) else 'off'
@@ -197,6 +208,14 @@ class WorkStatus:
 
 
 @dataclass(frozen=True)
+class FeedStatus:
+    "How far one kind of event is behind the newest of all"
+
+    lag: float  # Seconds
+    limit: float | None  # What the task allows; None = it says nothing
+
+
+@dataclass(frozen=True)
 class ModelStatus:
     "What can be said of a task"
 
@@ -205,6 +224,7 @@ class ModelStatus:
     alarms: tuple[Alarm, ...]
     clock: float | None  # Newest fact in the store, seconds since 1970; None = not known
     calibrated: float | None  # When the calibration was fitted, seconds since 1970
+    feeds: Mapping[str, FeedStatus]  # Kind of event -> its feed; empty = not known
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,13 @@ class ServerStatus:
     processes: tuple[ProcessStatus, ...]  # Empty where they cannot be measured
     elsewhere: Mapping[str, float]  # HTTP status -> answers that belong to no task
     models: tuple[ModelStatus, ...]
+
+# %% ../nbs/15m_status.ipynb #0c8c0047
+def _describe_feeds(samples: Iterable[Sample]) -> dict[str, FeedStatus]:
+    listed = list(samples)
+    limits = count_by(listed, 'mlref_feed_lag_limit_seconds', 'kind')
+    lags = count_by(listed, 'mlref_feed_lag_seconds', 'kind')
+    return {kind: FeedStatus(lag, limits.get(kind)) for kind, lag in lags.items()}
 
 # %% ../nbs/15m_status.ipynb #8fdb4310
 def _known(samples: Iterable[Sample], metric: str, scale: float = 1.0) -> float | None:
@@ -268,6 +295,7 @@ def describe_model(
         alarms=judge_rules(rules, own, facts.name, now),
         clock=clock or None,  # 0 = nothing was applied yet
         calibrated=_known(own, 'mlref_calibration_timestamp_seconds'),
+        feeds=_describe_feeds(own),
     )
 
 # %% ../nbs/15m_status.ipynb #99191e94

@@ -191,6 +191,14 @@ function alarms(model) {
     nothing(`Need Prometheus (a history, or an eye outside): ${other.join(', ')}.`));
 }
 
+function feeds(model) {
+  const rows = Object.entries(model.feeds).map(([kind, { lag, limit }]) => [kind,
+    compare(lag, null, limit, age), limit === null ? none : age(limit)]);
+  return card('feeds', 'Behind the newest event, by kind',
+    rows.length ? table(['Kind', 'Behind', 'Limit'], rows)
+      : nothing('the store does not tell its feeds apart yet'));
+}
+
 function views(model) {
   const rows = Object.entries(model.work.values).map(([view, found]) => [view,
     share(found.missing || 0, total(found)), share(found.expired || 0, total(found)),
@@ -303,7 +311,7 @@ function draw() {
   choose(status);
   document.getElementById('main').replaceChildren(tiles(model, status), curves(model),
     element('div', { class: 'cards' }, alarms(model), health(model, status), versions(model),
-      views(model)));
+      feeds(model), views(model)));
   document.getElementById('about').textContent = about(status);
 }
 

@@ -18,12 +18,14 @@ from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibration
 from .core import MlrefError
 from .dead_letters import LETTERS, Outage
 from .group_commit import BackgroundThread
+from .materialize import FEEDS_KEY
 from .model_health import HEALTH_KEY
 from .online import FedStore
 from .protocols import RequestError
 
 # %% ../nbs/16fa_store_watch.ipynb #16fa000d
 T = TypeVar('T')
+_NOTES = [b'!newest', CALIBRATION_KEY, FEEDS_KEY]
 
 
 class StoreWatch:
@@ -34,6 +36,7 @@ class StoreWatch:
         self.moment: tuple[int, ...] = ()
         self.clock = 0  # Newest known time that was applied, minutes UTC; 0 = nothing was
         self.note: bytes | None = None  # Of the calibrations
+        self.fed: bytes | None = None  # Of the feeds
         self.reading = 0  # Groups of requests that are read beside the loop just now
 
     async def start(self) -> None:
@@ -48,8 +51,8 @@ class StoreWatch:
         moment = self.store.moment()
         if moment == self.moment:
             return
-        self.clock = self.store.clock()
-        self.note = self.store.note(CALIBRATION_KEY)
+        clock, self.note, self.fed = self.store.notes(_NOTES)
+        self.clock = int(clock or 0)
         self.moment = moment
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ __all__ = ['Labels', 'Cuts', 'EventReader', 'no_checks', 'no_slices', 'Task', 's
 # %% ../nbs/06c_task.ipynb #e06c0005
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,8 @@ class Task:
     # Called with each row that a server is asked about; raises `MlrefError` for one it cannot score
     check_request: Callable[[Mapping[str, Any]], None] | None = None
     nullable: tuple[str, ...] = ()  # Columns of a request that may be null
+    # Kind -> minutes that its newest event may be behind the newest of all, before somebody is told
+    max_feed_lag: Mapping[str, int] = field(default_factory=dict)
     address: str = ''  # Where `load_task` finds it, for what runs in a process of its own
 
     def __post_init__(self):
@@ -88,9 +90,11 @@ class Task:
 # %% ../nbs/06c_task.ipynb #3497dc71
 def _check_names(task: Task) -> None:
     check_name(task.name, 'the name of a task')
-    for field in ('label_kinds', 'monitored', 'nullable'):
-        check_distinct(getattr(task, field), f'{field} of {task.name}')
-    kinds = (task.request_kind, *task.label_kinds)
+    for each in ('label_kinds', 'monitored', 'nullable'):
+        check_distinct(getattr(task, each), f'{each} of {task.name}')
+    kinds = (task.request_kind, *task.label_kinds, *task.max_feed_lag)
+    for kind, lag in task.max_feed_lag.items():
+        check_number(lag, f'max_feed_lag of {kind}', low=1, whole=True)
     unknown = [kind for kind in kinds if kind not in task.schema.kinds]
     if unknown:
         raise MlrefError(
@@ -98,7 +102,7 @@ def _check_names(task: Task) -> None:
             ' name kinds of the schema'
         )
 
-
+# %% ../nbs/06c_task.ipynb #06fe0003
 def _check_columns(task: Task) -> None:
     columns = task.schema.columns
     unknown = [name for name in (task.request_time, *task.nullable) if name not in columns]

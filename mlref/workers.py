@@ -27,6 +27,7 @@ from .access import RateLimiter, check_exposed, make_addresses, read_keys
 from .arguments import check_distinct
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
+from .cores import CoreKeeper
 from .edges import child_command, child_environment
 from .engines import open_online_store
 from mlref.followers import (
@@ -94,7 +95,9 @@ def open_worker(
     check_distinct([follower.server.task.name for follower in followers], 'tasks of a server')
     servers = [follower.server for follower in followers]
     traces = open_traces()
-    app = make_app(*servers, services=followers if traces is None else [*followers, traces])
+    keepers = [CoreKeeper(index)] if options.pin else []
+    tracers = [] if traces is None else [traces]
+    app = make_app(*servers, services=[*followers, *keepers, *tracers])
     app.traces = traces
     for server in servers:
         server.traces = traces

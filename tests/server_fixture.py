@@ -323,6 +323,7 @@ def start_copy(
     folder: Path,  # Of the other server
     home: Path | None = None,  # Its run; None = the same
     says: Any = None,  # Where its errors go
+    **more: Any,  # Options of the server
 ) -> Iterator[tuple[Served, subprocess.Popen]]:
     "Another server of the same versions, which may be stopped and spoilt"
     from mlref.followers import ServeOptions
@@ -330,7 +331,7 @@ def start_copy(
     home = served.home if home is None else home
     shutil.copytree(served.folder / 'bundles', folder / 'bundles')
     shutil.copy(served.folder / 'state.json', folder)
-    options = ServeOptions('small:TASK', str(home), str(folder), port=0)
+    options = ServeOptions('small:TASK', str(home), str(folder), port=0, **more)
     process, url = start_process(options, says=says)
     try:
         yield replace(served, url=url, pid=process.pid, home=home), process

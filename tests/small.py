@@ -66,6 +66,7 @@ TASK = Task(
     request_time='event_time',
     labels=find_labels,
     label_kinds=('end',),
+    max_feed_lag={'visit': 240, 'end': 240},
 )
 OTHER = replace(TASK, name='early-visits')
 

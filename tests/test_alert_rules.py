@@ -11,6 +11,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
+import polars as pl
 import pytest
 
 from mlref.alert_rules import (
@@ -21,8 +22,13 @@ from mlref.alert_rules import (
     rule_file,
     serving_rules,
 )
+from mlref.core import DAY
+from mlref.lmdb_store import LmdbStore
+from mlref.materialize import apply_events
 from mlref.observe import METRICS
 from programs import need
+from server_fixture import start_copy
+from small import FEATURES, make_events
 
 OBJECTIVE = ServingObjective()
 RULES = serving_rules(OBJECTIVE)
@@ -100,6 +106,21 @@ CASES = {
         '25m',
         MODEL,
         'late is fed nothing',
+    ),
+    'StaleFeed': Case(
+        {
+            # one kind stands still behind a clock that goes on, and comes again
+            'mlref_feed_lag_seconds{model="late",kind="weather"}': '0+600x25 0x25',
+            'mlref_feed_lag_seconds{model="late",kind="arrival"}': '0+600x25 0x25',
+            'mlref_feed_lag_seconds{model="late",kind="rumour"}': '90000x50',  # no limit
+            'mlref_feed_lag_limit_seconds{model="late",kind="weather"}': '10800x50',
+            'mlref_feed_lag_limit_seconds{model="late",kind="arrival"}': '28800x50',
+        },
+        '18m',
+        '25m',
+        '35m',
+        {**MODEL, 'kind': 'weather'},
+        'late is fed no weather',
     ),
     'ValuesMissing': Case(
         {
@@ -368,3 +389,31 @@ def test_a_running_server_that_fails_rings_one_alert_and_it_resolves(served, wat
     wait_for(lambda: any(state == 'resolved' for _, state in told), 'an end of the alert')
     assert {labels['alertname'] for labels, _ in told} == {'ErrorBurnFast'}
     assert {labels['model'] for labels, _ in told} == {'late-visits'}
+
+
+def test_a_feed_that_stops_behind_a_lively_one_rings_and_stops_when_it_comes_again(
+    served, watch, webhook, tmp_path
+):
+    later = make_events().with_columns(
+        pl.col('event_time', 'known_time') + 8 * DAY, pl.col('event_id', 'visit') + 'later'
+    )
+    visits = later.filter(kind='visit').head(60)
+    home = tmp_path / 'home'
+    home.mkdir()
+    (home / 'registry').symlink_to(served.home / 'registry')
+    store = LmdbStore(home / 'online', FEATURES)
+    apply_events(store, make_events())
+    folder = tmp_path / 'server'
+    folder.mkdir()
+    with start_copy(served, folder, home) as (own, _):
+        prometheus = watch(serving_rules(LIVE), own.url.removeprefix('http://'))
+        wait_for(lambda: ask_series(prometheus, 'mlref_feed_lag_seconds') != [], 'a scrape')
+        assert webhook.told == []
+        apply_events(store, visits)
+        wait_for(lambda: webhook.told != [], 'an alert')
+        ends = later.filter(kind='end').join(visits, on='visit', how='semi')
+        apply_events(store, ends)
+        wait_for(lambda: 'resolved' in [state for _, state in webhook.told], 'an end of it')
+    store.close()
+    named = {(labels['alertname'], labels.get('kind')) for labels, _ in webhook.told}
+    assert named == {('StaleFeed', 'end')}

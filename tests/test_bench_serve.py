@@ -27,7 +27,15 @@ from peers.serve_machine import (
     send_load,
 )
 from peers.serve_peers import BY_KEYS, CONTENDERS, FEAST, OURS
-from peers.serve_rows import BY_KEYS_GOALS, GOALS, goal_rows, overload_rows, room_row, server_row
+from peers.serve_rows import (
+    BY_KEYS_GOALS,
+    FREE,
+    GOALS,
+    goal_rows,
+    overload_rows,
+    room_row,
+    server_row,
+)
 
 sys.path.remove(str(STEPS))
 
@@ -158,7 +166,7 @@ def test_goodput_counts_what_was_in_time_alone():
 
 
 def test_every_goal_names_servers_that_are_measured():
-    known = {each.name for each in CONTENDERS} | {'ours', 'ours with two workers'}
+    known = {each.name for each in CONTENDERS} | {'ours', 'ours with two workers', FREE}
     assert {name for _, ours, theirs, _ in GOALS for name in (ours, theirs)} <= known
     assert {theirs for _, _, theirs, _ in BY_KEYS_GOALS} == {'ours before', FEAST.name}
     found = {name: runs(100) for name in known} | {'ours': runs(1200)}

@@ -65,28 +65,27 @@ def ask_gates(judged: TrainingSet, challenger: np.ndarray, champion: np.ndarray)
 def test_equals_seldom_pass_and_more_often_when_flights_count_as_independent(
     champion, judged, spring
 ):
-    other = learn(spring, FEBRUARY, EDGE, kind='torch').predict(judged.X)
-    pairs = [swap_by_day(champion, other, judged.day, seed) for seed in range(EQUALS)]
+    # a fourth of the flights: 6 and 19 pass, 8 and 21 with the next ones, 8 and 24 of a third
+    some = slice(None, None, 1 if DEEP else 4)
+    y = judged.y[some]
+    day = judged.day[some]
+    other = learn(spring, FEBRUARY, EDGE, kind='torch').predict(judged.X)[some]
+    pairs = [swap_by_day(champion[some], other, day, seed) for seed in range(EQUALS)]
     by_days = 0
     for seed, pair in enumerate(pairs):
-        found = paired_auc_difference(judged.y, *pair, judged.day, seed=seed)
+        found = paired_auc_difference(y, *pair, day, seed=seed)
         by_days += better_than_champion(found).passed
-    # that two ways agree does not depend on how many flights they look at
-    some = slice(None, None, 4)
-    y = judged.y[some]
-    by_flights = delongs_of_some = 0
-    for seed, (one, other) in enumerate(pairs[:20]):
-        pair = (one[some], other[some])
+    by_flights = 0
+    for seed, pair in enumerate(pairs[:20]):
         found = paired_difference(y, *pair, np.arange(len(y)), n=100, seed=seed)
         by_flights += better_than_champion(found).passed
-        delongs_of_some += better_than_champion(delong_interval(y, *pair)).passed
-    delongs = [better_than_champion(delong_interval(judged.y, *pair)).passed for pair in pairs]
+    delongs = [better_than_champion(delong_interval(y, *pair)).passed for pair in pairs]
     print(
         f'of {EQUALS} equals {by_days} pass by days, {sum(delongs)} by DeLong; of the first 20,'
-        f' {by_flights} by flights, {delongs_of_some} by DeLong, on a fourth of the flights'
+        f' {by_flights} by flights, {sum(delongs[:20])} by DeLong'
     )
     assert by_days <= 0.08 * EQUALS and sum(delongs) > by_days
-    assert abs(by_flights - delongs_of_some) <= 3  # two ways to take flights for independent
+    assert abs(by_flights - sum(delongs[:20])) <= 3  # two ways to take flights for independent
 
 
 @pytest.mark.parametrize('seed', range(BAD))

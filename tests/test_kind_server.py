@@ -384,6 +384,26 @@ def test_a_worker_of_an_exported_engine_is_light(served):
         assert int(resident.split()[1]) < 120 * 1024
 
 
+def cores_of(folder):
+    "Where the threads of each worker may run"
+    found = []
+    for note in read_notes(folder):
+        threads = [int(name) for name in os.listdir(f'/proc/{note.pid}/task')]
+        found.append({core for thread in threads for core in os.sched_getaffinity(thread)})
+    return found
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one core: there is no choice')
+def test_a_worker_keeps_all_its_threads_on_one_core_unless_told_otherwise(served, tmp_path):
+    for i in range(20):  # the thread that writes begins with the first prediction
+        assert served.post(served.infer, served.tensor(np.array([[i, 0.5]], np.float32)))[0] == 200
+    wait_for(lambda: [len(cores) for cores in cores_of(served.folder)] == [1, 1])
+    with start_copy(served, tmp_path, pin=False) as (free, _):
+        assert free.post(free.infer, free.tensor(ONE))[0] == 200
+        time.sleep(2.5)  # seconds in which another would have been pinned
+        assert cores_of(tmp_path) == [os.sched_getaffinity(0)]
+
+
 FEW = """
 import asyncio, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
@@ -432,7 +452,7 @@ def test_a_server_that_others_can_reach_wants_keys(tmp_path):
 
 
 CROWDED = """
-import asyncio, signal, sys, time
+import asyncio, select, signal, sys, time
 from collections import deque
 from mlref.connections import HttpServer, listen
 from mlref.protocols import Answer, RequestError
@@ -472,22 +492,28 @@ app = Application([
 ])
 app.room = lambda: 32 - len(waiting)
 app.patience = 0.25
+if 'no turns' in sys.argv:
+    select.__dict__.pop('epoll')  # as outside Linux
 listening = listen('127.0.0.1', 0)
 print(listening.getsockname()[1], flush=True)
-if sys.argv[1] == 'uvloop':
+if 'uvloop' in sys.argv:
     import uvloop
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 asyncio.run(main())
 """
 
 
-@pytest.fixture(params=['asyncio', 'uvloop'])
+TURNS = ['asyncio', 'uvloop']
+
+
+@pytest.fixture
 def crowded(request):
     "Where a server listens that needs two milliseconds for a request, and its process"
-    if request.param == 'uvloop':
+    words = request.param.split(', ')
+    if 'uvloop' in words:
         pytest.importorskip('uvloop')
     process = subprocess.Popen(
-        [sys.executable, '-c', CROWDED, request.param],
+        [sys.executable, '-c', CROWDED, *words],
         stdout=subprocess.PIPE,
         text=True,
         env=child_environment(threads=1),
@@ -525,6 +551,7 @@ def ask_age(client):
     client.sendall(head + b'content-length: %d\r\n\r\n' % len(body) + body)
 
 
+@pytest.mark.parametrize('crowded', TURNS, indirect=True)
 def test_a_crowd_is_answered_in_time_or_turned_down_and_health_is_told_meanwhile(crowded):
     """1,500 requests at once, three seconds of work; the first read first would be seconds late"""
     address, _ = crowded
@@ -554,6 +581,7 @@ def test_a_crowd_is_answered_in_time_or_turned_down_and_health_is_told_meanwhile
     assert found == {'200': len(ages) + 1, '503': len(refused)}
 
 
+@pytest.mark.parametrize('crowded', [*TURNS, 'uvloop, no turns'], indirect=True)
 def test_a_crowd_that_has_asked_before_sigterm_is_answered(crowded):
     """Also those whose requests are not read yet: none of them sees a reset"""
     address, process = crowded

@@ -7,9 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import polars as pl
 import pytest
 import redis
 
+from mlref.core import DAY
 from mlref.dead_letters import Outage
 from mlref.entity_answers import answer_entities
 from mlref.ext.redis_process import RedisProcess
@@ -279,3 +281,27 @@ def test_many_clients_of_a_running_server_share_round_trips(redis_server, copy, 
         assert answers == [served.call('POST', '/predict', body)[:2]] * ROUNDS
     print(f'{reads} round trips of {len(bodies) * ROUNDS} requests')
     assert reads < len(bodies) * ROUNDS
+
+
+def read_lags(server):
+    "Seconds that each kind of event is behind, as a scraper reads them"
+    page = server.call('GET', '/metrics')[1].decode()
+    prefix = 'mlref_feed_lag_seconds{'
+    lines = [line for line in page.splitlines() if line.startswith(prefix)]
+    return {line.split('kind="')[1].split('"')[0]: float(line.split()[1]) for line in lines}
+
+
+def test_each_feed_has_its_lag_on_a_redis(redis_server, copy):
+    wait_ready(copy)
+    before = read_lags(copy)
+    assert before == {'visit': 3600.0, 'end': 0.0}  # a visit ends an hour after it is known
+    store = RedisStore(redis_server.url, 'redis-home', FEATURES)
+    shift = pl.col('event_time', 'known_time') + 8 * DAY
+    visits = make_events().filter(kind='visit').with_columns(shift)
+    apply_events(store, visits)
+    newest = visits['known_time'].max()
+    store.close()
+    deadline = time.monotonic() + 5
+    while (found := read_lags(copy)) == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found == {'visit': 0.0, 'end': 60.0 * (newest - make_events()['known_time'].max())}

@@ -14,6 +14,7 @@ from mlref.model_health import HEALTH_KEY, ModelHealth, encode_health
 from mlref.observe import write_sample
 from mlref.status import (
     Buckets,
+    FeedStatus,
     ModelFacts,
     ModelStatus,
     ServerStatus,
@@ -184,7 +185,7 @@ WORK = WorkStatus(
     cache={},
     values={},
 )
-EMPTY = ModelStatus(facts=FACTS, work=WORK, alarms=(), clock=None, calibrated=None)
+EMPTY = ModelStatus(facts=FACTS, work=WORK, alarms=(), clock=None, calibrated=None, feeds={})
 QUIET = ServerStatus(0.0, '1', 1, (), {}, (EMPTY,))
 
 
@@ -259,6 +260,23 @@ def test_each_task_of_a_server_has_its_numbers(tell):
     wait_for_text(page, '#answers b', '9')
 
 
+def test_a_feed_that_is_behind_its_limit_is_marked(tell):
+    feeds = {
+        'weather': FeedStatus(lag=14_400.0, limit=10_800.0),
+        'departure': FeedStatus(lag=14_400.0, limit=28_800.0),
+        'rumour': FeedStatus(lag=14_400.0, limit=None),
+    }
+    page = tell(QUIET, replace(QUIET, models=(replace(EMPTY, feeds=feeds),)))
+    wait_for_text(page, '#feeds', 'weather')
+    shown = page.locator('#feeds').inner_text().splitlines()
+    rows = [line.split('\t') for line in shown if '\t' in line][1:]
+    assert rows == [
+        ['weather', '4 hours ■ out of its limits', '3 hours'],
+        ['departure', '4 hours ○ in its limits', '8 hours'],
+        ['rumour', '4 hours', '–'],
+    ]
+
+
 def test_a_server_that_is_not_ready_says_why(tell):
     lost = busy(0, (0, 0, 0, 0), troubles=('expected an online store, it is gone',))
     page = tell(replace(QUIET, models=(lost,)))
@@ -275,6 +293,11 @@ GAUGES = (
         write_sample('mlref_monitor_alarms', measure=each, model='late')
         for each in ('auc', 'auc_estimated', 'gap', 'missing')
     ),
+    *(
+        write_sample(f'mlref_feed_{each}_seconds', kind=kind, model='late')
+        for kind in ('weather', 'arrival')
+        for each in ('lag', 'lag_limit')
+    ),
 )
 NOW = 200_000  # seconds; two days are 172,800
 
@@ -286,6 +309,7 @@ def draw_gauges(random: np.random.Generator) -> dict[str, float]:
         random.choice([0, 0, 1, 7]),
         *random.choice([0, NOW - 172_801, NOW - 172_800, NOW - 172_799, NOW], 2),
         *random.choice([0, 0, 0, 1], 4),
+        *random.choice([59, 60, 61], 4),
     )
     kept = random.uniform(size=len(drawn)) < 0.8
     return {name: float(x) for name, x, keep in zip(GAUGES, drawn, kept, strict=True) if keep}
@@ -297,7 +321,7 @@ def as_promtool(gauges: dict[str, float]) -> tuple[dict, dict[str, str]]:
     judged = [rule for rule in ALERTS if states[rule.alert] != 'elsewhere']
     tests = [
         {
-            'expr': f'count({rule.expr}) or vector(0)',
+            'expr': f'count({rule.expr}) > bool 0 or vector(0)',
             'eval_time': f'{NOW}s',
             'exp_samples': [{'labels': '{}', 'value': int(states[rule.alert] == 'on')}],
         }

@@ -15,7 +15,7 @@ import polars as pl
 # %% ../../nbs/44_flights_task.ipynb #f1440005
 from ..core import TrainingSet
 from .common import FLIGHT_CALENDAR
-from .contract import flight_checks, flight_rules
+from .contract import MAX_FEED_AGE, flight_checks, flight_rules
 from mlref.flights.events import (
     FLIGHT_SCHEMA,
     check_raw,
@@ -87,6 +87,7 @@ _FLIGHTS_TASK = partial(
     monitored=MONITORED,
     intended_use=INTENDED_USE,
     nullable=('tailnum',),
+    max_feed_lag=MAX_FEED_AGE,
     address='mlref.flights.task:flights_task',
 )
 

@@ -80,7 +80,8 @@ class Contender:
 
 FASTAPI = ('fastapi==0.163.2', UVICORN, ONNX, NUMPY)
 MOSEC = ('mosec==0.9.8', 'msgspec==0.22.0', ONNX, NUMPY)
-HELLO = (UVICORN, 'msgspec==0.22.0', ONNX, NUMPY)
+LEAN = ('lmdb==3.0.0', 'zlib-ng==1.1.0')  # that the least of ours imports
+HELLO = (UVICORN, 'msgspec==0.22.0', *LEAN, ONNX, NUMPY)
 TENSOR = {'body': tensor_body, 'score': p_of_tensor}
 MOSEC_PATH = '/inference'
 CONTENDERS = (
@@ -116,9 +117,15 @@ CONTENDERS = (
         environment='mosec',
         **TENSOR,
     ),
-    Contender('bare', 'serve_hello.py', HELLO, words=('bare',), environment='hello'),
+    Contender('bare', 'serve_bare.py', HELLO, words=('bare',), environment='hello'),
+    Contender('hello', 'serve_bare.py', HELLO, words=('hello',), environment='hello', scores=False),
     Contender(
-        'hello', 'serve_hello.py', HELLO, words=('hello',), environment='hello', scores=False
+        'hello of Uvicorn',
+        'serve_uvicorn.py',
+        HELLO,
+        words=('hello',),
+        environment='hello',
+        scores=False,
     ),
 )
 
@@ -194,7 +201,9 @@ def make_home(
     home.mkdir(parents=True)
     script = Path(__file__).parent / 'serve_home.py'
     command = [sys.executable, str(script), str(home), *([raw] if raw else [])]
+    # one thread: how many there are decides the last bits of a model
     environment = {**os.environ, 'PYTHONPATH': str(checkout), 'MPLBACKEND': 'agg'}
+    environment['OMP_NUM_THREADS'] = '1'
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'expected a run in {home}, got: {done.stderr[-500:]}')

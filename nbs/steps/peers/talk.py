@@ -13,9 +13,11 @@ from pathlib import Path
 def install(folder: Path, *packages: str) -> tuple[Path | None, str]:
     "Its Python, made on first use; or None and why there is none"
     python = Path(folder).resolve() / 'bin' / 'python'
-    if (Path(folder) / 'done').exists():
+    done = Path(folder) / 'done'  # what is installed: another pin is installed over it
+    wanted = ' '.join(packages)
+    if done.exists() and done.read_text() == wanted:
         return python, ''
-    print(f'installing {" ".join(packages)} into {folder}; this takes a minute or two', flush=True)
+    print(f'installing {wanted} into {folder}; this takes a minute or two', flush=True)
     try:
         venv.create(folder, with_pip=True)
         r = subprocess.run(
@@ -25,16 +27,13 @@ def install(folder: Path, *packages: str) -> tuple[Path | None, str]:
             timeout=600,
         )
     except (OSError, subprocess.SubprocessError) as e:
-        return None, f'installing {" ".join(packages)}: {type(e).__name__}'
+        return None, f'installing {wanted}: {type(e).__name__}'
     if r.returncode:
         return (
             None,
-            (
-                f'pip install {" ".join(packages)}:'
-                f' {(r.stderr.strip().splitlines() or ["failed"])[-1][:200]}'
-            ),
+            (f'pip install {wanted}: {(r.stderr.strip().splitlines() or ["failed"])[-1][:200]}'),
         )
-    (Path(folder) / 'done').touch()
+    done.write_text(wanted)
     return python, ''
 
 
