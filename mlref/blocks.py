@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK_BYTES', 'Partition', 'pack_offset', 'unpack_offset', 'split_batch', 'BlockHead', 'pack_block', 'read_head',
-           'unpack_block', 'LastBlock', 'extend_block']
+           'unpack_block', 'GrowingBlock']
 
 # %% ../nbs/02b_blocks.ipynb #02b00005
 import struct
@@ -160,36 +160,46 @@ def unpack_block(
     return [body[first:last] for first, last in pairwise(edges[start : stop + 1])]
 
 # %% ../nbs/02b_blocks.ipynb #02b00014
-_SMALL = 2 * 4096 - 16  # bytes to which a block grows by small appends
+_SMALL = 2022  # bytes to which a block grows by small appends: two of them fill a page of LMDB
 
 
-class LastBlock(NamedTuple):
-    "The newest block of a partition"
+class GrowingBlock:
+    "The newest block of a partition, while its writer adds to it"
 
-    key: bytes  # It is stored under
-    head: BlockHead
-    block: bytes | memoryview  # As it is stored
+    def __init__(
+        self,
+        partition: Partition,
+        key: bytes | memoryview,  # It is stored under
+        block: bytes | memoryview,  # As it is stored
+    ):
+        head = read_head(block, partition, key)
+        self.partition = partition
+        self.key = bytes(key)
+        self.key_check = crc32(key, partition.seed)
+        self.body_check = head.body_check
+        self.count = head.count
+        self.form = head.form
+        self.epoch = head.epoch
+        self.end = unpack_offset(key) + head.count  # The offset of the next message
+        self.stored = bytearray(block[:_SMALL])  # With what was added; a larger one cannot grow
 
-    def end(self) -> int:
-        "The offset of the next message"
-        return unpack_offset(self.key) + self.head.count
-
-
-def extend_block(
-    last: LastBlock,
-    partition: Partition,
-    messages: list[bytes],  # To add
-    epoch: int,  # Of the writer
-    appended_at: int,  # Milliseconds since 1970-01-01 UTC
-) -> LastBlock | None:  # None when they need a block of their own
-    "A block with more messages"
-    key, head, block = last
-    if len(block) + sum(map(len, messages)) + len(messages) > _SMALL:
-        return None
-    form, body = _pack_body(messages)
-    if head.epoch != epoch or head.form != _LINES or form != _LINES:
-        return None
-    more = b'\n' + body
-    check = crc32(more, head.body_check)
-    grown = BlockHead(check, head.count + len(messages), _LINES, epoch, appended_at)
-    return LastBlock(key, grown, _seal(partition, key, grown, block[_HEAD.size :], more))
+    def add(
+        self,
+        messages: list[bytes],
+        appended_at: int,  # Milliseconds since 1970-01-01 UTC
+    ) -> bool:  # False when they need a block of their own; nothing has changed then
+        "Add messages behind those that are there"
+        n = len(messages)
+        if len(self.stored) + sum(map(len, messages)) + n > _SMALL or self.form != _LINES:
+            return False
+        more = b'\n'.join((b'', *messages))
+        if more.count(b'\n') != n:
+            return False
+        self.body_check = crc32(more, self.body_check)
+        self.count += n
+        self.end += n
+        packed = _REST.pack(self.body_check, self.count, _LINES, self.epoch, appended_at)
+        check = crc32(packed, self.key_check)
+        self.stored[: _HEAD.size] = check.to_bytes(4, 'little') + packed
+        self.stored += more
+        return True

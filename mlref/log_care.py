@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -18,7 +19,7 @@ from .blocks import pack_offset, read_head, unpack_offset
 from .consumer import list_partitions
 from .core import MlrefError
 from .lmdb_files import LmdbSettings, begin_read, open_lmdb
-from .log import LocalLog, check_partition, find_table, read_moment, write_moment
+from .log import LocalLog, check_partition, find_table, read_moment, write_atomically
 
 # %% ../nbs/03c_log_care.ipynb #03c0000a
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ def stored_blocks(
     return found
 
 # %% ../nbs/03c_log_care.ipynb #03d00010
+def _delete_blocks(txn: lmdb.Transaction, offsets: Sequence[int], table: Any) -> None:
+    for offset in offsets:
+        txn.delete(pack_offset(offset), db=table)
+
+
 def trim_log(
     log: LocalLog,  # Opened for writing
     topic: str,
@@ -93,9 +99,7 @@ def trim_log(
     # a block goes when the one after it begins at or before that offset
     old = [block.offset for block, after in pairwise(blocks) if after.offset <= first]
     table = find_table(log, check_partition(topic, partition))
-    with write_moment(log) as txn:
-        for offset in old:
-            txn.delete(pack_offset(offset), db=table)
+    write_atomically(log, _delete_blocks, old, table)
     return log.start(topic, partition)
 
 # %% ../nbs/03c_log_care.ipynb #03c00012

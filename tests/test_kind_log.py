@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import lmdb
@@ -17,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlref.blocks import (
-    LastBlock,
+    GrowingBlock,
     Partition,
-    extend_block,
     pack_block,
     pack_offset,
     read_head,
@@ -31,11 +31,12 @@ from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.ingest import ingest, read_position
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
-from mlref.log import LocalLog
+from mlref.log import LocalLog, append_together
 from mlref.log_care import Retention, StoredBlock, convert_log, retained_from, trim_log, verify_log
 from mlref.log_position import LogPosition, check_position, position_at
 from mlref.model_server import PredictionRow, encode_row
 from mlref.snapshots import open_snapshot, publish_snapshot
+from programs import MLREF
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 MANY = settings(max_examples=1000 if DEEP else 30, deadline=None, derandomize=not DEEP)
@@ -102,8 +103,8 @@ def test_a_copy_that_was_cut_back_is_refused(log, tmp_path):
 def test_the_command_that_follows_a_log_says_so_and_fails(log, tmp_path):
     log.append('events', [b'{}'] * 5)
     log.close()
-    command = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())']
-    command += ['ingest', '--once', '--log', tmp_path / 'log', '--lake', tmp_path / 'l.duckdb']
+    command = [*MLREF, 'ingest', '--once', '--log', tmp_path / 'log']
+    command += ['--lake', tmp_path / 'l.duckdb']
     subprocess.run(command, capture_output=True)
     shutil.rmtree(tmp_path / 'log')
     other = LocalLog(tmp_path / 'log')
@@ -179,7 +180,7 @@ READS = """
 import sys
 from pathlib import Path
 from mlref.core import MlrefError
-from mlref.log import LocalLog
+from mlref.log import LocalLog, append_together
 try:
     log = LocalLog(Path(sys.argv[1]), readonly=True)
     read = log.read('t', 0, 10**6)
@@ -216,15 +217,17 @@ def test_a_page_of_zeros_anywhere_is_a_sentence_and_not_the_end_of_the_process(t
 def test_what_comes_out_of_a_block_is_what_went_in(messages, offset):
     where, key = Partition('t/0'), pack_offset(offset)
     block = pack_block(messages[:1], where, key, 5, 0)
-    last = LastBlock(key, read_head(block, where, key), block)
+    last = GrowingBlock(where, key, block)
     for n, message in enumerate(messages[1:], 2):
-        grown = extend_block(last, where, [message], 5, 0)
-        if grown is None:
-            return
-        last = grown
-        assert last.head == read_head(last.block, where, key)
-        assert last.end() == offset + n
-    assert unpack_block(last.block, where, key) == messages
+        before = bytes(last.stored)
+        if not last.add([message], n):
+            assert last.stored == before
+            messages = messages[: n - 1]
+            break
+        head = read_head(last.stored, where, key)
+        assert (head.count, head.epoch, head.appended_at) == (n, 5, n)
+        assert last.end == offset + n
+    assert unpack_block(last.stored, where, key) == messages
 
 
 @MANY
@@ -503,7 +506,7 @@ def test_a_prediction_says_when_it_was_answered_and_goes_by_policy(tmp_path):
 APPENDS = """
 import sys
 from pathlib import Path
-from mlref.log import LocalLog
+from mlref.log import LocalLog, append_together
 log = LocalLog(Path(sys.argv[1]))
 for line in sys.stdin:
     print(log.append('t', [line.strip().encode()]), flush=True)
@@ -528,4 +531,26 @@ def test_writers_in_turns_keep_what_the_other_added_last(tmp_path):
             if i % 7 == 0:
                 log.append('u', [b'of another topic'])
     assert log.read('t', 0, 100) == sent
+    log.close()
+
+
+def test_what_was_added_to_a_block_and_not_committed_is_forgotten(tmp_path):
+    log = LocalLog(tmp_path / 'log', size=2**18)
+    log.append('u', MESSAGES[:1])
+    log.append('t', MESSAGES[:2])
+    with pytest.raises(MlrefError, match='it is full'):
+        append_together(log, {'t': [b'grown'], 'u': [bytes(2**20)]})
+    assert log.append('t', MESSAGES[2:3]) == 2
+    assert (log.read('t', 0, 9), log.read('u', 0, 9)) == (MESSAGES[:3], MESSAGES[:1])
+    log.close()
+
+
+def test_threads_that_append_at_once_overwrite_nothing(tmp_path):
+    log = LocalLog(tmp_path / 'log')
+    messages = [b'%d' % i for i in range(240)]
+    with ThreadPoolExecutor(4) as pool:
+        offsets = list(pool.map(lambda message: log.append('t', [message]), messages))
+    assert sorted(offsets) == list(range(240))
+    stored = log.read('t', 0, 999)
+    assert [stored[offset] for offset in offsets] == messages
     log.close()

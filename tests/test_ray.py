@@ -25,12 +25,14 @@ from mlref.events import events_between
 from mlref.ingest import ingest
 from mlref.lake import Lake
 from mlref.log import LocalLog
+from mlref.results import result_row, write_results
 from mlref.snapshots import open_snapshot, publish_snapshot
 from mlref.task import load_task
 from mlref.training_set import training_set
 from programs import need_package
 from test_second_task import in_two_files
 
+RESULTS = Path(__file__).resolve().parent.parent / 'reports' / 'results'
 DEEP = os.environ.get('MLREF_DEEP', '0') == '1'
 COLUMNS = ('ids', 'cutoff', 'label_time', 'y', 'X')
 FLIGHTS = 'mlref.flights.task:flights_task'
@@ -40,6 +42,7 @@ if DEEP:
     STRETCHES = {FLIGHTS: ('2012-12-31', '2014-01-02'), SHOP: ('1997-01-01', '1998-07-01')}
 SERVED = {FLIGHTS: ('2013-01-15', '2013-01-17'), SHOP: ('1997-06-01', '1997-06-20')}
 ALL = {FLIGHTS: 336_776, SHOP: 67_591}
+TABLES = [*STRETCHES] if DEEP else [SHOP]  # the flights are those of the pages and of the guide
 
 
 @pytest.fixture(scope='session')
@@ -90,6 +93,9 @@ def cluster(folder, balanced):
     assert not process.folder.exists()
 
 
+ALONE: dict[str, float] = {}  # seconds that one process took for the table of a task
+
+
 def read_all(task):
     "Every event of a task"
     if task.source is not None:
@@ -99,7 +105,60 @@ def read_all(task):
     return shop.events
 
 
-@pytest.fixture(scope='session', params=list(STRETCHES), ids=['flights', 'shop'])
+STRANGER = """
+import sys
+from mlref.core import MlrefError
+from mlref.ext.ray_cluster import connect_ray
+try:
+    connect_ray(sys.argv[1])
+except MlrefError as error:
+    print(error)
+"""
+
+
+def ask_to_enter(cluster, **other):
+    "A process of its own that tries to join"
+    words = [sys.executable, '-c', STRANGER, cluster.address]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(words, env=os.environ | other, **pipes)
+
+
+def hear_answer(process):
+    "What it was told, line by line"
+    out, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error[-2000:]
+    return out.splitlines()
+
+
+@pytest.fixture(scope='session')
+def strangers(cluster):
+    "Two that try to join, with another token and with none; to say no takes Ray half a minute"
+    return [ask_to_enter(cluster, RAY_AUTH_TOKEN=token) for token in ('0' * 64, '')]
+
+
+@pytest.mark.usefixtures('strangers')
+def test_a_cluster_is_there_while_strangers_ask(cluster):
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
+
+
+def test_a_worker_that_always_dies_is_one_sentence(cluster):
+    import ray
+
+    from mlref.ext.ray_backfill import compute_parts
+
+    @ray.remote(max_restarts=1, max_task_retries=1)
+    class Dying:
+        def compute(self, part):
+            os._exit(1)
+
+    with pytest.raises(MlrefError, match='expected 2 partitions from 1 workers') as caught:
+        compute_parts([Dying.remote()], 2)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.fixture(scope='session', params=TABLES, ids=lambda task: task.partition(':')[0])
 def backfill(request, cluster, folder):
     "A stretch of a task in a published snapshot, and its table by one process"
     from mlref.ext.ray_backfill import Backfill
@@ -115,7 +174,9 @@ def backfill(request, cluster, folder):
     lake.close()
     log.close()
     snapshot = open_snapshot(place / 'snapshots')
+    begun = time.perf_counter()
     alone = training_set(snapshot.events(task.schema), task, start, end)
+    ALONE[request.param] = time.perf_counter() - begun
     assert len(alone) == ALL[request.param] if DEEP else len(alone) > 500
     return Backfill(snapshot.folder, snapshot.name, task.address, start, end), alone
 
@@ -143,11 +204,35 @@ def assert_same(table, alone):
         assert found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes(), name
 
 
+WORKERS = 2
+
+
+def record_backfill(alone, found, seconds):
+    "What the whole year took, by one process and on the cluster"
+    differ = (alone.X.view(np.int32) != found.X.view(np.int32)).sum() + (
+        alone.ids != found.ids
+    ).sum()
+    one, more = seconds
+    rows = [
+        result_row('rows of the year', len(found), '', '== 336776', len(alone)),
+        result_row('values that differ from one process', differ, '', '== 0', found.X.size),
+        result_row('one process', one, 's', n=len(alone)),
+        result_row(f'Ray, {WORKERS} workers', more, 's', n=len(alone)),
+        result_row(f'Ray, {WORKERS} workers: times one process', more / one, '', n=len(alone)),
+    ]
+    write_results(RESULTS, 'backfill', 'MLREF_DEEP=1 pytest tests/test_ray.py', rows)
+
+
 def test_a_table_in_parts_is_the_table_of_one_process(backfill):
     from mlref.ext.ray_backfill import run_backfill
 
     job, alone = backfill
-    assert_same(run_backfill(job), alone)
+    begun = time.perf_counter()
+    found = run_backfill(job, workers=WORKERS)
+    seconds = time.perf_counter() - begun
+    assert_same(found, alone)
+    if DEEP and job.task == FLIGHTS:
+        record_backfill(alone, found, (ALONE[job.task], seconds))
 
 
 def test_a_worker_that_is_killed_at_work_is_followed_by_another(backfill):
@@ -165,21 +250,6 @@ def test_a_worker_that_is_killed_at_work_is_followed_by_another(backfill):
     assert ray.get(worker.pid.remote()) != pid
     assert_same(place_rows(job, alone, parts), alone)
     ray.kill(worker)
-
-
-def test_a_worker_that_always_dies_is_one_sentence(cluster):
-    import ray
-
-    from mlref.ext.ray_backfill import compute_parts
-
-    @ray.remote(max_restarts=1, max_task_retries=1)
-    class Dying:
-        def compute(self, part):
-            os._exit(1)
-
-    with pytest.raises(MlrefError, match='expected 2 partitions from 1 workers') as caught:
-        compute_parts([Dying.remote()], 2)
-    assert '\n' not in str(caught.value)
 
 
 def test_a_worker_says_what_it_lacks(backfill, tmp_path):
@@ -232,7 +302,7 @@ def kill_one_rank(cluster, folder, killed):
     killed.append((found.step, len(ranks)))
 
 
-@pytest.mark.parametrize('backfill', [*STRETCHES] if DEEP else [FLIGHTS], indirect=True)
+@pytest.mark.skipif(not DEEP, reason='the page of Ray Train does it; set MLREF_DEEP=1')
 def test_a_fit_whose_process_is_killed_ends_with_the_bits_of_torchrun(backfill, cluster, tmp_path):
     from mlref.distributed import train_distributed
     from mlref.ext.ray_train import train_on_ray
@@ -288,6 +358,10 @@ def serving(cluster, folder):
     from mlref.followers import ServedRun, ServeOptions
 
     homes = {address: folder / f'home-{number}' for number, address in enumerate(SERVED)}
+    (folder / 'registry').mkdir()
+    for home in homes.values():  # one registry: its tables take longer than its models
+        home.mkdir()
+        (home / 'registry').symlink_to(folder / 'registry')
     rows = dict(make_run(home, address) for address, home in homes.items())
     first, second = homes.items()
     options = ServeOptions(
@@ -479,40 +553,13 @@ def test_replicas_come_with_the_load_and_go_and_one_may_die(serving):
     assert found.wrong == 0
     assert found.lost <= 16 and found.longest < 10  # at most what was on its way, and once more
     with Load(running.address, path, known, pause=0.05).clients(1) as found:
-        down = wait_until(lambda: len(replicas_of(running)) == 1)
+        down = wait_until(lambda: len(replicas_of(running)) == 1 and found.right > 10)
     print(f'1 replica after {down:.1f} s: {found}')
-    assert (found.wrong, found.lost) == (0, 0) and found.right > 10
+    assert (found.wrong, found.lost) == (0, 0)
 
 
-STRANGER = """
-import sys
-from mlref.core import MlrefError
-from mlref.ext.ray_cluster import connect_ray
-try:
-    connect_ray(sys.argv[1])
-except MlrefError as error:
-    print(error)
-"""
-
-
-def ask_to_enter(cluster, **other):
-    "A process of its own that tries to join"
-    words = [sys.executable, '-c', STRANGER, cluster.address]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(words, env=os.environ | other, **pipes)
-
-
-def hear_answer(process):
-    "What it was told, line by line"
-    out, error = process.communicate(timeout=400)
-    assert process.returncode == 0, error[-2000:]
-    return out.splitlines()
-
-
-def test_a_stranger_is_not_let_in(cluster):
-    tokens = ('0' * 64, '')
-    asking = [ask_to_enter(cluster, RAY_AUTH_TOKEN=token) for token in tokens]
-    for process in asking:
+def test_a_stranger_is_not_let_in(strangers):
+    for process in strangers:
         [said] = hear_answer(process)
         assert 'its token in RAY_AUTH_TOKEN' in said
 

@@ -88,6 +88,7 @@ _SETTINGS = {
     'RAY_raylet_start_wait_time_s': '180',  # a busy machine takes its time
     'RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S': '0',  # nobody is left to take over
     'RAY_USAGE_STATS_ENABLED': '0',
+    'RAY_TRAIN_HEALTH_CHECK_INTERVAL_S': '0.2',  # how often a fit is looked at, not every 2 s
 }
 _PORTS = (
     '--port',
@@ -139,6 +140,7 @@ def _start_command(
         '--temp-dir': str(folder),
     }
     words = [word for option in options.items() for word in option]
+    words += ['--no-monitor', '--include-log-monitor', 'false']  # it neither grows nor tells logs
     return [sys.executable, '-c', _COMMAND, 'start', '--head', '--block', *words]
 
 # %% ../../nbs/32_ray.ipynb #32a7c007
