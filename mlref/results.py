@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['goal_held', 'result_row', 'write_results', 'read_results', 'format_number', 'count_goals', 'render_card',
-           'compare_results', 'publish_results']
+           'compare_results', 'publish_results', 'find_result', 'index_rows', 'print_rows']
 
 # %% ../nbs/23_results.ipynb #e2300005
 import operator
@@ -242,3 +242,61 @@ def publish_results(
     written = [write_bytes(reports / 'results' / file.name, file.read_bytes()) for file in files]
     card = write_bytes(reports / 'card.md', render_card(reports / 'results').encode())
     return [*written, card]
+
+# %% ../nbs/23_results.ipynb #e2300062
+def find_result(
+    bench: str,  # Name of the benchmark or of the run's profile
+    start: Path = Path('.'),  # In the checkout
+) -> dict:  # Its published result file
+    "The result of a benchmark; raises `MlrefError` when it is not published above `start`"
+    start = Path(start).resolve()
+    for folder in (start, *start.parents):
+        file = folder / 'reports' / 'results' / f'{bench}.json'
+        if file.exists():
+            return read_json_object(file, f'the results {bench}', 'measure it again')
+    raise MlrefError(
+        f'expected reports/results/{bench}.json in a folder above {start}, found none; call'
+        f' mlref bench {bench} --publish in a checkout'
+    )
+
+# %% ../nbs/23_results.ipynb #e2300064
+def _has_one(name: str, words: Sequence[str]) -> bool:
+    return any(word in name for word in words)
+
+
+def index_rows(
+    file: Mapping,  # A result file's content
+    *words: str,  # A name has one of them; none = all rows
+) -> dict[str, dict]:  # Name -> row, in the order of the file
+    "The rows of a result by their names"
+    rows = [row for row in file['rows'] if not words or _has_one(row['name'], words)]
+    return {row['name']: row for row in rows}
+
+# %% ../nbs/23_results.ipynb #e2300065
+def _say_more(row: Mapping) -> str:
+    "How many were measured, the goal, and whether it is missed"
+    said = f', n = {row["n"]:,}' if row['n'] else ''
+    if row['goal']:
+        said += f', goal {row["goal"]}'
+    return said if row['held'] is not False else f'{said}, missed'
+
+
+def print_rows(
+    bench: str,  # Name of the benchmark or of the run's profile
+    *words: str,  # A name has one of them; none = all rows
+    start: Path = Path('.'),  # In the checkout
+) -> None:
+    "Print measured rows, below where and when; raises `MlrefError` when there are none"
+    file = find_result(bench, start)
+    rows = index_rows(file, *words)
+    if not rows:
+        raise MlrefError(
+            f'expected rows of {bench} that are named with {", ".join(words)}, found none; name'
+            f' some of {", ".join(index_rows(file))}'
+        )
+    print(f'{file["date"]}, commit {file["commit"]}, {file["machine"]["cpu"]}: {file["command"]}')
+    for row in rows.values():
+        print(f'{row["name"]}: {_measured(row)}{_say_more(row)}')
+    for each in file['not_run']:
+        if not words or _has_one(each['name'], words):
+            print(f'{each["name"]}: not run, {each["why"]}')

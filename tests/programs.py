@@ -1,6 +1,7 @@
 """Programs and packages of extras that tests need"""
 
 import os
+import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
@@ -8,6 +9,9 @@ import pytest
 
 from mlref.core import MlrefError
 from mlref.edges import find_program
+
+# The beginning of a command, `mlref` as it stands in this checkout, in a process of its own
+MLREF = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())']
 
 
 def give_up(why: str) -> NoReturn:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2
 IMPORTED = ('matplotlib.pyplot', 'nbdev.test', 'torch', 'lightgbm', 'sklearn', 'mlflow', 'nannyml')
 # in this order before all others, so that no worker is left with a long one at the end
-LONGEST = ('07b_', '09_', '10a_')
-AFTER_LIMIT = 5  # seconds for a page to show where it stood
+LONGEST = ('20_', '13_', '07b_', '11a_', '17ba_', '22ab_', '09_', '12_evaluate', '11_train', '19_')
+AFTER_LIMIT = 1  # seconds for a page to show where it stood
 
 
 @dataclass(frozen=True)

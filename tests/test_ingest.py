@@ -30,16 +30,12 @@ from mlref.log import LocalLog
 from mlref.log_position import check_log
 from mlref.results import result_row, write_results
 from mlref.snapshots import clear_snapshots, open_snapshot, pin_snapshot, publish_snapshot
+from programs import MLREF
 from server_fixture import deliver_body
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 CONTRACT = flight_rules(read_raw(raw_folder(), 'airports')['faa'].to_list() + list(MISSING_ZONES))
-INGEST = [
-    sys.executable,
-    '-c',
-    'import sys; from mlref.cli import main; sys.exit(main())',
-    'ingest',
-]
+INGEST = [*MLREF, 'ingest']
 CHILD = """
 import os, signal, sys, threading, time
 from pathlib import Path

@@ -34,6 +34,7 @@ from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, check_noted_names, local_uri
 from mlref.report import read_facts
 from mlref.terminal import Status, run_app
+from programs import MLREF
 
 ROOT = Path(__file__).parent.parent
 
@@ -341,10 +342,8 @@ def test_a_fault_of_this_library_keeps_its_traceback(error):
 
 def test_a_reader_that_goes_away_is_no_error():
     "mlref features list | head -1"
-    code = 'import sys; from mlref.cli import main; sys.exit(main(["features", "list", "--json"]))'
-    process = subprocess.Popen(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    )
+    command = [*MLREF, 'features', 'list', '--json']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     said = process.stderr.read()
     assert process.wait() == 0 and said == b'', said.decode()[-500:]

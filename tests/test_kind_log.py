@@ -36,6 +36,7 @@ from mlref.log_care import Retention, StoredBlock, convert_log, retained_from, t
 from mlref.log_position import LogPosition, check_position, position_at
 from mlref.model_server import PredictionRow, encode_row
 from mlref.snapshots import open_snapshot, publish_snapshot
+from programs import MLREF
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 MANY = settings(max_examples=1000 if DEEP else 30, deadline=None, derandomize=not DEEP)
@@ -102,8 +103,8 @@ def test_a_copy_that_was_cut_back_is_refused(log, tmp_path):
 def test_the_command_that_follows_a_log_says_so_and_fails(log, tmp_path):
     log.append('events', [b'{}'] * 5)
     log.close()
-    command = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())']
-    command += ['ingest', '--once', '--log', tmp_path / 'log', '--lake', tmp_path / 'l.duckdb']
+    command = [*MLREF, 'ingest', '--once', '--log', tmp_path / 'log']
+    command += ['--lake', tmp_path / 'l.duckdb']
     subprocess.run(command, capture_output=True)
     shutil.rmtree(tmp_path / 'log')
     other = LocalLog(tmp_path / 'log')

@@ -30,6 +30,7 @@ from mlref.records import (
     unpack_record,
 )
 from mlref.vectors import EXPIRED, MISSING, PRESENT
+from programs import MLREF
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 LAST, ROWS, SUMS = (
@@ -271,17 +272,10 @@ def test_readers_see_no_wrong_answer_while_the_store_is_resharded_and_written(re
 
 def test_the_command_makes_and_reshards_a_store_under_read_load(tmp_path):
     "Three processes of the command, one after the other, while two others read without a pause"
-    at, code = (
-        tmp_path / 's',
-        'import sys; from mlref.cli import main; sys.exit(main(sys.argv[1:]))',
-    )
+    at = tmp_path / 's'
 
     def mlref(*args):
-        p = subprocess.run(
-            [sys.executable, '-c', code, 'features', 'reshard', *args],
-            capture_output=True,
-            text=True,
-        )
+        p = subprocess.run([*MLREF, 'features', 'reshard', *args], capture_output=True, text=True)
         return p.returncode, p.stdout + p.stderr
 
     assert mlref('3', '--store', str(at)) == (0, f'0 records in 3 parts of {at}, none before\n')

@@ -17,13 +17,14 @@ from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
 from mlref.pipeline import PipelineRun, read_profile, save_run
 from mlref.serving_state import prediction_logs
+from programs import MLREF
 
 pytestmark = pytest.mark.timeout(1500)  # whole runs of the pipeline: 400 s each
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / 'nbs' / 'steps'
 STEPS = [*read_profile(FOLDER, 'quick')]
 NO_TABLES = ('compress', 'load')  # steps that measure, and write no table
-RUN = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())', 'run']
+RUN = [*MLREF, 'run']
 
 
 def mlref(at, *args):

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import yaml
 from mlref.core import MlrefError
 from mlref.ledger import append_look, read_ledger
 from mlref.results import goal_held, render_card
+from programs import MLREF
 
 ROOT = Path(__file__).parent.parent
 FILES = {f.stem: json.loads(f.read_text()) for f in (ROOT / 'reports' / 'results').glob('*.json')}
@@ -87,10 +87,9 @@ def test_what_a_run_changed_is_said_beside_the_committed_results(tmp_path):
     for folder, file in (('results', committed), ('runs/quick-1/results', changed)):
         (tmp_path / 'reports' / folder).mkdir(parents=True)
         (tmp_path / 'reports' / folder / 'quick.json').write_text(json.dumps(file))
-    command = [sys.executable, '-c', 'import sys; from mlref.cli import main; sys.exit(main())']
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     ran = subprocess.run(
-        [*command, 'card', '--run', 'quick-1'],
+        [*MLREF, 'card', '--run', 'quick-1'],
         cwd=tmp_path,
         env=env,
         capture_output=True,
@@ -100,7 +99,7 @@ def test_what_a_run_changed_is_said_beside_the_committed_results(tmp_path):
     assert '| flights scored twice | 0 | 3 | +3 | == 0 | **no** |' in ran.stdout
     assert '1 of ' in ran.stdout and 'numbers moved' in ran.stdout
     lost = subprocess.run(
-        [*command, 'card', '--run', 'gone'], cwd=tmp_path, env=env, capture_output=True, text=True
+        [*MLREF, 'card', '--run', 'gone'], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert lost.returncode != 0 and 'name a finished run' in lost.stderr
 

@@ -46,16 +46,12 @@ from mlref.task import load_task, read_stream, select_requests
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
 from mlref.workspace import Workspace, deliver_events
+from programs import MLREF
 from test_registry import GOOD, env, free
 from test_registry import model as another
 from test_registry import serve as tracking
 
-SERVE = [
-    sys.executable,
-    '-c',
-    'import sys; from mlref.cli import main; sys.exit(main())',
-    'serve',
-]
+SERVE = [*MLREF, 'serve']
 START, NOW = parse_time('2013-03-01T07:00'), parse_time('2013-03-20T07:00')
 
 
