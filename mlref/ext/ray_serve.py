@@ -231,7 +231,9 @@ def serve_on_ray(
     return f'http://{host}:{port}'
 
 # %% ../../nbs/32c_ray_serve.ipynb #32c00028
-_LONGEST = 70  # letters of a folder in which a socket can be opened
+# letters of a folder: HAProxy takes 97 of a socket, and Ray puts the id of the machine (56)
+# between the folder and `metrics.sock`
+_LONGEST = 97 - len('/metrics.sock') - 57
 
 
 def haproxy_settings(

@@ -14,7 +14,7 @@ from mlref.followers import ServeOptions
 home, port, folder, proxy = sys.argv[1:]
 settings = {}
 if proxy == 'haproxy':
-    place = Path(tempfile.mkdtemp(prefix='proxy-', dir=Path(folder).parent))
+    place = Path(tempfile.mkdtemp(prefix='p', dir=Path(folder).parent))
     metrics, statistics = free_ports(2)
     settings = haproxy_settings(find_program('haproxy'), place, (metrics, statistics))
 options = ServeOptions(flights_task().address, home, folder, port=int(port), cache=0)
