@@ -3,6 +3,8 @@
 import json
 import mmap
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -207,3 +209,31 @@ def test_packages_are_pinned():
         assert all('==' in package for package in each.packages), each.name
     assert (STEPS / 'peers' / 'serve.lua').exists()
     assert all((STEPS / 'peers' / each.script).exists() for each in (*CONTENDERS, FEAST))
+
+
+ABANDONS = """
+import os, signal, sys
+from pathlib import Path
+from peers.serve_machine import Server
+command = [sys.executable, '-c', 'import time; time.sleep(60)']
+server = Server('sleeper', command, 1, Path(sys.argv[1]))
+server.pause()
+print(server.mark, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_benchmark_that_is_killed_leaves_no_server_behind(tmp_path):
+    environment = {**os.environ, 'PYTHONPATH': str(STEPS)}
+    killed = subprocess.run(
+        [sys.executable, '-c', ABANDONS, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    mark = killed.stdout.strip()
+    assert killed.returncode == -signal.SIGKILL and mark, killed.stderr
+    until = time.monotonic() + 10
+    while marked(mark) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert marked(mark) == []

@@ -4,7 +4,6 @@ Every process of a server carries a mark in its environment, which whatever it s
 all of them are found, whoever is the parent of whom.
 """
 
-import atexit
 import json
 import os
 import resource
@@ -13,10 +12,13 @@ import signal
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -46,19 +48,45 @@ def is_free(port: int) -> bool:
 
 
 def marked(
-    mark: str,  # of a server
+    mark: str,  # of a server; what ends with '-' is the beginning of several
 ) -> list[int]:  # process ids
     "All processes of a server"
     wanted = f'{MARK}={mark}'.encode()
+    several = mark.endswith('-')
     found = []
     for folder in Path('/proc').glob('[0-9]*'):
         try:
             variables = (folder / 'environ').read_bytes().split(b'\0')
         except OSError:  # it has ended, or is not ours
             continue
-        if wanted in variables:
+        if wanted in variables or (several and any(v.startswith(wanted) for v in variables)):
             found.append(int(folder.name))
     return found
+
+
+def end_marked(mark: str) -> None:
+    "Kill all processes of a server, at once"
+    for pid in marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+GUARD = """
+import sys
+from peers.serve_machine import end_marked
+sys.stdin.read()  # until the other end of this pipe is gone
+end_marked(sys.argv[1])
+"""
+
+
+@cache
+def start_guard(
+    pid: int,  # of this process
+) -> subprocess.Popen:
+    "A process that ends the servers of this one when it is gone, however it went"
+    here = {'PYTHONPATH': str(Path(__file__).resolve().parents[1]), 'PATH': os.environ['PATH']}
+    command = [sys.executable, '-c', GUARD, f'{pid}-']
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=here, start_new_session=True)
 
 
 def cpu_of(pid: int) -> float:
@@ -175,8 +203,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.PIPE, env=env
             )
-        # a benchmark that fails leaves nobody behind, and has no time to wait for them
-        atexit.register(self.signal, signal.SIGKILL)
+        start_guard(os.getpid())  # a benchmark that fails is killed, and leaves nobody behind
 
     @property
     def url(self) -> str:
