@@ -6,7 +6,7 @@
 __all__ = ['Told', 'KafkaSettings', 'parse_kafka', 'explain_kafka', 'find_cause', 'mark_message', 'PartitionReader',
            'find_offset', 'mark_of', 'check_fetched', 'check_gaps', 'KafkaLog', 'read_batch', 'find_cluster',
            'count_partitions', 'check_topic', 'check_count', 'find_reader', 'why_out_of_range', 'check_messages',
-           'send_batch', 'open_producer', 'wait_for_all', 'begin_again', 'mark_at']
+           'first_offset', 'send_batch', 'open_producer', 'wait_for_all', 'begin_again', 'mark_at']
 
 # %% ../../nbs/30_kafka.ipynb #df366573
 import logging
@@ -426,17 +426,24 @@ def _hand_over(
         return [error.args[0]]
     return []
 
+# %% ../../nbs/30_kafka.ipynb #0321e98e
+def first_offset(
+    offsets: list[int | None],  # Of the messages of a batch; None = the broker did not say
+) -> int | None:  # None = of none of them
+    "The offset of the first message of a batch; what stands between two of them is not ours"
+    return min([at - i for i, at in enumerate(offsets) if at is not None], default=None)
+
 # %% ../../nbs/30_kafka.ipynb #0321e985
 def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) -> int:
     "Send a batch, and wait for all of it; raises `Outage` when one is not accepted"
     failed: list[KafkaError] = []
-    offsets: list[int] = []
+    offsets: list[int | None] = []  # None = the broker does not say, as after some retries
 
     def told(error: KafkaError | None, message: Message) -> None:
         if error is not None:
             failed.append(error)
             return
-        offsets.append(message.offset() or 0)
+        offsets.append(message.offset())
 
     heard = _hand_over(log.producer, name, messages, partition, told)
     heard += wait_for_all(log.producer, log.settings.delivery + 1)
@@ -444,7 +451,11 @@ def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) 
         begin_again(log)
         cause = find_cause(KafkaError(KafkaError._MSG_TIMED_OUT), [*failed, *heard])
         raise explain_kafka(cause, log.settings.brokers, f'{name}/{partition}')
-    return min(offsets)
+    first = first_offset(offsets)
+    if first is None:
+        said = f'{name}/{partition} took {len(messages):,} messages and did not say where'
+        raise Outage(f'expected offsets, {said}; send them again with the same ids')
+    return first
 
 # %% ../../nbs/30_kafka.ipynb #0321e983
 _QUIET = logging.getLogger('mlref.kafka')  # what the client would write to stderr
