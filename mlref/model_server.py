@@ -32,9 +32,9 @@ from .compiled_vectors import compile_vectors
 from .core import MlrefError, format_time
 from .dead_letters import Outage
 from .feature_status import find_status_places
+from .feed_times import decode_feeds
 from .group_commit import GroupCommit
 from .log import LocalLog
-from .materialize import decode_feeds
 from .model_health import decode_health, health_samples
 from .observe import ServerMetrics, WorkMetrics, write_sample
 from .online import FedStore

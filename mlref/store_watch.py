@@ -17,8 +17,8 @@ from typing import TypeVar
 from .calibration import CALIBRATION_KEY, CalibrationHistory, decode_calibrations
 from .core import MlrefError
 from .dead_letters import LETTERS, Outage
+from .feed_times import FEEDS_KEY
 from .group_commit import BackgroundThread
-from .materialize import FEEDS_KEY
 from .model_health import HEALTH_KEY
 from .online import FedStore
 from .protocols import RequestError

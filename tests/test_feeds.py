@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from mlref.core import DAY
+from mlref.feed_times import FEEDS_KEY, decode_feeds
 from mlref.lmdb_store import LmdbStore, reshard
-from mlref.materialize import FEEDS_KEY, apply_events, decode_feeds
+from mlref.materialize import apply_events
 from small import FEATURES, make_events
 
 EVENTS = make_events()

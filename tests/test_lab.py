@@ -19,10 +19,11 @@ from programs import browser, need
 ROOT = Path(__file__).parent.parent
 
 
-def wait_until_saved(at):
+def wait_until_saved(at, save):
     "The cells of code of a page, once each of them has run; JupyterLab writes while we read"
     cells = []
     for _ in range(60):
+        save()  # again: a kernel also looks idle between two cells
         with suppress(NotJSONError):  # half written
             every = nbformat.read(at, 4).cells
             cells = [each for each in every if each.cell_type == 'code' and each.source.strip()]
@@ -106,8 +107,7 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
             )
             p.locator('.jp-RenderedImage img').first.scroll_into_view_if_needed()
             p.screenshot(path=str(tmp_path / 'lab.png'))
-            p.keyboard.press('Control+S')
-            cells = wait_until_saved(at)
+            cells = wait_until_saved(at, lambda: p.keyboard.press('Control+S'))
             b.close()
         assert (
             cells
