@@ -42,6 +42,7 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
         port = s.getsockname()[1]
     shutil.copy(ROOT / 'settings.ini', tmp_path)
     (tmp_path / 'nbs').mkdir()
+    shutil.copytree(ROOT / 'reports' / 'results', tmp_path / 'reports' / 'results')
     nb = nbformat.read(ROOT / 'nbs/17_route.ipynb', 4)
     for c in nb.cells:
         c.update({'outputs': [], 'execution_count': None} if c.cell_type == 'code' else {})
