@@ -327,8 +327,9 @@ class ServeSettings:
         typer.Option(min=1, help='Minutes that the store may be behind; beyond, not ready.'),
     ] = None
     pin: Annotated[
-        bool, typer.Option(help='Keep each worker on one core, as long as others leave it free.')
-    ] = True
+        bool | None,
+        typer.Option(help='Keep each worker on one core?', show_default='with one for each core'),
+    ] = None
     uri: Annotated[
         str | None,
         typer.Option(

@@ -85,7 +85,7 @@ class ServeOptions:
     cache: int = 8  # MiB of scores that each worker remembers; 0 = none
     deadline: float = 5.0  # Seconds
     max_age: int | None = None  # Minutes that the store may be behind the clock on the wall
-    pin: bool = True  # Keep each worker on one core, as long as that is free
+    pin: bool | None = None  # Keep each worker on one core; None = when each core has one
     also: tuple[ServedRun, ...] = ()  # Further tasks, each with a run of its own
 
     @property

@@ -27,7 +27,7 @@ from .access import RateLimiter, check_exposed, make_addresses, read_keys
 from .arguments import check_distinct
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
-from .cores import CoreKeeper
+from .cores import CoreKeeper, is_pinned
 from .edges import child_command, child_environment
 from .engines import open_online_store
 from mlref.followers import (
@@ -95,7 +95,7 @@ def open_worker(
     check_distinct([follower.server.task.name for follower in followers], 'tasks of a server')
     servers = [follower.server for follower in followers]
     traces = open_traces()
-    keepers = [CoreKeeper(index)] if options.pin else []
+    keepers = [CoreKeeper(index)] if is_pinned(options.pin, options.workers) else []
     tracers = [] if traces is None else [traces]
     app = make_app(*servers, services=[*followers, *keepers, *tracers])
     app.traces = traces

@@ -394,14 +394,17 @@ def cores_of(folder):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one core: there is no choice')
-def test_a_worker_keeps_all_its_threads_on_one_core_unless_told_otherwise(served, tmp_path):
-    for i in range(20):  # the thread that writes begins with the first prediction
-        assert served.post(served.infer, served.tensor(np.array([[i, 0.5]], np.float32)))[0] == 200
-    wait_for(lambda: [len(cores) for cores in cores_of(served.folder)] == [1, 1])
-    with start_copy(served, tmp_path, pin=False) as (free, _):
-        assert free.post(free.infer, free.tensor(ONE))[0] == 200
-        time.sleep(2.5)  # seconds in which another would have been pinned
-        assert cores_of(tmp_path) == [os.sched_getaffinity(0)]
+def test_a_worker_that_is_pinned_keeps_all_its_threads_on_one_core(served, tmp_path):
+    for pin, at in ((True, tmp_path / 'pinned'), (None, tmp_path / 'free')):
+        at.mkdir()
+        with start_copy(served, at, pin=pin) as (server, _):  # one worker, and more cores
+            # the thread that writes begins with the first prediction
+            assert server.post(server.infer, server.tensor(ONE))[0] == 200
+            if pin:
+                wait_for(lambda at=at: [len(cores) for cores in cores_of(at)] == [1])
+            else:
+                time.sleep(2.5)  # seconds in which another would have been pinned
+                assert cores_of(at) == [os.sched_getaffinity(0)]
 
 
 FEW = """
