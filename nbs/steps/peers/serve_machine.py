@@ -64,18 +64,21 @@ def marked(
     return found
 
 
-def end_marked(mark: str) -> None:
-    "Kill all processes of a server, at once"
+def signal_marked(
+    mark: str,  # as for `marked`
+    number: int,
+) -> None:
+    "Send a signal to all processes of a server"
     for pid in marked(mark):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 GUARD = """
-import sys
-from peers.serve_machine import end_marked
+import signal, sys
+from peers.serve_machine import signal_marked
 sys.stdin.read()  # until the other end of this pipe is gone
-end_marked(sys.argv[1])
+signal_marked(sys.argv[1], signal.SIGKILL)
 """
 
 
@@ -262,11 +265,7 @@ class Server:
 
     def signal(self, number: int) -> None:
         "Send a signal to all of its processes"
-        for pid in marked(self.mark):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+        signal_marked(self.mark, number)
 
     def pause(self) -> None:
         self.signal(signal.SIGSTOP)
