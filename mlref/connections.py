@@ -132,9 +132,15 @@ class AnswerWriter(RequestReader):
                 self.resume_reading()
 
 # %% ../nbs/15e_connections.ipynb #15e10003
-def _no_room(most: int) -> RequestError:
-    said = f'expected room for a body, {most:,} bytes of bodies wait here already; ask again'
-    return RequestError(503, said, 1)
+def _feed(server: 'HttpServer', request: Any, part: bytes) -> None:
+    "Keep a part of a body, as far as there is room for the bodies of all"
+    before = request.size
+    request.feed(part)
+    server.held += request.size - before
+    if server.held > server.limits.held:
+        most = f'{server.limits.held:,} bytes of bodies'
+        said = f'expected room for a body, {most} wait here already; ask again'
+        request.refused = RequestError(503, said, 1)
 
 
 class BodyReader(AnswerWriter):
@@ -163,12 +169,7 @@ class BodyReader(AnswerWriter):
         request = self.request
         if request.refused is not None:
             return
-        server = self.server
-        before = request.size
-        request.feed(part)
-        server.held += request.size - before
-        if server.held > server.limits.held:
-            request.refused = _no_room(server.limits.held)
+        _feed(self.server, request, part)
         if request.refused is not None:
             request.received = []
             self.turn_down()

@@ -35,6 +35,7 @@ class RequestParser(TurnReader):
     def __init__(self, turns: ReadingTurns, accepted: socket.socket):
         super().__init__(turns, accepted)
         self.head_size = 0  # Bytes that came and are neither a whole head nor a body
+        self.url = b''
         self.headers: list[tuple[bytes, bytes]] = []
         self.request: Any = None  # The one whose body is read
         self.parser = self.make_parser()
