@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -70,7 +70,8 @@ def parse_kafka(
     if parts.scheme != 'kafka' or not all(host and port.isdigit() for host, _, port in hosts):
         raise MlrefError(
             'expected an address as kafka://HOST:PORT, several with commas, got one of the scheme'
-            f' {parts.scheme[:20]!r} with {len(hosts)} hosts; correct the line log = ...'
+            f' {parts.scheme[:20]!r} with {len(hosts)} hosts; correct the line log = ..., and write'
+            ' / ? # % of a password as %2F %3F %23 %25'
         )
     space = parts.path.removeprefix('/')
     if space:
@@ -80,27 +81,59 @@ def parse_kafka(
             'expected an address as kafka://HOST:PORT/SPACE, got one with ? or #; correct the line'
             ' log = ...'
         )
-    return KafkaSettings(brokers, user, password, space=space)
+    return KafkaSettings(brokers, unquote(user), unquote(password), space=space)
 
 # %% ../../nbs/30_kafka.ipynb #2b0ed0bd
-_MISSING = (
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
+class _Remedy(NamedTuple):
+    "What is expected of a cluster, and what to do when it is not so"
+
+    expected: str  # With the brokers as {where}, e.g. the partition as {what}
+    advice: str
+
+
+_OLD = _Remedy('Kafka 2.1 or later at {where} for {what}', 'use a later one')
+_LARGE = _Remedy(
+    'messages that {what} on Kafka at {where} has room for',
+    'send smaller ones, or raise max.message.bytes of the topic',
 )
-_DENIED = (
-    KafkaError._AUTHENTICATION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+_MISSING = _Remedy(
+    'the topic of {what} on Kafka at {where}',
+    'create it with as many partitions as its senders use',
 )
-_OLD = (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION)
-_LASTING = (*_MISSING, *_DENIED, *_OLD)  # no second question gets another answer
-_LARGE = (
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError.INVALID_MSG_SIZE,
-    KafkaError.RECORD_LIST_TOO_LARGE,
+_DENIED = _Remedy(
+    'Kafka at {where} to let this client in to {what}',
+    'correct the user, the password or its rights',
 )
+_PLAIN = _Remedy(
+    'Kafka at {where} to answer with encryption, which an address with a user asks for',
+    'give the port that has it; this machine must trust its certificate',
+)
+_AWAY = _Remedy(
+    'Kafka at {where} to answer for {what}',
+    'what was accepted is kept, start the brokers or correct their address',
+)
+
+# %% ../../nbs/30_kafka.ipynb #2b0ed0be
+_REMEDIES = {
+    KafkaError._UNSUPPORTED_FEATURE: _OLD,
+    KafkaError.UNSUPPORTED_VERSION: _OLD,
+    KafkaError.MSG_SIZE_TOO_LARGE: _LARGE,
+    KafkaError.INVALID_MSG_SIZE: _LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE: _LARGE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART: _MISSING,
+    KafkaError._UNKNOWN_TOPIC: _MISSING,
+    KafkaError._UNKNOWN_PARTITION: _MISSING,
+    KafkaError._AUTHENTICATION: _DENIED,
+    KafkaError.SASL_AUTHENTICATION_FAILED: _DENIED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: _DENIED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: _DENIED,
+    KafkaError._SSL: _PLAIN,
+}
+_LASTING = (_MISSING, _DENIED, _OLD, _PLAIN)  # no second question gets another answer
+
+
+def _find_remedy(error: KafkaError) -> _Remedy:
+    return _REMEDIES.get(error.code(), _AWAY)
 
 
 def explain_kafka(
@@ -109,30 +142,9 @@ def explain_kafka(
     what: str,  # e.g. the partition
 ) -> Outage:
     "What went wrong with a cluster, and what to do"
-    said = error.str()[:200]
-    if error.code() in _OLD:
-        return Outage(
-            f'expected Kafka 2.1 or later at {where} for {what}, got: {said}; use a later one'
-        )
-    if error.code() in _LARGE:
-        return Outage(
-            f'expected messages that {what} on Kafka at {where} has room for, got: {said}; send'
-            ' smaller ones, or raise max.message.bytes of the topic'
-        )
-    if error.code() in _MISSING:
-        return Outage(
-            f'expected the topic of {what} on Kafka at {where}, got: {said}; create it with as'
-            ' many partitions as its senders use'
-        )
-    if error.code() in _DENIED:
-        return Outage(
-            f'expected Kafka at {where} to let this client in to {what}, got: {said}; correct the'
-            ' user, the password or its rights'
-        )
-    return Outage(
-        f'expected Kafka at {where} to answer for {what}, got: {said}; what was accepted is kept,'
-        ' start the brokers or correct their address'
-    )
+    remedy = _find_remedy(error)
+    expected = remedy.expected.format(where=where, what=what)
+    return Outage(f'expected {expected}, got: {error.str()[:200]}; {remedy.advice}')
 
 # %% ../../nbs/30_kafka.ipynb #2b0ed0b2
 _CONSEQUENCES = (
@@ -224,7 +236,7 @@ def find_offset(
     end = time.monotonic() + reader.settings.timeout
     offset, error = _ask_offset(reader, place)
     while error is not None:
-        if error.code() in _LASTING or time.monotonic() > end:
+        if _find_remedy(error) in _LASTING or time.monotonic() > end:
             raise explain_kafka(error, reader.settings.brokers, reader.name)
         time.sleep(0.05)
         offset, error = _ask_offset(reader, place)
@@ -302,8 +314,10 @@ class KafkaLog:
         return list(range(check_count(self, check_topic(self, topic, 0))))
 
     def identity(self, topic: str) -> str:
-        "Of the cluster and the topic"
-        return f'{self.cluster}/{check_topic(self, topic, 0)}'
+        "Of the cluster and the topic, with the number of its partitions"
+        name = check_topic(self, topic, 0)
+        count = self.counts[name]
+        return f'{self.cluster}/{name} of {count} partition{"s" if count > 1 else ""}'
 
     def epoch_of(self, topic: str, offset: int, partition: int = 0) -> int:
         "The mark of a message"
