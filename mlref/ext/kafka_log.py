@@ -129,10 +129,13 @@ _REMEDIES = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: _DENIED,
     KafkaError._SSL: _PLAIN,
 }
+_UNKNOWN = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)  # to the client
 _LASTING = (_MISSING, _DENIED, _OLD, _PLAIN)  # no second question gets another answer
 
 
 def _find_remedy(error: KafkaError) -> _Remedy:
+    if 'SSL_HANDSHAKE' in error.str():  # a broker without encryption often hangs up
+        return _PLAIN
     return _REMEDIES.get(error.code(), _AWAY)
 
 
@@ -218,13 +221,31 @@ class PartitionReader:
         return found
 
 # %% ../../nbs/30_kafka.ipynb #860346c8
+def _error_of(failed: KafkaException) -> KafkaError:
+    "What the client library says; it keeps some of its exceptions for ever, here without frames"
+    failed.__traceback__ = None
+    return failed.args[0]
+
+
 def _ask_offset(reader: PartitionReader, place: TopicPartition) -> tuple[int, KafkaError | None]:
     "One question for an edge of a partition: the offset, or what went wrong"
     try:
         found = reader.client.offsets_for_times([place], timeout=reader.settings.timeout)[0]
     except KafkaException as failed:
-        return 0, failed.args[0]
-    return found.offset, found.error
+        return 0, _say_why(reader, _error_of(failed))
+    return found.offset, found.error and _say_why(reader, found.error)
+
+
+def _say_why(reader: PartitionReader, error: KafkaError) -> KafkaError:
+    "Of a partition that the client does not know: what brokers say of it, if one answers"
+    if error.code() not in _UNKNOWN:
+        return error
+    try:
+        about = reader.client.list_topics(reader.place.topic, timeout=1).topics[reader.place.topic]
+    except KafkaException as failed:
+        return _error_of(failed)
+    there = about.error is None and reader.place.partition in about.partitions
+    return KafkaError(KafkaError.LEADER_NOT_AVAILABLE) if there else about.error or error
 
 
 def find_offset(
@@ -356,7 +377,7 @@ def find_cluster(settings: KafkaSettings) -> str:
         found = client.list_topics(timeout=settings.timeout)
     except KafkaException as error:
         client.poll(0)  # what it heard of its connections says more
-        cause = find_cause(error.args[0], heard)
+        cause = find_cause(_error_of(error), heard)
         raise explain_kafka(cause, settings.brokers, 'its metadata') from None
     return found.cluster_id or settings.brokers
 
@@ -366,7 +387,7 @@ def count_partitions(log: KafkaLog, name: str) -> int:
     try:
         about = log.producer.list_topics(name, log.settings.timeout).topics[name]
     except KafkaException as error:
-        raise explain_kafka(error.args[0], log.settings.brokers, name) from None
+        raise explain_kafka(_error_of(error), log.settings.brokers, name) from None
     if about.error is not None:
         raise explain_kafka(about.error, log.settings.brokers, name)
     return len(about.partitions)
@@ -437,7 +458,7 @@ def _hand_over(
             while not _produce(producer, name, message, partition, told):
                 producer.poll(0.1)
     except KafkaException as error:  # it takes nothing more
-        return [error.args[0]]
+        return [_error_of(error)]
     return []
 
 # %% ../../nbs/30_kafka.ipynb #0321e98e
@@ -498,7 +519,7 @@ def wait_for_all(
         try:
             producer.poll(0.1 if len(producer) else 0)
         except KafkaException as error:
-            heard.append(error.args[0])
+            heard.append(_error_of(error))
         more = len(producer) > 0 and time.monotonic() < end
     return heard
 
