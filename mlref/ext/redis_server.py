@@ -184,7 +184,7 @@ def _check_cluster(cluster: RedisCluster, settings: RedisSettings) -> None:
             about = cluster.get_redis_connection(node).info('everything')
             _check_server(about, f'redis://{node.name}')
 
-
+# %% ../../nbs/31_redis.ipynb #5b2ed1cf
 def _open_client(url: str, settings: RedisSettings) -> Client:
     "A client of what there is: one server, or a cluster"
     options = {
