@@ -146,7 +146,8 @@ def bound_by(node: ast.stmt) -> Iterator[str]:
     if isinstance(node, ast.AnnAssign):
         targets = [node.target]
     for target in targets:
-        yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+        names = [part for part in ast.walk(target) if isinstance(part, ast.Name)]
+        yield from (name.id for name in names if isinstance(name.ctx, ast.Store))
 
 
 def check_named(
