@@ -113,6 +113,12 @@ def read_facts(
                 facts[name] = []
     return facts
 
+# %% ../nbs/24a_report.ipynb #d1000421
+def _explain_shifts(found: Mapping[str, Any]) -> str:
+    "What the features did on the evening of an alarm"
+    told = [f'{each["feature"]} {each["direction"]}' for each in found.get('diagnosis', ())]
+    return f' (out of their limits that evening: {", ".join(told)})' if told else ''
+
 # %% ../nbs/24a_report.ipynb #d1000021
 DECISION_WORDS = {
     'alarm': 'alarm',
@@ -127,12 +133,6 @@ def _format_limits(low: float | None, high: float | None) -> str:
     if low is None:
         return f'at most {high:.3g}'
     return f'at least {low:.3g}' if high is None else f'{low:.3g} to {high:.3g}'
-
-
-def _explain_shifts(found: Mapping[str, Any]) -> str:
-    "What the features did on the evening of an alarm"
-    told = [f'{each["feature"]} {each["direction"]}' for each in found.get('diagnosis', ())]
-    return f' (out of their limits that evening: {", ".join(told)})' if told else ''
 
 
 def _explain_alarm(name: str, found: Any) -> str:
