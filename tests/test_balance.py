@@ -387,3 +387,22 @@ def test_the_canary_by_header_and_by_share(served, other, program, body):
         ask_many(again, body, f'{name}-drawn', 150)
     ids = written(other.folder, f'{name}-drawn')
     assert set(Counter(ids).values()) == {2}  # the same ids, the same side
+
+
+def test_what_the_guide_writes_fits_the_files_of_the_distribution(program, tmp_path):
+    "As the packages of nginx and HAProxy install them; the guide puts ours beside them"
+    own = Path({'nginx': '/etc/nginx/nginx.conf', 'haproxy': '/etc/haproxy/haproxy.cfg'}[program])
+    if not own.exists():
+        pytest.skip(f'no {own} here')
+    pools = (Backend('10.0.0.1:8080'), Backend('10.0.0.2:8080', state='drain'))
+    canary = Canary((Backend('10.0.0.3:8080'),), share=0.05)
+    ours = tmp_path / 'mlref.conf'
+    _ = ours.write_text(RENDERERS[program](LoadBalancer(pools, canary, host='models.internal')))
+    command = ['haproxy', '-c', '-f', own, '-f', ours]
+    if program == 'nginx':
+        main = own.read_text().replace('/etc/nginx/conf.d/*.conf', str(ours))
+        assert str(ours) in main
+        _ = (tmp_path / 'nginx.conf').write_text(main)
+        command = ['nginx', '-t', '-c', tmp_path / 'nginx.conf']
+    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
