@@ -141,7 +141,7 @@ FAULTS = {  # what raises, where, the way that is asked, how many fail
     'a group cannot be parsed': (entity_answers, 'parse_entities', raising, KEYS, 0),
     'a group cannot be cut': (entity_answers, '_read_part', raising, KEYS, CLIENTS),
     'nothing is counted by keys': (entity_answers, 'count_group', raising, KEYS, CLIENTS),
-    'no row by keys': (entity_answers, 'prediction_rows', raising, KEYS, CLIENTS),
+    'no row by keys': (entity_answers, 'kept_prediction_rows', raising, KEYS, CLIENTS),
     'values are not counted': (vector_answers, 'count_beyond', raising, KEYS, CLIENTS),
     'runs are not counted': (batching, 'count_run', raising, KEYS, CLIENTS),
     'it cannot be told': (entity_answers.EntityRequest, 'set_result', raising, KEYS, CLIENTS),
