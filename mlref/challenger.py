@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'find_start', 'with_recorded_engine', 'Challenger',
            'reference_scores', 'register_challenger', 'promotion_record', 'sync_registry', 'check_slices', 'bootstrap',
-           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'collect_evidence', 'maturity_gates', 'data_gates',
-           'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
+           'Holdout', 'ServedFeatures', 'Feed', 'Evidence', 'logged_scores', 'read_feeds', 'fresh_feeds',
+           'collect_evidence', 'maturity_gates', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
+           'judge_challenger', 'TooFewLabels', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -305,6 +306,15 @@ class ServedFeatures:
 
 
 @dataclass(frozen=True)
+class Feed:
+    "The events of one kind"
+
+    kind: str
+    newest: int  # When the newest became known, minute UTC
+    max_age: int  # Minutes after which it counts as stopped
+
+
+@dataclass(frozen=True)
 class Evidence:
     "What the gates are told besides the comparison with the champion"
 
@@ -312,7 +322,8 @@ class Evidence:
     holdout: Holdout
     features: str  # Version of the features the challenger learnt from
     served: ServedFeatures
-    newest_event: int  # In the lake, minute UTC
+    feeds: tuple[Feed, ...]  # Kinds of event of which the task says how far they may be behind
+    newest_event: int  # Of any kind, in the lake, minute UTC
     max_label_age: int  # Minutes
     logged: np.ndarray  # Scores of the champion, as they were served
     rebuilt: np.ndarray  # Scores of the champion, from the lake; the same rows
@@ -335,6 +346,39 @@ def logged_scores(
     asked = pl.DataFrame({'entity_id': rows.ids})
     both = asked.join(logged, on='entity_id', how='left', maintain_order='left')
     return both['p'].to_numpy()
+
+# %% ../nbs/22b_challenger.ipynb #22b70002
+def read_feeds(
+    lake: Lake,
+    task: Task,
+    now: int,  # Minute UTC
+) -> tuple[Feed, ...]:  # Those that ever came
+    "The newest event of each kind that a task expects to go on"
+    newest = dict(
+        lake.sql(
+            'select kind, max(known_time) from events where known_time <= ? group by kind', now
+        ).iter_rows()
+    )
+    limits = {kind: max(DAY, lag) for kind, lag in task.max_feed_lag.items()}
+    return tuple(Feed(kind, newest[kind], limits[kind]) for kind in limits if kind in newest)
+
+
+def fresh_feeds(
+    feeds: Sequence[Feed],
+    newest_event: int,  # Of any kind, minute UTC
+    now: int,  # Minute UTC of the decision
+    begin: int,  # When the days that judge began, minute UTC
+) -> Gate:
+    "Events still come, and no feed has stopped during the days that judge"
+    gate = is_fresh('events', newest_event, now, DAY)
+    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age >= 0]
+    during = [feed for feed in stopped if feed.newest >= begin]
+    for feed in during[:1]:
+        found = is_fresh('events', feed.newest, now, feed.max_age)
+        return replace(found, why=f'{feed.kind} has stopped while days judged: {found.why}')
+    names = ', '.join(feed.kind for feed in stopped)
+    before = f', {names} stopped before the days that judge' if stopped else ''
+    return replace(gate, why=gate.why + before)
 
 # %% ../nbs/22b_challenger.ipynb #9f146535
 def collect_evidence(
@@ -365,6 +409,7 @@ def collect_evidence(
         holdout=holdout,
         features=features,
         served=served,
+        feeds=read_feeds(lake, task, holdout.now),
         newest_event=newest['t'][0],
         max_label_age=max_label_age,
         logged=logged[known],
@@ -396,12 +441,12 @@ def data_gates(evidence: Evidence) -> list[Gate]:
     judging = evidence.holdout.rows
     newest_label = judging.label_time.max()
     served = evidence.served
-    newest_event, max_age = evidence.newest_event, evidence.max_label_age
+    max_age = evidence.max_label_age
     same = same_features(model.names, evidence.features, served.names, served.version)
     honest = [trained_before_judged(model.trained_until, begin), no_leak(past, begin)]
     mature = maturity_gates(past, begin, judging, now)
     labels = is_fresh('labels', newest_label, now, max_age)
-    events = is_fresh('events', newest_event, now, DAY)
+    events = fresh_feeds(evidence.feeds, evidence.newest_event, now, begin)
     return [same, *honest, *mature, labels, events]
 
 # %% ../nbs/22b_challenger.ipynb #5262086c
@@ -471,17 +516,35 @@ def judge_challenger(
     )
 
 # %% ../nbs/22b_challenger.ipynb #8e43bab1
+class TooFewLabels(MlrefError):
+    "Days that a challenge needs have no labelled row: nothing can be learnt, or judged, tonight"
+
+
+def _check_labelled(past: TrainingSet, holdout: TrainingSet, begin: int, stop: int) -> None:
+    "Raise `TooFewLabels` unless there are rows to learn from, to stop on and to judge by"
+    edge = begin - past.calendar.label_delay - stop * DAY
+    older = int((past.cutoff < edge).sum())
+    counts = {'learn from': older, 'stop on': len(past) - older, 'judge by': len(holdout)}
+    if not all(counts.values()):
+        told = ', '.join(f'{n} to {what}' for what, n in counts.items())
+        raise TooFewLabels(
+            f'expected labelled rows before and after {format_time(edge)} and from'
+            f' {format_time(begin)} on, got {told}; see why labels did not come, and wait'
+        )
+
+
 def run_challenge(
     workspace: Workspace,
     policy: RetrainPolicy,
     now: int,  # Minute UTC
 ) -> Challenger:
-    "Train a challenger on what was known at a moment, and put it to the gates"
+    "Train a challenger on what was known, and ask the gates; raises `TooFewLabels` without rows"
     end = now - label_days(workspace.task.calendar) * DAY
     begin = end - policy.block * DAY
     rows = past_rows(workspace.lake, workspace.task, end, workspace.vectors)
     past = mature_by(rows, begin)
     holdout = Holdout(mature_by(rows.take(rows.cutoff >= begin), now), begin, now)
+    _check_labelled(past, holdout.rows, begin, policy.stop)
     champion = workspace.load_champion(version_by_alias(workspace.registry))
     start = find_start(champion, past, policy)
     model = train_challenger(past, begin, policy, workspace.cache, start)
