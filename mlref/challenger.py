@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'find_start', 'with_recorded_engine', 'Challenger',
            'reference_scores', 'register_challenger', 'promotion_record', 'sync_registry', 'check_slices', 'bootstrap',
-           'Holdout', 'ServedFeatures', 'Feed', 'Evidence', 'logged_scores', 'read_feeds', 'fresh_feeds',
-           'collect_evidence', 'maturity_gates', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates',
-           'judge_challenger', 'TooFewLabels', 'run_challenge']
+           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'read_feeds', 'collect_evidence', 'maturity_gates',
+           'data_gates', 'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger', 'TooFewLabels',
+           'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,7 +47,14 @@ from mlref.gates import (
     trained_before_judged,
 )
 from .history import model_lineage
-from .judging import MadeBy, challenge_kind, change_gates, refit_gates
+from mlref.judging import (
+    Feed,
+    MadeBy,
+    challenge_kind,
+    change_gates,
+    fresh_feeds,
+    refit_gates,
+)
 from .lake import Lake, events_as_of, insert_rows
 from .model import TorchPredictor
 from .model_versions import get_version
@@ -306,15 +313,6 @@ class ServedFeatures:
 
 
 @dataclass(frozen=True)
-class Feed:
-    "The events of one kind"
-
-    kind: str
-    newest: int  # When the newest became known, minute UTC
-    max_age: int  # Minutes after which it counts as stopped
-
-
-@dataclass(frozen=True)
 class Evidence:
     "What the gates are told besides the comparison with the champion"
 
@@ -362,24 +360,6 @@ def read_feeds(
     limits = {kind: max(DAY, lag) for kind, lag in task.max_feed_lag.items()}
     return tuple(Feed(kind, newest[kind], limits[kind]) for kind in limits if kind in newest)
 
-
-def fresh_feeds(
-    feeds: Sequence[Feed],
-    newest_event: int,  # Of any kind, minute UTC
-    now: int,  # Minute UTC of the decision
-    begin: int,  # When the days that judge began, minute UTC
-) -> Gate:
-    "Events still come, and no feed has stopped during the days that judge"
-    gate = is_fresh('events', newest_event, now, DAY)
-    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age >= 0]
-    during = [feed for feed in stopped if feed.newest >= begin]
-    for feed in during[:1]:
-        found = is_fresh('events', feed.newest, now, feed.max_age)
-        return replace(found, why=f'{feed.kind} has stopped while days judged: {found.why}')
-    names = ', '.join(feed.kind for feed in stopped)
-    before = f', {names} stopped before the days that judge' if stopped else ''
-    return replace(gate, why=gate.why + before)
-
 # %% ../nbs/22b_challenger.ipynb #9f146535
 def collect_evidence(
     challenger: Challenger,  # Trained, not judged yet
@@ -403,19 +383,21 @@ def collect_evidence(
     served = ServedFeatures(task.features.names, version)
     made = MadeBy(challenger.recipe, features)
     challenge = challenge_kind(made, MadeBy(champion.params.get('recipe', ''), version))
+    feeds = read_feeds(lake, task, holdout.now)
+    cuts = task.slices(holdout.rows)
     max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
         challenger=challenger,
         holdout=holdout,
         features=features,
         served=served,
-        feeds=read_feeds(lake, task, holdout.now),
+        feeds=feeds,
         newest_event=newest['t'][0],
         max_label_age=max_label_age,
         logged=logged[known],
         rebuilt=rebuilt[known],
         challenge=challenge,
-        cuts=task.slices(holdout.rows),
+        cuts=cuts,
     )
 
 # %% ../nbs/22b_challenger.ipynb #7be49495
@@ -515,7 +497,7 @@ def judge_challenger(
         slices=comparison.rows(),
     )
 
-# %% ../nbs/22b_challenger.ipynb #8e43bab1
+# %% ../nbs/22b_challenger.ipynb #22b70004
 class TooFewLabels(MlrefError):
     "Days that a challenge needs have no labelled row: nothing can be learnt, or judged, tonight"
 
@@ -532,7 +514,7 @@ def _check_labelled(past: TrainingSet, holdout: TrainingSet, begin: int, stop: i
             f' {format_time(begin)} on, got {told}; see why labels did not come, and wait'
         )
 
-
+# %% ../nbs/22b_challenger.ipynb #8e43bab1
 def run_challenge(
     workspace: Workspace,
     policy: RetrainPolicy,

@@ -170,7 +170,7 @@ def decide_challenge(
         verdict(candidate.gates or [], judged, day, task.calendar, policy.approval),
     ]
 
-# %% ../nbs/22d_lifecycle.ipynb #03145433
+# %% ../nbs/22d_lifecycle.ipynb #22d70010
 POSTPONED = 'challenge postponed'
 
 
@@ -186,7 +186,7 @@ def _postpone(
     evidence = {'due': why, 'found': found}
     return [] if said else [make_decision(day, 'alarm', POSTPONED, evidence, calendar)]
 
-
+# %% ../nbs/22d_lifecycle.ipynb #03145433
 def decide_day(
     workspace: Workspace,
     policy: RetrainPolicy,
