@@ -21,8 +21,8 @@ from mlref.intervals import (
     DailyDifferences,
     auc_difference_by_day,
     mean_by_day,
+    minimum_detectable_effect,
     paired_losses,
-    smallest_gain,
     t_interval,
 )
 from .slices import find_slices
@@ -112,7 +112,7 @@ def judge_refit(
         limit=margin,
         method=f'non-inferiority, HAC by cosines, one-sided {1 - (1 - confidence) / looks:g}',
         days=len(daily.value),
-        detectable=smallest_gain(found, level=level),
+        detectable=minimum_detectable_effect(found, level=level),
     )
 
 # %% ../nbs/17ba_verdicts.ipynb #17ba0013
@@ -157,7 +157,7 @@ def judge_change(
         limit=0.0,
         method=f'superiority, confidence sequence, one-sided {1 - alpha / 2:g}',
         days=days,
-        detectable=smallest_gain(found, level=1 - alpha) if known else np.inf,
+        detectable=minimum_detectable_effect(found, level=1 - alpha) if known else np.inf,
     )
 
 # %% ../nbs/17ba_verdicts.ipynb #17ba0019

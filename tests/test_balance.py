@@ -15,6 +15,7 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlref.balance import (
@@ -35,6 +36,7 @@ from mlref.balance_process import (
 from mlref.serving_state import read_messages
 from programs import need
 from server_fixture import Served, is_running, start_copy, wait_gone
+from test_ray import ask_replica, questions
 
 DEEP = os.environ.get('MLREF_DEEP', '0') == '1'
 KILLS = 20 if DEEP else 1
@@ -137,12 +139,17 @@ def body(served):
     return json.dumps({'entities': [served.visit()]}).encode()
 
 
-def states(process: BalancerProcess, backend: Backend) -> str:
-    "What HAProxy thinks of a server"
+def stat_row(process: BalancerProcess, backend: Backend) -> dict[str, str]:
+    "What HAProxy says of a server"
     rows = command_haproxy(process, 'show stat').splitlines()
     names = rows[0].lstrip('# ').split(',')
     found = [dict(zip(names, row.split(','), strict=False)) for row in rows[1:] if row]
-    return next(row['status'] for row in found if row['svname'] == backend.address)
+    return next(row for row in found if row['svname'] == backend.address)
+
+
+def states(process: BalancerProcess, backend: Backend) -> str:
+    "What HAProxy thinks of a server"
+    return stat_row(process, backend)['status']
 
 
 def check_once(said: list[Said], folders: list[Path], prefix: str) -> None:
@@ -323,6 +330,48 @@ def test_a_server_that_is_not_ready_is_left_out(served, program, body):
     assert [each.status for each in said] == [200] * 12
 
 
+@contextmanager
+def ready_later() -> Iterator[tuple[str, threading.Event]]:
+    "Something that answers, and is ready from an event on"
+    event = threading.Event()
+
+    class Later(NotReady):
+        def do_GET(self) -> None:
+            self.send_response(200 if event.is_set() else 503)
+            self.send_header('content-length', '0')
+            self.end_headers()
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Later) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'127.0.0.1:{server.server_port}', event
+        server.shutdown()
+
+
+def effective_weight(process: BalancerProcess, backend: Backend) -> int:
+    "The share that HAProxy gives a server just now"
+    return int(stat_row(process, backend)['weight'])
+
+
+@pytest.mark.parametrize('seconds', [3, 0])
+def test_a_server_that_is_back_gets_its_share_by_and_by(served, seconds):
+    need('haproxy')
+    with ready_later() as (place, ready):
+        back = Backend(place, weight=100)
+        balancer = fleet_of(served, health=replace(QUICK, slow_start_s=seconds))
+        balancer = replace(balancer, backends=(*balancer.backends, back))
+        with BalancerProcess('haproxy', balancer) as process:
+            wait_until(lambda: states(process, back) == 'DOWN', 'it is in')
+            ready.set()
+            wait_until(lambda: states(process, back) == 'UP', 'it is out')
+            begun = time.monotonic()
+            weights = [effective_weight(process, back)]
+            while weights[-1] < 100 and time.monotonic() < begun + 30:
+                time.sleep(0.1)
+                weights.append(effective_weight(process, back))
+    assert weights == sorted(weights) and weights[-1] == 100
+    assert (len({*weights}) > 3 and weights[0] < 60) == (seconds > 0), weights
+
+
 def test_the_canary_by_header_and_by_share(served, other, program, body):
     name = f'c-{program}-{os.getpid()}'
     balancer = fleet_of(served, canary=Canary((Backend(other.address),), share=0.2))
@@ -340,3 +389,48 @@ def test_the_canary_by_header_and_by_share(served, other, program, body):
         ask_many(again, body, f'{name}-drawn', 150)
     ids = written(other.folder, f'{name}-drawn')
     assert set(Counter(ids).values()) == {2}  # the same ids, the same side
+
+
+def test_what_the_guide_writes_fits_the_files_of_the_distribution(program, tmp_path):
+    "As the packages of nginx and HAProxy install them; the guide puts ours beside them"
+    own = Path({'nginx': '/etc/nginx/nginx.conf', 'haproxy': '/etc/haproxy/haproxy.cfg'}[program])
+    if not own.exists():
+        pytest.skip(f'no {own} here')
+    pools = (Backend('10.0.0.1:8080'), Backend('10.0.0.2:8080', state='drain'))
+    canary = Canary((Backend('10.0.0.3:8080'),), share=0.05)
+    ours = tmp_path / 'mlref.conf'
+    _ = ours.write_text(RENDERERS[program](LoadBalancer(pools, canary, host='models.internal')))
+    command = ['haproxy', '-c', '-f', own, '-f', ours]
+    if program == 'nginx':
+        main = own.read_text().replace('/etc/nginx/conf.d/*.conf', str(ours))
+        assert str(ours) in main
+        _ = (tmp_path / 'nginx.conf').write_text(main)
+        command = ['nginx', '-t', '-c', tmp_path / 'nginx.conf']
+    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def ask_protocol(address: str, model: str) -> list[tuple[int, object]]:
+    "What is answered to the suite of the Open Inference Protocol, good requests and bad"
+    rows = np.arange(24, dtype=np.float32).reshape(12, 2)
+    connection = HTTPConnection(address, timeout=30)
+    said = [ask_replica(connection, *question) for question in questions(model, rows)]
+    connection.close()
+    return said
+
+
+def test_the_protocol_is_the_same_through_a_balancer(served, other, program):
+    model = served.infer.split('/')[3]
+    balancer = fleet_of(served, other)
+    with BalancerProcess(program, balancer):
+        through = ask_protocol(balancer.listen, model)
+    assert through == ask_protocol('{}:{}'.format(*served.address), model)
+    assert {200, 400, 404, 405, 415} <= {status for status, _ in through}
+
+
+def test_nobody_there_is_an_error_of_the_balancer(program):
+    balancer = LoadBalancer((Backend(free_address()),), listen=free_address(), health=QUICK)
+    with BalancerProcess(program, balancer) as process:
+        if program == 'haproxy':
+            wait_until(lambda: states(process, balancer.backends[0]) == 'DOWN', 'it is in')
+        assert ask(balancer, b'{}').status == {'nginx': 502, 'haproxy': 503}[program]

@@ -23,16 +23,17 @@ from mlref.routes import open_server
 from programs import need
 from server_fixture import start_copy
 from small import FEATURES, make_events
+from test_balance import ask_protocol
 from test_entity_answers import ask_alone, ask_together, make_bundles, make_request, visit
 
 QUICK = 1.0  # seconds; what does not need the store is answered within; the store hangs for three
 ROWS = [[1.0, 2.0]]
 
 
-def feed(url, space):
+def feed(url, space, events=None):
     "The visits, applied to a store on a Redis"
     store = RedisStore(url, space, FEATURES)
-    apply_events(store, make_events())
+    apply_events(store, make_events() if events is None else events)
     store.close()
 
 
@@ -149,6 +150,13 @@ def test_a_redis_that_dies_and_comes_back(redis_server, copy):
     assert ask_keys(copy)[1] == before
 
 
+def test_the_protocol_is_the_same_with_features_on_a_redis(copy, served):
+    wait_ready(copy)
+    model = served.infer.split('/')[3]
+    said = [ask_protocol('{}:{}'.format(*each.address), model) for each in (copy, served)]
+    assert said[0] == said[1] and {200, 400, 404, 405, 415} <= {status for status, _ in said[0]}
+
+
 def count_reads(url):
     "How often a Redis was asked for values, as it counts that itself"
     with redis.Redis.from_url(url) as client:
@@ -217,6 +225,22 @@ async def ask_any(server, bodies):
     asked = [answer_entities(server, make_request(body)) for body in bodies]
     found = await asyncio.gather(*asked, return_exceptions=True)
     return [str(each) if isinstance(each, Outage) else each.body for each in found]
+
+
+def test_a_store_that_was_wiped_and_fed_anew_gives_nothing_of_before(counted, here, tmp_path):
+    bodies = [{'entities': [visit(number)]} for number in range(370, 390)]
+    before = ask_together(here, map(make_request, bodies))
+    with redis.Redis.from_url(counted.url) as client:
+        head = client.get(f'{tmp_path.name}:{{!{tmp_path.name}}}head')
+        client.flushall()
+        with pytest.raises(Outage, match='the server lost its memory'):
+            ask_alone(here, [make_request(bodies[0])])
+        feed(counted.url, tmp_path.name, make_events().tail(4))
+        assert client.get(f'{tmp_path.name}:{{!{tmp_path.name}}}head') == head  # the same number
+    found = ask_together(here, map(make_request, bodies))
+    here.champion.vectors.reader.hot.minutes.clear()  # what it remembers
+    assert found == ask_alone(here, map(make_request, bodies))
+    assert any(new != old for new, old in zip(found, before, strict=True))
 
 
 def spoil(url, space, name):

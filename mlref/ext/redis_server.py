@@ -10,6 +10,7 @@ __all__ = ['SCHEMES', 'PASSING', 'VERSION', 'DEFAULT_SETTINGS', 'Client', 'T', '
 # %% ../../nbs/31_redis.ipynb #aef01312
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -39,11 +40,13 @@ def hide_password(
         _ = parts.port  # raises for one that is no number
     except ValueError:
         parts = urlsplit('')
-    if parts.scheme not in SCHEMES or not parts.hostname:
+    is_number = parts.path.removeprefix('/').isdecimal() or parts.path in ('', '/')
+    if parts.scheme not in SCHEMES or not parts.hostname or not is_number:
         scheme = url.split('://')[0] if '://' in url else ''
         raise MlrefError(
             'expected an address as redis://HOST:PORT/NUMBER (rediss:// with encryption), got'
-            f' one of the scheme {scheme[:20]!r}'
+            f' another, of the scheme {scheme[:20]!r}; in a password write / ? # % as %2F %3F %23'
+            ' %25'
         )
     return urlunsplit((parts.scheme, f'{parts.hostname}:{parts.port or 6379}', parts.path, '', ''))
 
@@ -88,22 +91,33 @@ _FULL = _Remedy(
 _DISK = _Remedy('to write to its disk', 'make room there')
 _SLOTS = _Remedy('to have a server for every slot', 'start the servers that are missing')
 _AWAY = _Remedy('to answer', 'start it, or correct its address')
+_LOADING = _Remedy('to have read its data', 'wait until it has, and start this again')
+_DATABASE = _Remedy('to have the database of this address', 'leave the number behind the / out')
 _OTHER = _Remedy('to take a command', 'see what its log says')
-_HALF = (RedisClusterException, errors.ClusterDownError)
+
+# %% ../../nbs/31_redis.ipynb #f5d68a72
+_BY_WORDS = {
+    'MISCONF': _DISK,
+    'DB index is out of range': _DATABASE,
+    'SELECT is not allowed': _DATABASE,  # in a cluster
+}
+_BY_KIND = (  # the first that fits
+    (errors.OutOfMemoryError, _FULL),
+    (errors.BusyLoadingError, _LOADING),
+    ((RedisClusterException, errors.ClusterDownError), _SLOTS),
+    (PASSING, _AWAY),
+)
 
 
 def _find_remedy(error: RedisError) -> _Remedy:
     if is_denied(error):
         return _LET_IN
-    if isinstance(error, errors.OutOfMemoryError):
-        return _FULL
-    if str(error).startswith('MISCONF'):
-        return _DISK
-    if isinstance(error, _HALF):
-        return _SLOTS
-    return _AWAY if isinstance(error, PASSING) else _OTHER
+    said = str(error)
+    fit = [remedy for words, remedy in _BY_WORDS.items() if words in said]
+    fit += [remedy for kinds, remedy in _BY_KIND if isinstance(error, kinds)]
+    return fit[0] if fit else _OTHER
 
-# %% ../../nbs/31_redis.ipynb #f5d68a72
+
 def explain_redis(
     error: RedisError,
     where: str,  # Address, without a password
@@ -151,7 +165,7 @@ def _check_server(
             ' primary'
         )
     policy = str(about.get('maxmemory_policy', 'noeviction'))
-    if keeps and policy.startswith('allkeys'):
+    if keeps and policy != 'noeviction':
         raise MlrefError(
             f'expected Redis at {where} to keep what it was given, its maxmemory-policy {policy}'
             ' forgets names when memory is full; set it to noeviction'
@@ -161,6 +175,16 @@ def _check_server(
 Client = redis.Redis | RedisCluster
 
 
+def _check_cluster(cluster: RedisCluster, settings: RedisSettings) -> None:
+    "Raise `MlrefError` for a server that cannot hold its part; who is away is not asked"
+    if not settings.keeps:
+        return
+    for node in cluster.get_nodes():
+        with suppress(*PASSING):
+            about = cluster.get_redis_connection(node).info('everything')
+            _check_server(about, f'redis://{node.name}')
+
+# %% ../../nbs/31_redis.ipynb #5b2ed1cf
 def _open_client(url: str, settings: RedisSettings) -> Client:
     "A client of what there is: one server, or a cluster"
     options = {
@@ -178,7 +202,9 @@ def _open_client(url: str, settings: RedisSettings) -> Client:
     client.close()
     if state != 'ok':
         raise errors.ClusterDownError(f'cluster_state:{state}')
-    return RedisCluster.from_url(url, **options)
+    cluster = RedisCluster.from_url(url, **options)
+    _check_cluster(cluster, settings)
+    return cluster
 
 # %% ../../nbs/31_redis.ipynb #b2f04c3e
 def open_client(
