@@ -271,6 +271,8 @@ def state_goals(files: Sequence[Mapping]) -> Html:
     "One line: whether all that must hold does"
     held = [row['held'] for file in files for row in file['rows'] if row['held'] is not None]
     missed = held.count(False)
+    if not held:
+        return html_element('p', 'No goal was measured.', class_='missed')
     if missed:
         said = f'{missed} of {len(held)} goals missed, see below.'
         return html_element('p', said, class_='missed')
