@@ -390,7 +390,11 @@ encode_row = msgspec.json.Encoder().encode
 def _room_left(server: ModelServer) -> str:
     "What is wrong with the room of the log; '' = nothing"
     log = server.log_file
-    free = os.statvfs(log.folder)
+    try:
+        free = os.statvfs(log.folder)
+    except OSError as error:
+        said = f'expected the log in {log.folder} as it was opened, got: {error.strerror}'
+        return f'{said}; put it back, or start the server again'
     left = free.f_bavail * free.f_frsize
     least = server.settings.min_room
     if left < least:
