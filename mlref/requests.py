@@ -104,7 +104,7 @@ def trace_headers(
     span = secrets.token_hex(8).encode()
     return ((b'traceparent', b'00-' + request.trace + b'-' + span + given[-3:]),)
 
-
+# %% ../nbs/15g_requests.ipynb #16a10012
 def too_long(request: Request, size: int) -> RequestError:
     "Why a body is refused"
     return RequestError(
