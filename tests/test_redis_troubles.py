@@ -13,6 +13,7 @@ import redis
 from mlref.core import MlrefError
 from mlref.dead_letters import Outage
 from mlref.edges import child_environment
+from mlref.ext import redis_server
 from mlref.ext.redis_cluster import ClusterProcesses, wait_for_cluster
 from mlref.ext.redis_process import RedisProcess, free_port
 from mlref.ext.redis_server import RedisServer, RedisSettings, open_client
@@ -178,6 +179,19 @@ def test_a_database_that_is_not_there_is_one_sentence(kind, number, request):
         RedisStore(f'{own.url}/{number}', 'numbered')
     if kind == 'server':
         RedisStore(f'{own.url}/3', 'numbered').close()
+        own.stop()
+
+
+@pytest.mark.parametrize('kind', ['server', 'cluster'])
+def test_a_version_that_is_too_old_is_one_sentence(kind, request, monkeypatch):
+    need('redis-server')
+    own = RedisProcess() if kind == 'server' else request.getfixturevalue('own_cluster')
+    monkeypatch.setattr(redis_server, 'VERSION', (99, 0))  # then the one that is here is too old
+    with pytest.raises(
+        MlrefError, match=r'expected Redis 99.0 or later at .*, got \d+\.\d+.*later'
+    ):
+        RedisStore(own.url, 'old')
+    if kind == 'server':
         own.stop()
 
 
