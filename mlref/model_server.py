@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
-           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_vectors', 'read_rows',
-           'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
-           'measure_feeds', 'measure_champion', 'measure_store']
+           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_counted_vectors',
+           'read_rows', 'count_statuses', 'score_before_deadline', 'PredictionRow', 'VectorRow', 'find_troubles',
+           'measure_model', 'measure_feeds', 'measure_champion', 'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -294,7 +294,7 @@ def _read(server: ModelServer, served: ServedModel, columns: Mapping[str, np.nda
         raise RequestError(422, str(error)) from None
 
 
-def read_vectors(
+def read_counted_vectors(
     server: ModelServer,  # Its store is in files
     served: ServedModel,
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
@@ -337,7 +337,7 @@ def count_statuses(
                 server.metrics.count_values(server.task.name, view, STATUS_NAMES[code], n)
 
 
-async def score_rows(
+async def score_before_deadline(
     served: ServedModel,
     X: np.ndarray,  # float32 (rows, features)
     deadline: float,  # By `time.monotonic`, seconds

@@ -36,7 +36,7 @@ from mlref.serving_state import (
     read_state,
     with_champion,
 )
-from mlref.terminal import run_app
+from mlref.terminal import run_cli
 from mlref.workers import Supervisor
 from server_fixture import CHILD, start_copy, start_process, wait_gone
 
@@ -394,7 +394,7 @@ def test_a_folder_is_served_from_once(own):
 
 def test_two_who_add_a_key_at_once_both_have_it(tmp_path, capsys):
     def add(name):
-        return run_app(keys_app, ['add', name, '--log', str(tmp_path)])
+        return run_cli(keys_app, ['add', name, '--log', str(tmp_path)])
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(add, [f'client {i}' for i in range(24)])) == [0] * 24
