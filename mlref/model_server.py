@@ -99,10 +99,11 @@ class ServedModel:
         self.cache = PredictionCache(max_bytes=size) if size else None
         self.looked_up = {'hit': 0, 'joined': 0, 'shared': 0, 'miss': 0}  # Rows, counted so far
         self.users = 0  # Requests that took it and are not answered yet
+        self.compared = False  # Whether it is tried out beside another, each by its own work
 
     def submit(self, X: np.ndarray, deadline: float, told: Told | None = None) -> Any:
         "Scores of rows, those it was asked for before from memory; as `Batcher.submit`"
-        if self.cache is None:
+        if self.cache is None or self.compared:
             return self.batcher.submit(X, deadline, told)
         compute = partial(self.batcher.submit, deadline=deadline)
         return self.cache.submit(self.version, X, compute, told)
@@ -249,6 +250,7 @@ def set_versions(
     server.versions = dict(versions)
     for served in server.versions.values():
         served.batcher.work = server.work
+        served.compared = server.counts is not None
         if served.cache is not None:
             served.cache.second = server.second
     for served in before - set(versions.values()):
@@ -390,7 +392,11 @@ encode_row = msgspec.json.Encoder().encode
 def _room_left(server: ModelServer) -> str:
     "What is wrong with the room of the log; '' = nothing"
     log = server.log_file
-    free = os.statvfs(log.folder)
+    try:
+        free = os.statvfs(log.folder)
+    except OSError as error:
+        said = f'expected the log in {log.folder} as it was opened, got: {error.strerror}'
+        return f'{said}; put it back, or start the server again'
     left = free.f_bavail * free.f_frsize
     least = server.settings.min_room
     if left < least:

@@ -148,8 +148,12 @@ def _explain_alarm(name: str, found: Any) -> str:
 
 
 def _explain_refusal(why: str) -> str:
-    gate, _, found = why.partition(': ')
-    return f'{found} (gate {gate} failed)' if found else f'gate {gate} failed'
+    failed = [part.partition(': ') for part in why.split('; ')]
+    told = [
+        f'{found} (gate {gate} failed)' if found else f'gate {gate} failed'
+        for gate, _, found in failed
+    ]
+    return '; '.join(told)
 
 # %% ../nbs/24a_report.ipynb #d1000221
 def explain_decision(
@@ -267,6 +271,8 @@ def state_goals(files: Sequence[Mapping]) -> Html:
     "One line: whether all that must hold does"
     held = [row['held'] for file in files for row in file['rows'] if row['held'] is not None]
     missed = held.count(False)
+    if not held:
+        return html_element('p', 'No goal was measured.', class_='missed')
     if missed:
         said = f'{missed} of {len(held)} goals missed, see below.'
         return html_element('p', said, class_='missed')
