@@ -20,7 +20,7 @@ import typer
 
 # %% ../nbs/48_cli_models.ipynb #e4800006
 from .core import MlrefError, format_time
-from .edges import describe_error
+from .edges import describe_error, explain_errors
 from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
@@ -230,9 +230,13 @@ class Reason:
 
     def require(self, what: str) -> tuple[str, str]:
         "Reason and person; raises `MlrefError` without a reason"
-        if not self.why:
+        if not self.why.strip():
             raise MlrefError(f'expected a reason for the {what}, got none; say why with --why')
-        return self.why, self.who or getpass.getuser()
+        if self.who.strip():
+            return self.why, self.who
+        advice = 'say who decides with --who'
+        with explain_errors('your login from this machine', advice, (OSError, KeyError)):
+            return self.why, getpass.getuser()
 
 
 def _tell_promotion(row: 'Promotion', before: list['Promotion']) -> Answer:

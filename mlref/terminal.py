@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STATUS_HELP', 'DEFAULT_TASK', 'DataFolder', 'RunFolder', 'TaskAddress', 'AsJson', 'Status', 'Answer', 'print_answer',
-           'print_progress', 'align_columns', 'find_extra', 'explain_missing', 'command_parameters', 'command',
-           'require_path', 'require_folder', 'data_folder', 'run_folder', 'run_app']
+           'print_progress', 'align_columns', 'find_extra', 'explain_missing', 'command_parameters', 'check_option',
+           'command', 'require_path', 'require_folder', 'data_folder', 'run_folder', 'run_app']
 
 # %% ../nbs/45_terminal.ipynb #e4500005
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 # %% ../nbs/45_terminal.ipynb #e4500006
-from .core import MlrefError
+from .core import MlrefError, text_fault
 from .edges import blame_library, describe_error
 from .environment import normalize_package
 from .pipeline import current_run, find_folders
@@ -166,6 +167,31 @@ def command_parameters(
             parameters.append(_parameter(name, kinds[name], own.default))
     return [*parameters, _parameter('as_json', AsJson, False)]
 
+# %% ../nbs/45_terminal.ipynb #e4500052
+_LARGEST = 2**63 - 1  # that a column, a file size and a clock can hold
+
+
+def _number_fault(value: float) -> str:
+    if isinstance(value, int):
+        return 'a number of more than 63 bits' if abs(value) > _LARGEST else ''
+    return '' if math.isfinite(value) else f'{value}'
+
+
+def check_option(
+    name: str,  # Of a parameter of a command
+    value: object,  # As the parser read it
+) -> None:
+    "Raise `MlrefError` for numbers and texts that nothing behind the command line can keep"
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        fault = ''
+        if isinstance(each, (int, float)):
+            fault = _number_fault(each)
+        elif isinstance(each, str) and text_fault(each):
+            fault = f'{ascii(each)[:60]} with a byte that is no text'
+        if fault:
+            kind = 'a text' if isinstance(each, str) else 'a number'
+            raise MlrefError(f'expected {name} as {kind}, got {fault}; give another')
+
 # %% ../nbs/45_terminal.ipynb #e4500035
 def _arguments(function: Callable[..., Answer], values: dict[str, object]) -> dict[str, object]:
     "The values as the function wants them, its settings made from their fields"
@@ -182,6 +208,8 @@ def _wrap(function: Callable[..., Answer]) -> Callable[..., int]:
     "The function as typer sees it: options for parameters, and a status for an answer"
 
     def run(**values: object) -> int:
+        for name, value in values.items():
+            check_option(name, value)
         answer = function(**_arguments(function, values))
         print_answer(answer, bool(values['as_json']))
         return answer.status
