@@ -9,7 +9,6 @@ __all__ = ['SCOPES', 'LOOPBACK', 'AccessKey', 'make_key', 'write_keys', 'read_ke
 # %% ../nbs/15c_access.ipynb #98826f78
 import hashlib
 import hmac
-import json
 import math
 import secrets
 import time
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/15c_access.ipynb #10021041
+from .arguments import check_distinct, check_fields, check_number
 from .core import MlrefError, write_json
+from .edges import parse_json
 from .protocols import RequestError
 
 # %% ../nbs/15c_access.ipynb #56994b03
@@ -37,6 +38,17 @@ class AccessKey:
     created: int  # Seconds since 1970-01-01 UTC
     rows: float | None = None  # It may have scored in a second; None = no limit
 
+    def __post_init__(self):
+        check_fields(self)
+        odd = [scope for scope in self.scopes if scope not in SCOPES]
+        if odd or not self.scopes or not self.client.isprintable() or not self.client.strip():
+            raise MlrefError(
+                f'expected a name and scopes among {", ".join(SCOPES)}, got {self.client!r:.40} and'
+                f' {", ".join(self.scopes) or "none"}; name what this client may do'
+            )
+        if self.rows is not None:  # None = no limit
+            check_number(self.rows, 'rows a second of a key', 1e-6, 1e12)
+
 
 def make_key(
     client: str,
@@ -45,14 +57,6 @@ def make_key(
     clock: Callable[[], float] = time.time,  # Seconds since 1970-01-01 UTC
 ) -> tuple[str, AccessKey]:  # What the client sends; what is kept
     "A new key; raises `MlrefError` for a scope that there is not"
-    odd = [scope for scope in scopes if scope not in SCOPES]
-    if odd or not scopes or not client.isprintable() or not client.strip():
-        raise MlrefError(
-            f'expected a name and scopes among {", ".join(SCOPES)}, got {client!r:.40} and'
-            f' {", ".join(scopes) or "none"}; name what this client may do'
-        )
-    if rows is not None and not rows > 0:
-        raise MlrefError(f'expected rows a second above 0, got {rows}; leave it out for no limit')
     name = secrets.token_hex(4)
     secret = secrets.token_urlsafe(32)
     hashed = hashlib.sha256(secret.encode()).hexdigest()
@@ -68,15 +72,13 @@ def write_keys(
     file.chmod(0o600)
 
 
+_ADVICE = 'mend or restore it, or remove it and make new keys with: mlref keys add'
+
+
 def _read_key(row: dict[str, Any]) -> AccessKey:
-    return AccessKey(
-        id=str(row['id']),
-        client=str(row['client']),
-        scopes=tuple(row['scopes']),
-        sha256=str(row['sha256']),
-        created=int(row['created']),
-        rows=row['rows'],
-    )
+    if not isinstance(row['scopes'], list):  # a text would be taken for its letters
+        raise MlrefError(f'expected scopes as a list, got {row["scopes"]!r:.40}')
+    return AccessKey(**{**row, 'scopes': tuple(row['scopes'])})
 
 
 def read_keys(
@@ -85,12 +87,13 @@ def read_keys(
     "The keys of a file; raises `MlrefError` when it is not one of keys"
     if not file.exists():
         return {}
+    rows = parse_json(file.read_bytes(), f'keys in {file}', _ADVICE)
     try:
-        keys = [_read_key(row) for row in json.loads(file.read_bytes())]
-    except (ValueError, TypeError, KeyError):
+        keys = [_read_key(row) for row in rows]
+        check_distinct([key.id for key in keys], 'ids of keys')
+    except (MlrefError, TypeError, KeyError) as error:
         raise MlrefError(
-            f'expected keys in {file}, found something else; restore it, or remove it and make new'
-            ' keys with: mlref keys add'
+            f'expected keys in {file}, found something else ({error}); {_ADVICE}'
         ) from None
     return {key.id: key for key in keys}
 

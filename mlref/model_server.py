@@ -476,7 +476,10 @@ def measure_feeds(
 ) -> dict[str, float]:  # Sample -> its value; none where the store does not tell kinds apart yet
     "How far each kind of event is behind the newest of all, and how far it may be, for a scraper"
     task = server.task
-    feeds = decode_feeds(server.watch.fed)
+    try:
+        feeds = decode_feeds(server.watch.fed)
+    except MlrefError:  # a later release feeds the store: not known here, and no fault of a scrape
+        feeds = None
     if feeds is None:
         return {}
     lags = feeds.lags(task.kinds or feeds.newest, server.watch.clock)  # a bundle may be older

@@ -155,6 +155,7 @@ def pair_scores(
 ) -> PairedScores:  # In order of the cut-off
     "The scores of both models for each unit, and its label where it is known"
     check_frame(rows, {**ROW_TYPES, 'shadow': pl.Boolean}, 'rows of predictions')
+    check_frame(labels, {'entity_id': pl.String, 'y': None, 'label_time': None}, 'labels')
     keys = ['request_id', 'entity_id', 'cutoff']
     counted = rows.filter('counted')
     sides = [

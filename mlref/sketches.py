@@ -425,6 +425,11 @@ def _are_counts(counts: np.ndarray, size: int) -> bool:
     return counts.shape == (size,) and counts.dtype == np.int64 and bool((counts >= 0).all())
 
 
+def _are_scores(score: np.ndarray) -> bool:
+    rising = score.dtype == np.float64 and score.ndim == 1 and bool((np.diff(score) > 0).all())
+    return rising and bool(((score >= 0) & (score <= 1)).all())
+
+
 def _have_same_names(sketch: Sketch) -> bool:
     "Whether it counts the features of its bins, each in its way"
     bins = sketch.bins
@@ -437,13 +442,15 @@ def _can_be(sketch: Sketch) -> bool:
     "Whether it could have been counted"
     scores = sketch.scores
     size = len(scores.score)
-    if not _have_same_names(sketch) or (np.diff(scores.score) <= 0).any():
+    if not _have_same_names(sketch) or not _are_scores(scores.score):
         return False
     fits = [_are_counts(each, size) for each in (scores.n, scores.labelled, scores.positive)]
     for name, edges in sketch.bins.cut.items():
         fits.append(_are_counts(sketch.values[name], _places(edges)))
+        fits.append(bool(np.isfinite(edges).all() and (np.diff(edges) >= 0).all()))
     tables = (sketch.missing, *sketch.categories.values())
-    return all(fits) and all(min(rows.values(), default=0) >= 0 for rows in tables)
+    whole = [type(n) is int and n >= 0 for rows in tables for n in rows.values()]
+    return all(fits) and all(whole) and bool((scores.positive <= scores.labelled).all())
 
 # %% ../nbs/18a_sketches.ipynb #18a5002c
 _DAMAGE = (

@@ -60,8 +60,10 @@ class Answer:
 
 def print_answer(answer: Answer, as_json: bool) -> None:
     "Print an answer on standard output: its text, or its data as one JSON value"
+    text = json.dumps(answer.data, default=str) if as_json else answer.text
+    encoding = sys.stdout.encoding or 'utf-8'  # of a terminal it may be one without umlauts
     try:
-        print(json.dumps(answer.data, default=str) if as_json else answer.text, flush=True)
+        print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
     except BrokenPipeError:
         # the reader went away, as in: mlref features list | head; also Python's last flush is quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -278,7 +280,9 @@ def run_folder(
 
 # %% ../nbs/45_terminal.ipynb #e4500026
 def _say(sentence: str) -> None:
-    print_progress(f'mlref: {sentence}')
+    # what was typed is shown, but not pages of it
+    shown = re.sub(r'\S{300,}', lambda found: f'{found[0][:100]}…', sentence)
+    print_progress(f'mlref: {shown}')
 
 
 def _explain_usage(error: typer.TyperException) -> str:
@@ -298,11 +302,25 @@ def _explain_foreign(error: Exception) -> str:
     )
 
 # %% ../nbs/45_terminal.ipynb #e4500041
+def _find_empty(words: Sequence[str]) -> str:
+    "What an empty word stands behind; '' = there is none"
+    for before, word in zip(('mlref', *words), words, strict=False):
+        if not word:
+            return before
+        if re.fullmatch('--[a-z-]+=', word):
+            return word
+    return ''
+
+
 def run_app(
     app: Callable[..., object],  # A typer app
     arguments: Sequence[str] | None = None,  # None = those of this process
 ) -> int:  # Exit status
     "Run a command; an error becomes one sentence on stderr"
+    empty = _find_empty(sys.argv[1:] if arguments is None else arguments)
+    if empty:  # as of a variable of the shell that is not set: a folder '' would be the current one
+        _say(f'expected a word behind {empty}, got an empty one; give it, or leave both out')
+        return Status.USAGE
     try:
         status = app(args=arguments, prog_name='mlref', standalone_mode=False)
     except typer.TyperException as error:

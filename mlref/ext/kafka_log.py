@@ -10,13 +10,14 @@ __all__ = ['Told', 'KafkaSettings', 'parse_kafka', 'explain_kafka', 'find_cause'
 
 # %% ../../nbs/30_kafka.ipynb #df366573
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -30,7 +31,7 @@ from confluent_kafka import (
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka.admin import AdminClient
 
-from ..arguments import check_number
+from ..arguments import check_fields, check_number
 from ..core import MlrefError
 from ..dead_letters import Outage
 from ..log import check_partition
@@ -47,6 +48,13 @@ class KafkaSettings:
     delivery: float = 30.0  # Seconds in which a message must be accepted
     space: str = ''  # Put before the name of every topic, with a dot
 
+    def __post_init__(self):
+        check_fields(self)
+        for name in ('timeout', 'delivery'):
+            check_number(getattr(self, name), f'{name} of Kafka', 0.001, 86_400)
+        if self.password and not self.user:
+            raise MlrefError('expected a user with the password of Kafka, got none; name one')
+
     def options(self) -> dict[str, bool | float | int | str]:
         "As the client library calls them"
         common: dict[str, bool | float | int | str] = {
@@ -59,18 +67,33 @@ class KafkaSettings:
         return common | login | {'security.protocol': 'SASL_SSL', 'sasl.mechanism': 'SCRAM-SHA-512'}
 
 
+def _split_address(address: str) -> SplitResult:
+    "The parts of an address; none for what is no address"
+    try:
+        return urlsplit(address)
+    except ValueError:  # half of a pair of brackets
+        return urlsplit('')
+
+
+def _is_broker(text: str) -> bool:
+    host, _, port = text.rpartition(':')
+    number = int(port) if re.fullmatch('[0-9]{1,5}', port) else 0
+    return bool(host) and 0 < number < 65_536
+
+
 def parse_kafka(
     address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...][/SPACE]
 ) -> KafkaSettings:
     "What an address says; raises `MlrefError` for one that is not of Kafka"
-    parts = urlsplit(address)
+    parts = _split_address(address)
     login, _, brokers = parts.netloc.rpartition('@')
     user, _, password = login.partition(':')
-    hosts = [host.rpartition(':') for host in brokers.split(',')]
-    if parts.scheme != 'kafka' or not all(host and port.isdigit() for host, _, port in hosts):
+    hosts = brokers.split(',')
+    if parts.scheme != 'kafka' or not all(map(_is_broker, hosts)):
         raise MlrefError(
             'expected an address as kafka://HOST:PORT, several with commas, got one of the scheme'
-            f' {parts.scheme[:20]!r} with {len(hosts)} hosts; correct the line log = ...'
+            f' {parts.scheme[:20]!r} with {len(hosts)} hosts; correct the line log = ..., with a /'
+            ' in a password as %2F'
         )
     space = parts.path.removeprefix('/')
     if space:
@@ -80,7 +103,7 @@ def parse_kafka(
             'expected an address as kafka://HOST:PORT/SPACE, got one with ? or #; correct the line'
             ' log = ...'
         )
-    return KafkaSettings(brokers, user, password, space=space)
+    return KafkaSettings(brokers, unquote(user), unquote(password), space=space)
 
 # %% ../../nbs/30_kafka.ipynb #2b0ed0bd
 _MISSING = (

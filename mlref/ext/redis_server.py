@@ -8,12 +8,13 @@ __all__ = ['SCHEMES', 'PASSING', 'VERSION', 'DEFAULT_SETTINGS', 'Client', 'T', '
            'send_commands', 'read_slots']
 
 # %% ../../nbs/31_redis.ipynb #aef01312
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 import redis
 import redis.exceptions as errors
@@ -23,11 +24,30 @@ from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
+from ..arguments import check_fields, check_number
 from ..core import MlrefError
 from ..dead_letters import Outage
+from ..edges import explain_errors
 
 # %% ../../nbs/31_redis.ipynb #5cf33ee0
 SCHEMES = ('redis', 'rediss')  # the second is encrypted
+
+
+def _is_address(parts: SplitResult) -> bool:
+    "Whether an address has a scheme of Redis, a host, and behind it at most a port and a number"
+    plain = parts.scheme in SCHEMES and parts.hostname and parts.port != 0 and not parts.fragment
+    return bool(plain) and re.fullmatch('(/[0-9]{0,5})?', parts.path) is not None
+
+
+def _check_options(parts: SplitResult) -> None:
+    "Raise `MlrefError` for options of an address that are not of its encryption"
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    odd = [name for name in names if parts.scheme != 'rediss' or not name.startswith('ssl_')]
+    if odd:
+        raise MlrefError(
+            'expected no options but ssl_… of rediss:// in an address of Redis, got'
+            f' {odd[0][:40]!r}; give user, password and number before the ?'
+        )
 
 
 def hide_password(
@@ -36,16 +56,19 @@ def hide_password(
     "The address as it may be told; raises `MlrefError` for one that is not of Redis"
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
+        fits = _is_address(parts)  # raises for a port that is no number
     except ValueError:
-        parts = urlsplit('')
-    if parts.scheme not in SCHEMES or not parts.hostname:
+        fits = False
+    if not fits:
         scheme = url.split('://')[0] if '://' in url else ''
         raise MlrefError(
             'expected an address as redis://HOST:PORT/NUMBER (rediss:// with encryption), got'
-            f' one of the scheme {scheme[:20]!r}'
+            f' one of the scheme {scheme[:20]!r} with another host, port or number; write a / in a'
+            ' password as %2F'
         )
-    return urlunsplit((parts.scheme, f'{parts.hostname}:{parts.port or 6379}', parts.path, '', ''))
+    _check_options(parts)
+    host = f'[{parts.hostname}]' if ':' in str(parts.hostname) else parts.hostname
+    return urlunsplit((parts.scheme, f'{host}:{parts.port or 6379}', parts.path, '', ''))
 
 # %% ../../nbs/31_redis.ipynb #69a757c7
 PASSING = (
@@ -128,6 +151,13 @@ class RedisSettings:
     lease: float = 10.0  # Seconds after which a silent writer of a store may be succeeded
     keeps: bool = True  # False: what is in it may be forgotten, as of a cache
 
+    def __post_init__(self):
+        check_fields(self)
+        for name in ('timeout', 'connect', 'lease'):
+            check_number(getattr(self, name), f'{name} of Redis', 0.001, 86_400)
+        for name in ('patience', 'pause'):
+            check_number(getattr(self, name), f'{name} of Redis', 0, 86_400)
+
 
 DEFAULT_SETTINGS = RedisSettings()
 
@@ -151,7 +181,8 @@ def _check_server(
             ' primary'
         )
     policy = str(about.get('maxmemory_policy', 'noeviction'))
-    if keeps and policy.startswith('allkeys'):
+    # also `volatile`: the record before the newest one, which a reader may still want, expires
+    if keeps and policy != 'noeviction':
         raise MlrefError(
             f'expected Redis at {where} to keep what it was given, its maxmemory-policy {policy}'
             ' forgets names when memory is full; set it to noeviction'
@@ -175,7 +206,12 @@ def _open_client(url: str, settings: RedisSettings) -> Client:
     if about.get('redis_mode') != 'cluster':
         return client
     state = client.cluster('info')['cluster_state']
+    number = client.connection_pool.connection_kwargs.get('db', 0)
     client.close()
+    if number:
+        raise MlrefError(
+            f'expected {where} without a number, a cluster has no other than 0; drop it'
+        )
     if state != 'ok':
         raise errors.ClusterDownError(f'cluster_state:{state}')
     return RedisCluster.from_url(url, **options)
@@ -186,10 +222,13 @@ def open_client(
     settings: RedisSettings = DEFAULT_SETTINGS,
 ) -> Client:
     "A client of Redis; raises `Outage` when it does not answer, `MlrefError` when it does not fit"
-    try:
-        return _open_client(url, settings)
-    except RedisError as error:
-        raise explain_redis(error, hide_password(url)) from None
+    where = hide_password(url)
+    advice = 'correct what stands behind the ?'
+    with explain_errors(f'options of {where}', advice, (TypeError, ValueError)):
+        try:
+            return _open_client(url, settings)
+        except RedisError as error:
+            raise explain_redis(error, where) from None
 
 # %% ../../nbs/31_redis.ipynb #828d5c1a
 T = TypeVar('T')
