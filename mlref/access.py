@@ -78,7 +78,8 @@ _ADVICE = 'mend or restore it, or remove it and make new keys with: mlref keys a
 def _read_key(row: dict[str, Any]) -> AccessKey:
     if not isinstance(row['scopes'], list):  # a text would be taken for its letters
         raise MlrefError(f'expected scopes as a list, got {row["scopes"]!r:.40}')
-    return AccessKey(**{**row, 'scopes': tuple(row['scopes'])})
+    given: dict[str, Any] = {**row, 'scopes': tuple(row['scopes'])}
+    return AccessKey(**given)
 
 
 def read_keys(

@@ -65,13 +65,18 @@ class RegistryPlace:
 
     def find(self) -> Path:
         "The registry's folder; raises `MlrefError` when no run has one"
-        if self.folder is not None:
-            # what is only at a tracking server is fetched into a folder that may be new
-            return self.folder if self.uri else require_path(self.folder, 'a registry')
+        # what is only at a tracking server is fetched into a folder that may be new
+        if self.uri and self.folder is not None:
+            return self.folder
         if self.uri and not self.home:
             return data_folder(self.data) / 'registry'
         hint = f'call {run_command()} first, or name a registry with --home, --folder or --uri'
-        return run_folder(self.home, self.data, hint) / 'registry'
+        folder = self.folder
+        if folder is None:
+            folder = run_folder(self.home, self.data, hint) / 'registry'
+        if not self.uri:  # a look makes no registry where there is none
+            require_path(folder / 'mlflow.db', 'a registry', hint)
+        return folder
 
     def find_name(self) -> str:
         "The registered model: the one that was named, or that of the task"

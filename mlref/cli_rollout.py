@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00006
-from .cli_models import Reason, RegistryPlace, open_model
 from .arguments import check_number
+from .cli_models import Reason, RegistryPlace, open_model
 from .core import MAX_AHEAD, MlrefError, format_time, parse_time, wall_clock
 from .terminal import Answer, align_columns, command, require_folder, require_path
 

@@ -194,7 +194,8 @@ def read_profile(
     file = steps / 'profiles.json'
     profiles = read_json_object(file, 'the profiles of the steps', 'mend or check out the file')
     if name not in profiles:
-        raise MlrefError(f'expected a profile among {", ".join(profiles)}, got {name!r}')
+        known = ', '.join(profiles)
+        raise MlrefError(f'expected a profile among {known} in {file}, got {name!r}; choose one')
     given = {}
     wanted = f'steps and what they are given in the profile {name} of {file}'
     with explain_errors(wanted, 'mend it', (KeyError, TypeError, AttributeError)):
@@ -409,7 +410,7 @@ def _read_record(
         )
     return record
 
-
+# %% ../nbs/24_pipeline.ipynb #5df0d451
 def _restore_run(
     run: PipelineRun,  # As empty as it began
     record: Mapping[str, Any],

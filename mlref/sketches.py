@@ -437,7 +437,7 @@ def _have_same_names(sketch: Sketch) -> bool:
     ways = sketch.values.keys() == bins.cut.keys() and sketch.categories.keys() == counted
     return ways and sketch.missing.keys() == bins.edges.keys()
 
-
+# %% ../nbs/18a_sketches.ipynb #18a50051
 def _can_be(sketch: Sketch) -> bool:
     "Whether it could have been counted"
     scores = sketch.scores

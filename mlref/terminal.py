@@ -205,7 +205,7 @@ def _arguments(function: Callable[..., Answer], values: dict[str, object]) -> di
         arguments[name] = kind(**{each: values[each] for each in names}) if names else values[name]
     return arguments
 
-
+# %% ../nbs/45_terminal.ipynb #e4500055
 def _wrap(function: Callable[..., Answer]) -> Callable[..., int]:
     "The function as typer sees it: options for parameters, and a status for an answer"
 
@@ -311,7 +311,7 @@ def _find_empty(words: Sequence[str]) -> str:
             return word
     return ''
 
-
+# %% ../nbs/45_terminal.ipynb #e4500056
 def run_app(
     app: Callable[..., object],  # A typer app
     arguments: Sequence[str] | None = None,  # None = those of this process

@@ -66,7 +66,7 @@ class KafkaSettings:
         login = {'sasl.username': self.user, 'sasl.password': self.password}
         return common | login | {'security.protocol': 'SASL_SSL', 'sasl.mechanism': 'SCRAM-SHA-512'}
 
-
+# %% ../../nbs/30_kafka.ipynb #f46cf851
 def _split_address(address: str) -> SplitResult:
     "The parts of an address; none for what is no address"
     try:

@@ -11,6 +11,7 @@ __all__ = ['SCHEMES', 'PASSING', 'VERSION', 'DEFAULT_SETTINGS', 'Client', 'T', '
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -35,8 +36,12 @@ SCHEMES = ('redis', 'rediss')  # the second is encrypted
 
 def _is_address(parts: SplitResult) -> bool:
     "Whether an address has a scheme of Redis, a host, and behind it at most a port and a number"
-    plain = parts.scheme in SCHEMES and parts.hostname and parts.port != 0 and not parts.fragment
-    return bool(plain) and re.fullmatch('(/[0-9]{0,5})?', parts.path) is not None
+    try:
+        plain = parts.hostname and parts.port != 0 and not parts.fragment
+    except ValueError:  # a port that is no number
+        return False
+    known = parts.scheme in SCHEMES and bool(plain)
+    return known and re.fullmatch('(/[0-9]{0,5})?', parts.path) is not None
 
 
 def _check_options(parts: SplitResult) -> None:
@@ -49,16 +54,15 @@ def _check_options(parts: SplitResult) -> None:
             f' {odd[0][:40]!r}; give user, password and number before the ?'
         )
 
-
+# %% ../../nbs/31_redis.ipynb #5cf33e10
 def hide_password(
     url: str,  # Address of a server
 ) -> str:
     "The address as it may be told; raises `MlrefError` for one that is not of Redis"
-    try:
+    parts = urlsplit('')
+    with suppress(ValueError):  # of half a pair of brackets
         parts = urlsplit(url)
-        fits = _is_address(parts)  # raises for a port that is no number
-    except ValueError:
-        fits = False
+    fits = _is_address(parts)
     if not fits:
         scheme = url.split('://')[0] if '://' in url else ''
         raise MlrefError(
