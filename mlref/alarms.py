@@ -67,12 +67,12 @@ class Baseline:
 
 
 def trailing_mean(
-    values: np.ndarray,  # (..., days); NaN = not measured
+    values: np.ndarray,  # (..., days); NaN = not measured, and so is what is infinite
     window: int,  # Days
 ) -> np.ndarray:  # float64 (..., days)
     "Mean of the last days; NaN before a window has passed, and where no day of it was measured"
     check_number(window, 'window', low=1, whole=True)
-    known = ~np.isnan(values)
+    known = np.isfinite(values)  # one infinite value would stay in every later sum
     total = np.cumsum(np.where(known, values, 0.0), axis=-1)
     count = np.cumsum(known, axis=-1)
     if window < values.shape[-1]:
@@ -372,8 +372,10 @@ def first_alarms(
     seasons: Sequence[np.ndarray],  # One per rule: values of its measure, (seasons, days)
 ) -> np.ndarray:  # Place of the day, int64 (rules + 1, seasons); NEVER; last row: any rule
     "The first day on which each rule rings in each season, and any of them"
+    check_number(len(rules), 'number of rules', low=1)
     rows = []
     for rule, values in zip(rules, seasons, strict=True):
+        check_number(values.shape[-1], 'days of a season', low=1)
         rings = rule.statistic(values) >= rule.detector.limit
         rows.append(np.where(rings.any(axis=-1), rings.argmax(axis=-1), NEVER))
     first = np.stack(rows)
@@ -400,6 +402,11 @@ def detection(
     seasons = []
     for rule in rules:
         values = metric_series(undisturbed, rule.metric, rule.feature)['value'].to_numpy()
+        if places.max(initial=0) >= len(values):
+            raise MlrefError(
+                f'expected places of {len(values)} undisturbed days, got {places.max(initial=0)};'
+                ' draw the seasons from these days'
+            )
         moved = change.shift if rule.metric in change.metrics else 0.0
         seasons.append(values[places] + moved)
     return first_alarms(rules, seasons)
@@ -412,6 +419,7 @@ def limit_for(
 ) -> float:
     "The limit that a rule reaches in so many undisturbed seasons"
     check_number(share, 'share', 1e-6, 1)
+    check_number(values.size, 'measured days of the seasons', low=1)
     reached = np.nanmax(rule.statistic(values), axis=-1)
     return float(np.quantile(reached, 1 - share))
 

@@ -45,7 +45,7 @@ def _add_key(
     token, key = make_key(name, scopes, rows)
     write_keys(file, [*read_keys(file).values(), key])
     found = {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'key': token}
-    return Answer(found, f'{token}\nKeep it: it is not shown again.')
+    return Answer(found, f'{token}\nKeep it: it is not shown again. Its hash is in {file}')
 
 # %% ../nbs/49c_cli_keys.ipynb #e4900052
 @command(keys_app, 'list', 'mlref keys list')

@@ -302,14 +302,11 @@ def _explain_foreign(error: Exception) -> str:
     )
 
 # %% ../nbs/45_terminal.ipynb #e4500041
-def _find_empty(words: Sequence[str]) -> str:
-    "What an empty word stands behind; '' = there is none"
+def _check_words(words: Sequence[str]) -> None:
+    "Refuse an empty word, as of a variable that is not set: the folder '' would be the current one"
     for before, word in zip(('mlref', *words), words, strict=False):
-        if not word:
-            return before
-        if re.fullmatch('--[a-z-]+=', word):
-            return word
-    return ''
+        if not word or re.fullmatch('--[a-z-]+=', word):
+            raise typer.BadParameter(f'expected a word behind {word or before}, got an empty one')
 
 # %% ../nbs/45_terminal.ipynb #e4500056
 def run_app(
@@ -317,11 +314,8 @@ def run_app(
     arguments: Sequence[str] | None = None,  # None = those of this process
 ) -> int:  # Exit status
     "Run a command; an error becomes one sentence on stderr"
-    empty = _find_empty(sys.argv[1:] if arguments is None else arguments)
-    if empty:  # as of a variable of the shell that is not set: a folder '' would be the current one
-        _say(f'expected a word behind {empty}, got an empty one; give it, or leave both out')
-        return Status.USAGE
     try:
+        _check_words(sys.argv[1:] if arguments is None else arguments)
         status = app(args=arguments, prog_name='mlref', standalone_mode=False)
     except typer.TyperException as error:
         _say(_explain_usage(error))

@@ -80,7 +80,7 @@ def _is_broker(text: str) -> bool:
     number = int(port) if re.fullmatch('[0-9]{1,5}', port) else 0
     return bool(host) and 0 < number < 65_536
 
-
+# %% ../../nbs/30_kafka.ipynb #f46cf852
 def parse_kafka(
     address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...][/SPACE]
 ) -> KafkaSettings:
