@@ -89,7 +89,7 @@ class ServingObjective:
     def __post_init__(self):
         check_fields(self)
         _check_duration(self.patience, 'patience')
-        check_number(self.max_lag, 'max_lag', 0, 1e9)
+        check_number(self.max_lag, 'max_lag', 0, 1e15)
         check_number(self.max_missing, 'max_missing', 0, 1)
         check_number(self.max_silence, 'max_silence', 0, 1e6)
         check_number(len(self.windows), 'number of windows', 1, 100)
