@@ -219,6 +219,12 @@ def test_days_without_rows_are_not_harm():
     assert alarm_scores.harm_episodes(found) == []
 
 
+@pytest.mark.parametrize('day', [1_600_000_000, 22_744_800, -1, 15_796.0, True])
+def test_a_day_of_another_unit_is_refused(day):
+    with pytest.raises(MlrefError, match='expected a day since 1970-01-01'):
+        count_metrics.metrics_table(FITTED, {day: count()})
+
+
 SPOILT = {
     'a score above 1': {'score': np.array([0.1, 1.5])},
     'a score that is none': {'score': np.array([0.1, np.nan])},
