@@ -407,16 +407,17 @@ def plot_engines(
 # %% ../nbs/13_compress.ipynb #ef41531b
 def select_engine(
     found: list[EngineMeasurement],  # One row per engine
-    lose: float = 0.001,  # AUC that may be lost
-    flip: float = 0.005,  # Share of decisions that may change
+    max_auc_loss: float = 0.001,  # AUC that may be lost
+    max_flips: float = 0.005,  # Share of decisions that may change
 ) -> str:  # An engine
     "The quickest engine for one row within the budget; raises `MlrefError` when there is none"
     equal = [one for one in found if not one.unequal]
-    fit = [one for one in equal if one.auc_change >= -lose and one.flips <= flip]
+    fit = [one for one in equal if one.auc_change >= -max_auc_loss and one.flips <= max_flips]
     if not fit:
         raise MlrefError(
-            f'expected an engine that is batch-equal, loses at most {lose} AUC and changes at most'
-            f' {flip:.1%} of decisions, got none of {", ".join(one.engine for one in found)}'
+            f'expected an engine that is batch-equal, loses at most {max_auc_loss} AUC and changes'
+            f' at most {max_flips:.1%} of decisions, got none of'
+            f' {", ".join(one.engine for one in found)}'
         )
     return min(fit, key=lambda one: one.ms_1).engine
 

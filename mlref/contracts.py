@@ -444,9 +444,8 @@ class CheckedBatch:
     clock: int  # Minute UTC by which their times were judged
     dead: tuple[tuple[int, str], ...]  # Place and reasons of every other message, in order
     result: ValidationResult  # What the rules said
-    unknown: Mapping[
-        str, int
-    ]  # Field without a column -> accepted messages in which it has a value
+    # Field without a column -> accepted messages in which it has a value
+    unknown: Mapping[str, int]
 
 
 def _judge_messages(

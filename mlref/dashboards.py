@@ -40,8 +40,8 @@ def _rate(metric: str, by: str = 'model', where: str = '') -> str:
     return f'sum by ({by}) (rate({metric}{where}{_PER}))'
 
 
-def _quantile(q: float, metric: str) -> str:
-    return f'histogram_quantile({q:g}, {_rate(metric + "_bucket", "model, le")})'
+def _quantile(q: float, metric: str, by: str = 'model') -> str:
+    return f'histogram_quantile({q:g}, {_rate(metric + "_bucket", f"{by}, le")})'
 
 
 _TRAFFIC = (
@@ -73,6 +73,22 @@ _SPEED = (
     Panel(
         title='Which version answers',
         lines={'{{model}} {{version}}': 'max by (model, version) (mlref_model_info)'},
+    ),
+)
+_TRIAL = (
+    Panel(
+        title='Requests a second that a version did not score',
+        lines={
+            '{{model}} {{variant}}': _rate('mlref_variant_errors_total', 'model, variant'),
+            '{{model}} shadows dropped': _rate('mlref_shadow_dropped_total'),
+        },
+        unit='reqps',
+        says='Of a rollout: the guardrail rolls a candidate back for it.',
+    ),
+    Panel(
+        title='Seconds of a version (p99)',
+        lines={'{{model}} {{variant}}': _quantile(0.99, 'mlref_variant_seconds', 'model, variant')},
+        unit='s',
     ),
 )
 
@@ -112,6 +128,11 @@ _FEEDS = (
         unit='s',
         says='One feed has stopped while others come: see what brings this kind.',
     ),
+    Panel(
+        title='Events set aside (dead letters)',
+        lines={'{{model}}': 'max by (model) (mlref_store_dead_letters)'},
+        says='Each lies in the store with its reason: read them, mend the producer, send again.',
+    ),
 )
 _MACHINE = (
     Panel(
@@ -135,12 +156,24 @@ _ROOM = (
         says='Make room with: mlref trim',
     ),
     Panel(
+        title='Answers that are not on disk yet',
+        lines={'{{model}}': 'max by (model) (mlref_log_could_be_lost)'},
+        says='It should fall to 0 within a second; when it does not, the disk is slow or full.',
+    ),
+    Panel(
+        title='Open files',
+        lines={
+            '{{process}}': 'max by (process) (mlref_process_open_fds)',
+            'limit': 'max(mlref_process_max_fds)',
+        },
+    ),
+    Panel(
         title='GPU at work',
         lines={'{{gpu}}': 'mlref_gpu_utilisation_ratio'},
         unit='percentunit',
     ),
 )
-_ALL = (*_TRAFFIC, *_SPEED, *_WORK, *_MEMORY, *_FEEDS, *_MACHINE, *_ROOM)
+_ALL = (*_TRAFFIC, *_SPEED, *_TRIAL, *_WORK, *_MEMORY, *_FEEDS, *_MACHINE, *_ROOM)
 SERVING = Dashboard('mlref-serving', 'mlref: serving', _ALL)
 
 # %% ../nbs/15h_dashboards.ipynb #15cc0010
@@ -184,6 +217,10 @@ _INPUTS = (
         unit='percentunit',
     ),
 )
+_RANGES = Panel(
+    title='Values a second that no training row reached',
+    lines={'{{model}}': _rate('mlref_values_out_of_range_total')},
+)
 _AGES = (
     Panel(
         title='Features that drifted',
@@ -200,7 +237,7 @@ _AGES = (
         unit='s',
     ),
 )
-MODEL = Dashboard('mlref-model', 'mlref: model', (*_JUDGED, *_INPUTS, *_AGES))
+MODEL = Dashboard('mlref-model', 'mlref: model', (*_JUDGED, *_INPUTS, _RANGES, *_AGES))
 DASHBOARDS = (SERVING, MODEL)
 
 # %% ../nbs/15h_dashboards.ipynb #15cc0012

@@ -41,13 +41,14 @@ def explain_failure(error: BaseException) -> str:
 class PoisonPolicy:
     "When a message is given up, and when the whole batch is"
 
-    tries: int = 3  # Of one message before it is set aside
-    most: int = 100  # Messages of a batch that may be set aside
+    max_tries: int = 3  # Of one message before it is set aside
+    max_dead: int = 100  # Messages of a batch that may be set aside
 
     def __post_init__(self):
-        if self.tries < 1 or self.most < 0:
+        if self.max_tries < 1 or self.max_dead < 0:
             raise MlrefError(
-                f'expected at least 1 try and 0 messages or more, got {self.tries} and {self.most}'
+                f'expected at least 1 try and 0 messages or more, got {self.max_tries} and'
+                f' {self.max_dead}'
             )
 
     def check(
@@ -56,10 +57,10 @@ class PoisonPolicy:
         reason: str,  # Of the last
     ) -> None:
         "Raise `Outage` when more are set aside than can be the messages' fault"
-        if dead > self.most:
+        if dead > self.max_dead:
             raise Outage(
-                f'expected at most {self.most} messages of a batch that cannot be worked on, this'
-                f' is one more: {reason}; mend the code that reads them and run it again'
+                f'expected at most {self.max_dead} messages of a batch that cannot be worked on,'
+                f' this is one more: {reason}; mend the code that reads them and run it again'
             )
 
 # %% ../nbs/03a_dead_letters.ipynb #2f39adea
@@ -97,7 +98,7 @@ def work_in_parts(
     while waiting:
         start, end = waiting.pop()
         alone = end - start <= 1
-        ready, reason = _attempt(prepare, start, end, policy.tries if alone else 1)
+        ready, reason = _attempt(prepare, start, end, policy.max_tries if alone else 1)
         if ready:
             yield commit(ready[0])
         elif alone:

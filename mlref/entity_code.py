@@ -13,16 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .dead_letters import Outage
-from .features import Entity
+from .features import LARGEST_SUM, Entity
 from .read_plan import LastColumns, ReadPlan, SourceRead, WindowColumns
-from .records import SEAL, RecordLayout
+from .records import FIRST_TIME, HEADER, SEAL, RecordLayout
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08ca_entity_code.ipynb #c2d2a941
-_HEADER = 32  # bytes of a record before its times
-_FIRST = _HEADER // 8  # place of the first time, in numbers of eight bytes
-
-
 class UnreadableRecord(Outage):
     "A record that compiled code leaves to the reader, which knows what to say of it"
 
@@ -34,7 +30,7 @@ def _history_lines(
 ) -> list[str]:
     "Search one record at every offset, and unpack the rows"
     size = 8 * layout.width
-    whole = _HEADER + SEAL
+    whole = HEADER + SEAL
     lines = [
         f'record = records[{number}]  # {read.name}',
         f'if record is None: record = nobody{number}',
@@ -42,12 +38,12 @@ def _history_lines(
         f'if rest or rows < 1 or record[:16] != stamp{number}: raise unreadable',
         "times = memoryview(record).cast('q')",
     ]
-    lines.append(f'at, end = {_FIRST}, {_FIRST} + rows')
-    lines.append(f'edge = {_HEADER - size * (_FIRST + 1)} + 8 * rows')
+    lines.append(f'at, end = {FIRST_TIME}, {FIRST_TIME} + rows')
+    lines.append(f'edge = {HEADER - size * (FIRST_TIME + 1)} + 8 * rows')
     for i, offset in enumerate(read.offsets.tolist()):
         lines.append(f'at = bisect_right(times, T + {offset}, at, end)')
         if i == 0:
-            lines.append(f'if at == {_FIRST}: raise unreadable')
+            lines.append(f'if at == {FIRST_TIME}: raise unreadable')
         lines.append(f'{_row_names(read, i)} = unpack{number}(record, edge + {size} * at)')
     return lines
 
@@ -59,7 +55,6 @@ def _row_names(read: SourceRead, offset: int) -> str:
     return ''.join(f'{letter}{place}, ' for place in range(first, first + read.width)).strip()
 
 # %% ../nbs/08ca_entity_code.ipynb #66f475a6
-_EXACT = 2**62  # products below it are exact whole numbers
 _FORMULAS = {
     'sum': '{total}',
     'count': '{count}',
@@ -77,7 +72,7 @@ def deviation(
     "`standard_deviation` of one window"
     if count <= 0:
         return math.nan
-    if float(count) * squares < _EXACT:
+    if float(count) * squares < LARGEST_SUM:
         spread = float(count * squares - total * total)
     else:
         spread = float(count) * squares - float(total) * total

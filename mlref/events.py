@@ -396,20 +396,20 @@ OTHER_FIELDS = 'other fields'  # those beyond the limit
 
 def limit_names(
     counts: Mapping[str, int],  # Name -> how often
-    most: int,  # Names
+    max_names: int,  # Names in the answer
 ) -> dict[str, int]:  # The most frequent, and the rest as `OTHER_FIELDS`
     "Counts under a limited number of names"
     named = Counter(counts)
     rest = named.pop(OTHER_FIELDS, 0)
     ranked = sorted(named.items(), key=lambda item: (-item[1], item[0]))
-    rest += sum(count for _, count in ranked[most:])
-    return {**dict(ranked[:most]), **({OTHER_FIELDS: rest} if rest else {})}
+    rest += sum(count for _, count in ranked[max_names:])
+    return {**dict(ranked[:max_names]), **({OTHER_FIELDS: rest} if rest else {})}
 
 
 def count_unknown_fields(
     decoded: DecodedBatch,
     events: pl.DataFrame,  # All or some of its events
-    most: int,  # Names
+    max_names: int,  # Names in the answer
 ) -> dict[str, int]:  # Field -> messages of these events in which it has a value
     "The fields of messages that no column of the schema keeps"
     if not decoded.unknown:
@@ -417,7 +417,7 @@ def count_unknown_fields(
     found: Counter[str] = Counter()
     for place in events['_i'].filter(events['_i'].is_in(list(decoded.unknown))):
         found.update({show_name(name) for name in decoded.unknown[place]})
-    return limit_names(found, most)
+    return limit_names(found, max_names)
 
 # %% ../nbs/02_events.ipynb #2c8accbe
 def _damage(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['t_interval', 'deleted_days', 'jackknife_error', 'auc_difference_by_day', 'DailyDifferences', 'paired_losses',
-           'cosine_count', 'mean_by_day', 'Noninferiority', 'not_worse', 'smallest_gain']
+           'cosine_count', 'mean_by_day', 'Noninferiority', 'not_worse', 'minimum_detectable_effect']
 
 # %% ../nbs/12_intervals.ipynb #12bb0005
 from typing import NamedTuple
@@ -151,7 +151,7 @@ def not_worse(
     return Noninferiority(difference.high < margin, difference, margin)
 
 # %% ../nbs/12_intervals.ipynb #12bb0022
-def smallest_gain(
+def minimum_detectable_effect(
     found: Estimate,  # With an interval that is symmetric
     power: float = 0.8,
     level: float = 0.95,  # Of the interval

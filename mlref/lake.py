@@ -232,9 +232,9 @@ class EventIds:
 
     def __init__(
         self,
-        most: int = 2**25,  # Events; of more, which would take 256 MB, every id may be known
+        max_events: int = 2**25,  # Events; of more, which would take 256 MB, every id may be known
     ):
-        self.most = most
+        self.max_events = max_events
         self._forget()
 
     def _forget(self) -> None:
@@ -255,7 +255,7 @@ class EventIds:
     ) -> pl.Series:  # One truth value an id; False: no event of the lake has it
         "Which ids have to be looked up"
         count = lake.sql('select count(*) as n from events')['n'][0]
-        if count > self.most:
+        if count > self.max_events:
             return pl.repeat(True, len(ids), eager=True)
         self._read_on(lake)
         if len(self.hashes) != count:  # rows were deleted by hand

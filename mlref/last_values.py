@@ -17,7 +17,7 @@ from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_tim
 from .features import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, find_layout, merge_facts
 from .record_search import Record
-from .records import NEVER, SEAL, RecordLayout, seal, why_foreign
+from .records import FIRST_TIME, NEVER, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -102,7 +102,7 @@ def _matrix(
     return out
 
 # %% ../nbs/08a_last_values.ipynb #4fb3d922
-_HEADER = 5  # numbers of 8 bytes before the row: two of stamp, newest event, known, time
+_ROW = FIRST_TIME + 1  # place of the row in a record of one row, behind its only time
 _FEW = 8  # records; for so few, one by one is quicker
 
 
@@ -134,7 +134,7 @@ def _newest_rows(layout: RecordLayout, records: Sequence[Record | None]) -> np.n
     if len(records) > _FEW and not layout.keep:
         numbers = _same_length_records(layout, records)
         if numbers is not None:
-            return numbers[:, _HEADER:-1]
+            return numbers[:, _ROW:-1]
     start = -8 * layout.width - SEAL
     stamp = layout.stamp
     joined = b''.join(

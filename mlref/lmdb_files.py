@@ -253,17 +253,25 @@ def explain_lmdb(
     "What went wrong with a file, and what to do"
     what = f'{settings.what} in {folder}'
     if isinstance(error, lmdb.MapFullError):
-        said = f'expected room in {what}, it is full at {settings.size:,} bytes; open it with a'
-        return MlrefError(f'{said} larger size')
+        return MlrefError(
+            f'expected room in {what}, it is full at {settings.size:,} bytes; open it with a larger'
+            ' size'
+        )
     if isinstance(error, lmdb.ReadersFullError):
-        said = f'expected a free slot to read {what}, all are held by readers that live; close'
-        return MlrefError(f'{said} some of them')
+        return MlrefError(
+            f'expected a free slot to read {what}, all are held by readers that live; close some of'
+            ' them'
+        )
     if isinstance(error, lmdb.DbsFullError):
-        said = f'expected at most {settings.tables} tables in {what}, this is one more; use'
-        return MlrefError(f'{said} another folder')
+        return MlrefError(
+            f'expected at most {settings.tables} tables in {what}, this is one more; use another'
+            ' folder'
+        )
     if 'already open in this process' in str(error):
-        said = f'expected {what} not to be open, this process has it open; use that one, or close'
-        return MlrefError(f'{said} it first')
+        return MlrefError(
+            f'expected {what} not to be open, this process has it open; use that one, or close it'
+            ' first'
+        )
     if isinstance(error, _DAMAGE):
         return MlrefError(f'expected {what} whole, it is damaged: {error}; {settings.remedy}')
     if isinstance(error, (OSError, lmdb.DiskError)) or type(error) is lmdb.Error:

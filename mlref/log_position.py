@@ -49,8 +49,8 @@ def check_position(
     remedy = 'restore that log, or start a new lake and store'
     if position.log and position.log != found:
         raise MlrefError(
-            f'expected the log {position.log[:8]}, of which {where} was read up to offset'
-            f' {position.offset:,}, got the log {found[:8]}; {remedy}'
+            f'expected the log {position.log}, of which {where} was read up to offset'
+            f' {position.offset:,}, got the log {found}; {remedy}'
         )
     start = log.start(topic, partition)
     end = log.end(topic, partition)

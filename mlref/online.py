@@ -21,6 +21,8 @@ from .features import Entity, FeatureSet, Source
 from .read_plan import FlatPlaces, ReadPlan, SourceRead
 from .record_search import HistoryRecords, Record, find_rows, join_records
 from mlref.records import (
+    FIRST_TIME,
+    HEADER,
     KEEP_MINUTES,
     NEVER,
     SEAL,
@@ -165,7 +167,7 @@ def _read_one(
     return parts
 
 # %% ../nbs/08_online.ipynb #5a11c0df
-_FEW = 6  # requests
+_FEW_REQUESTS = 6
 
 
 def _read_few(
@@ -315,7 +317,7 @@ class OnlineReader(SnapshotReader, Reader):
     ) -> tuple[np.ndarray, np.ndarray]:
         "Running sums and newest rows of all that a vector is made of, from one moment"
         with self.snapshot() as lookup:
-            read = _read_few if 0 < len(times) <= _FEW else _read_many
+            read = _read_few if 0 < len(times) <= _FEW_REQUESTS else _read_many
             return read(self.layouts, lookup, plan, keys, times)
 
     def span(
@@ -410,13 +412,12 @@ def _appended_rows(
     return sums[1:] + np.repeat(base, np.diff(groups.edges), axis=0)
 
 # %% ../nbs/08_online.ipynb #0de5100f
-_HEADER = 32  # bytes before the times of a record
 _SAFE = 2**61  # sums beyond it are left to `extend_record`, which knows the limit
 
 
 def _is_sound(layout: RecordLayout, record: Record) -> bool:
     "Is it one or more whole rows of this definition?"
-    rows = len(record) - _HEADER - SEAL
+    rows = len(record) - HEADER - SEAL
     size = 8 * layout.width + 8
     return rows >= size and rows % size == 0 and record[:16] == layout.stamp
 
@@ -458,24 +459,25 @@ class _Append:
             return old + end - start - 1
         if self.t[start] <= self.cut:
             return old + bisect_right(self.t, self.cut, start, end) - start - 1
-        times = memoryview(record).cast('q')  # the times lie from place 4 on
-        return max(bisect_right(times, self.cut, 4, 4 + old) - 5, 0)
+        times = memoryview(record).cast('q')
+        seen = bisect_right(times, self.cut, FIRST_TIME, FIRST_TIME + old) - FIRST_TIME
+        return max(seen - 1, 0)  # the last of them stands for all before it
 
     def extend(self, record: Record, start: int, end: int) -> bytes:
         "The record without what no read can reach, and with the rows behind it"
         width = 8 * self.layout.width
-        old = (len(record) - _HEADER - SEAL) // (width + 8)
+        old = (len(record) - HEADER - SEAL) // (width + 8)
         skip = self.skip(record, old, start, end)
         drop = min(skip, old)
         first = start + skip - drop
-        table = _HEADER + 8 * old
+        table = HEADER + 8 * old
         header = (self.layout.stamp, self.times[8 * end - 8 : 8 * end], self.clock)
-        times = (record[_HEADER + 8 * drop : table], self.times[8 * first : 8 * end])
+        times = (record[HEADER + 8 * drop : table], self.times[8 * first : 8 * end])
         rows = (record[table + width * drop : -SEAL], self.rows[width * first : width * end])
         return seal(b''.join([*header, *times, *rows]))
 
 # %% ../nbs/08_online.ipynb #0de51011
-_FEW = 12  # keys; for so few, one by one is quicker
+_FEW_KEYS = 12  # for so few, one by one is quicker
 
 
 def _extend_one(
@@ -498,7 +500,7 @@ def _extend_records(
     records: Sequence[Record | None],  # Of each key
     clock: int,
 ) -> list[bytes]:  # The new record of each key
-    if len(records) < _FEW:
+    if len(records) < _FEW_KEYS:
         return [_extend_one(layout, groups, record, i, clock) for i, record in enumerate(records)]
     empty = pack_record(layout, *empty_record(layout), clock)
     have = [empty if record is None else record for record in records]

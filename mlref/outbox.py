@@ -61,7 +61,7 @@ def upload_pending(
             raise
         except MlrefError as error:
             why = explain_failure(error)
-            dead = _write_down(registry, model, why, policy.tries)
+            dead = _write_down(registry, model, why, policy.max_tries)
             (found.dead if dead else found.failed)[model] = why
     return found
 

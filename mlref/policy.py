@@ -22,7 +22,7 @@ from .core import DAY, Calendar, digest
 from .gates import Gate, all_passed, refusal_reason
 from .monitor import AlarmPolicy
 from .recipes import RECIPES
-from .verdicts import REFIT_MARGIN
+from .verdicts import REFIT_MARGIN, check_confidence
 from .workspace import DECISIONS
 
 # %% ../nbs/22a_policy.ipynb #ae146984
@@ -110,7 +110,7 @@ class RetrainPolicy:
             check_number(getattr(self, name), f'{name} of a retraining policy', low, high)
         check_number(self.level, 'level of a retraining policy', 0, 1)
         check_number(self.margin, 'margin of a retraining policy', 1e-12)
-        check_number(self.confidence, 'confidence of a retraining policy', 0.51, 1)
+        check_confidence(self.confidence, 'confidence of a retraining policy')
         check_number(self.ms, 'ms of a retraining policy', low=0)
 
     def min_history(self, calendar: Calendar) -> int:  # Minutes

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .records import SEAL, RecordLayout
+from .records import FIRST_TIME, HEADER, SEAL, RecordLayout
 
 # %% ../nbs/07e_record_search.ipynb #01986902
 Record = bytes | memoryview
-_HEADER = 32  # bytes of a record before its times
-_FIRST = _HEADER // 8  # place of the first time, in numbers of eight bytes
 _LONG = 8192  # bytes; cutting a shorter record costs more than it saves
 
 
@@ -38,18 +36,18 @@ class HistoryRecords:
 
     def _cut(self, record: Record) -> Record:
         width = 8 * self.layout.width
-        rows, rest = divmod(len(record) - _HEADER - SEAL, width + 8)
+        rows, rest = divmod(len(record) - HEADER - SEAL, width + 8)
         times = memoryview(record)[: len(record) & -8].cast('q')
-        end = _FIRST + rows
-        first = bisect_right(times, self.earliest, _FIRST, end) - 1
-        last = bisect_right(times, self.latest, max(first, _FIRST), end)
-        if rest or first < _FIRST or last - first == rows:
+        end = FIRST_TIME + rows
+        first = bisect_right(times, self.earliest, FIRST_TIME, end) - 1
+        last = bisect_right(times, self.latest, max(first, FIRST_TIME), end)
+        if rest or first < FIRST_TIME or last - first == rows:
             return record
-        table = _HEADER + 8 * rows
-        rows_from = table + width * (first - _FIRST)
-        rows_to = table + width * (last - _FIRST)
+        table = HEADER + 8 * rows
+        rows_from = table + width * (first - FIRST_TIME)
+        rows_to = table + width * (last - FIRST_TIME)
         kept = (record[8 * first : 8 * last], record[rows_from:rows_to], record[-SEAL:])
-        return b''.join((record[:_HEADER], *kept))
+        return b''.join((record[:HEADER], *kept))
 
 # %% ../nbs/07e_record_search.ipynb #b5f5155b
 _APART = 42  # bits by which the times of a record are moved from those of the one before it
@@ -78,7 +76,7 @@ def _count_rows(
     width = np.array([layout.width + 1 for layout in layouts])
     stamps = np.frombuffer(b''.join([layout.stamp for layout in layouts]), np.int64)
     start = np.cumsum(size) - size
-    rows, rest = np.divmod(size - _FIRST - SEAL // 8, width.take(which))
+    rows, rest = np.divmod(size - FIRST_TIME - SEAL // 8, width.take(which))
     if rest.any() or rows.min(initial=1) < 1:
         return None
     foreign = numbers.take(start) != stamps[::2].take(which)
@@ -114,7 +112,7 @@ def join_records(histories: Sequence[HistoryRecords]) -> JoinedRecords | None:
     if rows is None:
         return None
     before = np.cumsum(rows) - rows
-    first = np.cumsum(size) - size + _FIRST
+    first = np.cumsum(size) - size + FIRST_TIME
     width = np.array([each.layout.width for each in histories]).take(which)
     times = _move_apart(numbers, rows, first, before)
     return JoinedRecords(numbers, times, before, first + rows, width)

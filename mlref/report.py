@@ -113,6 +113,12 @@ def read_facts(
                 facts[name] = []
     return facts
 
+# %% ../nbs/24a_report.ipynb #d1000421
+def _explain_shifts(found: Mapping[str, Any]) -> str:
+    "What the features did on the evening of an alarm"
+    told = [f'{each["feature"]} {each["direction"]}' for each in found.get('diagnosis', ())]
+    return f' (out of their limits that evening: {", ".join(told)})' if told else ''
+
 # %% ../nbs/24a_report.ipynb #d1000021
 DECISION_WORDS = {
     'alarm': 'alarm',
@@ -133,9 +139,12 @@ def _explain_alarm(name: str, found: Any) -> str:
     if not isinstance(found, Mapping):  # a check of the tables says itself what it found
         return f'{name}: {found}'
     if 'statistic' in found:  # of a rule that was fixed beforehand
-        return f'{name}: {found["statistic"]:.3g}, rings from {found["limit"]:.3g}'
+        stands = f'its detector stands at {found["statistic"]:.3g}'
+        rings = f'rings from {found["limit"]:.3g}'
+        return f'{name}: {stands} and {rings}{_explain_shifts(found)}'
     limits = _format_limits(found.get('low'), found.get('high'))
-    return f'{name} is {found["value"]:.3g}, limits: {limits}, out on {found["out"]} days'
+    value = f'{name} is {found["value"]:.3g}, limits: {limits}'
+    return f'{value}, out on {found["out"]} days{_explain_shifts(found)}'
 
 
 def _explain_refusal(why: str) -> str:
@@ -389,7 +398,8 @@ def plot_section(
         for pair in EXPLANATIONS
         for tag, text in zip(('dt', 'dd'), pair, strict=True)
     ]
-    parts = [html_element('img', alt='The run, day by day', src=source)]
+    drawn = html_element('img', alt='The run, day by day', src=source)
+    parts = [html_element('div', drawn, class_='plot')]
     parts.append(html_element('dl', *words))
     if daily is not None and pooled is not None:
         parts.append(_explain_aucs(daily, pooled))
@@ -405,6 +415,7 @@ h3 { font-size: .95rem; margin: .8rem 0 .2rem }
 .about { color: #666; margin: 0 }
 .none { color: #666 }
 img { max-width: 100% }
+.plot { overflow-x: auto }
 .tiles { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0 }
 .tiles div { border: 1px solid #ccc; border-radius: 6px; padding: .4rem .7rem }
 .tiles b { display: block; font-size: 1.5rem }
@@ -422,6 +433,12 @@ dd { margin: 0 }
 .step blockquote { color: #666; margin: 0 0 .6rem }
 summary { cursor: pointer; padding: .3rem 0; font-weight: 600 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere }
+@media (max-width: 600px) {
+ .tiles { display: grid; grid-template-columns: 1fr 1fr }
+ .plot img { max-width: none; width: 48rem }
+ table { display: block; overflow-x: auto }
+ dl { grid-template-columns: 1fr }
+}
 """
 
 
@@ -433,7 +450,8 @@ def render_report(
     "One page that opens without a network"
     style = html_element('style', Html(STYLE))
     charset = html_element('meta', charset='utf-8')
-    head = html_element('head', charset, html_element('title', title), style)
+    phone = html_element('meta', name='viewport', content='width=device-width, initial-scale=1')
+    head = html_element('head', charset, phone, html_element('title', title), style)
     lines = [html_element('p', line, class_='about') for line in about]
     body = html_element('body', html_element('h1', title), *lines, *sections)
     return Html(f'<!doctype html>{html_element("html", head, body, lang="en")}')

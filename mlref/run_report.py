@@ -6,11 +6,12 @@
 __all__ = ['NOT_BY_CHAMPION', 'LOST_MESSAGES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'MARKS', 'LABELS', 'LABEL_GAP',
            'LABEL_LENGTH', 'Count', 'data_counts', 'prediction_counts', 'decision_counts', 'RunNumber',
            'calibrate_by_day', 'score_numbers', 'summarize_run', 'table_digests', 'worst_inputs', 'label_decision',
-           'spread_labels', 'plot_run']
+           'smoothing_days', 'spread_labels', 'plot_run']
 
 # %% ../nbs/22e_run_report.ipynb #117aef62
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -240,14 +241,23 @@ def _to_date(day: Any) -> np.ndarray:
     return np.asarray(day, 'datetime64[D]')
 
 
-def _plot_measure(axes: Any, metrics: pl.DataFrame, name: str, colour: str) -> None:
+def smoothing_days(
+    metrics: pl.DataFrame,  # Rows of the metrics table
+) -> int:
+    "How many days a line of the plot is the mean of: two weeks of a year, three days of a month"
+    return 14 if metrics['day'].n_unique() > 60 else 3
+
+
+def _plot_measure(axes: Any, metrics: pl.DataFrame, name: str, colour: str, smoothing: int) -> None:
     rows = metrics.filter(pl.col('name') == name).sort('day')
     day = _to_date(rows['day'].to_numpy())
-    smooth = rows['value'].fill_nan(None).rolling_mean(14, min_samples=3)
+    smooth = rows['value'].fill_nan(None).rolling_mean(smoothing, min_samples=1)
+    label = LABELS.get(name, name.removeprefix('missing:'))
     axes.plot(day, rows['value'], '.', ms=3, color=colour, alpha=0.6)
-    axes.plot(day, smooth, color=colour, label=LABELS.get(name, name))
+    axes.plot(day, smooth, color=colour, label=fill(label, 20, break_long_words=False))
     for limit in ('low', 'high'):
-        axes.plot(day, rows[limit], color=colour, lw=0.9, ls=(0, (1, 2)))
+        # a model has its own limits: they change in one step, when another begins to serve
+        axes.plot(day, rows[limit], color=colour, lw=0.9, ls=(0, (1, 2)), drawstyle='steps-mid')
 
 
 def _mark_decisions(axes: Any, decisions: pl.DataFrame) -> None:
@@ -291,12 +301,12 @@ def _plot_models(axes: Any, metrics: pl.DataFrame) -> None:
     axes.set(yticks=[], ylabel='model')
 
 
-def _explain_marks(figure: Any) -> None:
+def _explain_marks(figure: Any, smoothing: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=GREY, marker='.', ls='', label='one day'),
-        Line2D([], [], color=GREY, label='mean of two weeks'),
+        Line2D([], [], color=GREY, label=f'mean of {smoothing} days'),
         Line2D([], [], color=GREY, ls=(0, (1, 2)), label='limit learnt from earlier days'),
     ]
     for colour, dashes, text in MARKS.values():
@@ -329,15 +339,17 @@ def _draw_run(metrics: pl.DataFrame, decisions: pl.DataFrame) -> Any:
     figure, axes = plt.subplots(
         4, 1, figsize=(9.5, 7), sharex=True, layout='constrained', gridspec_kw=heights
     )
+    smoothing = smoothing_days(metrics)
+    beside = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5), 'frameon': False, 'fontsize': 7}
     for ax, (label, names) in zip(axes, groups.items(), strict=False):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-            _plot_measure(ax, metrics, name, colour)
+            _plot_measure(ax, metrics, name, colour, smoothing)
         _mark_decisions(ax, decisions)
         ax.set_ylabel(label)
-        ax.legend(loc='lower left', fontsize=7, ncols=2)
+        ax.legend(**beside)  # not on the days
     axes[1].axhline(0, color=GREY, lw=0.6)
     _name_decisions(axes[0], decisions)
     _plot_models(axes[3], metrics)
-    _explain_marks(figure)
+    _explain_marks(figure, smoothing)
     axes[3].xaxis.set_major_formatter(ConciseDateFormatter(axes[3].xaxis.get_major_locator()))
     return figure

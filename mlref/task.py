@@ -23,6 +23,7 @@ from mlref.arguments import (
     check_name,
     check_number,
     check_type,
+    describe_value,
 )
 from .checks import CheckResult, DayTables
 from .contracts import Rule, check_contract, raise_for_failed, validate
@@ -69,9 +70,8 @@ class Task:
     slices: Cuts = no_slices  # Name of a cut -> the slice of each row
     monitored: tuple[str, ...] = ()  # Features whose drift and missing values are watched
     intended_use: str = ''  # For the model card
-    source: EventReader | None = (
-        None  # All its events in order of delivery, for a run that replays them
-    )
+    # All its events in order of delivery, for a run that replays them; None = it has none
+    source: EventReader | None = None
     # Called with each row that a server is asked about; raises `MlrefError` for one it cannot score
     check_request: Callable[[Mapping[str, Any]], None] | None = None
     nullable: tuple[str, ...] = ()  # Columns of a request that may be null
@@ -242,7 +242,7 @@ def load_task(
             f' function that makes one without arguments, got: {error}'
         ) from None
     if not isinstance(task, Task):
-        raise MlrefError(f'expected a Task at {address}, got a {type(task).__name__}')
+        raise MlrefError(f'expected a Task at {address}, got {describe_value(task)}; name a Task')
     return task if task.address else replace(task, address=address)
 
 # %% ../nbs/06c_task.ipynb #e06c0026

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .core import MlrefError, check_minutes
-from .features import Entity, FeatureSet, Source
+from .features import LARGEST_SUM, Entity, FeatureSet, Source
 from .keys import FEW_REQUESTS, Columns, is_frame, key_texts
 from .read_plan import LastColumns, ReadPlan, SourceRead, WindowColumns, make_plan
 
@@ -102,9 +102,6 @@ def _count_distinct(
     return np.bincount(request[is_first], minlength=requests).astype(np.float64)
 
 # %% ../nbs/06d_vectors.ipynb #06b00038
-_EXACT = 2**62  # products below it are exact whole numbers
-
-
 def standard_deviation(
     count: np.ndarray,  # int64
     total: np.ndarray,  # int64: sum of the values
@@ -112,7 +109,7 @@ def standard_deviation(
 ) -> np.ndarray:  # float64; NaN for none
     "Standard deviation of whole numbers from their sums: sqrt(n Σx² - (Σx)²) / n"
     some = np.where(count > 0, count, np.nan)
-    exact = count.astype(float) * squares < _EXACT
+    exact = count.astype(float) * squares < LARGEST_SUM
     whole = count * squares - total * total
     near = some * squares - total.astype(float) ** 2
     return np.sqrt(np.maximum(np.where(exact, whole, near), 0)) / some

@@ -34,6 +34,10 @@ def _open_library():
         'rd_kafka_mock_clear_request_errors': (None, (pointer, ctypes.c_int16)),
         'rd_kafka_mock_broker_set_down': (number, (pointer, ctypes.c_int32)),
         'rd_kafka_mock_broker_set_up': (number, (pointer, ctypes.c_int32)),
+        'rd_kafka_mock_partition_set_leader': (
+            number,
+            (pointer, text, ctypes.c_int32, ctypes.c_int32),
+        ),
         'rd_kafka_mock_broker_set_rtt': (number, (pointer, ctypes.c_int32, number)),
         'rd_kafka_mock_set_apiversion': (
             number,

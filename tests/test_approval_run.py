@@ -1,4 +1,4 @@
-"""The step that lives, with a person who answers by the command while it does, and with silence"""
+"""The step that lives: a person answers by the command while it does, in a file, or by silence"""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from mlref.challenger import bootstrap
 from mlref.core import parse_time
 from mlref.duckdb_files import connect_duckdb
-from mlref.pipeline import run_step
+from mlref.pipeline import StepFailed, run_step
 from mlref.policy import RetrainPolicy
 from mlref.task import load_task, read_stream
 from mlref.workspace import Workspace, deliver_events
@@ -73,10 +73,10 @@ def begun(tmp_path_factory):
 def live(begun, tmp_path):
     "Live through ten days; the words of its decisions, and what the step printed"
 
-    def start(**given):
-        home = Path(shutil.copytree(begun / 'home', tmp_path / 'home'))
+    def start(name='home', **given):
+        home = Path(shutil.copytree(begun / 'home', tmp_path / name))
         told = {'home': str(home), 'task': ADDRESS, **LIVE, **given}
-        run_step(STEPS / 'live.ipynb', tmp_path / 'live.ipynb', told)
+        run_step(STEPS / 'live.ipynb', tmp_path / f'{name}.ipynb', told)
         with connect_duckdb(home / 'lake' / 'mlref.duckdb', read_only=True) as lake:
             query = 'select day, action, why, evidence from decisions order by decided_at, action'
             return [
@@ -112,7 +112,9 @@ sys.exit(main(['models', word, number, '--why', 'I have read it', '--who', 'ann'
 
 
 @pytest.mark.parametrize('word', ['approve', 'reject'])
-def test_a_person_answers_by_the_command_while_the_run_waits(live, tmp_path, word):
+def test_a_person_answers_while_the_run_waits_and_the_same_answers_give_the_same_run(
+    live, tmp_path, word
+):
     folder = tmp_path / 'home' / 'registry'
     person = subprocess.Popen([sys.executable, '-c', ANSWER, str(folder), word])
     began = time.monotonic()
@@ -130,6 +132,25 @@ def test_a_person_answers_by_the_command_while_the_run_waits(live, tmp_path, wor
     assert evidence['approval_days'] == 14 and evidence['silence'] == 'refuse'
     gate = answers[0][3]['gates'][-1]
     assert gate['name'] == 'approved' and gate['why'].endswith('I have read it, by ann')
+    file = tmp_path / 'home' / 'answers.jsonl'
+    rows = file.read_text().splitlines()
+    assert 'I have read it' in rows[0] and len(rows) == len(answers)
+    if word == 'reject':
+        return
+    # the run again, and nobody there: one answer more than it has a use for
+    stray = json.dumps(json.loads(rows[0]) | {'decision': 'cafe00cafe00'})
+    (tmp_path / 'more.jsonl').write_text('\n'.join([*rows, stray]))
+    again = live('again', approval='person', answers=str(tmp_path / 'more.jsonl'))
+    assert again == found
+    assert (tmp_path / 'again' / 'answers.jsonl').read_text().splitlines() == rows
+    printed = (tmp_path / 'again.ipynb').read_text()
+    assert printed.count('answer not used') == 1
+    assert 'decision cafe00cafe00: that decision never came' in printed
+
+
+def test_answers_to_a_run_that_asks_nobody_stop_it_in_one_sentence(live, tmp_path):
+    with pytest.raises(StepFailed, match='set approval to person or silence'):
+        live(answers=str(tmp_path / 'answers.jsonl'))
 
 
 def test_silence_promotes_after_its_days_and_the_evidence_has_what_was_changed(live):

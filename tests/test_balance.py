@@ -137,12 +137,17 @@ def body(served):
     return json.dumps({'entities': [served.visit()]}).encode()
 
 
-def states(process: BalancerProcess, backend: Backend) -> str:
-    "What HAProxy thinks of a server"
+def stat_row(process: BalancerProcess, backend: Backend) -> dict[str, str]:
+    "What HAProxy says of a server"
     rows = command_haproxy(process, 'show stat').splitlines()
     names = rows[0].lstrip('# ').split(',')
     found = [dict(zip(names, row.split(','), strict=False)) for row in rows[1:] if row]
-    return next(row['status'] for row in found if row['svname'] == backend.address)
+    return next(row for row in found if row['svname'] == backend.address)
+
+
+def states(process: BalancerProcess, backend: Backend) -> str:
+    "What HAProxy thinks of a server"
+    return stat_row(process, backend)['status']
 
 
 def check_once(said: list[Said], folders: list[Path], prefix: str) -> None:
@@ -321,6 +326,48 @@ def test_a_server_that_is_not_ready_is_left_out(served, program, body):
                 wait_until(lambda: states(process, Backend(place)) == 'DOWN', 'it is in')
             said = [ask(balancer, body) for _ in range(12)]
     assert [each.status for each in said] == [200] * 12
+
+
+@contextmanager
+def ready_later() -> Iterator[tuple[str, threading.Event]]:
+    "Something that answers, and is ready from an event on"
+    event = threading.Event()
+
+    class Later(NotReady):
+        def do_GET(self) -> None:
+            self.send_response(200 if event.is_set() else 503)
+            self.send_header('content-length', '0')
+            self.end_headers()
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Later) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'127.0.0.1:{server.server_port}', event
+        server.shutdown()
+
+
+def effective_weight(process: BalancerProcess, backend: Backend) -> int:
+    "The share that HAProxy gives a server just now"
+    return int(stat_row(process, backend)['weight'])
+
+
+@pytest.mark.parametrize('seconds', [3, 0])
+def test_a_server_that_is_back_gets_its_share_by_and_by(served, seconds):
+    need('haproxy')
+    with ready_later() as (place, ready):
+        back = Backend(place, weight=100)
+        balancer = fleet_of(served, health=replace(QUICK, slow_start_s=seconds))
+        balancer = replace(balancer, backends=(*balancer.backends, back))
+        with BalancerProcess('haproxy', balancer) as process:
+            wait_until(lambda: states(process, back) == 'DOWN', 'it is in')
+            ready.set()
+            wait_until(lambda: states(process, back) == 'UP', 'it is out')
+            begun = time.monotonic()
+            weights = [effective_weight(process, back)]
+            while weights[-1] < 100 and time.monotonic() < begun + 30:
+                time.sleep(0.1)
+                weights.append(effective_weight(process, back))
+    assert weights == sorted(weights) and weights[-1] == 100
+    assert (len({*weights}) > 3 and weights[0] < 60) == (seconds > 0), weights
 
 
 def test_the_canary_by_header_and_by_share(served, other, program, body):

@@ -62,7 +62,7 @@ def test_int8_is_smaller_and_what_was_measured_selects_an_engine(engines, tmp_pa
     sizes = {one.engine: one.bytes for one in found}
     assert sizes['onnx-int8'] < sizes['onnx'] * 0.6
     assert {one.engine for one in found if one.unequal} == {'onnx-int8-dynamic'}
-    chosen = select_engine(found, lose=0.01, flip=0.05)
+    chosen = select_engine(found, max_auc_loss=0.01, max_flips=0.05)
     assert chosen != 'onnx-int8-dynamic'
     file = record_engines(found, {'date': 'today'}, tmp_path / 'engines.json')
     assert recorded_engine(file)[0] == select_engine(found)

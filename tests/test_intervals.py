@@ -14,9 +14,9 @@ from mlref.intervals import (
     cosine_count,
     jackknife_error,
     mean_by_day,
+    minimum_detectable_effect,
     not_worse,
     paired_losses,
-    smallest_gain,
     t_interval,
 )
 
@@ -100,10 +100,10 @@ def test_an_interval_of_daily_losses_misses_about_as_often_as_it_says(by):
     assert beside > 0.13 if by == 0.5 else beside < 0.13  # what it is there for
 
 
-def test_the_smallest_gain_is_found_as_often_as_it_says():
+def test_the_minimum_detectable_effect_is_found_as_often_as_it_says():
     x = np.random.default_rng(4).normal(size=(3000, 60))
     found = [t_interval(each.mean(), each.std(ddof=1) / 60**0.5, 59) for each in x]
-    gain = np.median([smallest_gain(each, 0.8) for each in found])
+    gain = np.median([minimum_detectable_effect(each, 0.8) for each in found])
     assert abs(np.mean([each.low + gain > 0 for each in found]) - 0.8) < 0.03
 
 

@@ -283,7 +283,7 @@ for address in ('', sys.argv[1]):
     spaces.append(space)
 files, other = spaces
 assert type(other.log).__name__ == 'KafkaLog' and not (run / 'log').exists()
-assert other.log.identity('events').endswith('/shop-run.events')
+assert other.log.identity('events').endswith('/shop-run.events of 4 partitions')
 assert files.log.read('events', 0, 10**6) == other.log.read('events', 0, 10**6) != []
 columns = 'event_id, known_time, off'
 rows = [space.lake.sql(f'select {columns} from events order by off') for space in spaces]

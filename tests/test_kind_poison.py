@@ -117,7 +117,7 @@ def test_code_that_fails_on_every_message_stops_the_feed(events, tmp_path):
     BAD.update(departures(events))
     messages = encode_events(events, FLIGHT_SCHEMA)
     with pytest.raises(Outage, match='at most 10 messages of a batch .* ZeroDivisionError'):
-        fed(tmp_path, messages, policy=PoisonPolicy(most=10))
+        fed(tmp_path, messages, policy=PoisonPolicy(max_dead=10))
     store = LmdbStore(tmp_path / 'store', FEATURES, readonly=True)
     letters = list_dead_letters(store)
     assert letters.height == 10
@@ -212,7 +212,7 @@ def test_every_message_is_done_or_dead_once_and_in_order(kinds, tries):
         state.dead.append(place)
         return 1
 
-    policy = PoisonPolicy(tries=tries)
+    policy = PoisonPolicy(max_tries=tries)
     assert sum(work_in_parts(len(kinds), prepare, commit, set_aside, policy)) == len(kinds)
     assert sorted(state.done + state.dead) == list(range(len(kinds)))
     assert state.done == sorted(state.done) and state.dead == sorted(state.dead)
@@ -242,7 +242,7 @@ def test_sums_that_would_overflow_together_cost_one_event_and_no_more(events, tm
 
 def test_settings_of_the_policy_are_checked():
     with pytest.raises(MlrefError, match='at least 1 try'):
-        PoisonPolicy(tries=0)
+        PoisonPolicy(max_tries=0)
 
 
 def test_a_message_on_which_a_rule_raises_is_dead_and_the_rest_goes_in(events, tmp_path):
@@ -267,7 +267,9 @@ def test_letters_that_wait_stop_the_feed_whatever_the_size_of_a_batch(events, tm
     "Event by event, code that always fails must not throw a day away either"
     BAD.update(departures(events))
     with pytest.raises(Outage, match='at most 5 messages'):
-        fed(tmp_path, encode_events(events, FLIGHT_SCHEMA), batch=1, policy=PoisonPolicy(most=5))
+        fed(
+            tmp_path, encode_events(events, FLIGHT_SCHEMA), batch=1, policy=PoisonPolicy(max_dead=5)
+        )
 
 
 def test_a_model_that_the_registry_refuses_keeps_no_other_waiting(tmp_path, monkeypatch):

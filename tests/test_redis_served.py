@@ -29,10 +29,10 @@ QUICK = 1.0  # seconds; what does not need the store is answered within; the sto
 ROWS = [[1.0, 2.0]]
 
 
-def feed(url, space):
+def feed(url, space, events=None):
     "The visits, applied to a store on a Redis"
     store = RedisStore(url, space, FEATURES)
-    apply_events(store, make_events())
+    apply_events(store, make_events() if events is None else events)
     store.close()
 
 
@@ -217,6 +217,22 @@ async def ask_any(server, bodies):
     asked = [answer_entities(server, make_request(body)) for body in bodies]
     found = await asyncio.gather(*asked, return_exceptions=True)
     return [str(each) if isinstance(each, Outage) else each.body for each in found]
+
+
+def test_a_store_that_was_wiped_and_fed_anew_gives_nothing_of_before(counted, here, tmp_path):
+    bodies = [{'entities': [visit(number)]} for number in range(370, 390)]
+    before = ask_together(here, map(make_request, bodies))
+    with redis.Redis.from_url(counted.url) as client:
+        head = client.get(f'{tmp_path.name}:{{!{tmp_path.name}}}head')
+        client.flushall()
+        with pytest.raises(Outage, match='the server lost its memory'):
+            ask_alone(here, [make_request(bodies[0])])
+        feed(counted.url, tmp_path.name, make_events().tail(4))
+        assert client.get(f'{tmp_path.name}:{{!{tmp_path.name}}}head') == head  # the same number
+    found = ask_together(here, map(make_request, bodies))
+    here.champion.vectors.reader.hot.minutes.clear()  # what it remembers
+    assert found == ask_alone(here, map(make_request, bodies))
+    assert any(new != old for new, old in zip(found, before, strict=True))
 
 
 def spoil(url, space, name):

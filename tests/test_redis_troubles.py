@@ -1,20 +1,24 @@
 """Redis in trouble: one sentence that says what to do, and nothing accepted is lost"""
 
+import itertools
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import redis
 
+from mlref.core import MlrefError
 from mlref.dead_letters import Outage
 from mlref.edges import child_environment
 from mlref.ext.redis_cluster import ClusterProcesses, wait_for_cluster
 from mlref.ext.redis_process import RedisProcess, free_port
-from mlref.ext.redis_server import RedisSettings
+from mlref.ext.redis_server import RedisServer, RedisSettings, open_client
 from mlref.ext.redis_store import RedisStore
 from mlref.followers import ServeOptions, encode_options
+from mlref.last_values import check_store
 from mlref.records import seal
 from programs import need
 from server_fixture import CHILD
@@ -114,3 +118,167 @@ def test_a_server_does_not_start_without_its_store(trouble, served, tmp_path):
     lines = [line for line in ran.stderr.splitlines() if line.startswith('mlref: expected Redis')]
     assert ran.returncode != 0 and lines and wanted[trouble] in lines[0]
     assert 'sesame' not in ran.stderr + ran.stdout
+
+
+FORGETFUL = (
+    'allkeys-lru',
+    'allkeys-random',
+    'volatile-lru',
+    'volatile-lfu',
+    'volatile-random',
+    'volatile-ttl',
+)
+
+
+def test_a_server_that_may_forget_holds_no_store():
+    need('redis-server')
+    with RedisProcess() as process, redis.Redis(port=process.port) as client:
+        for policy in FORGETFUL:
+            client.config_set('maxmemory-policy', policy)
+            with pytest.raises(MlrefError, match=f'{policy} forgets names.*set it to noeviction'):
+                RedisStore(process.url, 'forgetful', more=(LAYOUT,))
+            open_client(process.url, RedisSettings(keeps=False)).close()  # but scores
+        client.config_set('maxmemory-policy', 'noeviction')
+        RedisStore(process.url, 'forgetful', more=(LAYOUT,)).close()
+
+
+@pytest.mark.parametrize('place', [1, 5], ids=['a primary', 'a replica'])
+def test_one_server_of_a_cluster_that_may_forget_is_told(place, own_cluster):
+    node = own_cluster.nodes[place]
+    with redis.Redis(port=node.port) as client:
+        client.config_set('maxmemory-policy', 'volatile-ttl')
+        try:
+            with pytest.raises(MlrefError, match=f'redis://127.0.0.1:{node.port} to keep what'):
+                RedisStore(own_cluster.url, 'forgetful', more=(LAYOUT,))
+        finally:
+            client.config_set('maxmemory-policy', 'noeviction')
+
+
+def role_of(node):
+    with redis.Redis(port=node.port) as client:
+        return client.info('replication')['role']
+
+
+def test_a_cluster_whose_replica_is_away_is_opened(own_cluster):
+    away = next(node for node in own_cluster.nodes[1:] if role_of(node) == 'slave')
+    away.kill()
+    store = RedisStore(own_cluster.url, 'replica-away', more=(LAYOUT,), settings=HASTY)
+    store.write(batch(1))
+    assert read_all(store) == ({b'1'}, b'1')
+    store.close()
+    away.start()
+    wait_for_cluster(own_cluster)
+
+
+@pytest.mark.parametrize(('kind', 'number'), [('server', 99), ('cluster', 1)])
+def test_a_database_that_is_not_there_is_one_sentence(kind, number, request):
+    need('redis-server')
+    own = RedisProcess() if kind == 'server' else request.getfixturevalue('own_cluster')
+    with pytest.raises(Outage, match='leave the number behind the / out'):
+        RedisStore(f'{own.url}/{number}', 'numbered')
+    if kind == 'server':
+        RedisStore(f'{own.url}/3', 'numbered').close()
+        own.stop()
+
+
+def test_a_sentinel_is_told_apart(tmp_path):
+    need('redis-server')
+    with RedisProcess() as process:
+        config = tmp_path / 'sentinel.conf'
+        config.write_text(f'sentinel monitor main 127.0.0.1 {process.port} 1\n')
+        port = free_port()
+        command = [process.program, config, '--sentinel', '--port', str(port)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sentinel:
+            url = f'redis://127.0.0.1:{port}'
+            until = time.monotonic() + 20
+            said = ''
+            while 'Sentinel' not in said and time.monotonic() < until:
+                with pytest.raises(MlrefError) as told:
+                    RedisStore(url, 'watched')
+                said = str(told.value)
+            sentinel.terminate()
+    assert 'got a Sentinel; give the address of the primary' in said
+
+
+def test_a_server_that_still_reads_its_data_is_waited_for():
+    need('redis-server')
+    words = ('--appendonly', 'yes', '--appendfsync', 'always')
+    with RedisProcess(words) as process:
+        store = RedisStore(process.url, 'slow', more=(LAYOUT,))
+        store.write(batch(1))
+        store.close()
+        with redis.Redis(port=process.port) as client, client.pipeline(False) as pipe:
+            for i in range(3000):
+                pipe.set(f'other{i}', i)
+            pipe.execute()
+        process.kill()
+        process.options = (*words, '--key-load-delay', '700')  # microseconds
+        starting = threading.Thread(target=process.start)
+        starting.start()
+        said = wait_for_sentence(process.url, 'to have read its data')
+        assert said.endswith('wait until it has, and start this again')
+        store = RedisStore(process.url, 'slow', more=(LAYOUT,))  # and with patience it is there
+        assert read_all(store) == ({b'1'}, b'1')
+        store.close()
+        starting.join()
+
+
+def wait_for_sentence(url, words, seconds=15):
+    "What is said of a server, as soon as these words are in it"
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            RedisServer(url, RedisSettings(patience=0)).read([b'other1'])
+        except Outage as error:
+            if words in str(error):
+                return str(error)
+    raise AssertionError(f'nothing said {words!r}')
+
+
+@pytest.mark.parametrize('kind', ['server', 'cluster'])
+def test_clocks_of_hosts_that_differ_change_nothing(kind, request, monkeypatch):
+    need('redis-server')
+    own = RedisProcess() if kind == 'server' else request.getfixturevalue('own_cluster')
+    real = time.time
+    skews = itertools.cycle([0, -86_400, 3600, 86_400])  # every look at the clock is another host's
+    monkeypatch.setattr(time, 'time', lambda: real() + next(skews))
+    made = []
+
+    def make(layout):
+        made.append(RedisStore(own.url, f'clocks{len(made)}', more=(layout,)))
+        return made[-1]
+
+    check_store(make)
+    first = RedisStore(own.url, 'clocks', more=(LAYOUT,), settings=HASTY)
+    first.write(batch(1))
+    first.token = b'another-host:1:' + b'0' * 16  # who lives there is not known here
+    first.server.client.set(first.keys['writer'], first.token, px=200)
+    second = RedisStore(own.url, 'clocks', more=(LAYOUT,), settings=HASTY)  # its lease is over
+    second.write(batch(2))
+    with pytest.raises(Outage, match='another process is'):
+        first.write(batch(3))
+    assert read_all(second) == ({b'2'}, b'2')
+    for each in (*made, second):
+        each.close()
+    if kind == 'server':
+        own.stop()
+
+
+def test_a_moment_of_a_wiped_store_is_another_with_the_same_number():
+    need('redis-server')
+    with RedisProcess() as process:
+        reader = None
+        moments = []
+        for value in (1, 7):
+            store = RedisStore(process.url, 'wiped', more=(LAYOUT,))
+            store.write(batch(value))
+            reader = reader or RedisStore(process.url, 'wiped', readonly=True)
+            moments.append(reader.moment())
+            assert read_all(reader) == ({b'%d' % value}, b'%d' % value)
+            store.close()
+            with redis.Redis(port=process.port) as client:
+                client.flushall()
+        with pytest.raises(Outage, match='the server lost its memory.*feed it from the log'):
+            reader.moment()
+        reader.close()
+    assert moments[0][0] == moments[1][0] and moments[0] != moments[1]

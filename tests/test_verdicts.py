@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mlref.core import MlrefError
 from mlref.evaluate import within_day_auc
 from mlref.intervals import DailyDifferences, mean_by_day
+from mlref.policy import RetrainPolicy
 from mlref.verdicts import (
     ChangePolicy,
     auc_differences,
@@ -109,3 +111,20 @@ def test_harm_in_one_slice_is_found_and_others_pass():
     harmed = np.where(side == 1, np.clip(p + 0.3, 0, 0.99), p)
     found = slice_verdicts(y, harmed, p, day, {'side': side})
     assert dict(found.select('slice', 'kind').iter_rows()) == {'0': 'pass', '1': 'refuse'}
+
+
+@pytest.mark.parametrize('confidence', [1, 1.0, 1 - 1e-12, np.float64(1)])
+def test_a_confidence_that_no_interval_reaches_is_refused_wherever_it_is_set(confidence):
+    daily = days_of(np.random.default_rng(0).normal(-0.01, 0.001, 60))
+    day = np.repeat(np.arange(28), 40)
+    p = np.full(len(day), 0.5)
+    y = (np.arange(len(day)) % 2).astype(float)
+    for ask in (
+        lambda: judge_refit(daily, confidence=confidence),
+        lambda: slice_verdicts(y, p, p, day, {'all': day * 0}, confidence=confidence),
+        lambda: RetrainPolicy(confidence=confidence),
+    ):
+        with pytest.raises(MlrefError, match='below 1.*nothing could pass'):
+            ask()
+    almost = judge_refit(daily, confidence=1 - 1e-6, looks=50)
+    assert almost.passed and np.isfinite(almost.detectable)

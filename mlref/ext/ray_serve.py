@@ -92,7 +92,8 @@ class ReplicaPolicy:
         kept = context.policy_state.get('mlref', {'at': at, 'spent': 0.0})
         spent = kept['spent'] if at // DAY_S == kept['at'] // DAY_S else 0.0
         price = self.config.replica_cost_per_hour / 3600
-        spent += context.target_num_replicas * price * (at - kept['at'])
+        # a controller that goes on elsewhere may have a clock that is behind
+        spent += context.target_num_replicas * price * max(0.0, at - kept['at'])
         observed = FleetObservation(
             at=at,
             running=context.current_num_replicas,
@@ -102,7 +103,7 @@ class ReplicaPolicy:
         state = AutoscalingState(
             replicas=context.target_num_replicas,
             direction=kept.get('direction', 0),
-            since=kept.get('since', at),
+            since=min(kept.get('since', at), at),
         )
         decision = decide_replicas(self.config, state, observed)
         about = {'at': at, 'spent': spent}

@@ -62,13 +62,12 @@ def hide_password(
     parts = urlsplit('')
     with suppress(ValueError):  # of half a pair of brackets
         parts = urlsplit(url)
-    fits = _is_address(parts)
-    if not fits:
+    if not _is_address(parts):
         scheme = url.split('://')[0] if '://' in url else ''
         raise MlrefError(
             'expected an address as redis://HOST:PORT/NUMBER (rediss:// with encryption), got'
-            f' one of the scheme {scheme[:20]!r} with another host, port or number; write a / in a'
-            ' password as %2F'
+            f' another, of the scheme {scheme[:20]!r}; in a password write / ? # % as %2F %3F %23'
+            ' %25'
         )
     _check_options(parts)
     host = f'[{parts.hostname}]' if ':' in str(parts.hostname) else parts.hostname
@@ -115,22 +114,33 @@ _FULL = _Remedy(
 _DISK = _Remedy('to write to its disk', 'make room there')
 _SLOTS = _Remedy('to have a server for every slot', 'start the servers that are missing')
 _AWAY = _Remedy('to answer', 'start it, or correct its address')
+_LOADING = _Remedy('to have read its data', 'wait until it has, and start this again')
+_DATABASE = _Remedy('to have the database of this address', 'leave the number behind the / out')
 _OTHER = _Remedy('to take a command', 'see what its log says')
-_HALF = (RedisClusterException, errors.ClusterDownError)
+
+# %% ../../nbs/31_redis.ipynb #f5d68a72
+_BY_WORDS = {
+    'MISCONF': _DISK,
+    'DB index is out of range': _DATABASE,
+    'SELECT is not allowed': _DATABASE,  # in a cluster
+}
+_BY_KIND = (  # the first that fits
+    (errors.OutOfMemoryError, _FULL),
+    (errors.BusyLoadingError, _LOADING),
+    ((RedisClusterException, errors.ClusterDownError), _SLOTS),
+    (PASSING, _AWAY),
+)
 
 
 def _find_remedy(error: RedisError) -> _Remedy:
     if is_denied(error):
         return _LET_IN
-    if isinstance(error, errors.OutOfMemoryError):
-        return _FULL
-    if str(error).startswith('MISCONF'):
-        return _DISK
-    if isinstance(error, _HALF):
-        return _SLOTS
-    return _AWAY if isinstance(error, PASSING) else _OTHER
+    said = str(error)
+    fit = [remedy for words, remedy in _BY_WORDS.items() if words in said]
+    fit += [remedy for kinds, remedy in _BY_KIND if isinstance(error, kinds)]
+    return fit[0] if fit else _OTHER
 
-# %% ../../nbs/31_redis.ipynb #f5d68a72
+
 def explain_redis(
     error: RedisError,
     where: str,  # Address, without a password
@@ -185,7 +195,6 @@ def _check_server(
             ' primary'
         )
     policy = str(about.get('maxmemory_policy', 'noeviction'))
-    # also `volatile`: the record before the newest one, which a reader may still want, expires
     if keeps and policy != 'noeviction':
         raise MlrefError(
             f'expected Redis at {where} to keep what it was given, its maxmemory-policy {policy}'
@@ -196,6 +205,16 @@ def _check_server(
 Client = redis.Redis | RedisCluster
 
 
+def _check_cluster(cluster: RedisCluster, settings: RedisSettings) -> None:
+    "Raise `MlrefError` for a server that cannot hold its part; who is away is not asked"
+    if not settings.keeps:
+        return
+    for node in cluster.get_nodes():
+        with suppress(*PASSING):
+            about = cluster.get_redis_connection(node).info('everything')
+            _check_server(about, f'redis://{node.name}')
+
+# %% ../../nbs/31_redis.ipynb #5b2ed1cf
 def _open_client(url: str, settings: RedisSettings) -> Client:
     "A client of what there is: one server, or a cluster"
     options = {
@@ -210,15 +229,12 @@ def _open_client(url: str, settings: RedisSettings) -> Client:
     if about.get('redis_mode') != 'cluster':
         return client
     state = client.cluster('info')['cluster_state']
-    number = client.connection_pool.connection_kwargs.get('db', 0)
     client.close()
-    if number:
-        raise MlrefError(
-            f'expected {where} without a number, a cluster has no other than 0; drop it'
-        )
     if state != 'ok':
         raise errors.ClusterDownError(f'cluster_state:{state}')
-    return RedisCluster.from_url(url, **options)
+    cluster = RedisCluster.from_url(url, **options)
+    _check_cluster(cluster, settings)
+    return cluster
 
 # %% ../../nbs/31_redis.ipynb #b2f04c3e
 def open_client(

@@ -9,6 +9,7 @@ __all__ = ['RedisSnapshot', 'find_records', 'is_after', 'is_predecessor', 'why_t
 
 # %% ../../nbs/31c_redis_store.ipynb #44ad0e99
 import json
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -64,6 +65,7 @@ class RedisSnapshot:
     def __init__(self, store: 'RedisStore'):
         self.store = store
         self.commit = -1  # Not known yet
+        self.era = 0  # Of the writer since which commits are counted on
         self.began = 0.0
 
     def __enter__(self) -> Lookup:
@@ -75,16 +77,18 @@ class RedisSnapshot:
 
     @property
     def moment(self) -> tuple[int, ...]:
-        "The commit"
+        "The commit, and the era in which its number is no other's"
         if self.commit < 0:
-            self.read_head(self.store.server.read([self.store.keys['head']])[0])
-        return (self.commit,)
+            keys = self.store.keys
+            self.read_head(*self.store.server.read([keys['head'], keys['era']]))
+        return (self.commit, self.era)
 
-    def read_head(self, head: bytes | None) -> None:
+    def read_head(self, head: bytes | None, era: bytes | None) -> None:
         "Note the commit; raises `Outage` when the store is gone"
         if head is None:
             raise why_gone(self.store)
         self.commit = int(head)
+        self.era = int(era or 0)
         self.began = time.monotonic()
 
     def lookup(self, names: list[bytes]) -> list[bytes | None]:
@@ -92,8 +96,8 @@ class RedisSnapshot:
         store = self.store
         keys = list(map(store.key_of, names))
         if self.commit < 0 and not store.server.cluster:
-            head, *values = store.server.read([store.keys['head'], *keys])
-            self.read_head(head)  # nothing that came with it is newer
+            head, era, *values = store.server.read([store.keys['head'], store.keys['era'], *keys])
+            self.read_head(head, era)  # nothing that came with it is newer
         else:
             values = find_records(self, names, keys)
         return unpack_values(store, names, values)
@@ -176,7 +180,8 @@ _REMEMBERED = 100_000  # names whose keys need not be made again
 def store_keys(space: bytes) -> dict[str, bytes]:
     "What a store keeps about itself, in the slot of its notes"
     tag = b'%s:{!%s}' % (space, space)
-    return {name: tag + name.encode() for name in ('head', 'writer', 'redo', 'about', 'clean')}
+    names = ('head', 'era', 'writer', 'redo', 'about', 'clean')
+    return {name: tag + name.encode() for name in names}
 
 
 class RedisStore(FedStore):
@@ -225,7 +230,7 @@ class RedisStore(FedStore):
         return list_names(self, prefix)
 
     def moment(self) -> tuple[int, ...]:
-        "The last commit"
+        "The last commit, and its era"
         return RedisSnapshot(self).moment
 
     def close(self) -> None:
@@ -258,6 +263,13 @@ def _write_about(store: RedisStore) -> None:
     store.server.run("return redis.call('SET', KEYS[1], ARGV[1])", [store.keys['about']], [text])
 
 # %% ../../nbs/31c_redis_store.ipynb #e3c81e99
+_MAKE_HEAD = """#!lua
+redis.call('SET', KEYS[1], 0, 'NX')
+redis.call('SET', KEYS[2], ARGV[1])
+return redis.call('GET', KEYS[1])
+"""
+
+
 def open_store(store: RedisStore) -> None:
     "Read what there is, and make what is missing when it is opened for writing"
     text, head = store.server.read([store.keys['about'], store.keys['head']])
@@ -273,8 +285,8 @@ def open_store(store: RedisStore) -> None:
     claim_store(store)
     if layouts != held:
         _write_about(store)
-    make_head = "redis.call('SET', KEYS[1], 0, 'NX') return redis.call('GET', KEYS[1])"
-    store.base = int(store.server.run(make_head, [store.keys['head']], []))
+    own = [store.keys['head'], store.keys['era']]
+    store.base = int(store.server.run(_MAKE_HEAD, own, [secrets.randbits(62)]))
     recover(store)
 
 # %% ../../nbs/31c_redis_store.ipynb #486e70be

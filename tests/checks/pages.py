@@ -25,6 +25,9 @@ DOMAIN = re.compile(
     r'nycflights\w*|(?<!in[-_ ])(?<!in)flights?|airports?|airlines?|carriers?|tail_?nums?',
     re.IGNORECASE,
 )
+WORD = re.compile(r'\w+')
+PRIVATE = re.compile(r'`(_\w+)`')
+COMPARES = ('test_eq', 'test_close', 'check_equal')
 RUNS = (ast.Assert, ast.Import, ast.ImportFrom, ast.With)  # statements that no prose looks like
 
 
@@ -33,10 +36,12 @@ def check_pages(pages: list[Page] | None = None) -> list[Finding]:
     pages = read_pages(ROOT) if pages is None else pages
     order = import_order(pages)
     own = own_classes(pages)
+    code = {word for page in pages for cell in page.code for word in WORD.findall(cell.source)}
     findings = []
     for page in pages:
         for where, rule, message in check_page(page, order, own):
             findings.append(Finding(page.file, rule, where, message))
+        findings += [Finding(page.file, rule, '', said) for rule, said in check_named(page, code)]
     return findings
 
 
@@ -127,11 +132,51 @@ def check_module(page: Page) -> Found:
 def check_defined_once(page: Page) -> Found:
     "A second definition hides the first, also from those who read it"
     trees = [cell.tree for cell in page.code if cell.exported and cell.tree]
-    kinds = (*FUNCTIONS, ast.ClassDef)
-    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, kinds))
+    names = Counter(name for tree in trees for node in tree.body for name in bound_by(node))
     for name, count in names.items():
         if count > 1:
             yield 'defined-once', f'`{name}` is defined {count} times'
+
+
+def bound_by(node: ast.stmt) -> Iterator[str]:
+    "The names that a statement of a module defines"
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+        yield node.name
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    for target in targets:
+        names = [part for part in ast.walk(target) if isinstance(part, ast.Name)]
+        yield from (name.id for name in names if isinstance(name.ctx, ast.Store))
+
+
+def check_named(
+    page: Page,
+    code: set[str],  # words of the code of all pages
+) -> Found:
+    "A private name in prose that no code has (any more)"
+    for cell in page.text:
+        for name in PRIVATE.findall(cell.source):
+            if name not in code:
+                yield (
+                    'named',
+                    f'`{name}` is spoken of, and nothing is called so; name what there is',
+                )
+
+
+def check_idle(tree: ast.Module) -> Found:
+    "What compares a thing with itself, or asks what is known beforehand"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.If, ast.IfExp)) and isinstance(node.test, ast.Constant):
+            yield (
+                'idle',
+                f'line {node.lineno}: `if {node.test.value}`; leave out what never happens',
+            )
+        compares = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if compares and node.func.id in COMPARES and len(node.args) > 1:
+            one, other = map(ast.dump, node.args[:2])
+            if one == other:
+                yield 'idle', f'line {node.lineno}: compares a thing with itself; it cannot fail'
 
 
 def is_general(page: Page) -> bool:
@@ -193,6 +238,7 @@ def check_code(
     if not imported:
         yield from check_shape(cell)
         yield from check_truth(cell.tree)
+        yield from check_idle(cell.tree)
     if cell.exported:
         yield from check_exported(cell, shown)
         yield from check_patches(cell, own)
