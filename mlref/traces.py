@@ -182,7 +182,7 @@ def _is_collector(text: str) -> bool:
     plain = text.startswith(('http://', 'https://')) and text.split() == [text]
     return plain and bool(parts.hostname) and port != 0
 
-
+# %% ../nbs/15p_traces.ipynb #15f90051
 def find_collector(
     environ: Mapping[str, str],  # Of the process
 ) -> str:  # '' = nobody wants traces

@@ -74,9 +74,6 @@ def test_a_password_of_kafka_is_read_as_in_every_other_address():
     assert (read.user, read.password, read.brokers, read.space) == (
         *('m@e', 'p/:%', '[::1]:1,b:2', 'may'),
     )
-    for odd in (0, -1, float('nan'), float('inf'), '5', None):
-        with pytest.raises(MlrefError, match='expected (timeout|delivery)'):
-            kafka.KafkaSettings('a:1', timeout=odd)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -31,7 +32,7 @@ from confluent_kafka import (
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka.admin import AdminClient
 
-from ..arguments import check_fields, check_number
+from ..arguments import check_number
 from ..core import MlrefError
 from ..dead_letters import Outage
 from ..log import check_partition
@@ -51,13 +52,6 @@ class KafkaSettings:
     delivery: float = 30.0  # Seconds in which a message must be accepted
     space: str = ''  # Put before the name of every topic, with a dot
 
-    def __post_init__(self):
-        check_fields(self)
-        for name in ('timeout', 'delivery'):
-            check_number(getattr(self, name), f'{name} of Kafka', 0.001, 86_400)
-        if self.password and not self.user:
-            raise MlrefError('expected a user with the password of Kafka, got none; name one')
-
     def options(self) -> Options:
         "As the client library calls them"
         common: Options = {'bootstrap.servers': self.brokers, 'log_level': 0}
@@ -67,14 +61,6 @@ class KafkaSettings:
         return common | login | {'security.protocol': 'SASL_SSL', 'sasl.mechanism': 'SCRAM-SHA-512'}
 
 # %% ../../nbs/30_kafka.ipynb #f46cf851
-def _split_address(address: str) -> SplitResult:
-    "The parts of an address; none for what is no address"
-    try:
-        return urlsplit(address)
-    except ValueError:  # half of a pair of brackets
-        return urlsplit('')
-
-
 def _is_broker(text: str) -> bool:
     host, _, port = text.rpartition(':')
     number = int(port) if re.fullmatch('[0-9]{1,5}', port) else 0
@@ -85,10 +71,12 @@ def parse_kafka(
     address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...][/SPACE]
 ) -> KafkaSettings:
     "What an address says; raises `MlrefError` for one that is not of Kafka"
-    parts = _split_address(address)
+    parts = urlsplit('')
+    with suppress(ValueError):  # half of a pair of brackets
+        parts = urlsplit(address)
     login, _, brokers = parts.netloc.rpartition('@')
     user, _, password = login.partition(':')
-    odd = parts.scheme != 'kafka' or parts.query or parts.fragment
+    odd = parts.scheme != 'kafka' or parts.query or parts.fragment or (password and not user)
     if odd or not all(map(_is_broker, brokers.split(','))):
         raise MlrefError(
             'expected an address as kafka://HOST:PORT, several with commas, and /SPACE, got another'
