@@ -6,14 +6,21 @@
 __all__ = ['keys_app', 'KeyFolder']
 
 # %% ../nbs/49c_cli_keys.ipynb #49cc0005
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 # %% ../nbs/49c_cli_keys.ipynb #49cc0006
 from .core import MlrefError
+from .edges import hold_file_lock
 from .terminal import Answer, DataFolder, align_columns, command, run_folder
+
+# %% ../nbs/49c_cli_keys.ipynb #49cc0016
+if TYPE_CHECKING:
+    from mlref.access import AccessKey
 
 # %% ../nbs/49c_cli_keys.ipynb #e4900051
 keys_app = typer.Typer(no_args_is_help=True, help='Keys of a server: who may ask for what.')
@@ -27,6 +34,17 @@ def _keys_file(log: Path | None, data: Path | None) -> Path:
     return (run_folder(None, data) / 'served' if log is None else log) / 'keys.json'
 
 
+@contextmanager
+def _changed_keys(file: Path) -> Iterator[dict[str, 'AccessKey']]:
+    "The keys of a file, changed by one person at a time"
+    from mlref.access import read_keys, write_keys
+
+    with hold_file_lock(file.with_name('.keys.lock')):
+        keys = read_keys(file)
+        yield keys
+        write_keys(file, keys.values())
+
+# %% ../nbs/49c_cli_keys.ipynb #e4900054
 @command(keys_app, 'add', 'mlref keys add gate --scope predict --rows 500')
 def _add_key(
     name: Annotated[str, typer.Argument(help='Whose key it is.')],
@@ -38,12 +56,14 @@ def _add_key(
     data: DataFolder = None,
 ) -> Answer:
     "Make a key and show it, this once."
-    from mlref.access import make_key, read_keys, write_keys
+    from mlref.access import make_key
 
     file = _keys_file(log, data)
     scopes = ('predict',) if scope is None else tuple(scope)
     token, key = make_key(name, scopes, rows)
-    write_keys(file, [*read_keys(file).values(), key])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _changed_keys(file) as keys:
+        keys[key.id] = key
     found = {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'key': token}
     return Answer(found, f'{token}\nKeep it: it is not shown again. Its hash is in {file}')
 
@@ -53,12 +73,14 @@ def _list_keys(log: KeyFolder = None, data: DataFolder = None) -> Answer:
     "Show whose keys there are, and what they may do."
     from mlref.access import read_keys
 
-    keys = [*read_keys(_keys_file(log, data)).values()]
+    file = _keys_file(log, data)
+    keys = [*read_keys(file).values()]
     found = [
         {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'rows': key.rows} for key in keys
     ]
     rows = [(key.id, key.client, ', '.join(key.scopes), f'{key.rows or "any"}') for key in keys]
-    return Answer(found, align_columns(rows) if rows else 'no keys: nobody else may reach it')
+    none = 'no keys: nobody may ask' if file.exists() else 'no keys: this machine alone may ask'
+    return Answer(found, align_columns(rows) if rows else none)
 
 
 @command(keys_app, 'revoke', 'mlref keys revoke 3fa1b2c4')
@@ -68,13 +90,12 @@ def _revoke_key(
     data: DataFolder = None,
 ) -> Answer:
     "Take a key back."
-    from mlref.access import read_keys, write_keys
-
     file = _keys_file(log, data)
-    keys = read_keys(file)
-    if key not in keys:
-        known = ', '.join(keys) or 'none'
-        raise MlrefError(f'expected the id of a key among {known}, got {key!r}')
-    gone = keys.pop(key)
-    write_keys(file, keys.values())
+    if not file.exists():
+        raise MlrefError(f'expected keys in {file}, there are none; make one with: mlref keys add')
+    with _changed_keys(file) as keys:
+        if key not in keys:
+            known = ', '.join(keys) or 'none'
+            raise MlrefError(f'expected the id of a key among {known}, got {key!r}')
+        gone = keys.pop(key)
     return Answer({'revoked': key}, f'the key {key} of {gone.client} is taken back')

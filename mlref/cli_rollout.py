@@ -162,14 +162,20 @@ class Pace:
 # %% ../nbs/49a_cli_rollout.ipynb #49a00014
 @contextmanager
 def _at_work(place: RegistryPlace, rollout: RolloutPlace) -> Iterator['Registry']:
-    "The registry; when the work is done the routers follow the log"
+    "The registry; behind the work the routers follow the log, also when there was none to do"
     from mlref.rollout_state import sync_routing
 
     with open_model(place) as registry:
-        yield registry
-        sync_routing(registry, rollout.server_folder(registry))
+        folder = rollout.server_folder(registry)
+        try:
+            yield registry
+        except MlrefError:
+            if folder.exists():  # a command before may have been cut off behind its row
+                sync_routing(registry, folder)
+            raise
+        sync_routing(registry, folder)
 
-
+# %% ../nbs/49a_cli_rollout.ipynb #49a00034
 @command(
     rollout_app,
     'start',

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/17e_followers.ipynb #deac72e3
-from .access import read_keys
+from .access import keys_to_ask_for
 from .bundle import ServingBundle, open_bundle
 from .core import MlrefError
 from .edges import child_command, child_environment, hold_file_lock
@@ -199,6 +199,15 @@ def publish_main(text: str) -> None:
 
 # %% ../nbs/17e_followers.ipynb #9f47c25b
 _LOOK = 0.2  # seconds between two looks
+_MAKE_ONE = 'make one with: mlref keys add NAME --scope predict'
+_MAKE_ROOM = 'see that it can be written to and that its disk has room'
+
+
+def _set_trouble(server: ModelServer, name: str, said: str) -> None:
+    "Be not ready, for a reason; '' = it is gone"
+    server.troubles.pop(name, None)
+    if said:
+        server.troubles[name] = said
 
 
 class StateFollower:
@@ -222,6 +231,8 @@ class StateFollower:
         "Load what is to be served; raises `MlrefError` when that cannot be"
         self.read_keys()
         await self.take(read_state(self.folder))
+        if 'note' in self.server.troubles:
+            raise MlrefError(self.server.troubles['note'])
         self.following = asyncio.create_task(_follow(self))
 
     async def close(self) -> None:
@@ -230,10 +241,14 @@ class StateFollower:
             self.following.cancel()
 
     def read_keys(self) -> None:
-        "The keys as they are now"
-        if self.app is not None:
-            self.app.keys = read_keys(self.folder / 'keys.json')
-            self.server.secured = bool(self.app.keys)
+        "The keys as they are now; raises `MlrefError` when they cannot be read"
+        if self.app is None:
+            return
+        file = self.folder / 'keys.json'
+        self.app.keys = keys_to_ask_for(file, self.options.host)
+        self.server.secured = self.app.keys is not None
+        said = f'expected a key in {file}, there is none, so nobody may ask; {_MAKE_ONE}'
+        _set_trouble(self.server, 'keys', said if self.app.keys == {} else '')
 
     async def take(self, state: ServingState) -> None:
         "Serve a state"
@@ -248,52 +263,74 @@ class StateFollower:
 
     def note(self, trouble: str = '') -> None:
         "Say what this worker serves"
-        served = self.server.versions.get('champion')
-        version = '' if served is None else served.version
-        write_note(
-            self.folder,
-            WorkerNote(
-                index=self.index,
-                pid=os.getpid(),
-                epoch=self.state.epoch,
-                version=version,
-                trouble=trouble,
-                bundles=[each.bundle.digest for each in self.server.versions.values()],
-            ),
-        )
+        said = ''
+        try:
+            write_note(self.folder, _describe_worker(self, trouble))
+        except (MlrefError, OSError) as error:  # a disk that is full today has room tomorrow
+            said = f'expected to write down in {self.folder} which version answers, got: {error}'
+        _set_trouble(self.server, 'note', said and f'{said}; {_MAKE_ROOM}')
+
+# %% ../nbs/17e_followers.ipynb #9f47c25c
+def _describe_worker(follower: StateFollower, trouble: str) -> WorkerNote:
+    served = follower.server.versions.get('champion')
+    return WorkerNote(
+        index=follower.index,
+        pid=os.getpid(),
+        epoch=follower.state.epoch,
+        version='' if served is None else served.version,
+        trouble=trouble,
+        bundles=[each.bundle.digest for each in follower.server.versions.values()],
+    )
 
 # %% ../nbs/17e_followers.ipynb #c7ef3a67
+_AGAIN = (2.0, 60.0)  # seconds until what failed is tried again; twice as many each time
+
+
 async def _follow(follower: StateFollower) -> None:
     "Look at the files again and again"
+    wait = 0.0  # Seconds; 0 = what was seen last was taken
+    again_at = 0.0
     while True:
         await asyncio.sleep(_LOOK)
         for served in set(follower.server.versions.values()):
             count_cache(follower.server, served)
         seen = _times(state_file(follower.folder), follower.folder / 'keys.json')
         if seen != follower.seen:
-            follower.seen = seen
-            await look_again(follower)
+            wait = 0.0
+        elif not wait or time.monotonic() < again_at:
+            continue
+        follower.seen = seen
+        taken = await look_again(follower)
+        wait = 0.0 if taken else min(max(_AGAIN[0], 2 * wait), _AGAIN[1])
+        again_at = time.monotonic() + wait
 
 # %% ../nbs/17e_followers.ipynb #aced0c5f
-async def look_again(follower: StateFollower) -> None:
+async def look_again(follower: StateFollower) -> bool:  # Whether all that is there was taken
     "Take what is new; trouble is noted, and what is served goes on"
     server = follower.server
     try:
         follower.read_keys()
         state = read_state(follower.folder)
     except MlrefError as error:
-        server.troubles['files'] = str(error)
-        return
-    server.troubles.pop('files', None)
+        _set_trouble(server, 'files', str(error))
+        return False
+    _set_trouble(server, 'files', '')
+    said = await _take_new(follower, state)
+    if said or 'note' in server.troubles:
+        follower.note(said)
+    return not (said or 'note' in server.troubles)
+
+# %% ../nbs/17e_followers.ipynb #aced0c60
+async def _take_new(follower: StateFollower, state: ServingState) -> str:
+    "Serve a state, and have the registry asked for what it names; what went wrong, or ''"
+    said = ''
     try:
         await follower.take(state)
     except Exception as error:  # whatever it is, what is served goes on
-        follower.note(str(error))
+        said = str(error) or type(error).__name__
     # somebody changed the plan: the registry may name other versions by now
-    if follower.index == 0:
-        said = await _ask_registry(follower)
-        if said:
-            follower.note(said)
+    asked = await _ask_registry(follower) if follower.index == 0 else ''
+    return said or asked
 
 # %% ../nbs/17e_followers.ipynb #6b7431ea
 def _times(*files: Path) -> tuple[int, ...]:
@@ -408,17 +445,20 @@ async def _ask_registry(follower: StateFollower) -> str:
             return ''
         return await _run_publisher(follower.options)
 
-
+# %% ../nbs/17e_followers.ipynb #385d498d
 async def _run_publisher(options: ServeOptions) -> str:
     "Have the champion published; what went wrong, or ''"
     command = child_command('followers', 'publish_main', encode_options(options))
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env=child_environment(threads=1),
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=child_environment(threads=1),
+        )
+    except OSError as error:  # the machine has no room for another process
+        return f'no process could be started to ask it: {error.strerror}'
     try:
         _, said = await asyncio.wait_for(process.communicate(), _MOST)
     except TimeoutError:
@@ -426,7 +466,7 @@ async def _run_publisher(options: ServeOptions) -> str:
         return f'no answer of the registry for {_MOST:g} s'
     return last_sentence(said.decode(errors='replace')) if process.returncode else ''
 
-
+# %% ../nbs/17e_followers.ipynb #385d498e
 def last_sentence(
     said: str,  # On standard error
 ) -> str:

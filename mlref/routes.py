@@ -199,20 +199,21 @@ def event_fields(server: ModelServer) -> tuple[RequestField, ...]:
     )
 
 
-def _served_api(server: ModelServer) -> ServedApi:
+def _served_api(server: ModelServer, secured: bool) -> ServedApi:
     return ServedApi(
         model=model_states([server])[0],
         entity={},
         fields=server.task.fields,
         event_fields=event_fields(server),
         limits=server.settings.limits,
-        secured=server.secured,
+        secured=secured,
     )
 
 
 def _show_api(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "The OpenAPI document"
-    return _as_json(describe_apis(*map(_served_api, servers)))
+    secured = servers[0].secured
+    return _as_json(describe_apis(*[_served_api(server, secured) for server in servers]))
 
 # %% ../nbs/16gb_routes.ipynb #65d4b5fd
 _BINARY = (JSON, b'application/octet-stream')

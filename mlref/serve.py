@@ -35,6 +35,7 @@ from mlref.requests import (
     Request,
     Route,
     WrongMethod,
+    check_announced,
     find_route,
     make_reply,
 )
@@ -124,7 +125,7 @@ class RouteTable:
     ):
         self.metrics = ServerMetrics() if metrics is None else metrics
         self.limits = Limits() if limits is None else limits
-        self.keys: Mapping[str, AccessKey] = {}  # None = whoever reaches it may ask
+        self.keys: Mapping[str, AccessKey] | None = None  # None = whoever reaches it may ask
         self.addresses: Addresses = make_addresses('127.0.0.1')
         self.hosts: set[bytes] = set()  # Seen and found right
         self.traces: RequestTraces | None = None  # Of requests; None = nobody wants them
@@ -157,7 +158,7 @@ def _admit(app: RouteTable, request: Request) -> None:
     if route is None:
         route = find_route(app.routes, request.method, request.path)
     request.route = route
-    if app.keys:
+    if app.keys is not None:
         request.key = check_key(app.keys, headers.get(b'authorization'), route.scope)
     if route.method == 'POST':
         sent = headers.get(b'content-type')
@@ -165,11 +166,13 @@ def _admit(app: RouteTable, request: Request) -> None:
             check_content_type(sent, route.types, route.bare)
 
 # %% ../nbs/16_serve.ipynb #cddda90b
-def _check_waited(request: Request) -> None:
-    "Raise `RequestError` for one that has waited too long to be read"
+def _check_head(request: Request) -> None:
+    "Raise `RequestError` for one that need not be read any further"
     if request.late and request.route.scope == 'predict':
         said = f'{request.waited:.2g} s went by and others wait'
         raise RequestError(503, f'expected to answer in time, {said}; ask again later', 1)
+    if b'expect' in request.headers:
+        check_announced(request)
 
 # %% ../nbs/16_serve.ipynb #158e781e
 def _ask_handler(app: RouteTable, request: Request) -> Answer | Awaitable[Answer]:
@@ -237,7 +240,7 @@ class Application(RouteTable):
         request = Request(scope, self.limits.max_body_bytes)
         try:
             _admit(self, request)
-            _check_waited(request)
+            _check_head(request)
         except Exception as error:
             request.refused = error
         if self.traces is not None:
@@ -412,7 +415,7 @@ def serve(
     need_extra('httptools', extra='serve')
     from mlref.connections import listen
 
-    check_exposed(host, app.keys)
+    check_exposed(host, app.keys or {})
     listening = listen(host, port)
     app.addresses = make_addresses(host)
     taken = listening.getsockname()[1]

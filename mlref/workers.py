@@ -9,6 +9,7 @@ __all__ = ['open_worker', 'worker_main', 'Supervisor', 'end_workers', 'tend_work
 # %% ../nbs/17f_workers.ipynb #8510915d
 import asyncio
 import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -28,7 +29,7 @@ from .arguments import check_distinct
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
 from .cores import CoreKeeper, is_pinned
-from .edges import child_command, child_environment
+from .edges import child_command, child_environment, explain_errors
 from .engines import open_online_store
 from mlref.followers import (
     ServeOptions,
@@ -148,6 +149,22 @@ class _Child:
     again_at: float = 0.0  # When another may take its place
 
 
+def _hold_folder(folder: Path) -> int:  # Descriptor of a lock that ends with this process
+    "Keep other servers out of a folder; raises `MlrefError` when one is in it"
+    with explain_errors(f'to serve from {folder}', 'choose another folder with --log'):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder / '.server.lock', os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise MlrefError(
+            f'expected no other server over {folder}, one runs; stop it, or give this one another'
+            ' folder with --log'
+        ) from None
+    return held
+
+
 class Supervisor:
     "Starts workers on one port, and others in the place of those that die"
 
@@ -157,6 +174,13 @@ class Supervisor:
         check_exposed(options.host, read_keys(Path(options.folder) / 'keys.json'))
         self.listening = listen(options.host, options.port)
         self.listening.set_inheritable(True)
+        self.held: list[int] = []
+        try:
+            for run in options.runs:
+                self.held.append(_hold_folder(Path(run.folder)))
+        except MlrefError:
+            self._let_go()
+            raise
         self.options = replace(options, port=self.listening.getsockname()[1])
         self.folder = Path(options.folder)
         self.alive, self.told = os.pipe()  # the end of the second is how workers learn of ours
@@ -188,9 +212,14 @@ class Supervisor:
     def close(self) -> None:
         "Wait until all workers have drained, and give up the port"
         end_workers([child.process for child in self.children.values()])
-        self.listening.close()
+        self._let_go()
         os.close(self.told)
         os.close(self.alive)
+
+    def _let_go(self) -> None:
+        self.listening.close()
+        for lock in self.held:
+            os.close(lock)
 
 # %% ../nbs/17f_workers.ipynb #c126603e
 _DRAIN = 15.0  # seconds until a worker that does not end is killed
@@ -232,6 +261,17 @@ def tend_workers(
             del supervisor.children[index]
 
 # %% ../nbs/17f_workers.ipynb #accdb78a
+def _tend_on(supervisor: Supervisor) -> None:
+    "Tend the workers until told to stop"
+    while not supervisor.stopping.wait(0.1):
+        try:
+            tend_workers(supervisor, time.monotonic())
+        except OSError as error:  # the machine has no room for another process: the others answer
+            said = f'expected to start a worker, got: {error.strerror}; it is tried again'
+            print(f'mlref: {said}', file=sys.stderr)
+            supervisor.stopping.wait(1.0)
+
+
 def _replace_worker(supervisor: Supervisor, index: int, child: _Child, now: float) -> None:
     if not child.again_at:
         deaths = child.quick_deaths + 1 if now - child.started < 2 else 0
@@ -287,7 +327,7 @@ def _serving(folder: Path) -> dict[int, str]:  # Process of a worker -> version 
 def wait_ready(
     supervisor: Supervisor,
     seconds: float = 60.0,
-) -> str:  # The version that answers
+) -> str:  # The version that answers; '' = it was told to stop meanwhile
     "Wait for the first workers; raises `MlrefError` when one ends instead"
     until = time.monotonic() + seconds
     while time.monotonic() < until and not supervisor.stopping.is_set():
@@ -302,6 +342,8 @@ def wait_ready(
         if all(notes.keys() >= set(workers) for notes in pids):
             return next(iter(pids[0].values()))
         time.sleep(0.01)
+    if supervisor.stopping.is_set():
+        return ''
     raise MlrefError(f'expected workers that serve within {seconds:g} s, some do not; start again')
 
 # %% ../nbs/17f_workers.ipynb #5c23b74a
@@ -319,11 +361,14 @@ def supervise(
         prepare(supervisor.options)
         tend_workers(supervisor, time.monotonic())
         version = wait_ready(supervisor)
-        print(f'serving {version} at {supervisor.url}', flush=True)
-        if started:
-            started(supervisor, version)
-        while not supervisor.stopping.wait(0.1):
-            tend_workers(supervisor, time.monotonic())
+        if version:
+            print(f'serving {version} at {supervisor.url}', flush=True)
+            if started:
+                started(supervisor, version)
+        _tend_on(supervisor)
+    except MlrefError:
+        if not supervisor.stopping.is_set():  # else Ctrl-C has ended what it waited for
+            raise
     finally:
         supervisor.close()
 

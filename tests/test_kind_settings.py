@@ -225,7 +225,7 @@ def test_of_two_keys_of_one_id_none_counts(tmp_path):
     file = write_access(tmp_path)
     rows = json.loads(file.read_text())
     file.write_text(json.dumps(rows * 2))
-    with pytest.raises(MlrefError, match='twice'):
+    with pytest.raises(MlrefError, match='found something else'):
         read_keys(file)
 
 
