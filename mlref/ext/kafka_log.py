@@ -63,10 +63,9 @@ class KafkaSettings:
 # %% ../../nbs/30_kafka.ipynb #f46cf851
 def _is_broker(text: str) -> bool:
     host, _, port = text.rpartition(':')
-    number = int(port) if re.fullmatch('[0-9]{1,5}', port) else 0
-    return bool(host) and 0 < number < 65_536
+    return bool(host and re.fullmatch('[0-9]{1,5}', port) and 0 < int(port) < 65_536)
 
-# %% ../../nbs/30_kafka.ipynb #f46cf852
+
 def parse_kafka(
     address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...][/SPACE]
 ) -> KafkaSettings:
