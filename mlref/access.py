@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/15c_access.ipynb #10021041
-from .arguments import check_number
+from .arguments import check_fields, check_number
 from .core import MlrefError, write_json
 from .edges import parse_json
 from .protocols import RequestError
@@ -37,6 +37,11 @@ class AccessKey:
     sha256: str  # Of the secret
     created: int  # Seconds since 1970-01-01 UTC
     rows: float | None = None  # It may have scored in a second; None = no limit
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.client.isprintable() or not self.client.strip():
+            raise MlrefError(f'expected a name of a client, got {self.client!r:.40}; give one')
 
 
 def make_key(
