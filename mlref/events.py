@@ -198,32 +198,34 @@ class _Scan:
     longest: int  # Bytes of a line
 
 # %% ../nbs/02_events.ipynb #02dc0020
-def _line_ends(data: np.ndarray, low: np.ndarray, count: int) -> np.ndarray | None:
-    "Where lines end; None when there are others, or a blank may stand between a key and its colon"
-    if len(low) == count - 1:  # as many as were put between the messages
-        return low
-    ends = low[data[low] == _NEWLINE]
-    hidden = np.any(data[low - 1] == _QUOTE)
-    return None if hidden or len(ends) != count - 1 else ends
+def _ends_of_messages(messages: list[bytes]) -> np.ndarray:
+    "Where the newlines stand that were put between messages"
+    lengths = np.fromiter(map(len, messages), np.int64, len(messages))
+    return np.cumsum(lengths + 1)[:-1] - 1
+
+
+def _may_hide(data: np.ndarray, newlines: int) -> bool:
+    "Whether there are other newlines, or a blank may stand between a key and its colon"
+    low = np.flatnonzero(data <= _BLANK)
+    return bool(np.any(data[low - 1] == _QUOTE)) or np.sum(data[low] == _NEWLINE) != newlines
 
 # %% ../nbs/02_events.ipynb #02dc0028
 def _scan_lines(
     lines: bytes,
-    count: int,  # Messages
+    ends: np.ndarray,  # Where the newlines between messages stand
 ) -> _Scan | None:  # None when the counts could miss something
     data = np.frombuffer(lines, np.uint8)
-    keys, texts = 0, 0
-    nulls, low = [], []
+    keys, texts, low = 0, 0, 0
+    nulls = []
     for start in range(0, len(data), 2**18):  # so much stays in the processor's cache
         block = data[start : start + 2**18 + 2]
-        first, second, third = block[:-2], block[1:-1], block[2:]
-        is_key = (first == _QUOTE) & (second == _COLON)
+        quoted = block == _QUOTE
+        is_key = quoted[:-2] & (block[1:-1] == _COLON)
         keys += int(np.count_nonzero(is_key))
-        texts += int(np.count_nonzero(is_key & (third == _QUOTE)))
-        nulls.append(np.flatnonzero(is_key & (third == _NULL)) + start)
-        low.append(np.flatnonzero(data[start : start + 2**18] <= _BLANK) + start)
-    ends = _line_ends(data, np.concatenate(low), count)
-    if ends is None:
+        texts += int(np.count_nonzero(is_key & quoted[2:]))
+        nulls.append(np.flatnonzero(is_key & (block[2:] == _NULL)) + start)
+        low += int(np.count_nonzero(data[start : start + 2**18] <= _BLANK))
+    if low != len(ends) and _may_hide(data, len(ends)):
         return None
     edges = np.concatenate([[-1], ends, [len(data)]])
     null_lines = np.searchsorted(ends, np.concatenate(nulls))
@@ -242,8 +244,8 @@ def _keeps_floats(values: pl.Series, messages: list[bytes]) -> bool:
     if size.min() >= sys.float_info.min:
         return True
     tiny = (values.abs() < sys.float_info.min).arg_true()
-    written = (b'e-', b'E-', b'0' * 100)
-    return not any(part in messages[i] for i in tiny.to_list() for part in written)
+    lines = b'\n'.join([messages[i] for i in tiny.to_list()])
+    return not any(part in lines for part in (b'e-', b'E-', b'0' * 100))
 
 # %% ../nbs/02_events.ipynb #02dc0009
 def _is_utf8(lines: bytes) -> bool:
@@ -278,7 +280,7 @@ def _read_counted(messages: list[bytes], schema: EventSchema) -> pl.DataFrame | 
     events = _read_lines(lines, schema)
     if events is None or events.height != len(messages):
         return None
-    scan = _scan_lines(lines, len(messages))
+    scan = _scan_lines(lines, _ends_of_messages(messages))
     limits = schema.limits
     longest = min(limits.max_message_bytes, limits.max_string_length)
     exact = scan and scan.longest <= longest and _are_exact(scan, events, messages, schema)

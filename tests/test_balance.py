@@ -15,6 +15,7 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlref.balance import (
@@ -35,6 +36,7 @@ from mlref.balance_process import (
 from mlref.serving_state import read_messages
 from programs import need
 from server_fixture import Served, is_running, start_copy, wait_gone
+from test_ray import ask_replica, questions
 
 DEEP = os.environ.get('MLREF_DEEP', '0') == '1'
 KILLS = 20 if DEEP else 1
@@ -387,3 +389,48 @@ def test_the_canary_by_header_and_by_share(served, other, program, body):
         ask_many(again, body, f'{name}-drawn', 150)
     ids = written(other.folder, f'{name}-drawn')
     assert set(Counter(ids).values()) == {2}  # the same ids, the same side
+
+
+def test_what_the_guide_writes_fits_the_files_of_the_distribution(program, tmp_path):
+    "As the packages of nginx and HAProxy install them; the guide puts ours beside them"
+    own = Path({'nginx': '/etc/nginx/nginx.conf', 'haproxy': '/etc/haproxy/haproxy.cfg'}[program])
+    if not own.exists():
+        pytest.skip(f'no {own} here')
+    pools = (Backend('10.0.0.1:8080'), Backend('10.0.0.2:8080', state='drain'))
+    canary = Canary((Backend('10.0.0.3:8080'),), share=0.05)
+    ours = tmp_path / 'mlref.conf'
+    _ = ours.write_text(RENDERERS[program](LoadBalancer(pools, canary, host='models.internal')))
+    command = ['haproxy', '-c', '-f', own, '-f', ours]
+    if program == 'nginx':
+        main = own.read_text().replace('/etc/nginx/conf.d/*.conf', str(ours))
+        assert str(ours) in main
+        _ = (tmp_path / 'nginx.conf').write_text(main)
+        command = ['nginx', '-t', '-c', tmp_path / 'nginx.conf']
+    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def ask_protocol(address: str, model: str) -> list[tuple[int, object]]:
+    "What is answered to the suite of the Open Inference Protocol, good requests and bad"
+    rows = np.arange(24, dtype=np.float32).reshape(12, 2)
+    connection = HTTPConnection(address, timeout=30)
+    said = [ask_replica(connection, *question) for question in questions(model, rows)]
+    connection.close()
+    return said
+
+
+def test_the_protocol_is_the_same_through_a_balancer(served, other, program):
+    model = served.infer.split('/')[3]
+    balancer = fleet_of(served, other)
+    with BalancerProcess(program, balancer):
+        through = ask_protocol(balancer.listen, model)
+    assert through == ask_protocol('{}:{}'.format(*served.address), model)
+    assert {200, 400, 404, 405, 415} <= {status for status, _ in through}
+
+
+def test_nobody_there_is_an_error_of_the_balancer(program):
+    balancer = LoadBalancer((Backend(free_address()),), listen=free_address(), health=QUICK)
+    with BalancerProcess(program, balancer) as process:
+        if program == 'haproxy':
+            wait_until(lambda: states(process, balancer.backends[0]) == 'DOWN', 'it is in')
+        assert ask(balancer, b'{}').status == {'nginx': 502, 'haproxy': 503}[program]

@@ -23,6 +23,7 @@ from mlref.routes import open_server
 from programs import need
 from server_fixture import start_copy
 from small import FEATURES, make_events
+from test_balance import ask_protocol
 from test_entity_answers import ask_alone, ask_together, make_bundles, make_request, visit
 
 QUICK = 1.0  # seconds; what does not need the store is answered within; the store hangs for three
@@ -147,6 +148,13 @@ def test_a_redis_that_dies_and_comes_back(redis_server, copy):
     redis_server.start()
     wait_ready(copy)
     assert ask_keys(copy)[1] == before
+
+
+def test_the_protocol_is_the_same_with_features_on_a_redis(copy, served):
+    wait_ready(copy)
+    model = served.infer.split('/')[3]
+    said = [ask_protocol('{}:{}'.format(*each.address), model) for each in (copy, served)]
+    assert said[0] == said[1] and {200, 400, 404, 405, 415} <= {status for status, _ in said[0]}
 
 
 def count_reads(url):

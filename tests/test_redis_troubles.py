@@ -13,6 +13,7 @@ import redis
 from mlref.core import MlrefError
 from mlref.dead_letters import Outage
 from mlref.edges import child_environment
+from mlref.ext import redis_server
 from mlref.ext.redis_cluster import ClusterProcesses, wait_for_cluster
 from mlref.ext.redis_process import RedisProcess, free_port
 from mlref.ext.redis_server import RedisServer, RedisSettings, open_client
@@ -142,8 +143,21 @@ def test_a_server_that_may_forget_holds_no_store():
         RedisStore(process.url, 'forgetful', more=(LAYOUT,)).close()
 
 
+def wait_for_names(cluster):
+    "Until a client is told of every server; of a new replica it is some moments later"
+    until = time.monotonic() + 20
+    found = []
+    while len(found) < len(cluster.nodes):
+        assert time.monotonic() < until, found
+        server = RedisServer(cluster.url)
+        found = server.client.get_nodes()
+        server.close()
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize('place', [1, 5], ids=['a primary', 'a replica'])
 def test_one_server_of_a_cluster_that_may_forget_is_told(place, own_cluster):
+    wait_for_names(own_cluster)
     node = own_cluster.nodes[place]
     with redis.Redis(port=node.port) as client:
         client.config_set('maxmemory-policy', 'volatile-ttl')
@@ -181,6 +195,19 @@ def test_a_database_that_is_not_there_is_one_sentence(kind, number, request):
         own.stop()
 
 
+@pytest.mark.parametrize('kind', ['server', 'cluster'])
+def test_a_version_that_is_too_old_is_one_sentence(kind, request, monkeypatch):
+    need('redis-server')
+    own = RedisProcess() if kind == 'server' else request.getfixturevalue('own_cluster')
+    monkeypatch.setattr(redis_server, 'VERSION', (99, 0))  # then the one that is here is too old
+    with pytest.raises(
+        MlrefError, match=r'expected Redis 99.0 or later at .*, got \d+\.\d+.*later'
+    ):
+        RedisStore(own.url, 'old')
+    if kind == 'server':
+        own.stop()
+
+
 def test_a_sentinel_is_told_apart(tmp_path):
     need('redis-server')
     with RedisProcess() as process:
@@ -208,11 +235,11 @@ def test_a_server_that_still_reads_its_data_is_waited_for():
         store.write(batch(1))
         store.close()
         with redis.Redis(port=process.port) as client, client.pipeline(False) as pipe:
-            for i in range(3000):
+            for i in range(12_000):  # it answers once in a thousand
                 pipe.set(f'other{i}', i)
             pipe.execute()
         process.kill()
-        process.options = (*words, '--key-load-delay', '700')  # microseconds
+        process.options = (*words, '--key-load-delay', '250')  # microseconds
         starting = threading.Thread(target=process.start)
         starting.start()
         said = wait_for_sentence(process.url, 'to have read its data')
