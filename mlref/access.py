@@ -218,9 +218,13 @@ class Addresses:
         self,
         host: bytes | None,  # The header, as it came
     ) -> None:
-        "Raise `RequestError` for a name that is not this server's"
-        if self.names is not None and (host is None or _bare_name(host) not in self.names):
-            shown = 'none' if host is None else repr(host.decode(errors='replace'))[:60]
+        "Raise `RequestError` for no name, or for one that is not this server's"
+        if host is None:
+            raise RequestError(
+                400, 'expected the header Host, got none; send the name that is asked'
+            )
+        if self.names is not None and _bare_name(host) not in self.names:
+            shown = repr(host.decode(errors='replace'))[:60]
             raise RequestError(
                 421,
                 f'expected a name of this server as Host, got {shown}; ask by its address, or'

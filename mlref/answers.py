@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Chosen', 'DROPPED', 'score_counted', 'Asked', 'assign_versions', 'Scored', 'calibrate_scores', 'encode_predictions',
-           'prediction_rows', 'predict_entities', 'start_beside', 'start_shadows']
+           'kept_prediction_rows', 'predict_entities', 'start_beside', 'start_shadows']
 
 # %% ../nbs/16ga_answers.ipynb #09cf6e7c
 import asyncio
@@ -33,10 +33,10 @@ from mlref.model_server import (
     encode_row,
     read_deadline,
     read_rows,
-    score_rows,
+    score_before_deadline,
 )
 from .observe import count_out_of_range
-from .protocols import Answer, RequestError, check_rows, decode_json
+from .protocols import Answer, RequestError, check_row_count, decode_json
 from .request_fields import parse_entities
 from .requests import Request
 from .traces import split_stages
@@ -57,10 +57,10 @@ async def score_counted(
     assigned, served = chosen
     counts = server.counts if assigned.counted else None
     if counts is None:
-        return await score_rows(served, X, deadline)
+        return await score_before_deadline(served, X, deadline)
     start = time.perf_counter()
     try:
-        p = await score_rows(served, X, deadline)
+        p = await score_before_deadline(served, X, deadline)
     except Exception as error:
         waited = time.perf_counter() - start
         # a client that would not wait says nothing of a version
@@ -107,7 +107,7 @@ def _read_entities(server: ModelServer, request: Request) -> Asked:
     found = decode_json(request.body, settings.limits)
     entities = found.get('entities')
     if isinstance(entities, list) and entities:
-        check_rows(len(entities), settings.limits)
+        check_row_count(len(entities), settings.limits)
     columns = parse_entities(found, task)
     cutoff = columns[task.request_time] - task.horizon
     if needs_history:
@@ -230,7 +230,7 @@ def encode_predictions(
     return msgspec.json.encode({'model_version': version, 'predictions': predictions})
 
 # %% ../nbs/16ga_answers.ipynb #f983432e
-def prediction_rows(
+def kept_prediction_rows(
     server: ModelServer,
     request: Request,
     asked: Asked,
@@ -289,7 +289,7 @@ async def predict_entities(server: ModelServer, request: Request) -> Answer:
     version = chosen[0][1].version if is_one else server.champion.version
     body = encode_predictions(version, asked, chosen, scored, calibrated)
     p = scored.p.tolist()
-    rows = prediction_rows(server, request, asked, chosen, p, calibrated[1])
+    rows = kept_prediction_rows(server, request, asked, chosen, p, calibrated[1])
     await _write_down(server, request, rows, (begun, begun + scored.reading), version)
     request.scored = len(p)
     server.work.count_scores(scored.p)
@@ -341,7 +341,7 @@ async def _score_shadow(
     scored = await _score_places(server, chosen, everything, part)
     none = [''] * len(places)
     p = scored.p.tolist()
-    rows = prediction_rows(server, request, part, [chosen] * len(places), p, none)
+    rows = kept_prediction_rows(server, request, part, [chosen] * len(places), p, none)
     await server.log.append('shadows', rows)
 
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'find_start', 'with_recorded_engine', 'Challenger',
            'reference_scores', 'register_challenger', 'promotion_record', 'sync_registry', 'check_slices', 'bootstrap',
-           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'collect_evidence', 'maturity_gates', 'data_gates',
-           'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger', 'run_challenge']
+           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'read_feeds', 'collect_evidence', 'maturity_gates',
+           'data_gates', 'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger', 'TooFewLabels',
+           'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -46,7 +47,14 @@ from mlref.gates import (
     trained_before_judged,
 )
 from .history import model_lineage
-from .judging import MadeBy, challenge_kind, change_gates, refit_gates
+from mlref.judging import (
+    Feed,
+    MadeBy,
+    challenge_kind,
+    change_gates,
+    fresh_feeds,
+    refit_gates,
+)
 from .lake import Lake, events_as_of, insert_rows
 from .model import TorchPredictor
 from .model_versions import get_version
@@ -312,7 +320,8 @@ class Evidence:
     holdout: Holdout
     features: str  # Version of the features the challenger learnt from
     served: ServedFeatures
-    newest_event: int  # In the lake, minute UTC
+    feeds: tuple[Feed, ...]  # Kinds of event of which the task says how far they may be behind
+    newest_event: int  # Of any kind, in the lake, minute UTC
     max_label_age: int  # Minutes
     logged: np.ndarray  # Scores of the champion, as they were served
     rebuilt: np.ndarray  # Scores of the champion, from the lake; the same rows
@@ -335,6 +344,21 @@ def logged_scores(
     asked = pl.DataFrame({'entity_id': rows.ids})
     both = asked.join(logged, on='entity_id', how='left', maintain_order='left')
     return both['p'].to_numpy()
+
+# %% ../nbs/22b_challenger.ipynb #22b70002
+def read_feeds(
+    lake: Lake,
+    task: Task,
+    now: int,  # Minute UTC
+) -> tuple[Feed, ...]:  # Those that ever came
+    "The newest event of each kind that a task expects to go on"
+    newest = dict(
+        lake.sql(
+            'select kind, max(known_time) from events where known_time <= ? group by kind', now
+        ).iter_rows()
+    )
+    limits = {kind: max(DAY, lag) for kind, lag in task.max_feed_lag.items()}
+    return tuple(Feed(kind, newest[kind], limits[kind]) for kind in limits if kind in newest)
 
 # %% ../nbs/22b_challenger.ipynb #9f146535
 def collect_evidence(
@@ -359,18 +383,21 @@ def collect_evidence(
     served = ServedFeatures(task.features.names, version)
     made = MadeBy(challenger.recipe, features)
     challenge = challenge_kind(made, MadeBy(champion.params.get('recipe', ''), version))
+    feeds = read_feeds(lake, task, holdout.now)
+    cuts = task.slices(holdout.rows)
     max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
         challenger=challenger,
         holdout=holdout,
         features=features,
         served=served,
+        feeds=feeds,
         newest_event=newest['t'][0],
         max_label_age=max_label_age,
         logged=logged[known],
         rebuilt=rebuilt[known],
         challenge=challenge,
-        cuts=task.slices(holdout.rows),
+        cuts=cuts,
     )
 
 # %% ../nbs/22b_challenger.ipynb #7be49495
@@ -396,12 +423,12 @@ def data_gates(evidence: Evidence) -> list[Gate]:
     judging = evidence.holdout.rows
     newest_label = judging.label_time.max()
     served = evidence.served
-    newest_event, max_age = evidence.newest_event, evidence.max_label_age
+    max_age = evidence.max_label_age
     same = same_features(model.names, evidence.features, served.names, served.version)
     honest = [trained_before_judged(model.trained_until, begin), no_leak(past, begin)]
     mature = maturity_gates(past, begin, judging, now)
     labels = is_fresh('labels', newest_label, now, max_age)
-    events = is_fresh('events', newest_event, now, DAY)
+    events = fresh_feeds(evidence.feeds, evidence.newest_event, now, begin)
     return [same, *honest, *mature, labels, events]
 
 # %% ../nbs/22b_challenger.ipynb #5262086c
@@ -470,18 +497,36 @@ def judge_challenger(
         slices=comparison.rows(),
     )
 
+# %% ../nbs/22b_challenger.ipynb #22b70004
+class TooFewLabels(MlrefError):
+    "Days that a challenge needs have no labelled row: nothing can be learnt, or judged, tonight"
+
+
+def _check_labelled(past: TrainingSet, holdout: TrainingSet, begin: int, stop: int) -> None:
+    "Raise `TooFewLabels` unless there are rows to learn from, to stop on and to judge by"
+    edge = begin - past.calendar.label_delay - stop * DAY
+    older = int((past.cutoff < edge).sum())
+    counts = {'learn from': older, 'stop on': len(past) - older, 'judge by': len(holdout)}
+    if not all(counts.values()):
+        told = ', '.join(f'{n} to {what}' for what, n in counts.items())
+        raise TooFewLabels(
+            f'expected labelled rows before and after {format_time(edge)} and from'
+            f' {format_time(begin)} on, got {told}; see why labels did not come, and wait'
+        )
+
 # %% ../nbs/22b_challenger.ipynb #8e43bab1
 def run_challenge(
     workspace: Workspace,
     policy: RetrainPolicy,
     now: int,  # Minute UTC
 ) -> Challenger:
-    "Train a challenger on what was known at a moment, and put it to the gates"
+    "Train a challenger on what was known, and ask the gates; raises `TooFewLabels` without rows"
     end = now - label_days(workspace.task.calendar) * DAY
     begin = end - policy.block * DAY
     rows = past_rows(workspace.lake, workspace.task, end, workspace.vectors)
     past = mature_by(rows, begin)
     holdout = Holdout(mature_by(rows.take(rows.cutoff >= begin), now), begin, now)
+    _check_labelled(past, holdout.rows, begin, policy.stop)
     champion = workspace.load_champion(version_by_alias(workspace.registry))
     start = find_start(champion, past, policy)
     model = train_challenger(past, begin, policy, workspace.cache, start)

@@ -43,13 +43,13 @@ from .results import compare_results, publish_results, read_results, render_card
 from mlref.terminal import (
     DEFAULT_TASK,
     STATUS_HELP,
-    Answer,
+    CommandResult,
     DataFolder,
     Status,
     TaskAddress,
     align_columns,
     command,
-    run_app,
+    run_cli,
 )
 
 # %% ../nbs/50_cli.ipynb #c1000010
@@ -84,7 +84,7 @@ def main(
     # a task of one's own lies in the folder where the command is given, and a script is not there
     if '' not in sys.path:
         sys.path.insert(0, '')
-    return run_app(app, argv)
+    return run_cli(app, argv)
 
 # %% ../nbs/50_cli.ipynb #c1000013
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def make_run(
     return run
 
 # %% ../nbs/50_cli.ipynb #c1000016
-def _finish_run(run: PipelineRun) -> Answer:
+def _finish_run(run: PipelineRun) -> CommandResult:
     "Report and card of a run that came through"
     from mlref.report import write_report
 
@@ -193,7 +193,7 @@ def _finish_run(run: PipelineRun) -> Answer:
     found = {'run': run.id, 'seconds': seconds, 'missed': missed}
     found |= {'report': report, 'card': card, 'results': results}
     text = f'{seconds:.0f} s in all, {len(missed)} goals missed; card: {card}; report: {report}'
-    return Answer(found, text)
+    return CommandResult(found, text)
 
 # %% ../nbs/50_cli.ipynb #c100001x
 @command(
@@ -205,7 +205,7 @@ def _finish_run(run: PipelineRun) -> Answer:
     'mlref run --resume year-20260102-101500 --anyway',
     'mlref run --set live.block=14 --seed 1',
 )
-def _run(settings: RunSettings) -> Answer:
+def _run(settings: RunSettings) -> CommandResult:
     """The pipeline: prepare, train, compress, live, load, monitor, report.
 
     The profiles' dates are of 2013, the year of the example. A task of your own
@@ -240,7 +240,7 @@ def _bench(
     name: Annotated[str, typer.Argument(help='Which benchmark; a wrong name lists them.')],
     publish: Publish = False,
     changes: Changes = None,
-) -> Answer:
+) -> CommandResult:
     "Measure something against its goal, beside its peers."
     layout = find_folders()
     known = sorted(each.stem.removeprefix('bench_') for each in layout.steps.glob('bench_*.ipynb'))
@@ -257,20 +257,20 @@ def _bench(
         publish_results(folder / 'results', layout.reports)
     results = folder / 'results' / f'{name}.json'
     found = {'bench': name, 'seconds': cost.seconds, 'results': results}
-    return Answer(found, f'{cost.seconds:.0f} s; results: {results}')
+    return CommandResult(found, f'{cost.seconds:.0f} s; results: {results}')
 
 # %% ../nbs/50_cli.ipynb #610de77b
 @command(app, 'publish', 'mlref publish year-20260102-101500', 'mlref publish bench_features')
 def _publish(
     run: Annotated[str, typer.Argument(help='Id of a run, or bench_NAME.')],
-) -> Answer:
+) -> CommandResult:
     "Make the results of a run those of the repository, and the card anew."
     reports = find_folders().reports
     files = publish_results(reports / 'runs' / check_run_id(run) / 'results', reports)
-    return Answer([str(file) for file in files], '\n'.join(map(str, files)))
+    return CommandResult([str(file) for file in files], '\n'.join(map(str, files)))
 
 # %% ../nbs/50_cli.ipynb #610de77d
-def _compare_run(reports: Path, run: str) -> Answer:
+def _compare_run(reports: Path, run: str) -> CommandResult:
     "What a run changed, beside the committed results of its profile"
     folder = reports / 'runs' / check_run_id(run)
     runs = {file['bench']: file for file in read_results(folder / 'results')}
@@ -283,7 +283,7 @@ def _compare_run(reports: Path, run: str) -> Answer:
         )
     text = '\n'.join(compare_results(committed[name], runs[name]) for name in both)
     file = write_bytes(folder / 'comparison.md', text.encode())
-    return Answer({'comparison': file, 'compared': both}, text)
+    return CommandResult({'comparison': file, 'compared': both}, text)
 
 
 @command(app, 'card', 'mlref card', 'mlref card --run quick-20260102-101500')
@@ -291,24 +291,24 @@ def _card(
     run: Annotated[
         str | None, typer.Option('--run', help='Compare this run with the committed results.')
     ] = None,
-) -> Answer:
+) -> CommandResult:
     "Write the report card of the repository's results, or say what a run changed."
     reports = find_folders().reports
     if run is not None:
         return _compare_run(reports, run)
     text = render_card(reports / 'results')
     card = write_bytes(reports / 'card.md', text.encode())
-    return Answer({'card': card}, str(card))
+    return CommandResult({'card': card}, str(card))
 
 # %% ../nbs/50_cli.ipynb #c1000021
 @command(app, 'doctor', 'mlref doctor', 'mlref doctor --json')
-def _doctor() -> Answer:
+def _doctor() -> CommandResult:
     "Is this machine ready: Python, packages, folders, disk, threads."
     found = examine_machine(find_folders())
     lines = [(each.name, each.state, each.finding, each.advice) for each in found]
     failed = any(each.state == 'fail' for each in found)
     status = Status.FAILED if failed else Status.OK
-    return Answer([asdict(each) for each in found], align_columns(lines), status)
+    return CommandResult([asdict(each) for each in found], align_columns(lines), status)
 
 
 # commands of other pages, under the same name

@@ -13,7 +13,7 @@ import typer
 
 # %% ../nbs/49b_cli_balance.ipynb #178f0cdd
 from .core import MlrefError
-from .terminal import Answer, command, print_progress
+from .terminal import CommandResult, command, print_progress
 
 # %% ../nbs/49b_cli_balance.ipynb #f161b6c3
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _leave_out(balancer: 'LoadBalancer') -> 'LoadBalancer':
     return drain_backends(balancer, *unready)
 
 
-def _write(program: str, settings: BalanceSettings, check: bool, probe: bool) -> Answer:
+def _write(program: str, settings: BalanceSettings, check: bool, probe: bool) -> CommandResult:
     from mlref.balance import RENDERERS
     from mlref.balance_process import check_config
 
@@ -109,7 +109,7 @@ def _write(program: str, settings: BalanceSettings, check: bool, probe: bool) ->
     text = RENDERERS[program](balancer)
     if check:
         check_config(program, text)
-    return Answer({'config': text, 'fleet': asdict(balancer)}, text.rstrip('\n'))
+    return CommandResult({'config': text, 'fleet': asdict(balancer)}, text.rstrip('\n'))
 
 # %% ../nbs/49b_cli_balance.ipynb #c86a573c
 @command(
@@ -119,7 +119,7 @@ def _write(program: str, settings: BalanceSettings, check: bool, probe: bool) ->
     'mlref balance nginx --server a:8080 --server b:8080,state=drain --check',
     'mlref balance nginx --server a:8080 --server b:8080 --probe',
 )
-def _nginx(settings: BalanceSettings, check: Check = False, probe: Probe = False) -> Answer:
+def _nginx(settings: BalanceSettings, check: Check = False, probe: Probe = False) -> CommandResult:
     "A part of nginx.conf, for its http context: /etc/nginx/conf.d/mlref.conf."
     return _write('nginx', settings, check, probe)
 
@@ -130,6 +130,8 @@ def _nginx(settings: BalanceSettings, check: Check = False, probe: Probe = False
     'mlref balance haproxy --server a:8080 --server b:8080,weight=3',
     'mlref balance haproxy --server a:8080 --canary c:8080 --share 0.05 --json',
 )
-def _haproxy(settings: BalanceSettings, check: Check = False, probe: Probe = False) -> Answer:
+def _haproxy(
+    settings: BalanceSettings, check: Check = False, probe: Probe = False
+) -> CommandResult:
     "A whole haproxy.cfg."
     return _write('haproxy', settings, check, probe)

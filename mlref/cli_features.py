@@ -20,7 +20,7 @@ from .addresses import local_file
 from .core import MlrefError, format_time, parse_time, write_bytes
 from mlref.terminal import (
     DEFAULT_TASK,
-    Answer,
+    CommandResult,
     DataFolder,
     TaskAddress,
     align_columns,
@@ -66,7 +66,7 @@ def _models_by_view(data: Path, task: 'Task') -> dict[tuple[str, str], str]:
 
 # %% ../nbs/47_cli_features.ipynb #e4700010
 @command(features_app, 'list', 'mlref features list', 'mlref features list --json')
-def _list_features(task: TaskAddress = DEFAULT_TASK, data: DataFolder = None) -> Answer:
+def _list_features(task: TaskAddress = DEFAULT_TASK, data: DataFolder = None) -> CommandResult:
     "Every view and every set of on-demand columns, with its version and the models that use it."
     from mlref.catalog import feature_catalog
     from mlref.task import load_task
@@ -93,14 +93,14 @@ def _list_features(task: TaskAddress = DEFAULT_TASK, data: DataFolder = None) ->
     )
     head = ('view', 'version', 'entity', 'source', 'owner', 'models')
     found = {'features': features.name, 'version': features.version, 'views': rows}
-    return Answer(found, f'{align_columns([head, *lines])}\n{end}')
+    return CommandResult(found, f'{align_columns([head, *lines])}\n{end}')
 
 # %% ../nbs/47_cli_features.ipynb #e4700011
 @command(features_app, 'show', 'mlref features show weather', 'mlref features show leg --json')
 def _show_view(
     view: Annotated[str, typer.Argument(help='A view, or a set of on-demand columns.')],
     task: TaskAddress = DEFAULT_TASK,
-) -> Answer:
+) -> CommandResult:
     "One view: its definition and the columns it makes, with what each is made of."
     from mlref.catalog import feature_catalog
     from mlref.task import load_task
@@ -116,14 +116,14 @@ def _show_view(
         f'{key}: {value if isinstance(value, str) else json.dumps(value, indent=1)}'
         for key, value in shown.items()
     ]
-    return Answer(shown, '\n'.join(text))
+    return CommandResult(shown, '\n'.join(text))
 
 # %% ../nbs/47_cli_features.ipynb #e4700013
 @command(features_app, 'lineage', 'mlref features lineage weather3_visib')
 def _show_feature_lineage(
     feature: Annotated[str, typer.Argument(help='A feature.')],
     task: TaskAddress = DEFAULT_TASK,
-) -> Answer:
+) -> CommandResult:
     "What a feature is made of: the columns of its sources."
     from mlref.catalog import feature_lineage
     from mlref.task import load_task
@@ -136,7 +136,7 @@ def _show_feature_lineage(
         )
     rows = feature_lineage(features).filter(feature=feature).to_dicts()
     lines = [f'{row["source"]}.{row["column"]} -> {row["part"]} -> {feature}' for row in rows]
-    return Answer(rows, '\n'.join(lines))
+    return CommandResult(rows, '\n'.join(lines))
 
 # %% ../nbs/47_cli_features.ipynb #e4700037
 def _read_vector(
@@ -164,7 +164,7 @@ def _get_features(
     entity: Annotated[str, typer.Argument(help='Id of what is scored.')],
     task: TaskAddress = DEFAULT_TASK,
     data: DataFolder = None,
-) -> Answer:
+) -> CommandResult:
     "The vector of one entity of the last run, as the server would read it."
     from mlref.task import load_task
 
@@ -181,7 +181,7 @@ def _get_features(
     text = [f'{name:32} {value:g}' for name, value in values.items()]
     numbers = {name: None if math.isnan(value) else value for name, value in values.items()}
     found = {'entity': entity, 'known_at': known, 'features': numbers}
-    return Answer(found, '\n'.join([*text, f'known at {known}']))
+    return CommandResult(found, '\n'.join([*text, f'known at {known}']))
 
 # %% ../nbs/47_cli_features.ipynb #e4700019
 def _cast_id(schema: 'EventSchema', entity: str) -> object:
@@ -276,7 +276,7 @@ def _choose_stretch(
     'materialize',
     'mlref features materialize --since 2013-04-01 --until 2013-05-01',
 )
-def _materialize_features(settings: _MaterializeSettings) -> Answer:
+def _materialize_features(settings: _MaterializeSettings) -> CommandResult:
     "Point-in-time features and labels of the last run, as a Parquet file."
     import polars as pl
 
@@ -300,7 +300,7 @@ def _materialize_features(settings: _MaterializeSettings) -> Answer:
     file = home / 'features' / f'{task.features.name}-{task.features.version}.parquet'
     _write_parquet(frame, file)
     found = {'rows': frame.height, 'features': len(rows.names), 'file': file}
-    return Answer(found, f'{frame.height:,} rows x {len(rows.names)} features: {file}')
+    return CommandResult(found, f'{frame.height:,} rows x {len(rows.names)} features: {file}')
 
 # %% ../nbs/47_cli_features.ipynb #e4700035
 def _store_folder(
@@ -333,7 +333,7 @@ def _reshard_store(
         typer.Option(help='The online store.', show_default='that of the last run'),
     ] = None,
     data: DataFolder = None,
-) -> Answer:
+) -> CommandResult:
     "Spread an online store over a number of files, while servers read on."
     from mlref.lmdb_store import LmdbStore, reshard
 
@@ -351,4 +351,6 @@ def _reshard_store(
         opened.close()
     plural = 's' * (parts > 1)
     text = f'{records:,} records in {parts} part{plural} of {folder}, {before or "none"} before'
-    return Answer({'records': records, 'parts': parts, 'before': before, 'store': folder}, text)
+    return CommandResult(
+        {'records': records, 'parts': parts, 'before': before, 'store': folder}, text
+    )

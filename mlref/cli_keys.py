@@ -16,7 +16,7 @@ import typer
 # %% ../nbs/49c_cli_keys.ipynb #49cc0006
 from .core import MlrefError
 from .edges import hold_file_lock
-from .terminal import Answer, DataFolder, align_columns, command, run_folder
+from .terminal import CommandResult, DataFolder, align_columns, command, run_folder
 
 # %% ../nbs/49c_cli_keys.ipynb #49cc0016
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _add_key(
     rows: Annotated[float | None, typer.Option(help='Rows a second at most.')] = None,
     log: KeyFolder = None,
     data: DataFolder = None,
-) -> Answer:
+) -> CommandResult:
     "Make a key and show it, this once."
     from mlref.access import make_key
 
@@ -65,11 +65,11 @@ def _add_key(
     with _changed_keys(file) as keys:
         keys[key.id] = key
     found = {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'key': token}
-    return Answer(found, f'{token}\nKeep it: it is not shown again. Its hash is in {file}')
+    return CommandResult(found, f'{token}\nKeep it: it is not shown again. Its hash is in {file}')
 
 # %% ../nbs/49c_cli_keys.ipynb #e4900052
 @command(keys_app, 'list', 'mlref keys list')
-def _list_keys(log: KeyFolder = None, data: DataFolder = None) -> Answer:
+def _list_keys(log: KeyFolder = None, data: DataFolder = None) -> CommandResult:
     "Show whose keys there are, and what they may do."
     from mlref.access import read_keys
 
@@ -80,7 +80,7 @@ def _list_keys(log: KeyFolder = None, data: DataFolder = None) -> Answer:
     ]
     rows = [(key.id, key.client, ', '.join(key.scopes), f'{key.rows or "any"}') for key in keys]
     none = 'no keys: nobody may ask' if file.exists() else 'no keys: this machine alone may ask'
-    return Answer(found, align_columns(rows) if rows else none)
+    return CommandResult(found, align_columns(rows) if rows else none)
 
 
 @command(keys_app, 'revoke', 'mlref keys revoke 3fa1b2c4')
@@ -88,7 +88,7 @@ def _revoke_key(
     key: Annotated[str, typer.Argument(help='Its id, as `mlref keys list` shows it.')],
     log: KeyFolder = None,
     data: DataFolder = None,
-) -> Answer:
+) -> CommandResult:
     "Take a key back."
     file = _keys_file(log, data)
     if not file.exists():
@@ -98,4 +98,4 @@ def _revoke_key(
             known = ', '.join(keys) or 'none'
             raise MlrefError(f'expected the id of a key among {known}, got {key!r}')
         gone = keys.pop(key)
-    return Answer({'revoked': key}, f'the key {key} of {gone.client} is taken back')
+    return CommandResult({'revoked': key}, f'the key {key} of {gone.client} is taken back')

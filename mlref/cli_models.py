@@ -24,7 +24,7 @@ from .edges import describe_error, explain_errors
 from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
-    Answer,
+    CommandResult,
     DataFolder,
     RunFolder,
     TaskAddress,
@@ -141,7 +141,7 @@ def _tell_waiting(unsent: list[str], asked: 'list[AskedApproval]') -> list[str]:
 
 # %% ../nbs/48_cli_models.ipynb #e4800042
 @command(models_app, 'list', 'mlref models list', 'mlref models list --folder registry --json')
-def _list_versions(place: RegistryPlace) -> Answer:
+def _list_versions(place: RegistryPlace) -> CommandResult:
     "Every version, its aliases, what it learnt from, and which wait for approval."
     from mlref.approval import waiting_approvals
     from mlref.history import alias_mismatch, version_table
@@ -158,21 +158,21 @@ def _list_versions(place: RegistryPlace) -> Answer:
     lines += [mismatch] if mismatch else []
     versions = [dict(zip(head, row, strict=True)) for row in rows]
     found = {'versions': versions, 'waiting': waiting, 'mismatch': mismatch, 'approvals': approvals}
-    return Answer(found, '\n'.join(lines))
+    return CommandResult(found, '\n'.join(lines))
 
 # %% ../nbs/48_cli_models.ipynb #e480001x
 @command(models_app, 'show', 'mlref models show 3')
-def _show_version(version: Version, place: RegistryPlace) -> Answer:
+def _show_version(version: Version, place: RegistryPlace) -> CommandResult:
     "One version: its model card, tags, metrics and gates."
     from mlref.history import describe_version
 
     with open_model(place) as registry:
         text = describe_version(registry, version)
-    return Answer({'version': version, 'text': text}, text)
+    return CommandResult({'version': version, 'text': text}, text)
 
 # %% ../nbs/48_cli_models.ipynb #e4800016
 @command(models_app, 'diff', 'mlref models diff 2 3')
-def _diff_versions(first: Version, second: Version, place: RegistryPlace) -> Answer:
+def _diff_versions(first: Version, second: Version, place: RegistryPlace) -> CommandResult:
     "What is different about two versions: data, features, parameters, packages, gates."
     from mlref.history import diff_versions
 
@@ -180,7 +180,7 @@ def _diff_versions(first: Version, second: Version, place: RegistryPlace) -> Ans
         rows = [astuple(each) for each in diff_versions(registry, first, second)]
     head = ('of', 'name', first, second)
     found = [dict(zip(head, row, strict=True)) for row in rows]
-    return Answer(found, align_columns(rows) if rows else 'nothing differs')
+    return CommandResult(found, align_columns(rows) if rows else 'nothing differs')
 
 # %% ../nbs/48_cli_models.ipynb #e4800018
 _DECISIONS = (
@@ -213,7 +213,7 @@ def read_decisions(
 
 # %% ../nbs/48_cli_models.ipynb #c0dc763b
 @command(models_app, 'lineage', 'mlref models lineage 3 --json')
-def _show_lineage(version: Version, place: RegistryPlace) -> Answer:
+def _show_lineage(version: Version, place: RegistryPlace) -> CommandResult:
     "The chain from the rows a version learnt from to the decisions about it."
     from mlref.history import model_lineage
     from mlref.model_versions import get_version
@@ -223,7 +223,7 @@ def _show_lineage(version: Version, place: RegistryPlace) -> Answer:
         decided = tuple(read_decisions(registry, model))
         steps = model_lineage(registry, version, decided)
     found = [{'step': step.kind, 'what': step.text} for step in steps]
-    return Answer(found, '\n'.join(f'{step.kind:12} {step.text}' for step in steps))
+    return CommandResult(found, '\n'.join(f'{step.kind:12} {step.text}' for step in steps))
 
 # %% ../nbs/48_cli_models.ipynb #e4800021
 @dataclass(frozen=True)
@@ -244,17 +244,17 @@ class Reason:
             return self.why, getpass.getuser()
 
 
-def _tell_promotion(row: 'Promotion', before: list['Promotion']) -> Answer:
+def _tell_promotion(row: 'Promotion', before: list['Promotion']) -> CommandResult:
     "What a promotion or rollback did"
     place = f'row {row.id[:12]} of the log'
     found = {'version': row.to, 'model': row.model, 'was': row.was, 'why': row.why}
     found |= {'who': row.who, 'forced': row.forced, 'row': row.id, 'added': row not in before}
     if row in before:
         text = f'version {row.to} is champion already, nothing is added; {place}: {row.why}'
-        return Answer(found, text)
+        return CommandResult(found, text)
     now = f'version {row.to} ({row.model}) is champion, {row.was or "none"} was'
     forced = ', FORCED' if row.forced else ''
-    return Answer(found, f'{now}; {place}, by {row.who}{forced}: {row.why}')
+    return CommandResult(found, f'{now}; {place}, by {row.who}{forced}: {row.why}')
 
 # %% ../nbs/48_cli_models.ipynb #e4800022
 Force = Annotated[
@@ -266,7 +266,7 @@ Force = Annotated[
 @command(models_app, 'promote', 'mlref models promote 3 --why "all gates passed"')
 def _promote(
     version: Version, reason: Reason, place: RegistryPlace, force: Force = False
-) -> Answer:
+) -> CommandResult:
     "Make a version champion; refused when its gates failed, unless forced."
     from mlref.promotion import promote, promotions
 
@@ -279,7 +279,7 @@ def _promote(
 
 # %% ../nbs/48_cli_models.ipynb #e480002x
 @command(models_app, 'rollback', 'mlref models rollback --why "scores of 3 are off since Monday"')
-def _roll_back(reason: Reason, place: RegistryPlace) -> Answer:
+def _roll_back(reason: Reason, place: RegistryPlace) -> CommandResult:
     "Back to the champion before."
     from mlref.promotion import promotions, rollback
 
@@ -296,7 +296,7 @@ def _answer(
     status: str,  # 'approved' or 'rejected'
     reason: Reason,
     place: RegistryPlace,
-) -> Answer:
+) -> CommandResult:
     "Answer the question that a run has asked about a version"
     from mlref.approval import ApprovalAnswer, answer_approval, answering_minute, require_asked
     from mlref.promotion import promotions
@@ -314,23 +314,25 @@ def _answer(
     found |= {'who': row.who, 'row': row.id, 'added': added}
     told = f'by {row.who} in row {row.id[:12]} of the log: {row.why}'
     again = '' if added else ' already, nothing is added'
-    return Answer(found, f'version {version} is {status}{again}, {champion} is champion; {told}')
+    return CommandResult(
+        found, f'version {version} is {status}{again}, {champion} is champion; {told}'
+    )
 
 # %% ../nbs/48_cli_models.ipynb #e4800032
 @command(models_app, 'approve', 'mlref models approve 5 --why "better on every slice"')
-def _approve(version: Version, reason: Reason, place: RegistryPlace) -> Answer:
+def _approve(version: Version, reason: Reason, place: RegistryPlace) -> CommandResult:
     "Let a version that waits for a person become champion; refused when it is stale."
     return _answer(version, 'approved', reason, place)
 
 
 @command(models_app, 'reject', 'mlref models reject 5 --why "worse where most people fly"')
-def _reject(version: Version, reason: Reason, place: RegistryPlace) -> Answer:
+def _reject(version: Version, reason: Reason, place: RegistryPlace) -> CommandResult:
     "Refuse a version that waits for a person; the champion stays."
     return _answer(version, 'rejected', reason, place)
 
 # %% ../nbs/48_cli_models.ipynb #e480002y
 @command(models_app, 'upload', 'mlref models upload --uri http://mlflow.example:5000')
-def _upload(place: RegistryPlace) -> Answer:
+def _upload(place: RegistryPlace) -> CommandResult:
     "Send to the tracking server what could not be sent when it was registered."
     from mlref.outbox import upload_pending
 
@@ -345,4 +347,4 @@ def _upload(place: RegistryPlace) -> Answer:
             f'expected the registry to take every model, it refused {len(refused)};'
             f' {"; ".join(refused)}'
         )
-    return Answer(found.sent, text or 'nothing waits')
+    return CommandResult(found.sent, text or 'nothing waits')

@@ -15,7 +15,7 @@ import typer
 # %% ../nbs/49b_cli_observe.ipynb #49cb0006
 from .core import write_bytes
 from .edges import check_writable
-from .terminal import Answer, command
+from .terminal import CommandResult, command
 
 # %% ../nbs/49b_cli_observe.ipynb #49cb0009
 RULES = 'mlref-rules.yml'
@@ -50,7 +50,7 @@ def _observe(
     target: Annotated[str, typer.Option(help='Host and port of the server.')] = '127.0.0.1:8080',
     answered: Annotated[float, typer.Option(help='Share of requests without a 5xx.')] = 0.999,
     within: Annotated[float, typer.Option(help='Seconds for an answer.')] = 0.1,
-) -> Answer:
+) -> CommandResult:
     "Write rules for Prometheus and dashboards for Grafana."
     from mlref.alert_rules import ServingObjective, rule_file, serving_rules
     from mlref.balance import check_address
@@ -65,4 +65,4 @@ def _observe(
     for name, text in files.items():
         write_bytes(folder / name, text.encode())
     written = [str(folder / name) for name in files]
-    return Answer({'files': written}, '\n'.join(written))
+    return CommandResult({'files': written}, '\n'.join(written))

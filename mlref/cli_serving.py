@@ -29,7 +29,7 @@ from .group_commit import Durability
 from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
-    Answer,
+    CommandResult,
     DataFolder,
     RunFolder,
     Status,
@@ -177,7 +177,7 @@ class LogFollower:
 def summarize_ingest(
     counts: 'IngestCounts',  # Of the messages that this process took in
     positions: 'Mapping[int, LogPosition]',  # Partition -> behind the last message
-) -> Answer:
+) -> CommandResult:
     "How far the lake is; status 4 when every message was refused"
     refused = counts.messages > 0 and counts.dead == counts.messages
     said = f'{counts.good:,} good, {counts.repeated:,} repeated, {counts.dead:,} dead'
@@ -188,7 +188,7 @@ def summarize_ingest(
     if refused:
         lines.append('all were refused: see their reasons in dead_letters, and compare --task')
     found = {**asdict(counts), 'positions': at}
-    return Answer(found, '\n'.join(lines), Status.FAILED if refused else Status.OK)
+    return CommandResult(found, '\n'.join(lines), Status.FAILED if refused else Status.OK)
 
 # %% ../nbs/49_cli_serving.ipynb #e4900017
 serving_app = typer.Typer(no_args_is_help=True)
@@ -202,7 +202,7 @@ serving_app = typer.Typer(no_args_is_help=True)
     'mlref ingest --log data/log --lake data/lake.duckdb --snapshots data/snapshots --keep 10',
     'mlref ingest --lake data/lake-0.duckdb --share 0/2',
 )
-def _ingest(settings: IngestSettings) -> Answer:
+def _ingest(settings: IngestSettings) -> CommandResult:
     "Follow a log into a lake until stopped by SIGTERM or Ctrl-C."
     from mlref.ingest import follow_log
     from mlref.task import load_task
@@ -275,7 +275,7 @@ def _trim_logs(
     'mlref trim --log data/current/served --topic vectors --days 7',
     'mlref trim --log data/log --topic events --size 1000000000 --json',
 )
-def _trim(settings: TrimSettings) -> Answer:
+def _trim(settings: TrimSettings) -> CommandResult:
     "Remove the oldest messages of a topic, by age or by size."
     from mlref.log_care import Retention
 
@@ -289,7 +289,7 @@ def _trim(settings: TrimSettings) -> Answer:
     begins = _trim_logs(require_path(folder, 'the folder of a log'), settings.topic, policy)
     if not begins:
         raise MlrefError(f'expected messages of {settings.topic} in {folder}, found none')
-    return Answer({'begins': begins}, f'{settings.topic} begins at {begins}')
+    return CommandResult({'begins': begins}, f'{settings.topic} begins at {begins}')
 
 # %% ../nbs/49_cli_serving.ipynb #e4900023
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ def serve_options(
     'mlref serve --task shop:SHOP',
     'mlref serve --also shop:SHOP=data/shop/current',
 )
-def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
+def _serve(settings: ServeSettings, as_json: bool = False) -> CommandResult:
     "Answer requests with the champion of a run, until stopped by SIGTERM or Ctrl-C."
     from mlref.workers import supervise
 
@@ -419,12 +419,12 @@ def _serve(settings: ServeSettings, as_json: bool = False) -> Answer:
     def tell(supervisor: 'Supervisor', version: str) -> None:
         if as_json:
             with redirect_stdout(out):
-                print_answer(Answer({'url': supervisor.url, 'model': version}, ''), as_json)
+                print_answer(CommandResult({'url': supervisor.url, 'model': version}, ''), as_json)
 
     # with --json the server's own words are progress
     with redirect_stdout(sys.stderr if as_json else out):
         supervise(serve_options(settings, home), started=tell)
-    return Answer({'stopped': True}, 'stopped')
+    return CommandResult({'stopped': True}, 'stopped')
 
 # %% ../nbs/49_cli_serving.ipynb #e4900026
 def last_day_requests(
@@ -460,7 +460,7 @@ def _load(
     web: Annotated[bool, typer.Option('--web', help="Locust's page, at port 8089.")] = False,
     task: TaskAddress = DEFAULT_TASK,
     data: DataFolder = None,
-) -> Answer:
+) -> CommandResult:
     "Let users ask a running server."
     from mlref.capacity import request_bodies, run_load_step
     from mlref.task import load_task
@@ -469,10 +469,10 @@ def _load(
     bodies = request_bodies(scored, last_day_requests(run_folder(None, data), scored))
     if web:
         _open_page(url, bodies)
-        return Answer({'stopped': True}, 'stopped')
+        return CommandResult({'stopped': True}, 'stopped')
     step = run_load_step(url, bodies, users, seconds, 0)
     found = asdict(step)
     text = f'{users} users: {step.rate:.1f} answers/s, p50 {step.p50:g} ms, p99 {step.p99:g} ms'
     failed = step.errors > 0
     status = Status.FAILED if failed else Status.OK
-    return Answer(found, f'{text}, {step.errors} errors', status)
+    return CommandResult(found, f'{text}, {step.errors} errors', status)

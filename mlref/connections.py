@@ -9,6 +9,7 @@ __all__ = ['DirectApplication', 'AnswerWriter', 'BodyReader', 'Connection', 'tim
 import asyncio
 import errno
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ import httptools
 from .core import MlrefError
 from .protocols import Reply, RequestError
 from .reading_turns import ConnectionLimits, ReadingTurns, accept_burst
-from .request_reader import ANSWER, BODY, HEAD, IDLE, RequestReader
+from .request_reader import ANSWER, BODY, END, HEAD, IDLE, RequestReader
 
 # %% ../nbs/15e_connections.ipynb #15e10001
 class DirectApplication(Protocol):
@@ -67,8 +68,11 @@ _LINES = {each.value: f'HTTP/1.1 {each.value} {each.phrase}\r\n'.encode() for ea
 
 
 def _end_with(connection: 'AnswerWriter', words: bytes) -> None:
+    "Send this and close, but not on a client that is still sending, who would see a reset"
     connection.transport.write(words)
-    connection.transport.close()
+    connection.transport.write_eof()
+    connection.enter(END)
+    connection.resume_reading()
 
 
 class AnswerWriter(RequestReader):
@@ -251,7 +255,7 @@ class Connection(BodyReader):
 
     def refuse(self, status: int, said: str) -> None:
         "Answer what is no request, behind all that were, and close"
-        if self.last_words:
+        if self.last_words or self.transport.is_closing():
             return
         self.server.count(status)
         body = json.dumps({'error': said}).encode()
@@ -270,15 +274,15 @@ def time_left(
     "How long a connection may go on as it is"
     if connection.paused_at is not None:
         return connection.paused_at + limits.unread - now
-    most = {IDLE: limits.idle, HEAD: limits.head, BODY: limits.body}.get(connection.phase)
-    return 1.0 if most is None else connection.since + most - now
+    most = {IDLE: limits.idle, HEAD: limits.head, BODY: limits.body, END: limits.linger}
+    return connection.since + most.get(connection.phase, math.inf) - now
 
 
 def expire(connection: Connection) -> None:
     "Give up a connection whose time is up"
     request = connection.request
     answered = request is not None and request.answered
-    if connection.paused_at is not None or answered:
+    if connection.paused_at is not None or answered or connection.phase == END:
         connection.transport.abort()
     elif connection.phase == IDLE or not (connection.head_size or connection.phase == BODY):
         connection.transport.close()

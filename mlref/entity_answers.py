@@ -28,8 +28,8 @@ from mlref.answers import (
     assign_versions,
     calibrate_scores,
     encode_predictions,
+    kept_prediction_rows,
     predict_entities,
-    prediction_rows,
     start_shadows,
 )
 from .dead_letters import Outage
@@ -39,9 +39,9 @@ from mlref.model_server import (
     ServedModel,
     check_ahead,
     check_fed,
+    read_counted_vectors,
     read_deadline,
     read_rows,
-    read_vectors,
 )
 from .protocols import Answer, Limits, RequestError
 from .records import DamagedRecord
@@ -243,7 +243,7 @@ def _read_part(
     "Read the vectors of some requests at once, and have them scored"
     start = time.perf_counter()
     try:
-        vectors = read_vectors(server, part[0].served, columns)
+        vectors = read_counted_vectors(server, part[0].served, columns)
     except Exception as error:
         if len(part) == 1:
             part[0].fail(error)
@@ -404,7 +404,7 @@ def _encode(
     version = each.served.version
     body = encode_predictions(version, each.asked, chosen, scored, (moved, digests))
     p = each.p.tolist()
-    rows = prediction_rows(each.server, each.request, each.asked, chosen, p, digests)
+    rows = kept_prediction_rows(each.server, each.request, each.asked, chosen, p, digests)
     each.answer = Answer(body)
     each.request.scored = n
     return rows

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REFIT_TOLERANCE', 'MadeBy', 'challenge_kind', 'served_scores', 'change_gates', 'not_worse_than_champion',
-           'better_than_chance', 'no_slice_worse_by', 'refit_gates', 'split_refit', 'as_judged']
+           'better_than_chance', 'no_slice_worse_by', 'refit_gates', 'Feed', 'fresh_feeds', 'split_refit', 'as_judged']
 
 # %% ../nbs/22ab_judging.ipynb #22ab0004
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ from .evaluate import log_loss
 from mlref.gates import (
     Gate,
     better_than_champion,
+    is_fresh,
     no_slice_worse,
     well_calibrated,
 )
@@ -135,6 +136,33 @@ def refit_gates(
     if slices.height:
         gates.append(no_slice_worse_by(slices))
     return gates
+
+# %% ../nbs/22ab_judging.ipynb #22ab0031
+@dataclass(frozen=True)
+class Feed:
+    "The events of one kind"
+
+    kind: str
+    newest: int  # When the newest became known, minute UTC
+    max_age: int  # Minutes after which it counts as stopped
+
+
+def fresh_feeds(
+    feeds: Sequence[Feed],
+    newest_event: int,  # Of any kind, minute UTC
+    now: int,  # Minute UTC of the decision
+    begin: int,  # When the days that judge began, minute UTC
+) -> Gate:
+    "Events still come, and no feed has stopped during the days that judge"
+    gate = is_fresh('events', newest_event, now, DAY)
+    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age >= 0]
+    during = [feed for feed in stopped if feed.newest >= begin]
+    for feed in during[:1]:
+        found = is_fresh('events', feed.newest, now, feed.max_age)
+        return replace(found, why=f'{feed.kind} has stopped while days judged: {found.why}')
+    names = ', '.join(feed.kind for feed in stopped)
+    before = f', {names} stopped before the days that judge' if stopped else ''
+    return replace(gate, why=gate.why + before)
 
 # %% ../nbs/22ab_judging.ipynb #22ab001c
 def split_refit(

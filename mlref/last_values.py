@@ -17,7 +17,7 @@ from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_tim
 from .features import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, find_layout, merge_facts
 from .record_search import Record
-from .records import FIRST_TIME, NEVER, SEAL, RecordLayout, seal, why_foreign
+from .records import FIRST_TIME, NO_TIME, SEAL, RecordLayout, seal, why_foreign
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -367,7 +367,7 @@ def push(
     _check_known(learnt, now)
     if layout.keep:
         facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
-        new = merge_facts(store, layout, facts, int(times.max(initial=NEVER)))
+        new = merge_facts(store, layout, facts, int(times.max(initial=NO_TIME)))
     else:
         new = _newer_rows(store, layout, keys, _pack_rows(layout, times, learnt, rows))
     store.write(new)

@@ -23,7 +23,7 @@ from mlref.protocols import (
     RequestError,
     Scores,
     Signature,
-    check_rows,
+    check_row_count,
     check_size,
     check_values,
     decode_json,
@@ -108,7 +108,7 @@ def _parse_split(split: Any, signature: Signature, limits: Limits) -> MlflowRequ
     unknown = [name for name in split if name not in ('columns', 'data', 'index')]
     if unknown:
         raise RequestError(400, f'expected {what}, got also {show_name(unknown[0])}')
-    check_rows(len(rows), limits)
+    check_row_count(len(rows), limits)
     return _pick_rows(columns, rows, signature)
 
 # %% ../nbs/15ab_mlflow.ipynb #15ab0011
@@ -154,7 +154,7 @@ def _parse_columns(columns: dict[str, Any], signature: Signature, limits: Limits
             422,
             f'expected all columns with as many values, got {min(lengths)} and {max(lengths)}',
         )
-    check_rows(len(taken[0]), limits)
+    check_row_count(len(taken[0]), limits)
     values = list(chain.from_iterable(zip(*taken, strict=True)))
     return MlflowRequest(parse_numbers(values, signature), ignored)
 
@@ -173,7 +173,7 @@ def _split_csv(body: bytes, limits: Limits) -> list[list[str]]:
         raise RequestError(
             400, f'expected a table in CSV, got {len(body)} bytes that are none'
         ) from None
-    check_rows(len(rows) - 1, limits)
+    check_row_count(len(rows) - 1, limits)
     return rows
 
 # %% ../nbs/15ab_mlflow.ipynb #15ab0016
@@ -240,7 +240,7 @@ def _parse_layout(
         return _parse_columns(found, signature, limits)
     if not isinstance(found, list):
         raise RequestError(400, f'expected {layout} as a list of rows, got {repr(found)[:40]}')
-    check_rows(len(found), limits)
+    check_row_count(len(found), limits)
     if layout == 'dataframe_records' or (layout == 'instances' and isinstance(found[0], dict)):
         return _parse_records(found, signature)
     return _parse_tensor(found, signature)

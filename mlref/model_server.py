@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
-           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_vectors', 'read_rows',
-           'count_statuses', 'score_rows', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
-           'measure_feeds', 'measure_champion', 'measure_store']
+           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_counted_vectors',
+           'read_rows', 'count_statuses', 'score_before_deadline', 'PredictionRow', 'VectorRow', 'find_troubles',
+           'measure_model', 'measure_feeds', 'measure_champion', 'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -110,10 +110,11 @@ class ServedModel:
         self.cache = PredictionCache(max_bytes=size) if size else None
         self.looked_up = {'hit': 0, 'joined': 0, 'shared': 0, 'miss': 0}  # Rows, counted so far
         self.users = 0  # Requests that took it and are not answered yet
+        self.compared = False  # Whether it is tried out beside another, each by its own work
 
     def submit(self, X: np.ndarray, deadline: float, told: Told | None = None) -> Any:
         "Scores of rows, those it was asked for before from memory; as `Batcher.submit`"
-        if self.cache is None:
+        if self.cache is None or self.compared:
             return self.batcher.submit(X, deadline, told)
         compute = partial(self.batcher.submit, deadline=deadline)
         return self.cache.submit(self.version, X, compute, told)
@@ -260,6 +261,7 @@ def set_versions(
     server.versions = dict(versions)
     for served in server.versions.values():
         served.batcher.work = server.work
+        served.compared = server.counts is not None
         if served.cache is not None:
             served.cache.second = server.second
     for served in before - set(versions.values()):
@@ -303,7 +305,7 @@ def _read(server: ModelServer, served: ServedModel, columns: Mapping[str, np.nda
         raise RequestError(422, str(error)) from None
 
 
-def read_vectors(
+def read_counted_vectors(
     server: ModelServer,  # Its store is in files
     served: ServedModel,
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
@@ -346,7 +348,7 @@ def count_statuses(
                 server.metrics.count_values(server.task.name, view, STATUS_NAMES[code], n)
 
 
-async def score_rows(
+async def score_before_deadline(
     served: ServedModel,
     X: np.ndarray,  # float32 (rows, features)
     deadline: float,  # By `time.monotonic`, seconds
@@ -401,7 +403,11 @@ encode_row = msgspec.json.Encoder().encode
 def _room_left(server: ModelServer) -> str:
     "What is wrong with the room of the log; '' = nothing"
     log = server.log_file
-    free = os.statvfs(log.folder)
+    try:
+        free = os.statvfs(log.folder)
+    except OSError as error:
+        said = f'expected the log in {log.folder} as it was opened, got: {error.strerror}'
+        return f'{said}; put it back, or start the server again'
     left = free.f_bavail * free.f_frsize
     least = server.settings.min_room
     if left < least:

@@ -23,7 +23,7 @@ from mlref.arguments import (
     check_type,
 )
 from .core import DAY, Calendar
-from .count_metrics import CountMetric, Limits, fit_reference, measure_sketch
+from .count_metrics import Bounds, CountMetric, fit_reference, measure_sketch
 from .evaluate import auc, check_scores
 from .schema import TableSchema, check_frame
 from .sketches import count_rows
@@ -174,7 +174,7 @@ class Monitor:
         rows = reference.select('p', 'y', *self.features)
         self.reference = fit_reference(rows, day, self.features, N_STD)
 
-    def limits(self, metric: str, feature: str = '') -> Limits:
+    def limits(self, metric: str, feature: str = '') -> Bounds:
         "Lower and upper limit of a metric; None: there is none on that side"
         return self.reference.limits[metric, feature]
 

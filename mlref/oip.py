@@ -23,7 +23,7 @@ from mlref.protocols import (
     RequestError,
     Scores,
     Signature,
-    check_rows,
+    check_row_count,
     check_size,
     check_values,
     decode_json,
@@ -289,7 +289,7 @@ def _parse_shape(
         raise RequestError(
             422, f'expected shape {wanted} of the input {name}, got {show_name(repr(shape)[:60])}'
         )
-    check_rows(shape[0], limits)
+    check_row_count(shape[0], limits)
     return shape
 
 # %% ../nbs/15aa_oip.ipynb #15aa001a

@@ -24,7 +24,7 @@ from mlref.records import (
     FIRST_TIME,
     HEADER,
     KEEP_MINUTES,
-    NEVER,
+    NO_TIME,
     SEAL,
     RecordLayout,
     empty_record,
@@ -250,7 +250,7 @@ def _read_rows(
     times, table = rows
     first = int(times.searchsorted(start, 'right'))
     last = max(first, int(times.searchsorted(end, 'right')))
-    if first == 0 and times[0] > NEVER:
+    if first == 0 and times[0] > NO_TIME:
         raise MlrefError(
             f'expected reads of {layout.name}/{key} from minute {times[0]} on, got {start}: older'
             ' than what is kept; use the offline reader'

@@ -16,7 +16,7 @@ from typing import Any
 
 # %% ../nbs/15k_process_metrics.ipynb #15ca0006
 from .core import MlrefError
-from .observe import METRICS, write_sample
+from .observe import METRIC_FAMILIES, write_sample
 
 # %% ../nbs/15k_process_metrics.ipynb #15ca000b
 def _import(name: str) -> Any:
@@ -190,7 +190,7 @@ def check_documented(
     "Raise `MlrefError` for a sample whose metric nobody described"
     for sample in samples:
         name = sample.partition('{')[0].removesuffix('_total')
-        if name not in METRICS:
+        if name not in METRIC_FAMILIES:
             raise MlrefError(
-                f'expected a metric of `METRICS`, got {sample}; say there what kind it is'
+                f'expected a metric of `METRIC_FAMILIES`, got {sample}; say there what kind it is'
             )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Headers', 'JSON_HEADERS', 'NUMBERS', 'RequestError', 'Answer', 'encode_error', 'Reply', 'Limits', 'check_size',
-           'check_rows', 'decompress', 'compress', 'check_values', 'decode_json', 'Signature', 'first_infinite',
+           'check_row_count', 'decompress', 'compress', 'check_values', 'decode_json', 'Signature', 'first_infinite',
            'to_rows', 'check_types', 'flatten', 'parse_numbers', 'parse_decimals', 'Scores', 'finite_list']
 
 # %% ../nbs/15a_protocols.ipynb #15a00004
@@ -95,7 +95,7 @@ def check_size(
         )
 
 
-def check_rows(
+def check_row_count(
     n: int,
     limits: Limits,
 ) -> None:

@@ -88,6 +88,7 @@ class ConnectionLimits:
     body: float = 30.0  # Seconds for its body
     idle: float = 75.0  # Seconds between two requests
     unread: float = 30.0  # Seconds that an answer may lie unread
+    linger: float = 2.0  # Seconds for a client that was refused to stop sending
     head_size: int = 32 * 1024  # Bytes of the head of a request
     connections: int = 10_000  # At a time; fewer when there are fewer descriptors
     held: int = 256 * 2**20  # Bytes of all bodies that are not answered yet

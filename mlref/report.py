@@ -148,8 +148,12 @@ def _explain_alarm(name: str, found: Any) -> str:
 
 
 def _explain_refusal(why: str) -> str:
-    gate, _, found = why.partition(': ')
-    return f'{found} (gate {gate} failed)' if found else f'gate {gate} failed'
+    failed = [part.partition(': ') for part in why.split('; ')]
+    told = [
+        f'{found} (gate {gate} failed)' if found else f'gate {gate} failed'
+        for gate, _, found in failed
+    ]
+    return '; '.join(told)
 
 # %% ../nbs/24a_report.ipynb #d1000221
 def explain_decision(

@@ -36,8 +36,8 @@ from mlref.oip_metadata import (
     check_load,
     describe_config,
     describe_metadata,
+    describe_oip_server,
     describe_readiness,
-    describe_server,
     describe_statistics,
     find_model,
     index_models,
@@ -142,7 +142,7 @@ def _find(servers: tuple[ModelServer, ...], request: Request) -> ModelState:
 # %% ../nbs/16gb_routes.ipynb #bb139515
 def _show_server(servers: tuple[ModelServer, ...], request: Request) -> Answer:
     "The server, by the Open Inference Protocol"
-    return _as_json(describe_server(__version__))
+    return _as_json(describe_oip_server(__version__))
 
 
 def _show_model(servers: tuple[ModelServer, ...], request: Request) -> Answer:

@@ -36,6 +36,7 @@ from mlref.requests import (
     Route,
     WrongMethod,
     check_announced,
+    check_single,
     find_route,
     make_reply,
 )
@@ -166,8 +167,11 @@ def _admit(app: RouteTable, request: Request) -> None:
             check_content_type(sent, route.types, route.bare)
 
 # %% ../nbs/16_serve.ipynb #cddda90b
-def _check_head(request: Request) -> None:
-    "Raise `RequestError` for one that need not be read any further"
+def _let_in(app: RouteTable, request: Request, sent: list[tuple[bytes, bytes]]) -> None:
+    "Raise `RequestError` for one that may not be asked, or need not be read any further"
+    if len(request.headers) < len(sent):
+        check_single(sent)
+    _admit(app, request)
     if request.late and request.route.scope == 'predict':
         said = f'{request.waited:.2g} s went by and others wait'
         raise RequestError(503, f'expected to answer in time, {said}; ask again later', 1)
@@ -239,8 +243,7 @@ class Application(RouteTable):
         "A request whose head is there; one that may not be asked says so in `refused`"
         request = Request(scope, self.limits.max_body_bytes)
         try:
-            _admit(self, request)
-            _check_head(request)
+            _let_in(self, request, scope['headers'])
         except Exception as error:
             request.refused = error
         if self.traces is not None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARRAYS', 'MAX_SCORES', 'MAX_CATEGORIES', 'FrozenBins', 'freeze_bins', 'ScoreCounts', 'Sketch', 'empty_sketch',
-           'count_rows', 'add_sketches', 'count_groups', 'LabelJoin', 'join_labels', 'count_labels', 'encode_sketch',
-           'decode_sketch']
+           'count_rows', 'add_sketches', 'count_groups', 'LabelJoin', 'label_predictions', 'count_labels',
+           'encode_sketch', 'decode_sketch']
 
 # %% ../nbs/18a_sketches.ipynb #18a50004
 import io
@@ -380,7 +380,7 @@ def _check_labels(labels: pl.DataFrame, key: str) -> None:
         )
 
 # %% ../nbs/18a_sketches.ipynb #18a50056
-def join_labels(
+def label_predictions(
     predictions: pl.DataFrame,  # One row a prediction, with the key
     labels: pl.DataFrame,  # The key and y, in any order and number
     key: str = 'id',  # Column of the id

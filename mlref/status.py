@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 # %% ../nbs/15m_status.ipynb #ea348885
-from .alert_rules import AlertRule, Rule
+from .alert_rules import AlertRule, PrometheusRule
 from .model_health import ModelHealth
 from .observe import SLOTS
 
@@ -154,7 +154,7 @@ class Alarm:
 
 
 def judge_rules(
-    rules: Iterable[Rule],
+    rules: Iterable[PrometheusRule],
     samples: Iterable[Sample],  # Of one model
     model: str,
     now: float,  # Seconds since 1970-01-01 UTC
@@ -275,7 +275,7 @@ def _values_by_view(samples: Iterable[Sample]) -> dict[str, dict[str, float]]:
 def describe_model(
     facts: ModelFacts,
     samples: Iterable[Sample],  # Of the whole server
-    rules: Iterable[Rule],
+    rules: Iterable[PrometheusRule],
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> ModelStatus:
     "The status of one task"
@@ -311,7 +311,7 @@ def describe_processes(samples: Iterable[Sample]) -> tuple[ProcessStatus, ...]:
 def describe_server(
     facts: Iterable[ModelFacts],
     samples: Iterable[Sample],
-    rules: Iterable[Rule],
+    rules: Iterable[PrometheusRule],
     release: str,  # Of this library
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> ServerStatus:

@@ -25,7 +25,7 @@ from mlref.alert_rules import (
 from mlref.core import DAY
 from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
-from mlref.observe import METRICS
+from mlref.observe import METRIC_FAMILIES
 from programs import need
 from server_fixture import start_copy
 from small import FEATURES, make_events
@@ -274,7 +274,7 @@ def test_a_running_server_exports_only_what_is_documented(served):
     page = served.call('GET', '/metrics')[1].decode()
     kinds = dict(line.split()[2:] for line in page.splitlines() if line.startswith('# TYPE'))
     assert 'untyped' not in kinds.values(), kinds
-    assert {name.removesuffix('_total') for name in kinds} <= {*METRICS}
+    assert {name.removesuffix('_total') for name in kinds} <= {*METRIC_FAMILIES}
 
 
 class Webhook(BaseHTTPRequestHandler):

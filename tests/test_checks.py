@@ -109,6 +109,13 @@ def test_a_page_out_of_shape_is_found(rule, cells):
     assert rule.strip() in rules(*cells)
 
 
+def test_a_public_name_means_one_thing():
+    top = Cell('markdown', 'm1', '# A\n\n> A page')
+    pages = [Page(f'nbs/{n}.ipynb', (top, exported('Step = int\n_own = 1'))) for n in 'ab']
+    assert [(f.file, f.rule) for f in check_pages(pages)] == [('nbs/b.ipynb', 'one-meaning')]
+    assert not check_pages(pages[:1])
+
+
 def test_a_page_needs_a_title():
     assert [f.rule for f in check_pages([Page('nbs/a.ipynb', (code('x'),))])] == ['title']
 

@@ -317,7 +317,7 @@ CALLS = [
     call(route.RoutingPlan, salt='may', rules=(), default='champion'),
     call(route.Router(route.RoutingPlan('may', route.Split({'new': 0.5}))).assign, unit='x'),
     call(route.check_sample_ratio, counts={'a': 1}, shares={'a': 1.0}, weight=9.0),
-    call(rollout.Step, share=0.1, requests=9, minutes=9),
+    call(rollout.RolloutStep, share=0.1, requests=9, minutes=9),
     call(rollout.RolloutPolicy, steps=rollout.STEPS, margin=0.1, alpha=0.1, max_days=9),
     call(rollout.start_rollout, candidate='2', champion='1', now=9),
     call(rollout.decode_rollout, text=rollout.encode_rollout(rollout.start_rollout('2', '1', 9))),

@@ -22,7 +22,7 @@ from mlref.cli_rollout import RolloutPlace
 from mlref.core import parse_time, wall_clock
 from mlref.edges import LIBRARIES
 from mlref.registry import Registry
-from mlref.terminal import Answer, check_option, print_answer, run_app
+from mlref.terminal import CommandResult, check_option, print_answer, run_cli
 from small import TASK
 
 TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
@@ -112,7 +112,7 @@ def test_odd_words_are_answered_by_a_sentence_or_taken_as_they_are(path, folder,
         values = {'number': NUMBERS, 'text': TEXTS, 'path': ()}.get(word.kind, ())
         for value in values:
             line = compose(path, TRIED[path], folder, word.name, value)
-            status = run_app(cli.app, line)  # a fault of ours would be raised
+            status = run_cli(cli.app, line)  # a fault of ours would be raised
             said = capsys.readouterr().err
             assert status in (0, 1, 2), (line, status)
             assert 'Traceback' not in said and len(said) < 2500, (line, said)
@@ -126,7 +126,7 @@ def test_an_empty_word_is_refused_and_makes_nothing(path, folder, capsys):
     for word in TRIED[path]:
         if word.kind != 'flag':
             line = compose(path, TRIED[path], folder, word.name, '')
-            assert run_app(cli.app, line) == 2, line
+            assert run_cli(cli.app, line) == 2, line
             assert 'got an empty one' in capsys.readouterr().err
     assert sorted(each.name for each in folder.parent.rglob('*')) == ['data']
 
@@ -134,7 +134,7 @@ def test_an_empty_word_is_refused_and_makes_nothing(path, folder, capsys):
 @pytest.mark.parametrize('option', ['--folder', '--home'])
 @pytest.mark.parametrize('command', ['models list', 'models show 1', 'rollout status'])
 def test_a_look_at_a_registry_makes_none(command, option, folder, capsys):
-    status = run_app(cli.app, [*command.split(), option, str(folder), '--task', 'small:TASK'])
+    status = run_cli(cli.app, [*command.split(), option, str(folder), '--task', 'small:TASK'])
     assert (status, list(folder.rglob('*'))) == (1, [])
     assert 'expected a registry at' in capsys.readouterr().err
 
@@ -142,10 +142,10 @@ def test_a_look_at_a_registry_makes_none(command, option, folder, capsys):
 def test_a_store_is_not_made_among_the_files_of_others(folder, capsys):
     (folder / 'notes.txt').touch()
     line = ['features', 'reshard', '2', '--store']
-    assert run_app(cli.app, [*line, str(folder)]) == 1
+    assert run_cli(cli.app, [*line, str(folder)]) == 1
     assert [each.name for each in folder.iterdir()] == ['notes.txt']
-    assert run_app(cli.app, [*line, str(folder / 'store')]) == 0
-    assert run_app(cli.app, [*line, str(folder / 'store')]) == 0
+    assert run_cli(cli.app, [*line, str(folder / 'store')]) == 0
+    assert run_cli(cli.app, [*line, str(folder / 'store')]) == 0
 
 
 def test_a_time_that_has_not_come_and_a_server_that_is_not_there_are_refused(folder):
@@ -175,7 +175,7 @@ def test_who_has_no_login_is_asked_for_a_name(monkeypatch):
 def test_umlauts_reach_a_terminal_that_has_none(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, 'ascii'))
-    print_answer(Answer(None, 'Zürich \udcff'), False)
+    print_answer(CommandResult(None, 'Zürich \udcff'), False)
     assert written.getvalue() == b'Z\\xfcrich \\udcff\n'
 
 
@@ -195,5 +195,5 @@ def test_a_library_of_an_engine_speaks_in_one_line(capsys, monkeypatch):
         assert name in LIBRARIES
         foreign = type('Odd', (Exception,), {'__module__': f'{name}.exceptions'})
 
-        assert run_app(partial(fail, foreign), []) == 1
+        assert run_cli(partial(fail, foreign), []) == 1
         assert f'expected {name} to do its part' in capsys.readouterr().err

@@ -33,7 +33,7 @@ from mlref.pipeline import PipelineRun
 from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, check_noted_names, local_uri
 from mlref.report import read_facts
-from mlref.terminal import Status, run_app
+from mlref.terminal import Status, run_cli
 from programs import MLREF
 
 ROOT = Path(__file__).parent.parent
@@ -319,13 +319,13 @@ def test_an_error_of_another_library_is_one_line_and_status_1(error, capsys, mon
     def fail() -> None:
         raise error
 
-    assert run_app(app, []) == Status.REFUSED
+    assert run_cli(app, []) == Status.REFUSED
     said = capsys.readouterr().err
     assert said.startswith('mlref: expected') and len(said.splitlines()) == 1
     assert blame_library(error)
     monkeypatch.setenv('MLREF_TRACEBACK', '1')
     with pytest.raises(type(error)):
-        run_app(app, [])
+        run_cli(app, [])
 
 
 @pytest.mark.parametrize('error', [KeyError('x'), ZeroDivisionError(), AttributeError('x')])
@@ -337,7 +337,7 @@ def test_a_fault_of_this_library_keeps_its_traceback(error):
         raise error
 
     with pytest.raises(type(error)):
-        run_app(app, [])
+        run_cli(app, [])
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -151,13 +151,13 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     'metrics of a day in words': lambda: count_metrics.metrics_table(FITTED, {'Monday': count()}),
     'groups of no row': lambda: sketches.count_groups(REFERENCE.head(0), BLOCKS[:0], FITTED.bins),
-    'ids of another type': lambda: sketches.join_labels(
+    'ids of another type': lambda: sketches.label_predictions(
         PREDICTED, pl.DataFrame({'id': ['1'], 'y': [1]})
     ),
-    'labels, none and untyped': lambda: sketches.join_labels(
+    'labels, none and untyped': lambda: sketches.label_predictions(
         PREDICTED, pl.DataFrame({'id': [], 'y': []})
     ),
-    'labels in words': lambda: sketches.join_labels(
+    'labels in words': lambda: sketches.label_predictions(
         PREDICTED, pl.DataFrame({'id': [1], 'y': ['late']})
     ),
     'labels in words to count': lambda: count(y=pl.lit('late')),

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from mlref.serving_state import (
     read_state,
     with_champion,
 )
-from mlref.terminal import run_app
+from mlref.terminal import run_cli
 from mlref.workers import Supervisor
 from server_fixture import CHILD, start_copy, start_process, wait_gone
 
@@ -213,6 +214,38 @@ def test_a_path_may_be_written_as_proxies_write_it(served, target):
     assert [status for status, _ in replies(served.send(ask))] == [TARGETS[target]]
 
 
+def test_a_client_that_is_still_sending_reads_why_it_is_refused(served):
+    "Three megabytes of a header; closed at once, it would see a reset"
+    line = HTTPConnection(*served.address, timeout=20)
+    line.request('GET', '/v2', headers={'x': 'y' * 3_000_000})
+    answer = line.getresponse()
+    assert (answer.status, 'headers' in json.loads(answer.read())['error']) == (431, True)
+    line.close()
+
+
+HOSTS = {
+    'no name, as health checks of HTTP/1.0 have it': (b'GET /v2 HTTP/1.0\r\n', 200),
+    'another name': (b'GET /v2 HTTP/1.0\r\nhost: evil.example\r\n', 421),
+    'no name in HTTP/1.1': (b'GET /v2 HTTP/1.1\r\n', 400),
+    'two names': (b'GET /v2 HTTP/1.1\r\nhost: evil.example\r\nhost: localhost\r\n', 400),
+    'two keys': (
+        b'GET /v2 HTTP/1.1\r\nhost: localhost\r\nauthorization: a\r\nAuthorization: b\r\n',
+        400,
+    ),
+    'two that may be': (
+        b'GET /v2 HTTP/1.1\r\nhost: localhost\r\naccept: a\r\naccept: b\r\n',
+        200,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', HOSTS)
+def test_a_header_that_is_believed_is_there_once(served, name):
+    head, status = HOSTS[name]
+    ((got, body),) = replies(served.send(head + b'connection: close\r\n\r\n'))
+    assert got == status and (got == 200) == ('error' not in json.loads(body))
+
+
 def curl_commands():
     "What a reader of the pages is told to type"
     files = [*NBS.glob('*.ipynb'), *NBS.glob('guides/*.ipynb')]
@@ -332,6 +365,21 @@ def test_what_could_not_be_taken_is_taken_when_it_can(own):
     wait_for(lambda: is_ready(server) and read_notes(folder)[0].epoch >= again.epoch)
 
 
+def test_a_log_that_is_moved_away_is_told_until_it_is_back(own):
+    server, folder, _, _ = own
+    wait_for(lambda: is_ready(server))
+    (folder / 'logs').rename(folder / 'elsewhere')
+    try:
+        for path in ('/health/ready', '/ping'):
+            status, said, _ = server.call('GET', path)
+            assert (status, 'expected the log in' in said['error']) == (503, True)
+        assert (scored(server), server.call('GET', '/status.json')[0]) == (503, 200)
+    finally:
+        (folder / 'elsewhere').rename(folder / 'logs')
+    wait_for(lambda: is_ready(server) and scored(server) == 200)
+    assert server.counted(status='500') == 0
+
+
 # Two of one kind
 
 
@@ -346,7 +394,7 @@ def test_a_folder_is_served_from_once(own):
 
 def test_two_who_add_a_key_at_once_both_have_it(tmp_path, capsys):
     def add(name):
-        return run_app(keys_app, ['add', name, '--log', str(tmp_path)])
+        return run_cli(keys_app, ['add', name, '--log', str(tmp_path)])
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(add, [f'client {i}' for i in range(24)])) == [0] * 24

@@ -30,7 +30,7 @@ from mlref.policy import RetrainPolicy
 from mlref.rollout import (
     RolloutDecision,
     RolloutPolicy,
-    Step,
+    RolloutStep,
     apply_decision,
     decode_rollout,
     encode_rollout,
@@ -270,8 +270,8 @@ def test_a_question_or_a_rollout_has_no_time_of_another_unit(time):
 @pytest.mark.parametrize(
     'act',
     [
-        lambda: Step(0.5, requests=10**30),
-        lambda: Step(0.5, minutes=10**30),
+        lambda: RolloutStep(0.5, requests=10**30),
+        lambda: RolloutStep(0.5, minutes=10**30),
         lambda: RolloutPolicy(margin=float('inf')),
         lambda: RolloutPolicy(spread=float('inf')),
         lambda: RolloutPolicy(max_days=10**30),

@@ -22,7 +22,7 @@ from mlref.last_values import check_store, get_online_features, push
 from mlref.lmdb_store import LmdbStore, reshard
 from mlref.records import (
     KEEP_MINUTES,
-    NEVER,
+    NO_TIME,
     RecordLayout,
     extend_record,
     pack_record,
@@ -60,7 +60,7 @@ def test_the_conformance_function_passes(shards, tmp_path):
 
 
 def never(layout, records):
-    return np.full((len(records), 2), NEVER)
+    return np.full((len(records), 2), NO_TIME)
 
 
 @pytest.mark.parametrize(

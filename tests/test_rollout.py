@@ -36,7 +36,7 @@ from mlref.rollout import (
     RolloutDecision,
     RolloutEvidence,
     RolloutPolicy,
-    Step,
+    RolloutStep,
     apply_decision,
     decide_rollout,
     decode_rollout,
@@ -60,7 +60,7 @@ from mlref.variants import VariantMeters, counts_folder
 FORK = multiprocessing.get_context('forkserver')
 NOW = 22_500_000  # a minute of 2012
 GOOD = [Gate('better_than_champion', True, 0.01, -0.003, '')]
-STEPS = (Step(0.0, 10, 60), Step(0.1, 5, 60), Step(0.5, 10, 60))
+STEPS = (RolloutStep(0.0, 10, 60), RolloutStep(0.1, 5, 60), RolloutStep(0.5, 10, 60))
 POLICY = RolloutPolicy(steps=STEPS, max_days=30)
 
 

@@ -36,7 +36,7 @@ from mlref.sketches import (
     empty_sketch,
     encode_sketch,
     freeze_bins,
-    join_labels,
+    label_predictions,
 )
 
 os.environ['NML_DISABLE_USAGE_LOGGING'] = '1'
@@ -436,11 +436,11 @@ def test_a_clock_that_goes_backwards_changes_nothing():
 def test_labels_are_joined_or_counted():
     predictions = pl.DataFrame({'id': ['a', 'b', 'c', 'd'], 'p': [0.1, 0.2, 0.3, 0.4]})
     labels = pl.DataFrame({'id': ['b', 'a', 'a', 'c', 'c', 'x', 'x'], 'y': [1, 0, 0, 0, 1, 1, 0]})
-    found = join_labels(predictions, labels)
+    found = label_predictions(predictions, labels)
     assert found.rows['y'].to_list() == [0, 1, None, None]
     assert found.rows['id'].to_list() == ['a', 'b', 'c', 'd']
     assert (found.repeated, found.contradictory, found.unknown) == (1, 1, 1)
-    nothing = join_labels(predictions, labels.head(0))
+    nothing = label_predictions(predictions, labels.head(0))
     assert nothing.rows['y'].null_count() == 4
     for wrong in (
         labels.with_columns(y=pl.lit(2)),
@@ -448,7 +448,7 @@ def test_labels_are_joined_or_counted():
         labels.rename({'y': 'late'}),
     ):
         with pytest.raises(MlrefError, match='^expected '):
-            join_labels(predictions, wrong)
+            label_predictions(predictions, wrong)
 
 
 def test_bytes_that_are_no_sketch_are_refused():

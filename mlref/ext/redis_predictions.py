@@ -16,11 +16,11 @@ from redis.exceptions import OutOfMemoryError
 from ..arguments import check_number
 from ..dead_letters import Outage
 from mlref.ext.redis_server import (
-    Client,
+    _T,
     Command,
+    RedisClient,
     RedisServer,
     RedisSettings,
-    T,
     hide_password,
     send_commands,
 )
@@ -69,7 +69,7 @@ CACHE_SETTINGS = RedisSettings(timeout=0.05, connect=0.5, patience=0.0, keeps=Fa
 
 
 class RedisScores:
-    "Scores on a Redis or a Redis Cluster, as `check_scores` has it"
+    "Scores on a Redis or a Redis Cluster, as `check_score_store` has it"
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class RedisScores:
         kept = self._call(lambda server: server.again(lambda: _send(server.client, commands)))
         self.full += not kept
 
-    def _call(self, work: Callable[[RedisServer], T]) -> T:
+    def _call(self, work: Callable[[RedisServer], _T]) -> _T:
         if self.server is None:
             self.server = RedisServer(self.url, self.settings)
         try:
@@ -123,7 +123,7 @@ class RedisScores:
             server.close()
 
 
-def _send(client: Client, commands: Sequence[Command]) -> bool:
+def _send(client: RedisClient, commands: Sequence[Command]) -> bool:
     "Whether there was room for all"
     try:
         send_commands(client, commands)

@@ -42,7 +42,20 @@ def check_pages(pages: list[Page] | None = None) -> list[Finding]:
         for where, rule, message in check_page(page, order, own):
             findings.append(Finding(page.file, rule, where, message))
         findings += [Finding(page.file, rule, '', said) for rule, said in check_named(page, code)]
-    return findings
+    return findings + check_one_meaning(pages)
+
+
+def check_one_meaning(pages: list[Page]) -> list[Finding]:
+    "Public names that two modules define: one name means one thing"
+    first: dict[str, str] = {'main': ''}  # an entry point is called so in every module
+    found = []
+    for page in pages:
+        for name in sorted(set(defined_names(page))):
+            other = first.setdefault(name, page.file)
+            if other not in ('', page.file) and not name.startswith('_'):
+                said = f'`{name}` is defined on {other} too; name one of them otherwise'
+                found.append(Finding(page.file, 'one-meaning', '', said))
+    return found
 
 
 def import_order(pages: list[Page]) -> dict[str, int]:
@@ -131,11 +144,15 @@ def check_module(page: Page) -> Found:
 
 def check_defined_once(page: Page) -> Found:
     "A second definition hides the first, also from those who read it"
-    trees = [cell.tree for cell in page.code if cell.exported and cell.tree]
-    names = Counter(name for tree in trees for node in tree.body for name in bound_by(node))
-    for name, count in names.items():
+    for name, count in Counter(defined_names(page)).items():
         if count > 1:
             yield 'defined-once', f'`{name}` is defined {count} times'
+
+
+def defined_names(page: Page) -> list[str]:
+    "What the module of a page defines, each as often as it is defined"
+    trees = [cell.tree for cell in page.code if cell.exported and cell.tree]
+    return [name for tree in trees for node in tree.body for name in bound_by(node)]
 
 
 def bound_by(node: ast.stmt) -> Iterator[str]:
