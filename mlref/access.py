@@ -9,7 +9,6 @@ __all__ = ['SCOPES', 'LOOPBACK', 'AccessKey', 'make_key', 'write_keys', 'read_ke
 # %% ../nbs/15c_access.ipynb #98826f78
 import hashlib
 import hmac
-import json
 import math
 import secrets
 import time
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/15c_access.ipynb #10021041
+from .arguments import check_fields, check_number
 from .core import MlrefError, write_json
+from .edges import parse_json
 from .protocols import RequestError
 
 # %% ../nbs/15c_access.ipynb #56994b03
@@ -37,6 +38,11 @@ class AccessKey:
     created: int  # Seconds since 1970-01-01 UTC
     rows: float | None = None  # It may have scored in a second; None = no limit
 
+    def __post_init__(self):
+        check_fields(self)
+        if not self.client.isprintable() or not self.client.strip():
+            raise MlrefError(f'expected a name of a client, got {self.client!r:.40}; give one')
+
 
 def make_key(
     client: str,
@@ -51,8 +57,8 @@ def make_key(
             f'expected a name and scopes among {", ".join(SCOPES)}, got {client!r:.40} and'
             f' {", ".join(scopes) or "none"}; name what this client may do'
         )
-    if rows is not None and not rows > 0:
-        raise MlrefError(f'expected rows a second above 0, got {rows}; leave it out for no limit')
+    if rows is not None:  # None = no limit
+        check_number(rows, 'rows a second of a key', 1e-6, 1e12)
     name = secrets.token_hex(4)
     secret = secrets.token_urlsafe(32)
     hashed = hashlib.sha256(secret.encode()).hexdigest()
@@ -87,7 +93,7 @@ def read_keys(
 ) -> dict[str, AccessKey]:  # By their ids; none when there is no file
     "The keys of a file; raises `MlrefError` when it is not one of keys"
     try:
-        found = json.loads(file.read_bytes())
+        found = parse_json(file.read_bytes(), f'keys in {file}', 'restore it')
         keys = {row['id']: _read_key(row) for row in found}
         if not isinstance(found, list) or len(keys) < len(found):
             raise TypeError('expected a list, in which each id stands once')

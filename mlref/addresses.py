@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .core import MlrefError
+from .core import MlrefError, text_fault
 
 # %% ../nbs/01c_addresses.ipynb #01c00008
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def local_file(
 ) -> Path:  # Absolute
     "A path to a file; raises `MlrefError` for the address of another machine"
     text = os.fspath(path)
-    if not text or _SCHEME.match(text) or '\0' in text:
-        raise MlrefError(f'expected {what} as a file of this machine, got {text!r}; give a path')
+    if not text or _SCHEME.match(text) or text_fault(text):  # LMDB and SQLite open UTF-8 alone
+        raise MlrefError(f'expected {what} as a file of this machine, got {text!a}; give a path')
     return Path(os.path.abspath(text))
 
 

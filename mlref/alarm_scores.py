@@ -38,7 +38,7 @@ def harm_ahead(
         raise MlrefError('expected one row a day, got some days twice; sum them up first')
     off = (pl.col('observed') - pl.col('predicted')) * pl.col('n')
     ahead = [part.rolling_sum(days).shift(-days) for part in (off, pl.col('n'))]
-    gap = ahead[0] / ahead[1]
+    gap = (ahead[0] / ahead[1]).fill_nan(None)  # days without rows say nothing: not known
     return ordered.select('day', gap=gap, harmed=gap.abs() > limit)
 
 # %% ../nbs/19aa_alarm_scores.ipynb #19aa000d

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from .arguments import check_fields, check_number
 from .core import MlrefError
 from .observe import BUCKETS, METRIC_FAMILIES
 
@@ -43,6 +44,12 @@ class AlertRule:
 PrometheusRule = RecordingRule | AlertRule
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad000c
+def _check_duration(text: str, what: str) -> None:
+    "Raise `MlrefError` for what Prometheus takes for no time"
+    if re.fullmatch('([0-9]+(ms|[smhdwy]))+', text) is None:
+        raise MlrefError(f"expected {what} such as '5m' or '1h30m', got {text!r:.40}; give one")
+
+
 @dataclass(frozen=True)
 class BurnWindow:
     "How fast an error budget may burn, over a long and a short window"
@@ -51,6 +58,12 @@ class BurnWindow:
     short: str
     factor: float  # Times faster than the budget allows
     severity: Severity
+
+    def __post_init__(self):
+        check_fields(self)
+        _check_duration(self.long, 'the long window of a budget')
+        _check_duration(self.short, 'the short window of a budget')
+        check_number(self.factor, 'factor of a budget', 1e-9, 1e9)
 
 
 BURN_WINDOWS = (
@@ -74,6 +87,12 @@ class ServingObjective:
     patience: str = '5m'  # How long what is not counted in requests must hold
 
     def __post_init__(self):
+        check_fields(self)
+        _check_duration(self.patience, 'patience')
+        check_number(self.max_lag, 'max_lag', 0, 1e15)
+        check_number(self.max_missing, 'max_missing', 0, 1)
+        check_number(self.max_silence, 'max_silence', 0, 1e6)
+        check_number(len(self.windows), 'number of windows', 1, 100)
         if self.within not in BUCKETS:
             raise MlrefError(
                 f'expected an edge of the histogram of answers as `within`, one of {BUCKETS}, got'
@@ -106,7 +125,7 @@ def late_share(
 ) -> str:
     "Share of answers that took longer, in PromQL"
     metric = 'mlref_request_duration_seconds'
-    in_time = f'rate({metric}_bucket{{le="{within!r}",{_ASKED}}}[{window}])'
+    in_time = f'rate({metric}_bucket{{le="{float(within)!r}",{_ASKED}}}[{window}])'
     return '1 - ' + _share(in_time, f'rate({metric}_count{{{_ASKED}}}[{window}])')
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0013

@@ -209,6 +209,8 @@ def plot_load(steps: list[LoadStep]) -> 'Figure':
     "Rate and waiting against users"
     import matplotlib.pyplot as plt
 
+    if not steps:
+        raise MlrefError('expected measured steps of load, got none; measure some')
     figure, (rates, waits) = plt.subplots(1, 2, figsize=(8, 3), layout='constrained')
     users = [step.users for step in steps]
     rates.plot(users, [step.rate for step in steps], 'o-')

@@ -26,6 +26,7 @@ from mlref.terminal import (
     align_columns,
     command,
     data_folder,
+    require_path,
     run_folder,
 )
 
@@ -337,7 +338,9 @@ def _reshard_store(
     from mlref.lmdb_store import LmdbStore, reshard
 
     folder = _store_folder(store, data)
-    new = not folder.exists()
+    new = not folder.exists() or not any(folder.iterdir())
+    if not new:  # a slip in the name makes no store among the files of others
+        require_path(folder / 'store.json', 'the manifest of an online store')
     opened = LmdbStore(folder, shards=parts)
     before = 0 if new else len(opened.envs)
     try:

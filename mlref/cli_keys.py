@@ -65,7 +65,7 @@ def _add_key(
     with _changed_keys(file) as keys:
         keys[key.id] = key
     found = {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'key': token}
-    return CommandResult(found, f'{token}\nKeep it: it is not shown again.')
+    return CommandResult(found, f'{token}\nKeep it: it is not shown again. Its hash is in {file}')
 
 # %% ../nbs/49c_cli_keys.ipynb #e4900052
 @command(keys_app, 'list', 'mlref keys list')

@@ -20,7 +20,7 @@ import typer
 
 # %% ../nbs/48_cli_models.ipynb #e4800006
 from .core import MlrefError, format_time
-from .edges import describe_error
+from .edges import describe_error, explain_errors
 from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
@@ -65,13 +65,18 @@ class RegistryPlace:
 
     def find(self) -> Path:
         "The registry's folder; raises `MlrefError` when no run has one"
-        if self.folder is not None:
-            # what is only at a tracking server is fetched into a folder that may be new
-            return self.folder if self.uri else require_path(self.folder, 'a registry')
+        # what is only at a tracking server is fetched into a folder that may be new
+        if self.uri and self.folder is not None:
+            return self.folder
         if self.uri and not self.home:
             return data_folder(self.data) / 'registry'
         hint = f'call {run_command()} first, or name a registry with --home, --folder or --uri'
-        return run_folder(self.home, self.data, hint) / 'registry'
+        folder = self.folder
+        if folder is None:
+            folder = run_folder(self.home, self.data, hint) / 'registry'
+        if not self.uri:  # a look makes no registry where there is none
+            require_path(folder / 'mlflow.db', 'a registry', hint)
+        return folder
 
     def find_name(self) -> str:
         "The registered model: the one that was named, or that of the task"
@@ -230,9 +235,13 @@ class Reason:
 
     def require(self, what: str) -> tuple[str, str]:
         "Reason and person; raises `MlrefError` without a reason"
-        if not self.why:
+        if not self.why.strip():
             raise MlrefError(f'expected a reason for the {what}, got none; say why with --why')
-        return self.why, self.who or getpass.getuser()
+        if self.who.strip():
+            return self.why, self.who
+        advice = 'say who decides with --who'
+        with explain_errors('your login from this machine', advice, (OSError, KeyError)):
+            return self.why, getpass.getuser()
 
 
 def _tell_promotion(row: 'Promotion', before: list['Promotion']) -> CommandResult:

@@ -14,6 +14,7 @@ import typer
 
 # %% ../nbs/49b_cli_observe.ipynb #49cb0006
 from .core import write_bytes
+from .edges import check_writable
 from .terminal import CommandResult, command
 
 # %% ../nbs/49b_cli_observe.ipynb #49cb0009
@@ -52,8 +53,11 @@ def _observe(
 ) -> CommandResult:
     "Write rules for Prometheus and dashboards for Grafana."
     from mlref.alert_rules import ServingObjective, rule_file, serving_rules
+    from mlref.balance import check_address
     from mlref.dashboards import DASHBOARDS, dashboard_file
 
+    check_address(target, '--target')
+    check_writable(folder, 'another folder')
     rules = serving_rules(ServingObjective(answered=answered, within=within))
     files = {RULES: rule_file(rules), 'prometheus.yml': scrape_config(target)}
     files |= {f'{each.name}.json': dashboard_file(each) for each in DASHBOARDS}

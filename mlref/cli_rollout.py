@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00006
+from .arguments import check_number
 from .cli_models import Reason, RegistryPlace, open_model
-from .core import MlrefError, format_time, parse_time, wall_clock
-from .terminal import CommandResult, align_columns, command, require_path
+from .core import MAX_AHEAD, MlrefError, format_time, parse_time, wall_clock
+from .terminal import CommandResult, align_columns, command, require_folder, require_path
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00007
 if TYPE_CHECKING:
@@ -50,12 +51,21 @@ class RolloutPlace:
     ] = ''
 
     def now(self) -> int:
-        "The minute that it is; raises `MlrefError` for a time that is none"
-        return parse_time(self.at) if self.at else wall_clock()
+        "The minute that it is; raises `MlrefError` for a time that is none, or has not come"
+        now = wall_clock()
+        asked = parse_time(self.at) if self.at else now
+        if asked > now + MAX_AHEAD:
+            raise MlrefError(
+                f'expected a time that has been, got --at {self.at}, now it is {format_time(now)};'
+                ' give the time of the replay'
+            )
+        return asked
 
     def server_folder(self, registry: 'Registry') -> Path:
-        "Folder of the server"
-        return registry.folder.parent / 'served' if self.served is None else self.served
+        "Folder of the server; raises `MlrefError` for one that was named and is not there"
+        if self.served is None:  # a rollout may begin before its first server
+            return registry.folder.parent / 'served'
+        return require_folder(self.served, 'the folder of a server')
 
     def lake_file(self, registry: 'Registry') -> Path:
         "The lake; raises `MlrefError` when there is none"
@@ -109,6 +119,12 @@ rollout_app = typer.Typer(
 )
 
 
+def _requests_for(share: float) -> int:
+    "Requests that a step waits for; raises `MlrefError` for what is no share"
+    check_number(share, 'the share of a step', 0, 1)
+    return min(200, round(400 * share) or 200)
+
+
 @dataclass(frozen=True)
 class Pace:
     "How fast a rollout goes, and what it accepts"
@@ -136,11 +152,9 @@ class Pace:
                 f"expected steps as shares such as '0,0.05,0.5', got {self.steps!r}; give numbers"
                 ' from 0 to 1 with commas between them'
             ) from None
+        check_number(self.hours, '--hours', 0, 87_600)
         minutes = round(60 * self.hours)
-        steps = tuple(
-            RolloutStep(share=share, requests=min(200, round(400 * share) or 200), minutes=minutes)
-            for share in shares
-        )
+        steps = tuple(RolloutStep(share, _requests_for(share), minutes) for share in shares)
         return RolloutPolicy(
             steps=steps, margin=self.margin, spread=self.spread, max_days=self.days
         )

@@ -22,7 +22,7 @@ import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
 from .addresses import local_file
-from .arguments import check_distinct
+from .arguments import check_distinct, check_number
 from .core import MlrefError
 from .edges import check_writable
 from .group_commit import Durability
@@ -96,8 +96,7 @@ class IngestSettings:
 
     def check(self) -> None:
         "Raises `MlrefError` when the log is not there or a number makes no sense"
-        if not self.every > 0:
-            raise MlrefError(f'expected --every above 0, got {self.every}; give seconds')
+        check_number(self.every, '--every', 0.001, 86_400)
         from mlref.consumer import read_share
 
         read_share(self.share)

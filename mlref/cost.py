@@ -31,8 +31,10 @@ def sustained_rate(
     "The highest measured rate that keeps a deadline without errors; raises `MlrefError` if none"
     check_number(deadline, 'deadline', low=0, high=_MOST)
     kept = [step.rate for step in steps if step.errors == 0 and step.p99 <= deadline]
+    if not steps:
+        raise MlrefError('expected measured steps of load, got none; measure some')
     if not kept:
-        best = min((step.p99 for step in steps), default=math.nan)
+        best = min(step.p99 for step in steps)
         raise MlrefError(
             f'expected a step of load whose p99 is at most {deadline:g} ms without errors, the best'
             f' of {len(steps)} had {best:g} ms; allow more time, or make the server faster'
@@ -88,7 +90,7 @@ class Prices:
 
     def __post_init__(self):
         for name in ('core_hour', 'disk', 'network'):
-            check_number(getattr(self, name), name, low=0)
+            check_number(getattr(self, name), name, low=0, high=_MOST)
 
 # %% ../nbs/20a_cost.ipynb #20ac0019
 @dataclass(frozen=True)
@@ -227,6 +229,8 @@ def plot_growth(found: Sequence[Growth]) -> 'Figure':
     "The price of a million answers, in all and item by item, against traffic"
     import matplotlib.pyplot as plt
 
+    if not found:
+        raise MlrefError('expected bills at growing traffic, got none; give `grow` some factors')
     figure, ax = plt.subplots(figsize=(7, 3), layout='constrained')
     times = [one.times for one in found]
     whole = [cost_per_million(one.bill, one.answers) for one in found]
@@ -255,6 +259,8 @@ def compare_levers(
         return total_cost(monthly_bill(right_size(used, types, most)[0], used, prices, answers))
 
     today = priced(workload, peak)
+    if not today:
+        raise MlrefError('expected a bill above 0, got one that costs nothing; put your prices in')
     less = 1 - better
     tried = {
         name: replace(workload, **{name: getattr(workload, name) * less})

@@ -22,6 +22,7 @@ from mlref.arguments import (
     check_probabilities,
     check_type,
 )
+from .core import DAY, LAST_MINUTE
 from .evaluate import check_scores
 from .schema import TableSchema, check_frame
 from .sketches import FrozenBins, Sketch, add_sketches, count_groups, freeze_bins
@@ -431,6 +432,8 @@ def metrics_table(
     "Every metric of every day; raises `MlrefError` for sketches of other bins"
     check_type(reference, Reference, 'reference')
     rows = []
+    for day in sketches:
+        check_number(day, 'a day since 1970-01-01', 0, LAST_MINUTE // DAY, whole=True)
     for day in sorted(sketches):
         if sketches[day].bins.digest != reference.bins.digest:
             raise MlrefError(

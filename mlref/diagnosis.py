@@ -27,7 +27,7 @@ class Shift:
     "What a feature did"
 
     feature: str
-    direction: str  # 'higher', 'lower', 'missing', or the value that gained or lost most
+    direction: str  # 'higher', 'lower', 'missing', 'no value', or the value that gained most
     amount: float  # Share of pairs in which it is so; or by how much a share changed
     distance: float  # Jensen-Shannon distance to the reference; NaN without a value
     excess: float  # The worse of distance and missing share, over its limit; above 1 is outside
@@ -36,11 +36,15 @@ class Shift:
 def _value_shift(before: np.ndarray, now: np.ndarray) -> tuple[str, float]:
     "Higher or lower; both with the rows below all bins first"
     higher = count_auc(now[:-1], before[:-1])
+    if np.isnan(higher):  # one of them has no value at all
+        return 'no value', 0.0
     return ('higher', higher) if higher >= 0.5 else ('lower', 1 - higher)
 
 
 def _category_shift(before: Mapping[str, int], now: Mapping[str, int]) -> tuple[str, float]:
     names = sorted(before.keys() | now.keys())
+    if not names:
+        return 'no value', 0.0
     rows = [sum(each.values()) or 1 for each in (before, now)]
     changes = [now.get(name, 0) / rows[1] - before.get(name, 0) / rows[0] for name in names]
     most = int(np.argmax(np.abs(changes)))

@@ -131,7 +131,7 @@ def check_threads(
     policy = f'OMP_WAIT_POLICY={wait}' if wait else 'OMP_WAIT_POLICY not set'
     threads = f'OMP_NUM_THREADS={asked}' if asked else 'OMP_NUM_THREADS not set'
     finding = f'{cores} cores, {threads}, {policy}'
-    if asked.isdigit() and int(asked) > cores:
+    if asked.isdecimal() and int(asked) > cores:
         return MachineCheck('threads', 'warn', finding, f'set OMP_NUM_THREADS to {cores} or less')
     if wait.lower() != 'passive':
         advice = 'on a machine that others use too: OMP_WAIT_POLICY=passive'

@@ -45,7 +45,15 @@ def _read_line(file: Path, name: str) -> str:
         raise MlrefError(
             f'expected settings in {file}, could not read them: {said}; mend the file, or remove it'
         ) from None
-    return parser['DEFAULT'].get(name, '').strip()
+    found = parser['DEFAULT'].get(name, '').strip()
+    for section in parser.sections():
+        said = parser[section].get(name, '')
+        if '://' in said and said.strip() != found:
+            raise MlrefError(
+                f'expected the line {name} of {file} under [DEFAULT], got it under [{section}],'
+                ' where nobody looks; move it'
+            )
+    return found
 
 # %% ../nbs/08e_engines.ipynb #b0970557
 def find_address(

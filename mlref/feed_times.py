@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+from .edges import explain_errors
+
 # %% ../nbs/08ba_feed_times.ipynb #0c8c0041
 FEEDS_KEY = b'!feeds'  # the note
 
@@ -33,8 +35,12 @@ class FeedTimes:
 def decode_feeds(
     note: bytes | None,  # Under `FEEDS_KEY`
 ) -> FeedTimes | None:  # None = the store was fed by an earlier release, or not at all
-    "What a store says of its feeds"
-    return None if note is None else FeedTimes(**json.loads(note))
+    "What a store says of its feeds; raises `MlrefError` for a note of another release"
+    if note is None:
+        return None
+    advice = 'use the release that feeds the store'
+    with explain_errors('how far each feed has come', advice, (ValueError, TypeError)):
+        return FeedTimes(**json.loads(note))
 
 
 def encode_feeds(feeds: FeedTimes) -> bytes:

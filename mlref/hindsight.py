@@ -93,6 +93,7 @@ def weekly_oracle(
 ) -> list[Deployment]:  # One a week
     "The best model of each week among those that had been trained when it began"
     check_array(cutoff, 'cutoff', len(y), 'iu')
+    check_number(len(y), 'rows to choose by', low=1)
     week = (cutoff - check_minute(begin, 'begin')) // WEEK
     losses = [np.bincount(week, _row_losses(y, scores[each.version])) for each in trained]
     chosen = []

@@ -27,7 +27,7 @@ def _digest(data: bytes) -> str:
 def _parse_line(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not line.endswith(b'\n'):
         raise MlrefError(

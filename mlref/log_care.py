@@ -15,6 +15,7 @@ from typing import Any
 
 import lmdb
 
+from .arguments import check_number
 from .blocks import pack_offset, read_head, unpack_offset
 from .consumer import list_partitions
 from .core import MlrefError
@@ -30,9 +31,10 @@ class Retention:
     size: int | None = None  # Bytes of the newest blocks
 
     def __post_init__(self):
-        for name, limit in (('seconds', self.seconds), ('size', self.size)):
-            if limit is not None and not limit > 0:
-                raise MlrefError(f'expected {name} above 0 or None, got {limit!r}')
+        if self.seconds is not None:
+            check_number(self.seconds, 'seconds that are kept', 1e-3, 1e15)
+        if self.size is not None:
+            check_number(self.size, 'bytes that are kept', 1, 2**63 - 1, whole=True)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 # %% ../nbs/16g_model_server.ipynb #e14bbacf
 from .access import RateLimiter
 from .admission import Admission
+from .arguments import check_fields, check_number
 from .batching import Batcher, Told
 from .blocks import BLOCK_BYTES
 from .bundle import ServingBundle
@@ -60,6 +61,16 @@ class ServerSettings:
     max_age: int | None = None  # Minutes that the store may be behind the wall clock; None = any
     max_ahead: int = 366 * 1440  # Minutes that may be asked about beyond the store's clock
     min_room: int = 64 * 2**20  # Bytes that must be free on the disk of the log
+
+    def __post_init__(self):
+        check_fields(self)
+        check_number(self.deadline, 'deadline of a server', 0.001, 86_400)
+        for name in ('max_batch', 'max_queue', 'max_ahead'):
+            check_number(getattr(self, name), f'{name} of a server', 1, 2**31 - 1)
+        if self.max_age is not None:
+            check_number(self.max_age, 'max_age of a server', 1, 2**31 - 1)
+        for name in ('cache_bytes', 'min_room'):
+            check_number(getattr(self, name), f'{name} of a server', 0, 2**63 - 1)
 
 
 def read_deadline(
@@ -482,7 +493,10 @@ def measure_feeds(
 ) -> dict[str, float]:  # Sample -> its value; none where the store does not tell kinds apart yet
     "How far each kind of event is behind the newest of all, and how far it may be, for a scraper"
     task = server.task
-    feeds = decode_feeds(server.watch.fed)
+    try:
+        feeds = decode_feeds(server.watch.fed)
+    except MlrefError:  # a later release feeds the store: not known here, and no fault of a scrape
+        feeds = None
     if feeds is None:
         return {}
     lags = feeds.lags(task.kinds or feeds.newest, server.watch.clock)  # a bundle may be older

@@ -8,6 +8,7 @@ __all__ = ['LOADER_MODULES', 'ModelVersion', 'list_versions', 'get_version', 'fe
 
 # %% ../nbs/14a_model_versions.ipynb #15f00005
 import json
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -62,7 +63,7 @@ def get_version(
 ) -> ModelVersion:
     "A version by its number; raises `MlrefError` naming those there are"
     found = None
-    if str(version).isdigit():
+    if re.fullmatch('[1-9][0-9]{0,9}', str(version)):  # '01' would be another name of 1
         found = registry.call('get_model_version', registry.name, version)
     if not found:
         known = ', '.join(list_versions(registry)) or 'none'

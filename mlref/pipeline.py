@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 # %% ../nbs/24_pipeline.ipynb #54553649
+from .arguments import check_fields, check_number, describe_value
 from .core import MlrefError, digest, git_commit, write_bytes, write_json
 from .edges import check_writable, describe_error, explain_errors, read_json_object
 from .environment import lock_hash
@@ -69,6 +70,14 @@ def read_parameters(
     return found
 
 # %% ../nbs/24_pipeline.ipynb #a5acda6f
+def _is_kind(value: object, kind: str) -> bool:
+    "Whether a value is of a kind, finite, and no more than 63 bits"
+    if isinstance(value, (int, float)) and not abs(value) < 2**63:
+        return False
+    flag = isinstance(value, bool) and kind != 'bool'
+    return isinstance(value, _KINDS[kind]) and not flag
+
+
 def check_parameters(
     notebook: Path,  # A step
     given: Mapping[str, object],  # Parameter -> value
@@ -89,9 +98,9 @@ def check_parameters(
                 f'expected {step}.{name} to be declared as one of {", ".join(_KINDS)}, got {kind};'
                 f' see nbs/steps/{step}.ipynb'
             )
-        flag = isinstance(value, bool) and kind != 'bool'
-        if flag or not isinstance(value, _KINDS[kind]):
-            raise MlrefError(f'expected {step}.{name} as {kind}, got {value!r}')
+        if not _is_kind(value, kind):
+            got = describe_value(value)
+            raise MlrefError(f'expected {step}.{name} as {kind}, got {got}; --set another')
 
 # %% ../nbs/24_pipeline.ipynb #79d0fbd1
 class StepFailed(MlrefError):
@@ -104,6 +113,9 @@ class StepCost:
 
     seconds: float  # Of the wall
     cpu_seconds: float  # Of its process and all that it started
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def _cpu_of_children() -> float:
@@ -182,11 +194,14 @@ def read_profile(
     file = steps / 'profiles.json'
     profiles = read_json_object(file, 'the profiles of the steps', 'mend or check out the file')
     if name not in profiles:
-        raise MlrefError(f'expected a profile among {", ".join(profiles)}, got {name!r}')
+        known = ', '.join(profiles)
+        raise MlrefError(f'expected a profile among {known} in {file}, got {name!r}; choose one')
     given = {}
-    for step, own in profiles[name]['steps'].items():
-        known = read_parameters(steps / f'{step}.ipynb')
-        given[step] = {key: value for key, value in common.items() if key in known} | own
+    wanted = f'steps and what they are given in the profile {name} of {file}'
+    with explain_errors(wanted, 'mend it', (KeyError, TypeError, AttributeError)):
+        for step, own in profiles[name]['steps'].items():
+            known = read_parameters(steps / f'{step}.ipynb')
+            given[step] = {key: value for key, value in common.items() if key in known} | own
     return given
 
 # %% ../nbs/24_pipeline.ipynb #0a637e9c
@@ -205,7 +220,8 @@ def set_parameters(
             raise MlrefError(f'expected a step among {", ".join(changed)}, got {step!r}')
         try:
             changed[step][name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a word without quotes is meant as it stands
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            # a word without quotes is meant as it stands
             changed[step][name] = value
     return changed
 
@@ -394,7 +410,7 @@ def _read_record(
         )
     return record
 
-
+# %% ../nbs/24_pipeline.ipynb #5df0d451
 def _restore_run(
     run: PipelineRun,  # As empty as it began
     record: Mapping[str, Any],
@@ -405,6 +421,7 @@ def _restore_run(
     run.done = {step: StepCost(**cost) for step, cost in record['done'].items()}
     run.code = [CodeState(**code) for code in record.get('code', ())]
     run.threads = record.get('threads', THREADS)
+    check_number(run.threads, f'threads in the record of run {run.id}', 1, 1024, whole=True)
 
 # %% ../nbs/24_pipeline.ipynb #5df0d474
 def _check_code(run: PipelineRun, anyway: bool) -> None:

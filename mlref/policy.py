@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 import polars as pl
 
 from .alarms import AlarmRule
+from .approval import MOST_DAYS
 from .arguments import check_choice, check_fields, check_number
 from .checks import CheckResult
 from .compress import ENGINES
@@ -102,11 +103,11 @@ class RetrainPolicy:
         check_choice(self.kind, RECIPES, 'kind of a retraining policy')
         check_choice(self.engine, ENGINES, 'engine of a retraining policy')
         check_choice(self.silence, SILENCES, 'silence of a retraining policy')
-        check_number(self.seed, 'seed', low=0)
-        for name in ('stop', 'block', 'approval_days'):
-            check_number(getattr(self, name), f'{name} of a retraining policy', low=1)
-        for name in ('cooldown', 'refresh'):
-            check_number(getattr(self, name), f'{name} of a retraining policy', low=0)
+        check_number(self.seed, 'seed', 0, 2**31 - 1)  # as LightGBM has it
+        lowest = {'stop': 1, 'block': 1, 'approval_days': 1, 'cooldown': 0, 'refresh': 0}
+        for name, low in lowest.items():
+            high = MOST_DAYS if name == 'approval_days' else 10**6
+            check_number(getattr(self, name), f'{name} of a retraining policy', low, high)
         check_number(self.level, 'level of a retraining policy', 0, 1)
         check_number(self.margin, 'margin of a retraining policy', 1e-12)
         check_confidence(self.confidence, 'confidence of a retraining policy')

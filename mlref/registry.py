@@ -10,6 +10,7 @@ __all__ = ['MLFLOW_DEFAULTS', 'KEPT_ROWS', 'NAME_LENGTH', 'PARAM_LENGTH', 'RUN_T
 # %% ../nbs/14_registry.ipynb #e3f7d387
 import json
 import logging
+import math
 import os
 import posixpath
 import re
@@ -310,7 +311,11 @@ class TrainingRun:
         for name, value in self.metrics.items():
             wanted = f'the metric {name} as a number'
             with explain_errors(wanted, 'give one', (TypeError, ValueError, OverflowError)):
-                float(value)
+                known = math.isfinite(float(value)) or math.isnan(value)
+            if not known:  # MLflow would note the largest number of all instead
+                raise MlrefError(
+                    f'expected {wanted}, got {value}; leave it out where there is none'
+                )
         for name, noted in self.params.items():
             if len(str(noted)) > PARAM_LENGTH:
                 raise MlrefError(

@@ -14,11 +14,15 @@ from math import inf, nan
 from typing import Literal
 
 from .arguments import MlrefError, check_choice, check_fields, check_number, check_type
-from .core import DAY, format_time
+from .core import DAY, check_minute, format_time
+from .edges import parse_json
 from .evaluate import Estimate
 from .route import RoutingPlan, Split
 
 # %% ../nbs/17a_rollout.ipynb #17a0000a
+_LONGEST = 3650 * DAY  # ten years: what is beyond is a slip, and never infinite
+
+
 @dataclass(frozen=True)
 class RolloutStep:
     "A stage of a rollout"
@@ -30,8 +34,8 @@ class RolloutStep:
     def __post_init__(self):
         check_fields(self)
         check_number(self.share, 'the share of a step', 0, 1)
-        check_number(self.requests, 'the requests of a step', 0)
-        check_number(self.minutes, 'the minutes of a step', 0)
+        check_number(self.requests, 'the requests of a step', 0, 1e9)
+        check_number(self.minutes, 'the minutes of a step', 0, _LONGEST)
 
 
 STEPS = (
@@ -55,10 +59,10 @@ class RolloutPolicy:
 
     def __post_init__(self):
         check_fields(self)
-        check_number(self.margin, 'the margin of a rollout', 0)
-        check_number(self.spread, 'the spread of a rollout', 1e-12)
+        check_number(self.margin, 'the margin of a rollout', 0, 1)
+        check_number(self.spread, 'the spread of a rollout', 1e-12, 1)
         check_number(self.alpha, 'alpha of a rollout', 1e-9, 0.5)
-        check_number(self.max_days, 'max_days of a rollout', 1)
+        check_number(self.max_days, 'max_days of a rollout', 1, _LONGEST // DAY)
         shares = [step.share for step in self.steps]
         if not shares or shares != sorted(shares):
             raise MlrefError(
@@ -84,6 +88,8 @@ class Rollout:
 
     def __post_init__(self):
         check_fields(self)
+        check_minute(self.started, 'started of a rollout')
+        check_minute(self.since, 'since of a rollout')
         check_number(self.step, 'the step of a rollout', 0, len(self.policy.steps) - 1, whole=True)
         if self.candidate == self.champion:
             raise MlrefError(
@@ -119,7 +125,7 @@ def decode_rollout(
     "A rollout from its text; raises `MlrefError` when it is none"
     check_type(text, str, 'the state of a rollout')
     try:
-        found = json.loads(text)
+        found = parse_json(text, 'a rollout', 'see the log')
         told = dict(found.pop('policy'))
         steps = tuple(RolloutStep(**step) for step in told.pop('steps'))
         return Rollout(**found, policy=RolloutPolicy(steps=steps, **told))
@@ -204,7 +210,12 @@ def apply_decision(
     decision: RolloutDecision,
     now: int,  # Minute UTC
 ) -> Rollout:
-    "Where a rollout stands after a decision"
+    "Where a rollout stands after a decision; raises `MlrefError` for one before its step began"
+    if check_minute(now, 'now') < rollout.since:
+        raise MlrefError(
+            f'expected a time after {format_time(rollout.since)}, when this step began, got'
+            f' {format_time(now)}; see which clock is right'
+        )
     if decision.action == 'advance':
         return replace(rollout, step=rollout.step + 1, since=now)
     if decision.action == 'promote':

@@ -155,6 +155,7 @@ def pair_scores(
 ) -> PairedScores:  # In order of the cut-off
     "The scores of both models for each unit, and its label where it is known"
     check_frame(rows, {**ROW_TYPES, 'shadow': pl.Boolean}, 'rows of predictions')
+    check_frame(labels, {'entity_id': pl.String, 'y': None, 'label_time': None}, 'labels')
     keys = ['request_id', 'entity_id', 'cutoff']
     counted = rows.filter('counted')
     sides = [
@@ -163,7 +164,8 @@ def pair_scores(
     ]
     pairs = sides[0].join(sides[1], on=keys).sort('cutoff', 'request_id')
     pairs = pairs.unique('entity_id', keep='first', maintain_order=True)
-    pairs = pairs.join(labels, on='entity_id', how='left', maintain_order='left')
+    known = labels.cast({'entity_id': pl.String})  # none may be of any type
+    pairs = pairs.join(known, on='entity_id', how='left', maintain_order='left')
     pairs = pairs.with_columns(
         pl.col('y').cast(pl.Float64).fill_null(np.nan),
         pl.col('label_time').cast(pl.Int64).fill_null(-1),

@@ -10,6 +10,7 @@ __all__ = ['KEPT_COUNTS', 'ServingState', 'state_file', 'read_state', 'WorkerNot
 # %% ../nbs/16h_serving_state.ipynb #1843e703
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/16h_serving_state.ipynb #43f33327
+from .arguments import check_fields
 from .core import MlrefError, write_json
-from .edges import hold_file_lock
+from .edges import hold_file_lock, parse_json
 from .log import LocalLog
 
 # %% ../nbs/16h_serving_state.ipynb #c2922efc
@@ -34,6 +36,9 @@ class ServingState:
     plan: Mapping[str, Any] = field(default_factory=dict)  # Who gets which, as the router reads it
     registry: str = ''  # Mark of the registry's files when it was asked; '' = not known
     published_at: float = 0.0  # Seconds since 1970-01-01 UTC
+
+    def __post_init__(self):
+        check_fields(self)
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -53,10 +58,8 @@ def read_state(
 ) -> ServingState:
     "What shall be served now; raises `MlrefError` for a file that does not say it"
     try:
-        found = json.loads(state_file(folder).read_bytes())
-        state = ServingState(**found)
-        if type(state.epoch) is not int or not isinstance(state.plan, dict):
-            raise TypeError
+        data = state_file(folder).read_bytes()
+        state = ServingState(**parse_json(data, 'the state of a server', 'remove it'))
     except FileNotFoundError:
         return ServingState()
     except OSError as error:
@@ -189,9 +192,15 @@ def event_log(
 def prediction_logs(
     folder: Path,  # Of a server
 ) -> dict[int, Path]:  # Worker -> its log, those there are
-    "Every log that holds what was answered"
-    found = (folder / 'logs').glob('*/data.mdb')
-    return {int(file.parent.name): file.parent for file in sorted(found)}
+    "Every log that holds what was answered; raises `MlrefError` for a folder that is no worker's"
+    places = [file.parent for file in sorted((folder / 'logs').glob('*/data.mdb'))]
+    for place in places:
+        if re.fullmatch('[0-9]{1,9}', place.name) is None:
+            raise MlrefError(
+                f'expected the logs of workers in {folder / "logs"}, found {place.name!r:.60}; move'
+                ' it elsewhere'
+            )
+    return {int(place.name): place for place in places}
 
 # %% ../nbs/16h_serving_state.ipynb #d497303a
 def read_messages(

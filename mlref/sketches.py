@@ -54,7 +54,7 @@ class FrozenBins:
         cut = {name: edges.tolist() for name, edges in self.cut.items()}
         return {name: cut.get(name) for name in self.edges}
 
-
+# %% ../nbs/18a_sketches.ipynb #18a50052
 def _refuse_infinite(column: pl.Series) -> None:
     if column.is_infinite().any():
         raise MlrefError(
@@ -68,6 +68,14 @@ def _finite_values(column: pl.Series) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
+def _cut_values(values: np.ndarray) -> np.ndarray:
+    "The edges by Doane's rule; of values that lie closer than floats can be cut, one bin"
+    try:
+        return np.histogram_bin_edges(values, 'doane')
+    except ValueError:
+        return np.array([values.min(), np.nextafter(values.max(), np.inf)])
+
+# %% ../nbs/18a_sketches.ipynb #18a50055
 def freeze_bins(
     reference: pl.DataFrame,  # With a column for each feature; floats are cut, others counted
     features: tuple[str, ...],
@@ -82,7 +90,7 @@ def freeze_bins(
         if column.dtype.is_float():
             _refuse_infinite(column)
             values = _finite_values(column)
-            edges[name] = np.histogram_bin_edges(values, 'doane') if len(values) else values
+            edges[name] = _cut_values(values) if len(values) else values
     return FrozenBins(edges)
 
 # %% ../nbs/18a_sketches.ipynb #18a50010
@@ -209,11 +217,20 @@ def _on_grid_if_many(counts: ScoreCounts) -> ScoreCounts:
     return counts.at(score, place, on_grid=True)
 
 # %% ../nbs/18a_sketches.ipynb #18a50018
+def _check_outcomes(labels: pl.Series) -> None:
+    "Raise `MlrefError` for labels that are neither numbers nor true and false"
+    if not labels.dtype.is_numeric() and labels.dtype not in (pl.Boolean, pl.Null):
+        raise MlrefError(
+            f'expected labels 0, 1 or missing, got {labels.dtype}; map the outcome to 0 and 1'
+        )
+
+
 def _count_scores(rows: pl.DataFrame) -> ScoreCounts:
     "Each score with its predictions, labels and positive labels"
     p = rows['p'].to_numpy()
     check_probabilities(p, 'p')
     labels = rows['y'] if 'y' in rows.columns else pl.repeat(None, len(p), eager=True)
+    _check_outcomes(labels)
     y = labels.cast(pl.Float64).to_numpy()
     known = ~np.isnan(y)
     if ((y[known] != 0) & (y[known] != 1)).any():
@@ -223,6 +240,10 @@ def _count_scores(rows: pl.DataFrame) -> ScoreCounts:
 
 # %% ../nbs/18a_sketches.ipynb #18a5001a
 def _check_kind(column: pl.Series, edges: np.ndarray | None) -> None:
+    if column.dtype.is_nested():
+        raise MlrefError(
+            f'expected one value in each row of {column.name}, got {column.dtype}; take its parts'
+        )
     known = column.null_count() < len(column)
     if known and column.dtype.is_float() != (edges is not None):
         kind = 'other than floats' if edges is None else 'of floats'
@@ -332,9 +353,25 @@ class LabelJoin:
     contradictory: int  # Predictions with labels of both outcomes, which have none now
     unknown: int  # Ids with a label that were never predicted
 
+# %% ../nbs/18a_sketches.ipynb #18a50053
+def _match_keys(predictions: pl.DataFrame, labels: pl.DataFrame, key: str) -> pl.DataFrame:
+    "The labels, whose ids can meet those of predictions; raises `MlrefError` when they cannot"
+    ours = predictions[key].dtype
+    theirs = labels[key].dtype
+    whole = ours.is_integer() and theirs.is_integer()
+    if not labels.height:
+        return labels.cast({key: ours})
+    if ours != theirs and not whole:
+        raise MlrefError(
+            f'expected {key} of one type, got {ours} in the predictions and {theirs} in the labels;'
+            ' cast one of them'
+        )
+    return labels
+
 
 def _check_labels(labels: pl.DataFrame, key: str) -> None:
     check_frame(labels, {key: None, 'y': None}, 'the labels')
+    _check_outcomes(labels['y'])
     odd = labels.filter(~pl.col('y').cast(pl.Float64).is_in([0.0, 1.0]).fill_null(False))
     if odd.height:
         raise MlrefError(
@@ -342,7 +379,7 @@ def _check_labels(labels: pl.DataFrame, key: str) -> None:
             ' out what is not known'
         )
 
-
+# %% ../nbs/18a_sketches.ipynb #18a50056
 def label_predictions(
     predictions: pl.DataFrame,  # One row a prediction, with the key
     labels: pl.DataFrame,  # The key and y, in any order and number
@@ -351,6 +388,7 @@ def label_predictions(
     "Each prediction with its label; raises `MlrefError` when an id was predicted twice"
     check_frame(predictions, {key: None}, 'the predictions')
     _check_labels(labels, key)
+    labels = _match_keys(predictions, labels, key)
     if predictions[key].n_unique() != predictions.height:
         raise MlrefError(f'expected one prediction for each {key}, got some twice; keep one')
     outcomes = (
@@ -377,6 +415,7 @@ def count_labels(
 ) -> Sketch:  # Without predictions and features
     "The labels that came for predictions which were counted before"
     check_frame(rows, {'p': None, 'y': None}, 'the labelled rows')
+    _check_outcomes(rows['y'])
     known = rows.select('p', pl.col('y').cast(pl.Float64).fill_nan(None)).drop_nulls('y')
     scores = _count_scores(known)
     return replace(empty_sketch(bins), scores=replace(scores, n=np.zeros_like(scores.n)))
@@ -425,6 +464,11 @@ def _are_counts(counts: np.ndarray, size: int) -> bool:
     return counts.shape == (size,) and counts.dtype == np.int64 and bool((counts >= 0).all())
 
 
+def _are_scores(score: np.ndarray) -> bool:
+    rising = score.dtype == np.float64 and score.ndim == 1 and bool((np.diff(score) > 0).all())
+    return rising and bool(((score >= 0) & (score <= 1)).all())
+
+
 def _have_same_names(sketch: Sketch) -> bool:
     "Whether it counts the features of its bins, each in its way"
     bins = sketch.bins
@@ -432,18 +476,20 @@ def _have_same_names(sketch: Sketch) -> bool:
     ways = sketch.values.keys() == bins.cut.keys() and sketch.categories.keys() == counted
     return ways and sketch.missing.keys() == bins.edges.keys()
 
-
+# %% ../nbs/18a_sketches.ipynb #18a50051
 def _can_be(sketch: Sketch) -> bool:
     "Whether it could have been counted"
     scores = sketch.scores
     size = len(scores.score)
-    if not _have_same_names(sketch) or (np.diff(scores.score) <= 0).any():
+    if not _have_same_names(sketch) or not _are_scores(scores.score):
         return False
     fits = [_are_counts(each, size) for each in (scores.n, scores.labelled, scores.positive)]
     for name, edges in sketch.bins.cut.items():
         fits.append(_are_counts(sketch.values[name], _places(edges)))
+        fits.append(bool(np.isfinite(edges).all() and (np.diff(edges) >= 0).all()))
     tables = (sketch.missing, *sketch.categories.values())
-    return all(fits) and all(min(rows.values(), default=0) >= 0 for rows in tables)
+    whole = [type(n) is int and n >= 0 for rows in tables for n in rows.values()]
+    return all(fits) and all(whole) and bool((scores.positive <= scores.labelled).all())
 
 # %% ../nbs/18a_sketches.ipynb #18a5002c
 _DAMAGE = (

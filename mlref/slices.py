@@ -136,7 +136,9 @@ def plot_slices(
     names = [by if by == name else f'{by} {name}' for by, name in found['by', 'slice'].iter_rows()]
     ax.hlines(place, found['low'], found['high'], color=colour, lw=1)
     ax.scatter(value, place, s=10, color=colour)
-    ax.axvline(value[0] if what == 'auc' else 0.0, color='k', lw=0.6, ls=':')
+    middle = value[:1] if what == 'auc' else [0.0]  # none where there is no slice at all
+    for at in middle:
+        ax.axvline(at, color='k', lw=0.6, ls=':')
     ax.set_yticks(place, names, fontsize=6, parse_math=False)
     ax.invert_yaxis()
     ax.set_xlabel(what)

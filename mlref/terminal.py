@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STATUS_HELP', 'DEFAULT_TASK', 'DataFolder', 'RunFolder', 'TaskAddress', 'AsJson', 'Status', 'CommandResult',
            'print_answer', 'print_progress', 'align_columns', 'find_extra', 'explain_missing', 'command_parameters',
-           'command', 'require_path', 'require_folder', 'data_folder', 'run_folder', 'run_cli']
+           'check_option', 'command', 'require_path', 'require_folder', 'data_folder', 'run_folder', 'run_cli']
 
 # %% ../nbs/45_terminal.ipynb #e4500005
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 # %% ../nbs/45_terminal.ipynb #e4500006
-from .core import MlrefError
+from .core import MlrefError, text_fault
 from .edges import blame_library, describe_error
 from .environment import normalize_package
 from .pipeline import current_run, find_folders
@@ -59,8 +60,10 @@ class CommandResult:
 
 def print_answer(answer: CommandResult, as_json: bool) -> None:
     "Print an answer on standard output: its text, or its data as one JSON value"
+    text = json.dumps(answer.data, default=str) if as_json else answer.text
+    encoding = sys.stdout.encoding or 'utf-8'  # of a terminal it may be one without umlauts
     try:
-        print(json.dumps(answer.data, default=str) if as_json else answer.text, flush=True)
+        print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
     except BrokenPipeError:
         # the reader went away, as in: mlref features list | head; also Python's last flush is quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -166,6 +169,31 @@ def command_parameters(
             parameters.append(_parameter(name, kinds[name], own.default))
     return [*parameters, _parameter('as_json', AsJson, False)]
 
+# %% ../nbs/45_terminal.ipynb #e4500052
+_LARGEST = 2**63 - 1  # that a column, a file size and a clock can hold
+
+
+def _number_fault(value: float) -> str:
+    if isinstance(value, int):
+        return 'a number of more than 63 bits' if abs(value) > _LARGEST else ''
+    return '' if math.isfinite(value) else f'{value}'
+
+
+def check_option(
+    name: str,  # Of a parameter of a command
+    value: object,  # As the parser read it
+) -> None:
+    "Raise `MlrefError` for numbers and texts that nothing behind the command line can keep"
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        fault = ''
+        if isinstance(each, (int, float)):
+            fault = _number_fault(each)
+        elif isinstance(each, str) and text_fault(each):
+            fault = f'{ascii(each)[:60]} with a byte that is no text'
+        if fault:
+            kind = 'a text' if isinstance(each, str) else 'a number'
+            raise MlrefError(f'expected {name} as {kind}, got {fault}; give another')
+
 # %% ../nbs/45_terminal.ipynb #e4500035
 def _arguments(
     function: Callable[..., CommandResult], values: dict[str, object]
@@ -179,11 +207,13 @@ def _arguments(
         arguments[name] = kind(**{each: values[each] for each in names}) if names else values[name]
     return arguments
 
-
+# %% ../nbs/45_terminal.ipynb #e4500055
 def _wrap(function: Callable[..., CommandResult]) -> Callable[..., int]:
     "The function as typer sees it: options for parameters, and a status for an answer"
 
     def run(**values: object) -> int:
+        for name, value in values.items():
+            check_option(name, value)
         answer = function(**_arguments(function, values))
         print_answer(answer, bool(values['as_json']))
         return answer.status
@@ -252,7 +282,9 @@ def run_folder(
 
 # %% ../nbs/45_terminal.ipynb #e4500026
 def _say(sentence: str) -> None:
-    print_progress(f'mlref: {sentence}')
+    # what was typed is shown, but not pages of it
+    shown = re.sub(r'\S{300,}', lambda found: f'{found[0][:100]}…', sentence)
+    print_progress(f'mlref: {shown}')
 
 
 def _explain_usage(error: typer.TyperException) -> str:
@@ -272,12 +304,20 @@ def _explain_foreign(error: Exception) -> str:
     )
 
 # %% ../nbs/45_terminal.ipynb #e4500041
+def _check_words(words: Sequence[str]) -> None:
+    "Refuse an empty word, as of a variable that is not set: the folder '' would be the current one"
+    for before, word in zip(('mlref', *words), words, strict=False):
+        if not word or re.fullmatch('--[a-z-]+=', word):
+            raise typer.BadParameter(f'expected a word behind {word or before}, got an empty one')
+
+# %% ../nbs/45_terminal.ipynb #e4500056
 def run_cli(
     app: Callable[..., object],  # A typer app
     arguments: Sequence[str] | None = None,  # None = those of this process
 ) -> int:  # Exit status
     "Run a command; an error becomes one sentence on stderr"
     try:
+        _check_words(sys.argv[1:] if arguments is None else arguments)
         status = app(args=arguments, prog_name='mlref', standalone_mode=False)
     except typer.TyperException as error:
         _say(_explain_usage(error))

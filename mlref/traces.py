@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 # %% ../nbs/15p_traces.ipynb #15f90005
 from . import __version__
@@ -171,6 +172,17 @@ def trace_group(
 _ENDPOINTS = ('OTEL_EXPORTER_OTLP_TRACES_ENDPOINT', 'OTEL_EXPORTER_OTLP_ENDPOINT')
 
 
+def _is_collector(text: str) -> bool:
+    "Whether it is an address that a request can be sent to"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # half a pair of brackets, or a port that is no number
+        return False
+    plain = text.startswith(('http://', 'https://')) and text.split() == [text]
+    return plain and bool(parts.hostname) and port != 0
+
+# %% ../nbs/15p_traces.ipynb #15f90051
 def find_collector(
     environ: Mapping[str, str],  # Of the process
 ) -> str:  # '' = nobody wants traces
@@ -178,7 +190,7 @@ def find_collector(
     endpoint = next(filter(None, [environ.get(name, '') for name in _ENDPOINTS]), '')
     if not endpoint or environ.get('OTEL_SDK_DISABLED', '').lower() == 'true':
         return ''
-    if not endpoint.startswith(('http://', 'https://')):
+    if not _is_collector(endpoint):
         raise MlrefError(
             f'expected http://HOST:PORT of a collector in OTEL_EXPORTER_OTLP_ENDPOINT, got'
             f' {endpoint!r:.80}; give the address with its protocol'

@@ -7,7 +7,6 @@ __all__ = ['FEWEST_LABELS', 'WATCHED', 'MOST_SHIFTS', 'expected_auc', 'expected_
            'rules_digest', 'rung_alarms', 'read_rules', 'name_measures', 'diagnose_evening']
 
 # %% ../nbs/19c_watch.ipynb #19c70004
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from .arguments import MlrefError, check_number, check_probabilities
 from .core import digest
 from .count_metrics import fit_reference
 from .diagnosis import Shift, diagnose
-from .edges import explain_errors
+from .edges import explain_errors, read_json_object
 from .evaluate import auc, check_scores, log_loss
 from .monitor import KEYS, METRICS, Measurement, metric_rows
 from .schema import check_frame
@@ -116,6 +115,28 @@ def rung_alarms(
             found[row['rule']] = evidence
     return found
 
+# %% ../nbs/19c_watch.ipynb #19c70061
+_MENDED = 'mend it, name another file, or live without: --set live.alarms='
+
+
+def _check_measured(
+    rule: AlarmRule,
+    monitored: Sequence[str],  # Features of the task
+) -> None:
+    "Raise `MlrefError` for a rule that nothing could ever ring"
+    about = rule.metric == 'missing_share'
+    if rule.metric not in (*WATCHED.values(), 'missing_share') or about != bool(rule.feature):
+        known = ', '.join(WATCHED.values())
+        raise MlrefError(
+            f'expected a measure among {known}, or missing_share of a feature, in the rule'
+            f' {rule.name}, got {rule.metric} of {rule.feature or "no feature"}; {_MENDED}'
+        )
+    if rule.feature and rule.feature not in monitored:
+        raise MlrefError(
+            f'expected rules about monitored features, got {rule.feature} in the rule {rule.name};'
+            ' fix rules on this task, or live without: --set live.alarms='
+        )
+
 # %% ../nbs/19c_watch.ipynb #19c70017
 def read_rules(
     file: Path,  # With the policies that were fixed, by name
@@ -123,19 +144,17 @@ def read_rules(
     monitored: Sequence[str],  # Features of the task
 ) -> tuple[AlarmRule, ...]:
     "The rules of a policy; raises `MlrefError` when they are not there, or for another task"
-    with explain_errors(f'the alarm rules {file}', 'name another file, or none'):
-        policies = json.loads(Path(file).read_text())['policies']
+    policies = read_json_object(Path(file), 'alarm rules', _MENDED).get('policies')
+    if not isinstance(policies, dict):
+        raise MlrefError(f'expected policies in the alarm rules {file}, got none; {_MENDED}')
     if name not in policies:
         raise MlrefError(
             f'expected a policy among {", ".join(policies)} in {file}, got {name}; choose one'
         )
-    rules = decode_rules(policies[name])
-    foreign = [rule.feature for rule in rules if rule.feature and rule.feature not in monitored]
-    if foreign:
-        raise MlrefError(
-            f'expected rules about monitored features in {file}, got {", ".join(foreign)};'
-            ' fix rules on this task, or live without: --set live.alarms='
-        )
+    with explain_errors(f'the policy {name} of {file}', _MENDED, TypeError):
+        rules = decode_rules(policies[name])
+    for rule in rules:
+        _check_measured(rule, monitored)
     return rules
 
 # %% ../nbs/19c_watch.ipynb #19c7a002

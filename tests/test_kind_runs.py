@@ -112,7 +112,7 @@ def test_a_path_is_no_id_and_what_lies_there_is_not_executed(layout, tmp_path):
     for name in ('../../evil', str(evil), '..', '.', '', 'a/../../../evil'):
         with pytest.raises(MlrefError, match='without its path'):
             load(layout, name)
-        assert cli.main([*words, name]) == 1
+        assert cli.main([*words, name]) == (1 if name else 2)  # an empty word is a wrong line
     write_json(layout.data / 'runs' / 'one' / 'run.json', outside | {'id': 'one'})
     with pytest.raises(MlrefError, match='the steps of mlref'):
         load(layout, 'one')

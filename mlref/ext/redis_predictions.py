@@ -77,7 +77,7 @@ class RedisScores:
         ttl: float = TTL,  # Seconds
         settings: RedisSettings = CACHE_SETTINGS,
     ):
-        check_number(ttl, 'ttl', 0.001)
+        check_number(ttl, 'ttl', 0.001, 1e9)
         self.where = hide_password(url)
         self.url = url
         self.life = round(1000 * ttl)  # Milliseconds

@@ -8,6 +8,7 @@ __all__ = ['KEEP', 'APPLY_SLOT', 'BEGIN', 'PUBLISH', 'CLAIM', 'RELEASE', 'REVERT
 
 # %% ../../nbs/31b_redis_records.ipynb #96191bf1
 import os
+import re
 import secrets
 import socket
 import struct
@@ -186,14 +187,14 @@ def is_dead(
     writer: bytes,  # Of `name_writer`
 ) -> bool:
     "Whether it is known that this writer no longer lives"
-    host, number, _ = writer.decode(errors='replace').rsplit(':', 2)
-    if host != socket.gethostname():
-        return False
+    host, _, rest = writer.decode(errors='replace').rpartition(':')[0].rpartition(':')
+    if host != socket.gethostname() or re.fullmatch('[0-9]{1,9}', rest) is None:
+        return False  # of another machine, or not of ours at all
     try:
-        os.kill(int(number), 0)
+        os.kill(int(rest), 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, ValueError):
+    except PermissionError:
         return False
     return False
 

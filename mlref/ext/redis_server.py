@@ -8,13 +8,14 @@ __all__ = ['SCHEMES', 'PASSING', 'VERSION', 'DEFAULT_SETTINGS', 'RedisClient', '
            'send_commands', 'read_slots']
 
 # %% ../../nbs/31_redis.ipynb #aef01312
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 import redis
 import redis.exceptions as errors
@@ -24,31 +25,53 @@ from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
+from ..arguments import check_fields, check_number
 from ..core import MlrefError
 from ..dead_letters import Outage
+from ..edges import explain_errors
 
 # %% ../../nbs/31_redis.ipynb #5cf33ee0
 SCHEMES = ('redis', 'rediss')  # the second is encrypted
 
 
+def _is_address(parts: SplitResult) -> bool:
+    "Whether an address has a scheme of Redis, a host, and behind it at most a port and a number"
+    try:
+        plain = parts.hostname and parts.port != 0 and not parts.fragment
+    except ValueError:  # a port that is no number
+        return False
+    known = parts.scheme in SCHEMES and bool(plain)
+    return known and re.fullmatch('(/[0-9]{0,5})?', parts.path) is not None
+
+
+def _check_options(parts: SplitResult) -> None:
+    "Raise `MlrefError` for options of an address that are not of its encryption"
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    odd = [name for name in names if parts.scheme != 'rediss' or not name.startswith('ssl_')]
+    if odd:
+        raise MlrefError(
+            'expected no options but ssl_… of rediss:// in an address of Redis, got'
+            f' {odd[0][:40]!r}; give user, password and number before the ?'
+        )
+
+# %% ../../nbs/31_redis.ipynb #5cf33e10
 def hide_password(
     url: str,  # Address of a server
 ) -> str:
     "The address as it may be told; raises `MlrefError` for one that is not of Redis"
-    try:
+    parts = urlsplit('')
+    with suppress(ValueError):  # of half a pair of brackets
         parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
-    except ValueError:
-        parts = urlsplit('')
-    is_number = parts.path.removeprefix('/').isdecimal() or parts.path in ('', '/')
-    if parts.scheme not in SCHEMES or not parts.hostname or not is_number:
+    if not _is_address(parts):
         scheme = url.split('://')[0] if '://' in url else ''
         raise MlrefError(
             'expected an address as redis://HOST:PORT/NUMBER (rediss:// with encryption), got'
             f' another, of the scheme {scheme[:20]!r}; in a password write / ? # % as %2F %3F %23'
             ' %25'
         )
-    return urlunsplit((parts.scheme, f'{parts.hostname}:{parts.port or 6379}', parts.path, '', ''))
+    _check_options(parts)
+    host = f'[{parts.hostname}]' if ':' in str(parts.hostname) else parts.hostname
+    return urlunsplit((parts.scheme, f'{host}:{parts.port or 6379}', parts.path, '', ''))
 
 # %% ../../nbs/31_redis.ipynb #69a757c7
 PASSING = (
@@ -142,6 +165,13 @@ class RedisSettings:
     lease: float = 10.0  # Seconds after which a silent writer of a store may be succeeded
     keeps: bool = True  # False: what is in it may be forgotten, as of a cache
 
+    def __post_init__(self):
+        check_fields(self)
+        for name in ('timeout', 'connect', 'lease'):
+            check_number(getattr(self, name), f'{name} of Redis', 0.001, 86_400)
+        for name in ('patience', 'pause'):
+            check_number(getattr(self, name), f'{name} of Redis', 0, 86_400)
+
 
 DEFAULT_SETTINGS = RedisSettings()
 
@@ -212,10 +242,13 @@ def open_client(
     settings: RedisSettings = DEFAULT_SETTINGS,
 ) -> RedisClient:
     "A client of Redis; raises `Outage` when it does not answer, `MlrefError` when it does not fit"
-    try:
-        return _open_client(url, settings)
-    except RedisError as error:
-        raise explain_redis(error, hide_password(url)) from None
+    where = hide_password(url)
+    advice = 'correct what stands behind the ?'
+    with explain_errors(f'options of {where}', advice, (TypeError, ValueError)):
+        try:
+            return _open_client(url, settings)
+        except RedisError as error:
+            raise explain_redis(error, where) from None
 
 # %% ../../nbs/31_redis.ipynb #828d5c1a
 _T = TypeVar('_T')

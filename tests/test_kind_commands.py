@@ -1,0 +1,199 @@
+"""What a shell hands over: odd names, numbers and empty words give one sentence at every command
+
+The commands are read off the application, so that a new one is tried too. None may leave a file
+where nobody asked for one.
+"""
+
+import inspect
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import typer
+
+from mlref import cli
+from mlref.arguments import MlrefError
+from mlref.cli_models import Reason
+from mlref.cli_rollout import RolloutPlace
+from mlref.core import parse_time, wall_clock
+from mlref.edges import LIBRARIES
+from mlref.registry import Registry
+from mlref.terminal import CommandResult, check_option, print_answer, run_cli
+from small import TASK
+
+TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
+TEXTS += ('$(x)', '\udcff', 'x' * 5000)
+NUMBERS = ('nan', 'inf', '-inf', '1e400', '9' * 30, '9' * 5000, '²', 'x', '-1', '0')
+GIVEN = {
+    'version': '7',
+    'first': '7',
+    'second': '7',
+    'view': 'week',
+    'feature': 'week_count',
+    'entity': 'v1',
+    'parts': '1',
+    'name': 'gate',
+    'run': 'one',
+    'key': 'x',
+    'server': 'a:1',
+    'why': 'so',
+    'who': 'me',
+    'at': '2013-04-01',
+}
+
+
+@dataclass(frozen=True)
+class Word:
+    "One parameter of a command"
+
+    name: str
+    option: str  # '' = an argument
+    kind: str  # 'number', 'path', 'text' or 'flag'
+    required: bool
+
+
+def describe(name: str, parameter: inspect.Parameter) -> Word:
+    about = parameter.annotation.__metadata__
+    kind = str(parameter.annotation.__origin__)
+    said = [text for each in about for text in getattr(each, 'param_decls', None) or ()]
+    is_argument = any(type(each).__name__ == 'ArgumentInfo' for each in about)
+    option = '' if is_argument else (said or [f'--{name.replace("_", "-")}'])[0]
+    named = {'bool': 'flag', 'float': 'number', 'int': 'number', 'Path': 'path'}
+    found = [word for part, word in named.items() if part in kind]
+    return Word(name, option, (found or ['text'])[0], parameter.default is parameter.empty)
+
+
+def list_commands(app: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[tuple]:
+    for each in app.registered_commands:
+        words = inspect.signature(each.callback).parameters.items()
+        yield (*path, each.name), [describe(name, parameter) for name, parameter in words]
+    for group in app.registered_groups:
+        name = (group.name,) if isinstance(group.name, str) else ()
+        yield from list_commands(group.typer_instance, (*path, *name))
+
+
+COMMANDS = dict(list_commands(cli.app))
+# What they do with right words takes longer, or never ends; their own tests try their words
+LONG = ('run', 'bench', 'serve', 'load', 'doctor')
+TRIED = {path: words for path, words in COMMANDS.items() if path[0] not in LONG}
+
+
+def compose(path: tuple[str, ...], words: list[Word], folder: Path, odd: str, value: str) -> list:
+    "A command whose words are right, but one"
+    usual = GIVEN | {'data': str(folder), 'lake': str(folder / 'x'), 'folder': str(folder / 'new')}
+    line = [*path]
+    for word in words:
+        wanted = word.required or word.name in ('data', 'why', 'who', 'at')
+        text = value if word.name == odd else usual.get(word.name) if wanted else None
+        if word.name == 'task' and odd != 'task':
+            text = 'small:TASK'
+        if text is not None and word.kind != 'flag':
+            line += [f'{word.option}={text}'] if word.option else ['--', text]
+    arguments = [text for place, text in enumerate(line) if line[place - 1] == '--']
+    options = [text for place, text in enumerate(line) if '--' not in (text, line[place - 1])]
+    return [*options, '--', *arguments] if arguments else options
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    (tmp_path / 'data').mkdir()
+    return tmp_path / 'data'
+
+
+@pytest.mark.parametrize('path', TRIED, ids=' '.join)
+def test_odd_words_are_answered_by_a_sentence_or_taken_as_they_are(path, folder, capsys):
+    for word in TRIED[path]:
+        values = {'number': NUMBERS, 'text': TEXTS, 'path': ()}.get(word.kind, ())
+        for value in values:
+            line = compose(path, TRIED[path], folder, word.name, value)
+            status = run_cli(cli.app, line)  # a fault of ours would be raised
+            said = capsys.readouterr().err
+            assert status in (0, 1, 2), (line, status)
+            assert 'Traceback' not in said and len(said) < 2500, (line, said)
+            refused = word.kind == 'number' and value in ('nan', 'inf', '1e400', '9' * 30)
+            assert status or not refused, line
+            assert status or '\udcff' not in value, line
+
+
+@pytest.mark.parametrize('path', TRIED, ids=' '.join)
+def test_an_empty_word_is_refused_and_makes_nothing(path, folder, capsys):
+    for word in TRIED[path]:
+        if word.kind != 'flag':
+            line = compose(path, TRIED[path], folder, word.name, '')
+            assert run_cli(cli.app, line) == 2, line
+            assert 'got an empty one' in capsys.readouterr().err
+    assert sorted(each.name for each in folder.parent.rglob('*')) == ['data']
+
+
+@pytest.mark.parametrize('option', ['--folder', '--home'])
+@pytest.mark.parametrize('command', ['models list', 'models show 1', 'rollout status'])
+def test_a_look_at_a_registry_makes_none(command, option, folder, capsys):
+    status = run_cli(cli.app, [*command.split(), option, str(folder), '--task', 'small:TASK'])
+    assert (status, list(folder.rglob('*'))) == (1, [])
+    assert 'expected a registry at' in capsys.readouterr().err
+
+
+def test_a_store_is_not_made_among_the_files_of_others(folder, capsys):
+    (folder / 'notes.txt').touch()
+    line = ['features', 'reshard', '2', '--store']
+    assert run_cli(cli.app, [*line, str(folder)]) == 1
+    assert [each.name for each in folder.iterdir()] == ['notes.txt']
+    assert run_cli(cli.app, [*line, str(folder / 'store')]) == 0
+    assert run_cli(cli.app, [*line, str(folder / 'store')]) == 0
+
+
+def test_a_time_that_has_not_come_and_a_server_that_is_not_there_are_refused(folder):
+    registry = Registry(folder / 'registry', name=TASK.name)
+    assert RolloutPlace(at='2013-04-01').now() == parse_time('2013-04-01')
+    assert abs(RolloutPlace().now() - wall_clock()) <= 1
+    for at in ('2099-01-01', '9999-01-01', '0001-01-01', 'tomorrow', '2013-04-01T00:00:00 '):
+        with pytest.raises(MlrefError, match='^expected '):
+            RolloutPlace(at=at).now()
+    with pytest.raises(MlrefError, match='expected the folder of a server'):
+        RolloutPlace(served=folder / 'servd').server_folder(registry)
+    assert RolloutPlace().server_folder(registry) == folder / 'served'
+
+
+def test_who_has_no_login_is_asked_for_a_name(monkeypatch):
+    def nobody():
+        raise KeyError('getpwuid(): uid not found: 4711')
+
+    monkeypatch.setattr('getpass.getuser', nobody)
+    with pytest.raises(MlrefError, match='say who decides with --who'):
+        Reason(why='so').require('promotion')
+    assert Reason(why='so', who='ann').require('promotion') == ('so', 'ann')
+    with pytest.raises(MlrefError, match='got none; say why'):
+        Reason(why=' \t').require('promotion')
+
+
+def test_umlauts_reach_a_terminal_that_has_none(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, 'ascii'))
+    print_answer(CommandResult(None, 'Zürich \udcff'), False)
+    assert written.getvalue() == b'Z\\xfcrich \\udcff\n'
+
+
+@pytest.mark.parametrize('value', [2**63, -(2**63), float('nan'), float('inf'), '\udcff', ['\0']])
+def test_what_nothing_behind_the_command_line_can_keep_is_refused(value):
+    with pytest.raises(MlrefError, match='expected x as a'):
+        check_option('x', value)
+
+
+def fail(kind, **_):
+    raise kind('no more')
+
+
+def test_a_library_of_an_engine_speaks_in_one_line(capsys, monkeypatch):
+    monkeypatch.delenv('MLREF_TRACEBACK', raising=False)
+    for name in ('redis', 'cimpl', 'ray'):
+        assert name in LIBRARIES
+        foreign = type('Odd', (Exception,), {'__module__': f'{name}.exceptions'})
+
+        assert run_cli(partial(fail, foreign), []) == 1
+        assert f'expected {name} to do its part' in capsys.readouterr().err
