@@ -59,8 +59,11 @@ def cached_file(
     with hold_file_lock(file.parent / f'.{name}.lock'):
         if not file.exists():
             with TemporaryDirectory(dir=file.parent) as aside:
-                make(Path(aside) / name)
-                os.replace(Path(aside) / name, file)
+                made = Path(aside) / name
+                make(made)
+                with made.open('rb+') as written:
+                    os.fsync(written.fileno())  # a power cut leaves a whole file, or none
+                os.replace(made, file)
     return file
 
 # %% ../nbs/02c_file_cache.ipynb #02cc0018
