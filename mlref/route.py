@@ -23,6 +23,7 @@ from mlref.arguments import (
     check_number,
     check_type,
 )
+from .messages import show_name
 
 # %% ../nbs/17_route.ipynb #1700000d
 MOST = 2  # models beside the default whose shares can grow without moving others
@@ -212,9 +213,9 @@ def encode_plan(plan: RoutingPlan) -> dict[str, Any]:  # What JSON can hold
 def _check_keys(data: Any, keys: tuple[str, ...], what: str) -> None:
     check_type(data, dict, what)
     if set(data) != set(keys):
+        got = ', '.join(show_name(str(name)) for name in data) or 'nothing'
         raise MlrefError(
-            f'expected {what} with {", ".join(keys)}, got {", ".join(map(str, data)) or "nothing"};'
-            ' write it with encode_plan'
+            f'expected {what} with {", ".join(keys)}, got {got}; write it with encode_plan'
         )
 
 # %% ../nbs/17_route.ipynb #17000023
@@ -227,7 +228,7 @@ def _decode_rule(data: Any) -> SegmentRule:
     _check_keys(data, ('segment', 'split'), 'a rule of a plan')
     check_type(data['segment'], dict, 'a segment')
     for name, values in data['segment'].items():
-        check_type(values, list, f'the values of {name} in a segment')
+        check_type(values, list, f'the values of {show_name(str(name))} in a segment')
     segment = {name: tuple(values) for name, values in data['segment'].items()}
     return SegmentRule(segment, _decode_split(data['split']))
 

@@ -229,7 +229,7 @@ def test_a_missing_or_altered_file_stops_prepare_by_name(spoil, says, tmp_path):
         ('live.tempo=3', 'expected parameters of live among home, raw,'),
         ('live.block=many', 'expected live.block as int'),
         ('lives.block=3', 'expected a step among'),
-        ('live.alarms=none.json', 'expected the alarm rules'),
+        ('live.alarms=none.json', 'expected alarm rules'),
         ('live.watched=another set', 'expected a policy among'),
     ],
 )
