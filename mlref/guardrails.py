@@ -7,6 +7,7 @@ __all__ = ['ODDS', 'GUARDED', 'excess_evidence', 'VariantCounts', 'count_variant
            'check_shift']
 
 # %% ../nbs/17c_guardrails.ipynb #17c00005
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import exp, log
 
@@ -19,7 +20,7 @@ from mlref.arguments import (
     check_probabilities,
 )
 from .confidence import bounded_sequence
-from .variants import VariantSample
+from .variants import SECONDS, VariantSample
 
 # %% ../nbs/17c_guardrails.ipynb #17c0000c
 ODDS = (2.0, 4.0, 16.0, 256.0)  # times those that are allowed; alternatives of the mixture
@@ -64,16 +65,19 @@ class VariantCounts:
 
 # %% ../nbs/17c_guardrails.ipynb #44f2d597
 _TWICE = 2  # buckets of `SECONDS`
+# a thread waits up to 5 ms for its turn in Python, and a shadow oftener than an answer
+_NOTICED = bisect_right(SECONDS, 0.01)
 
 
 def _beyond_usual(
     champion: tuple[int, ...],  # Requests in each bucket
     candidate: tuple[int, ...],
     margin: int = 0,  # Buckets beyond it that are no matter
+    least: int = 0,  # Buckets that are none, whatever the champion has
 ) -> tuple[int, int]:  # Requests above the edge that 99 in 100 of the champion's are below
     need = 0.99 * sum(champion)
     below = np.cumsum(champion)
-    edge = int(np.argmax(below >= need)) + 1 + margin
+    edge = max(int(np.argmax(below >= need)) + 1 + margin, least)
     return sum(champion[edge:]), sum(candidate[edge:])
 
 
@@ -82,7 +86,7 @@ def count_variants(
     candidate: VariantSample,
 ) -> tuple[VariantCounts, VariantCounts]:
     "What guardrails look at, from what workers counted of both"
-    slow = _beyond_usual(champion.seconds, candidate.seconds, _TWICE)
+    slow = _beyond_usual(champion.seconds, candidate.seconds, _TWICE, _NOTICED)
     missing = _beyond_usual(champion.absent, candidate.absent)
     return (
         VariantCounts(champion.requests, champion.errors, slow[0], missing[0]),
