@@ -15,7 +15,7 @@ from typing import Any
 from .approval import ApprovalAnswer, answer_approval, read_approvals
 from .arguments import MlrefError, check_choice, check_fields
 from .core import format_time, parse_time, write_bytes
-from .edges import explain_errors
+from .edges import explain_errors, parse_json
 from .promotion import promotions
 from .waiting import LOOP, ask_about, waiting_challenger
 from .workspace import Workspace
@@ -65,7 +65,7 @@ def write_answers(
 
 
 def _decode_answer(line: str) -> RecordedAnswer:
-    fields: dict[str, Any] = json.loads(line)
+    fields: dict[str, Any] = parse_json(line, 'a line of JSON', 'mend it')
     fields |= {name: parse_time(fields[name]) for name in _TIMES if name in fields}
     return RecordedAnswer(**fields)
 
