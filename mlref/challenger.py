@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'find_start', 'with_recorded_engine', 'Challenger',
            'reference_scores', 'register_challenger', 'promotion_record', 'sync_registry', 'check_slices', 'bootstrap',
-           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'read_feeds', 'collect_evidence', 'maturity_gates',
-           'data_gates', 'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger', 'TooFewLabels',
-           'run_challenge']
+           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'newest_events', 'find_feeds', 'collect_evidence',
+           'maturity_gates', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger',
+           'TooFewLabels', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
@@ -346,17 +346,20 @@ def logged_scores(
     return both['p'].to_numpy()
 
 # %% ../nbs/22b_challenger.ipynb #22b70002
-def read_feeds(
+def newest_events(
     lake: Lake,
-    task: Task,
     now: int,  # Minute UTC
+) -> dict[str, int]:  # Kind of event -> when the newest became known, minute UTC
+    "How far the events of each kind have come"
+    query = 'select kind, max(known_time) from events where known_time <= ? group by kind'
+    return dict(lake.sql(query, now).iter_rows())
+
+
+def find_feeds(
+    newest: Mapping[str, int],  # From `newest_events`
+    task: Task,
 ) -> tuple[Feed, ...]:  # Those that ever came
-    "The newest event of each kind that a task expects to go on"
-    newest = dict(
-        lake.sql(
-            'select kind, max(known_time) from events where known_time <= ? group by kind', now
-        ).iter_rows()
-    )
+    "The kinds of event that a task expects to go on"
     limits = {kind: max(DAY, lag) for kind, lag in task.max_feed_lag.items()}
     return tuple(Feed(kind, newest[kind], limits[kind]) for kind in limits if kind in newest)
 
@@ -376,14 +379,14 @@ def collect_evidence(
     champion = get_version(registry, number)
     logged = logged_scores(lake, champion.tags['model'], holdout.rows)
     known = ~np.isnan(logged)
-    newest = lake.sql('select max(known_time) as t from events where known_time <= ?', holdout.now)
+    newest = newest_events(lake, holdout.now)
     features = feature_version(task.features, task.lookups)
     # a model of before a definition was rewritten without changing its values
     version = task.features.current_version(champion.params['features'])
     served = ServedFeatures(task.features.names, version)
     made = MadeBy(challenger.recipe, features)
     challenge = challenge_kind(made, MadeBy(champion.params.get('recipe', ''), version))
-    feeds = read_feeds(lake, task, holdout.now)
+    feeds = find_feeds(newest, task)
     cuts = task.slices(holdout.rows)
     max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
@@ -392,7 +395,7 @@ def collect_evidence(
         features=features,
         served=served,
         feeds=feeds,
-        newest_event=newest['t'][0],
+        newest_event=max(newest.values()),
         max_label_age=max_label_age,
         logged=logged[known],
         rebuilt=rebuilt[known],

@@ -157,7 +157,8 @@ def fresh_feeds(
     gate = is_fresh('events', newest_event, now, DAY)
     stopped = [feed for feed in feeds if now - feed.newest > feed.max_age >= 0]
     during = [feed for feed in stopped if feed.newest >= begin]
-    for feed in during[:1]:
+    if during:
+        feed = during[0]
         found = is_fresh('events', feed.newest, now, feed.max_age)
         return replace(found, why=f'{feed.kind} has stopped while days judged: {found.why}')
     names = ', '.join(feed.kind for feed in stopped)

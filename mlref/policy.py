@@ -104,9 +104,14 @@ class RetrainPolicy:
         check_choice(self.engine, ENGINES, 'engine of a retraining policy')
         check_choice(self.silence, SILENCES, 'silence of a retraining policy')
         check_number(self.seed, 'seed', 0, 2**31 - 1)  # as LightGBM has it
-        lowest = {'stop': 1, 'block': 1, 'approval_days': 1, 'cooldown': 0, 'refresh': 0}
-        for name, low in lowest.items():
-            high = MOST_DAYS if name == 'approval_days' else 10**6
+        bounds = {
+            'stop': (1, 10**6),
+            'block': (1, 10**6),
+            'approval_days': (1, MOST_DAYS),
+            'cooldown': (0, 10**6),
+            'refresh': (0, 10**6),
+        }
+        for name, (low, high) in bounds.items():
             check_number(getattr(self, name), f'{name} of a retraining policy', low, high)
         check_number(self.level, 'level of a retraining policy', 0, 1)
         check_number(self.margin, 'margin of a retraining policy', 1e-12)

@@ -6,8 +6,7 @@
 __all__ = ['Options', 'DeliveryCallback', 'KafkaSettings', 'parse_kafka', 'explain_kafka', 'find_cause', 'mark_message',
            'PartitionReader', 'find_offset', 'mark_of', 'check_fetched', 'check_consecutive', 'KafkaLog',
            'fetch_messages', 'find_cluster', 'count_partitions', 'check_topic', 'check_count', 'find_reader',
-           'why_out_of_range', 'check_bytes', 'first_offset', 'send_batch', 'open_producer', 'wait_for_all',
-           'begin_again', 'mark_at']
+           'why_out_of_range', 'first_offset', 'send_batch', 'open_producer', 'wait_for_all', 'begin_again', 'mark_at']
 
 # %% ../../nbs/30_kafka.ipynb #df366573
 import logging
@@ -34,7 +33,7 @@ from confluent_kafka.admin import AdminClient
 from ..arguments import check_number
 from ..core import MlrefError
 from ..dead_letters import Outage
-from ..log import check_partition
+from ..log import check_batch, check_partition
 
 # %% ../../nbs/30_kafka.ipynb #f46cf836
 Options = dict[str, bool | float | int | str]  # as the client library calls them
@@ -315,7 +314,7 @@ class KafkaLog:
     def append(self, topic: str, messages: list[bytes], partition: int = 0) -> int:
         "Add a batch, acknowledged by all replicas in sync when its first offset is returned"
         name = check_topic(self, topic, partition)
-        check_bytes(messages)
+        check_batch(messages)
         if not messages:
             return self.end(topic, partition)
         return send_batch(self, name, messages, partition)
@@ -437,15 +436,6 @@ def why_out_of_range(name: str, start: int, held: range) -> MlrefError:
         ' messages were removed, or the log is shorter than what was read before; restore it, or'
         ' start a new lake and store'
     )
-
-# %% ../../nbs/30_kafka.ipynb #0492d334
-def check_bytes(messages: list[bytes]) -> None:
-    "Raise `MlrefError` for what is no list of bytes"
-    if not isinstance(messages, (list, tuple)):
-        raise MlrefError(f'expected a list of messages, got {type(messages).__name__}')
-    for kind in {*map(type, messages)}:
-        if not issubclass(kind, bytes):
-            raise MlrefError(f'expected messages of bytes, got {kind.__name__}')
 
 # %% ../../nbs/30_kafka.ipynb #0321e981
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
