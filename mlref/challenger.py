@@ -54,6 +54,7 @@ from mlref.judging import (
     change_gates,
     fresh_feeds,
     refit_gates,
+    require_fresh,
 )
 from .lake import Lake, events_as_of, insert_rows
 from .model import TorchPredictor
@@ -523,10 +524,17 @@ def run_challenge(
     policy: RetrainPolicy,
     now: int,  # Minute UTC
 ) -> Challenger:
-    "Train a challenger on what was known, and ask the gates; raises `TooFewLabels` without rows"
-    end = now - label_days(workspace.task.calendar) * DAY
+    """Train a challenger on what was known, and ask the gates
+
+    Raises `StaleFeeds` or `TooFewLabels`, before anything is trained.
+    """
+    lake, task = workspace.lake, workspace.task
+    end = now - label_days(task.calendar) * DAY
     begin = end - policy.block * DAY
-    rows = past_rows(workspace.lake, workspace.task, end, workspace.vectors)
+    newest = newest_events(lake, now)
+    feeds = find_feeds(newest, task)
+    require_fresh(fresh_feeds(feeds, max(newest.values(), default=0), now, begin))
+    rows = past_rows(lake, task, end, workspace.vectors)
     past = mature_by(rows, begin)
     holdout = Holdout(mature_by(rows.take(rows.cutoff >= begin), now), begin, now)
     _check_labelled(past, holdout.rows, begin, policy.stop)

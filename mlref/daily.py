@@ -84,6 +84,7 @@ class ScoredDay:
     version: str  # Of the model that scored
     predictions: pl.DataFrame  # Rows of the predictions table, in order of the requests
     monitored: pl.DataFrame  # cutoff, p and the monitored features
+    X: np.ndarray  # float32 (requests, features): what was scored
 
 
 def prediction_rows(
@@ -128,6 +129,7 @@ def score_day(
         version=model.version,
         predictions=predictions,
         monitored=pl.concat([kept, predictions.select('cutoff', 'p')], how='horizontal'),
+        X=X,
     )
 
 # %% ../nbs/22c_daily.ipynb #6679bcc5

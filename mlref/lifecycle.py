@@ -43,6 +43,7 @@ from mlref.daily import (
 )
 from .gates import all_passed
 from .ingest import quality_rows
+from .judging import StaleFeeds
 from .lake import Lake, insert_rows
 from .monitor import METRICS, find_alarms, label_days
 from mlref.policy import (
@@ -55,10 +56,10 @@ from mlref.policy import (
     make_decision,
     retrain_reason,
     unanswered_alarms,
-    verdict,
 )
 from .recorded_answers import RecordedAnswer, give_answer
 from .refit import refit_challenger
+from .trials import ShadowDay, follow_gates, settle_trial, shadow_day, standing_trial
 from .waiting import approval_terms, pause_for_answer, settle_approval, waiting_challenger
 from .watch import diagnose_evening, name_measures, rung_alarms
 from .workspace import Workspace, deliver_events, read_reference
@@ -162,12 +163,13 @@ def decide_challenge(
         'version': candidate.model.version,
         'judged': candidate.judged,
         'instead_of': scored.version,
+        'challenge': challenger.challenge,
         'slices': challenger.slices,
         **approval_terms(policy),
     }
     return [
         make_decision(day, 'retrain', why, trained, task.calendar),
-        verdict(candidate.gates or [], judged, day, task.calendar, policy.approval),
+        follow_gates(candidate.gates or [], judged, day, task.calendar, policy),
     ]
 
 # %% ../nbs/22d_lifecycle.ipynb #22d70010
@@ -193,12 +195,15 @@ def decide_day(
     rang: tuple[dict[str, dict], dict[str, dict]],  # From `alarms_of_day`
     scored: ScoredDay,
     trusted: bool = True,  # False: the tables failed a check, nothing is learnt from them
+    shadow: ShadowDay | None = None,  # Of the trial that stands; None = none does
 ) -> list[Decision]:
     "What is decided at the end of a scoring day"
     lake, calendar, day = workspace.lake, workspace.task.calendar, scored.day
     on, before = rang
     on = explain_alarms(on, before, workspace, scored)
     decisions = alarm_decisions(on, before, day, calendar)
+    if shadow is not None:  # one candidate at a time
+        return decisions + (settle_trial(shadow, scored, workspace, policy) if trusted else [])
     attempts = past_attempts(lake)
     due = unanswered_alarms(on, attempts.last)
     why = retrain_reason(due, attempts.last, attempts.first, day, policy)
@@ -209,7 +214,7 @@ def decide_day(
         return decisions
     try:
         return decisions + decide_challenge(workspace, policy, scored, why, due)
-    except TooFewLabels as error:
+    except (StaleFeeds, TooFewLabels) as error:
         return decisions + _postpone(lake, day, why, str(error), calendar)
 
 # %% ../nbs/22d_lifecycle.ipynb #981ef335
@@ -288,7 +293,10 @@ def run_day(
     metrics = measure_day(scored, lake, workspace.monitors, task)
     results, trusted, decisions = _judge_tables(workspace, day, model.version, metrics)
     rang = alarms_of_day(lake, metrics, scored, policy)
-    decisions = decisions + decide_day(workspace, policy, rang, scored, trusted)
+    shadow = shadow_day(standing_trial(lake), scored, workspace)
+    if shadow is not None:
+        tables['trial_predictions'] = shadow.rows
+    decisions = decisions + decide_day(workspace, policy, rang, scored, trusted, shadow)
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
     tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}
     insert_rows(lake, tables)

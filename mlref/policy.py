@@ -22,11 +22,11 @@ from .core import DAY, Calendar, digest
 from .gates import Gate, all_passed, refusal_reason
 from .monitor import AlarmPolicy
 from .recipes import RECIPES
-from .verdicts import REFIT_MARGIN, check_confidence
+from .verdicts import REFIT_MARGIN, ChangePolicy, check_confidence
 from .workspace import DECISIONS
 
 # %% ../nbs/22a_policy.ipynb #ae146984
-ACTIONS = ('alarm', 'retrain', 'wait', 'promote', 'refuse')
+ACTIONS = ('alarm', 'retrain', 'trial', 'wait', 'promote', 'refuse')
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ def decision_rows(decisions: list[Decision]) -> pl.DataFrame:  # Rows of the dec
 
 # %% ../nbs/22a_policy.ipynb #4c045328
 SILENCES = ('refuse', 'promote')
+_LIMITS = {  # of whole numbers of days
+    'stop': (1, 10**6),
+    'block': (1, 10**6),
+    'shadow_days': (0, 10**6),
+    'approval_days': (1, MOST_DAYS),
+    'cooldown': (0, 10**6),
+    'refresh': (0, 10**6),
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ class RetrainPolicy:
     refit: bool = True
     margin: float = REFIT_MARGIN  # Of log-loss by which a refit may be worse
     confidence: float = 0.95  # One-sided, that it is not
+    shadow_days: int = 1  # For which a candidate scores beside the champion first; 0 = for none
+    # Of a change that the holdout leaves undecided, where candidates are shadowed
+    change: ChangePolicy = field(default_factory=ChangePolicy)
     approval: bool = False  # What passed waits until a person approves it
     approval_days: int = 14  # After which nobody is waited for
     silence: str = 'refuse'  # What follows when nobody has answered by then: one of `SILENCES`
@@ -104,14 +115,7 @@ class RetrainPolicy:
         check_choice(self.engine, ENGINES, 'engine of a retraining policy')
         check_choice(self.silence, SILENCES, 'silence of a retraining policy')
         check_number(self.seed, 'seed', 0, 2**31 - 1)  # as LightGBM has it
-        bounds = {
-            'stop': (1, 10**6),
-            'block': (1, 10**6),
-            'approval_days': (1, MOST_DAYS),
-            'cooldown': (0, 10**6),
-            'refresh': (0, 10**6),
-        }
-        for name, (low, high) in bounds.items():
+        for name, (low, high) in _LIMITS.items():
             check_number(getattr(self, name), f'{name} of a retraining policy', low, high)
         check_number(self.level, 'level of a retraining policy', 0, 1)
         check_number(self.margin, 'margin of a retraining policy', 1e-12)

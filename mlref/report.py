@@ -124,6 +124,7 @@ DECISION_WORDS = {
     'alarm': 'alarm',
     'retrain': 'challenger trained',
     'refuse': 'challenger refused',
+    'trial': 'scores beside the champion',
     'wait': 'a person is asked',
     'promote': 'promoted to champion',
 }

@@ -96,7 +96,7 @@ def prediction_counts(task: Task) -> list[Count]:
 def decision_counts(task: Task) -> list[Count]:
     "What was decided, and on what"
     begins = f'day * 1440 + {task.calendar.day_begins}'
-    actions = ('alarm', 'retrain', 'wait', 'refuse', 'promote')
+    actions = ('alarm', 'retrain', 'trial', 'wait', 'refuse', 'promote')
     query = "select count(*) from decisions where action = '{}'"
     return [
         Count(
@@ -190,6 +190,7 @@ def table_digests(
             'select id, decided_at, action, why, evidence, day from decisions'
             ' order by decided_at, id'
         ),
+        'trial_predictions': 'select * from trial_predictions order by cutoff, entity_id, trial',
         'metrics': 'select * from metrics order by measured_at, name, version, day',
         'calibrations': 'select * from calibrations order by day',
     }
@@ -200,6 +201,7 @@ BLUE, ORANGE, GREEN, RED, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#6
 MARKS = {
     'alarm': (ORANGE, '-.', 'alarm'),
     'refuse': (RED, '--', 'challenger refused'),
+    'trial': (GREY, ':', 'candidate tried'),
     'wait': (BLUE, ':', 'a person is asked'),
     'promote': (GREEN, '-', 'model promoted'),
 }
@@ -232,6 +234,8 @@ def label_decision(
         return f'alarm: {first} and {len(others)} more' if others else f'alarm: {first}'
     if action == 'refuse':
         return f'refused: failed {why.split(":")[0]}'
+    if action == 'trial':
+        return 'tried beside the champion'
     if action == 'wait':
         return 'waits for approval'
     return 'first model' if why == 'bootstrap' else 'promoted'

@@ -600,6 +600,7 @@ WHOLE_MODULES = {
     'train': 'steps of a loop that takes tensors it made; its tables are checked',
     'training_state': 'takes a fit that runs; its settings are checked',
     'training_step': 'a step of training: a hot path',
+    'trials': 'part of the loop: takes what `run_day` hands on',
     'vectors': 'arrays of a reader: a hot path',
     'workspace': 'part of the loop: takes a task and a folder',
 }
