@@ -524,10 +524,7 @@ def run_challenge(
     policy: RetrainPolicy,
     now: int,  # Minute UTC
 ) -> Challenger:
-    """Train a challenger on what was known, and ask the gates
-
-    Raises `StaleFeeds` or `TooFewLabels`, before anything is trained.
-    """
+    "Train a challenger, and ask the gates; raises `StaleFeeds` or `TooFewLabels` before that"
     lake, task = workspace.lake, workspace.task
     end = now - label_days(task.calendar) * DAY
     begin = end - policy.block * DAY

@@ -294,8 +294,7 @@ def run_day(
     results, trusted, decisions = _judge_tables(workspace, day, model.version, metrics)
     rang = alarms_of_day(lake, metrics, scored, policy)
     shadow = shadow_day(standing_trial(lake), scored, workspace)
-    if shadow is not None:
-        tables['trial_predictions'] = shadow.rows
+    tables |= {} if shadow is None else {'trial_predictions': shadow.rows}
     decisions = decisions + decide_day(workspace, policy, rang, scored, trusted, shadow)
     tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
     tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}

@@ -223,7 +223,7 @@ def worst_inputs(
     out = missing.group_by('name').agg((pl.col('value') > pl.col('high')).sum().alias('days'))
     return out.sort('days', 'name', descending=[True, False])['name'].head(n).to_list()
 
-
+# %% ../nbs/22e_run_report.ipynb #84b34db1
 def label_decision(
     action: str,  # Of the decisions table
     why: str,

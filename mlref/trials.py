@@ -165,7 +165,7 @@ def paired_scores(
     return pl.concat([before.cast(both.schema), both.sort('cutoff', 'entity_id')])
 
 # %% ../nbs/22ca_trials.ipynb #22ca001b
-LEVEL_APART = 0.2  # of the mean scores; honest refits .03, after a dead feed .14
+LEVEL_APART = 0.3  # of the mean scores; honest refits .03, beside a poor champion .22
 LEAST_ALIKE = 0.3  # correlation of the scores; honest refits .96, after a dead feed .65
 
 
@@ -185,7 +185,7 @@ def answer_gates(
         Gate('answers_probabilities', odd == 0, odd, 0, f'{odd} of {answered} are none'),
     ]
 
-
+# %% ../nbs/22ca_trials.ipynb #22ca003a
 def agreement_gates(
     pairs: pl.DataFrame,  # From `paired_scores`, each with a probability of both
 ) -> list[Gate]:
@@ -227,7 +227,7 @@ def served_differences(
         trailing_calibration(rows[name].to_numpy(), y, cutoff, label_time, policy)
         for name in ('candidate', 'champion')
     ]
-    return paired_losses(y, *served, day)
+    return paired_losses(y, served[0], served[1], day)
 
 # %% ../nbs/22ca_trials.ipynb #22ca0026
 @dataclass(frozen=True)
@@ -264,7 +264,8 @@ def _judge_by_terms(
     trial: Trial, pairs: pl.DataFrame, workspace: Workspace, day: int
 ) -> TrialVerdict:
     "What the days of a trial say; the candidate answered all of them"
-    calendar, lived = workspace.task.calendar, day - trial.began
+    calendar = workspace.task.calendar
+    lived = day - trial.began
     terms = dict(trial.terms)
     if terms.pop('test') == 'agreement':
         gates = agreement_gates(pairs)
@@ -277,7 +278,7 @@ def _judge_by_terms(
     daily = served_differences(pairs, labels, calendar, now)
     return judge_superiority(daily, lived, label_days(calendar), ChangePolicy(**terms))
 
-
+# %% ../nbs/22ca_trials.ipynb #22ca0038
 def judge_trial(
     shadow: ShadowDay,
     scored: ScoredDay,  # The same day, by the champion
@@ -309,12 +310,15 @@ def tried_challenger(
     own = replace(own, stop=int(params['stop_days']))
     end = task.calendar.day_start(trial.began + 1) - label_days(task.calendar) * DAY
     rows = past_rows(workspace.lake, task, end, workspace.vectors)
+    past = mature_by(rows, end - policy.block * DAY)
     model = load_version(registry, trial.number, task.features)
+    reference = read_reference(registry, model.version)
+    gates = [Gate(**gate) for gate in trial.evidence['gates'] if gate['passed']]
     challenger = Challenger(
         model=model,
-        past=mature_by(rows, end - policy.block * DAY),
-        reference=read_reference(registry, model.version),
-        gates=[Gate(**gate) for gate in trial.evidence['gates'] if gate['passed']],
+        past=past,
+        reference=reference,
+        gates=gates,
         slices=trial.evidence['slices'],
         start=params['start'],
         recipe=params['recipe'],
@@ -336,7 +340,7 @@ def _register_tried(
     version = candidate.model.version
     return candidate.gates or [], {'number': number, 'version': version, 'judged': candidate.judged}
 
-
+# %% ../nbs/22ca_trials.ipynb #22ca003e
 def settle_trial(
     shadow: ShadowDay,
     scored: ScoredDay,  # The same day, by the champion

@@ -60,12 +60,21 @@ def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
         'select action, why, evidence, decided_at from decisions order by decided_at'
     ).fetchall()
     rang = [m[1] for m in made if m[0] == 'alarm']
-    assert 'missing all_dep_delay_180m' in rang[0] and rang[1] == 'auc_surprise falls'
+    assert 'missing all_dep_delay_180m' in rang[0]
+    # while days of both worlds would judge, nothing is trained
+    assert rang[1:3] == ['challenge postponed', 'auc_surprise falls']
+    assert 'departure has stopped while days judged' in next(m[2] for m in made if m[1] == rang[1])
+    assert [m[0] for m in made].count('retrain') == 2
     assert made[0][:2] == ('promote', 'bootstrap')
     promoted = [m for m in made if m[0] == 'promote'][-1]
     assert promoted[1] == 'all gates passed'
     last = json.loads(promoted[2])
-    assert len(last['gates']) == 22 and last['slices']
+    assert len(last['gates']) == 22 + 4 and last['slices']
+    # it scored for a day beside the champion, who answered
+    tried = next(m for m in made if m[0] == 'trial')
+    assert promoted[3] - tried[3] == 1440 and json.loads(tried[2])['version'] == last['version']
+    beside = con.sql('select count(*), min(version), max(version) from trial_predictions')
+    assert beside.fetchone() == (981, last['version'], last['version'])
     # what was judged is not what is promoted: it was fitted again on what judged
     tried = [json.loads(m[2]) for m in made if m[0] == 'retrain'][-1]
     assert last['judged'] == tried['version'] != last['version']
