@@ -74,7 +74,7 @@ def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
     tried = next(m for m in made if m[0] == 'trial')
     assert promoted[3] - tried[3] == 1440 and json.loads(tried[2])['version'] == last['version']
     beside = con.sql('select count(*), min(version), max(version) from trial_predictions')
-    assert beside.fetchone() == (981, last['version'], last['version'])
+    assert beside.fetchall() == [(981, last['version'], last['version'])]
     # what was judged is not what is promoted: it was fitted again on what judged
     tried = [json.loads(m[2]) for m in made if m[0] == 'retrain'][-1]
     assert last['judged'] == tried['version'] != last['version']
