@@ -82,14 +82,14 @@ def _open_run(
     follower.opened[bundle.digest] = bundle
     return follower
 
-# %% ../nbs/17f_workers.ipynb #11ff44ba
+# %% ../nbs/17f_workers.ipynb #17fa0060
 def _keepers(options: ServeOptions, index: int, limiter: RateLimiter) -> list[Service]:
     "What a worker has to itself while others come and go"
     folder = Path(options.folder)
     share = ShareKeeper(limiter, lambda: 1 / wanted_workers(folder, options.workers))
     return [share, CoreKeeper(index)] if is_pinned(options.pin, options.workers) else [share]
 
-
+# %% ../nbs/17f_workers.ipynb #11ff44ba
 def open_worker(
     options: ServeOptions,
     index: int,
