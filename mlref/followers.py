@@ -153,12 +153,13 @@ def _publish_bundles(
 
     mark = registry_mark(registry.folder) if registry.file else ''
     champion = load_champion(registry, features=task.features)
-    candidate = _write_candidate(task, registry, folder / 'bundles')
+    candidate, salt = _write_candidate(task, registry, folder / 'bundles')
     ranges = read_ranges(registry, champion)
     digest = write_bundle(task, champion, folder / 'bundles', ranges=ranges).name
 
     def change(state: ServingState) -> ServingState:
-        return replace(with_champion(state, digest, mark), candidate=candidate)
+        found = with_champion(state, digest, mark)
+        return replace(found, candidate=candidate, tried_in=salt)
 
     return publish_state(folder, change)
 
@@ -167,17 +168,19 @@ def _write_candidate(
     task: 'Task',
     registry: 'Registry',
     bundles: Path,
-) -> str:  # Digest of its bundle; '' = nothing is tried out
+) -> tuple[str, str]:  # Digest of its bundle, salt of the plan; '' = nothing is tried out
     "The version that a rollout tries out, as a bundle"
     from mlref.bundle import write_bundle
     from mlref.model_versions import load_version, read_ranges
+    from mlref.rollout import rollout_plan
     from mlref.rollout_state import read_rollout
 
     standing = read_rollout(registry)
     if standing is None:
-        return ''
+        return '', ''
     tried = load_version(registry, standing.rollout.candidate, task.features)
-    return write_bundle(task, tried, bundles, ranges=read_ranges(registry, tried)).name
+    bundle = write_bundle(task, tried, bundles, ranges=read_ranges(registry, tried))
+    return bundle.name, rollout_plan(standing.rollout).salt
 
 
 def is_current(
@@ -187,7 +190,8 @@ def is_current(
     "Whether the registry cannot have changed since a state was published"
     mark = registry_mark(Path(options.home) / 'registry')
     bundle = Path(options.folder) / 'bundles' / state.champion
-    return bool(state.champion and mark) and mark == state.registry and bundle.exists()
+    known = mark == state.registry and state.tried == state.candidate
+    return bool(state.champion and mark) and known and bundle.exists()
 
 
 def publish_main(text: str) -> None:
@@ -224,7 +228,9 @@ class StateFollower:
         self.seen: tuple[int, ...] = ()
         self.lock = asyncio.Lock()
         self.asking = asyncio.Lock()  # Of the registry, by one publisher at a time
-        self.following: asyncio.Task | None = None
+        self.to_ask = asyncio.Event()  # Somebody changed the state: the registry is to be asked
+        self.unheard = ''  # Why the registry gave no answer; '' = it did, or was not asked
+        self.following: list[asyncio.Task] = []
         server.reload = partial(reload_champion, self)
 
     async def start(self) -> None:
@@ -233,12 +239,14 @@ class StateFollower:
         await self.take(read_state(self.folder))
         if 'note' in self.server.troubles:
             raise MlrefError(self.server.troubles['note'])
-        self.following = asyncio.create_task(_follow(self))
+        self.following.append(asyncio.create_task(_follow(self)))
+        if self.index == 0:  # one of them asks for all
+            self.following.append(asyncio.create_task(_follow_registry(self)))
 
     async def close(self) -> None:
         "Look no more"
-        if self.following is not None:
-            self.following.cancel()
+        for task in self.following:
+            task.cancel()
 
     def read_keys(self) -> None:
         "The keys as they are now; raises `MlrefError` when they cannot be read"
@@ -265,7 +273,7 @@ class StateFollower:
         "Say what this worker serves"
         said = ''
         try:
-            write_note(self.folder, _describe_worker(self, trouble))
+            write_note(self.folder, _describe_worker(self, trouble or self.unheard))
         except (MlrefError, OSError) as error:  # a disk that is full today has room tomorrow
             said = f'expected to write down in {self.folder} which version answers, got: {error}'
         _set_trouble(self.server, 'note', said and f'{said}; {_MAKE_ROOM}')
@@ -301,8 +309,27 @@ async def _follow(follower: StateFollower) -> None:
             continue
         follower.seen = seen
         taken = await look_again(follower)
-        wait = 0.0 if taken else min(max(_AGAIN[0], 2 * wait), _AGAIN[1])
+        wait = 0.0 if taken else _wait_longer(wait)
         again_at = time.monotonic() + wait
+
+
+def _wait_longer(wait: float) -> float:
+    return min(max(_AGAIN[0], 2 * wait), _AGAIN[1])
+
+# %% ../nbs/17e_followers.ipynb #c7ef3a69
+async def _follow_registry(follower: StateFollower) -> None:
+    "Ask the registry when a worker has seen a change; ask again while it does not answer"
+    wait = 0.0
+    while True:
+        await follower.to_ask.wait()
+        follower.to_ask.clear()
+        said = await _ask_registry(follower)
+        if said != follower.unheard:
+            follower.unheard = said
+            follower.note()
+        wait = _wait_longer(wait) if said else 0.0
+        if said:
+            asyncio.get_running_loop().call_later(wait, follower.to_ask.set)
 
 # %% ../nbs/17e_followers.ipynb #aced0c5f
 async def look_again(follower: StateFollower) -> bool:  # Whether all that is there was taken
@@ -322,15 +349,14 @@ async def look_again(follower: StateFollower) -> bool:  # Whether all that is th
 
 # %% ../nbs/17e_followers.ipynb #aced0c60
 async def _take_new(follower: StateFollower, state: ServingState) -> str:
-    "Serve a state, and have the registry asked for what it names; what went wrong, or ''"
-    said = ''
+    "Serve a state; what went wrong, or ''"
+    # somebody changed the plan: the registry may name other versions by now
+    follower.to_ask.set()
     try:
         await follower.take(state)
     except Exception as error:  # whatever it is, what is served goes on
-        said = str(error) or type(error).__name__
-    # somebody changed the plan: the registry may name other versions by now
-    asked = await _ask_registry(follower) if follower.index == 0 else ''
-    return said or asked
+        return str(error) or type(error).__name__
+    return ''
 
 # %% ../nbs/17e_followers.ipynb #6b7431ea
 def _times(*files: Path) -> tuple[int, ...]:
@@ -355,7 +381,7 @@ def _make_router(state: ServingState) -> tuple[Any, tuple[str, ...]]:
 # %% ../nbs/17e_followers.ipynb #e869432e
 def _open_counts(follower: 'StateFollower', state: ServingState) -> VariantMeters | None:
     "Where versions that are compared are counted; None = none are"
-    if not (state.plan and state.candidate):
+    if not (state.plan and state.tried):
         return None
     file = counts_folder(follower.folder, state.plan) / f'{follower.index}.meters'
     now = follower.server.counts
@@ -370,7 +396,7 @@ async def _load_versions(follower: StateFollower, state: ServingState) -> dict[s
     loaded = {served.bundle.digest: served for served in server.versions.values()}
     roles = {
         'champion': state.champion,
-        'candidate': state.candidate,
+        'candidate': state.tried,
         'previous': state.previous,
     }
     versions = {}
