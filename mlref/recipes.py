@@ -49,7 +49,7 @@ TREES = {
     'lambda_l2': 5.0,
     'deterministic': True,
     'force_row_wise': True,
-    'num_threads': 1,  # two wait for each other by spinning, ten times as long on a busy machine
+    'num_threads': 1,  # two wait for each other by spinning, far longer on a busy machine
     'verbose': -1,
 }
 
