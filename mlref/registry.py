@@ -99,12 +99,7 @@ _BUSY = (
     'UNIQUE constraint failed',
     'duplicate key value',
 )
-_HALF_MADE = (
-    'already exists',
-    'duplicate column',
-    'no such table',
-    'out-of-date database',
-)
+_HALF_MADE = ('already exists', 'duplicate column', 'no such table', 'out-of-date database')
 
 
 def _connect(

@@ -12,8 +12,8 @@ import pytest
 
 from mlref.core import format_time
 from mlref.edges import hold_file_lock
-from mlref.followers import ServeOptions, publish_champion
 from mlref.promotion import promote, promotions
+from mlref.publisher import ServeOptions, publish_champion
 from mlref.registry import Registry
 from mlref.rollout import rollout_plan
 from mlref.rollout_state import gather_evidence, read_counts, require_rollout, scored_rows
