@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2
 IMPORTED = (
     *('matplotlib.pyplot', 'nbdev.test', 'lightgbm', 'sklearn', 'nannyml', 'papermill'),
-    *('torch', 'torch._dynamo', 'onnxscript'),  # the first optimizer and the first export take both
+    *('torch', 'torch._dynamo'),  # of the first optimizer
+    *('onnxscript.function_libs.torch_lib.ops', 'torch.export._trace'),  # of the first export
+    'torch.onnx._internal.exporter._torchlib.ops',
     *('mlflow', 'mlflow.store.tracking.sqlalchemy_store'),  # of the first registry in a folder
     'mlflow.store.model_registry.sqlalchemy_store',
 )

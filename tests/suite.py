@@ -30,7 +30,9 @@ NEEDS = {  # program, or package of an extra -> beginnings of the pages that use
 }
 TESTS = (
     *(sys.executable, '-m', 'pytest', '-q'),
-    *('tests/test_pipeline.py', 'tests'),  # the longest begins first
+    # long ones that would come late begin first, so that no worker is left with one at the end
+    *('tests/test_pipeline.py', 'tests/test_site.py', 'tests/test_train.py'),
+    *('tests/test_serve.py', 'tests/test_steps.py', 'tests'),
     *('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder'),
     *('--durations', '12'),
     # a file whose test ends its process is begun again, without this for ever
