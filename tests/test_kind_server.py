@@ -21,7 +21,7 @@ from mlref.access import make_key, write_keys
 from mlref.bundle import write_bundle
 from mlref.core import MlrefError
 from mlref.edges import child_environment
-from mlref.followers import ServeOptions
+from mlref.publisher import ServeOptions
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
 from server_fixture import endless_model, start_copy
 
