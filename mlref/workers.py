@@ -32,8 +32,9 @@ from .cores import CoreKeeper, is_pinned
 from .edges import child_command, child_environment, explain_errors, hold_file_lock
 from .engines import open_online_store
 from .followers import StateFollower
+from .heartbeats import Watchdog, beat
 from .log import LocalLog
-from .observe import Meters, ServerMetrics
+from .observe import Meters, ServerMetrics, write_sample
 from .process_metrics import worker_sample
 from mlref.publisher import (
     ServeOptions,
@@ -42,13 +43,6 @@ from mlref.publisher import (
     is_current,
     last_sentence,
 )
-<<<<<<< HEAD
-from .heartbeats import Watchdog, beat
-from .log import LocalLog
-from .observe import Meters, ServerMetrics, write_sample
-from .process_metrics import worker_sample
-=======
->>>>>>> main
 from .routes import make_app, make_server
 from .serve import Application, Service, run_app
 from mlref.serving_state import (
