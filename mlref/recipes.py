@@ -129,7 +129,7 @@ def fit_tabm(
     return fit_torch(fit, stop, TrainConfig(seed=seed, epochs=epochs_for(len(fit))), make=make)
 
 # %% ../nbs/11a_recipes.ipynb #11aa0017
-# four folds at the rate and the bins of `fit_lightgbm` take four to seven times as long, and the
+# four folds at the rate and the bins of `fit_lightgbm` take several times as long, and the
 # student's log-loss on later days is not credibly better for it (three tests of 28 days)
 TEACHER = TREES | {
     'learning_rate': 0.2,
