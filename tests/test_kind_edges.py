@@ -1,7 +1,6 @@
 """Where another library can speak, it is one sentence: client, registry, models, command line"""
 
 import json
-import multiprocessing
 import os
 import random
 import socket
@@ -34,7 +33,7 @@ from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, check_noted_names, local_uri
 from mlref.report import read_facts
 from mlref.terminal import Status, run_cli
-from programs import MLREF
+from programs import FORK, MLREF
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,9 +148,6 @@ def test_any_bytes_at_all_are_a_sentence():
 
 
 # The registry
-
-FORK = multiprocessing.get_context('forkserver')
-FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])
 
 
 def use_first(folder: str, barrier, failed) -> None:
