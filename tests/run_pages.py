@@ -76,7 +76,10 @@ def execute(
 ) -> None:
     "Run a page in this process, which ends with 1 when it fails"
     import faulthandler
+    import gc
     import signal
+
+    gc.freeze()  # what was imported before the fork is not looked at by every garbage collection
 
     from nbdev.test import get_config, test_nb
 

@@ -34,7 +34,7 @@ TESTS = (
     *('tests/test_pipeline.py', 'tests/test_site.py', 'tests/test_train.py'),
     *('tests/test_serve.py', 'tests/test_steps.py', 'tests'),
     *('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder'),
-    *('--durations', '12'),
+    *('--durations', '40', '--durations-min', '5'),
     # a file whose test ends its process is begun again, without this for ever
     *('--max-worker-restart', '4'),
 )
