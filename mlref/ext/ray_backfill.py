@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util import ActorPool
 
-from ..arguments import check_number
+from ..arguments import check_fields, check_number
 from ..consumer import partition_of
 from ..core import MlrefError, TrainingSet
 from .ray_cluster import require_cluster
@@ -43,6 +43,7 @@ class Backfill:
     parts: int = 16  # Partitions of its requests
 
     def __post_init__(self):
+        check_fields(self)
         check_number(self.parts, 'parts', low=1, whole=True)
         if not self.folder.is_absolute():
             raise MlrefError(
