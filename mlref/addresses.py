@@ -22,7 +22,7 @@ class FilePlace:
     "A file that is held open, and the name it had when it was opened"
 
     path: str  # Absolute
-    device: int
+    device: int  # As `stat` numbers it
     inode: int  # Its number on the device; another file under this path has another
 
 
@@ -76,7 +76,7 @@ _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/|(md|motherduck|ducklake):')
 
 
 def local_file(
-    path: Path | str,
+    path: Path | str,  # A path or an address, relative to the working directory
     what: str,  # It is called in the message, e.g. 'a lake'
 ) -> Path:  # Absolute
     "A path to a file; raises `MlrefError` for the address of another machine"

@@ -86,7 +86,7 @@ def find_address(
 class Engine:
     "What answers for an address"
 
-    module: str
+    module: str  # Where its opener is
     opener: str  # Its function: address, space, and what the part needs
     extra: str  # Brings what the module needs
 
@@ -107,7 +107,7 @@ ENGINES_BY_SCHEME = {
 
 def find_engine(
     name: str,  # Of the setting
-    address: str,
+    address: str,  # E.g. redis://localhost:6379
 ) -> Engine:
     "What answers for an address; raises `MlrefError` for one that nothing answers for"
     scheme = address.split('://')[0] if '://' in address else ''

@@ -148,7 +148,7 @@ def _rows_of_groups(
 def reliability_table(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
-    groups: int = 15,
+    groups: int = 15,  # At most; equal scores are never parted
 ) -> ReliabilityTable:
     "Mean score and share of positives of groups of equal size; equal scores share a group"
     y, p = _outcomes_and_probabilities(y, p)
@@ -162,7 +162,7 @@ def reliability_table(
 def ece(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
-    groups: int = 15,
+    groups: int = 15,  # As for `reliability_table`
 ) -> float:
     "Expected calibration error: mean gap of score and share of positives over equal groups"
     table = reliability_table(y, p, groups)
@@ -216,8 +216,8 @@ def decision_cost(
 def cheapest_threshold(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
-    false_alarm: float = 1.0,
-    miss: float = 5.0,
+    false_alarm: float = 1.0,  # Cost of one
+    miss: float = 5.0,  # Cost of one, in the same unit
 ) -> float:
     "The cheapest threshold on these rows, of a hundred and one between 0 and 1"
     check_scores(y, p, both=True)
@@ -278,16 +278,16 @@ def day_bootstrap(
 class Estimate(NamedTuple):
     "A number with its confidence interval"
 
-    value: float
-    low: float
-    high: float
+    value: float  # The estimate itself
+    low: float  # Lower end of the interval
+    high: float  # Upper end of the interval
 
 
 def percentile_interval(
     values: np.ndarray,  # Of resamples; NaN is left out
-    level: float = 0.95,
+    level: float = 0.95,  # Share in the middle, between 0 and 1
 ) -> tuple[float, float]:  # Low, high
-    "The middle share of resampled values"
+    "The middle share of resampled values; raises `MlrefError` for none"
     check_array(values, 'values')
     check_number(level, 'level', 0, 1)
     if not len(values):
@@ -298,7 +298,7 @@ def percentile_interval(
 # %% ../nbs/12_evaluate.ipynb #abe7889b
 def calibrated_ece(
     p: np.ndarray,  # Probability per row
-    groups: int = 15,
+    groups: int = 15,  # As for `reliability_table`
     n: int = 200,  # How often outcomes are drawn
     seed: int = 0,
 ) -> Estimate:  # Mean, and the range of 95 % of the draws
@@ -354,7 +354,7 @@ def day_aucs(
     day: np.ndarray,  # Day of each row, one of `draws.days`
     draws: DayDraws,
 ) -> np.ndarray:  # AUC of each resample; NaN where it has one class
-    "The AUC of resampled days, from pairs of days counted once"
+    "The AUC of resampled days, from pairs of days counted once; raises `MlrefError` for other days"
     check_scores(y, p, day)
     size = len(draws.days)
     place = np.searchsorted(draws.days, day)

@@ -66,7 +66,7 @@ def replay(
     clock: Callable[[], float] = time.monotonic,  # Seconds
     sleep: Callable[[float], None] = time.sleep,  # Seconds
 ) -> Iterator[pl.DataFrame]:  # What becomes due, together, in order
-    "Play a stretch of the stream again"
+    "Play a stretch of the stream again; raises `MlrefError` for a speed of 0"
     check_frame(events, {'known_time': pl.Int64}, 'events')
     check_number(speed, 'speed', low=0)
     if speed == 0:

@@ -32,9 +32,9 @@ class Gate:
     "One condition put to a challenger, and what was found"
 
     name: str  # What must hold
-    passed: bool
-    value: float
-    limit: float
+    passed: bool  # Whether it holds
+    value: float  # What was measured
+    limit: float  # What it was compared with, in the same unit
     why: str  # What was found
 
 
@@ -51,7 +51,7 @@ def same_features(
     names: tuple[str, ...],  # Columns the challenger was trained on
     version: str,  # Of the feature set that made them
     served_names: tuple[str, ...],  # Columns of the store
-    served_version: str,
+    served_version: str,  # Of the feature set of the store
 ) -> Gate:
     "Trained on what is served"
     moved = sum(one != other for one, other in zip_longest(names, served_names))
@@ -250,7 +250,7 @@ def parity(
     trained: np.ndarray,  # Scores of the model it came from, of the same rows
     limit: float = 1e-5,  # Largest distance allowed; an engine of eight bits needs about .02
 ) -> Gate:
-    "What serves scores as what was trained"
+    "What serves scores as what was trained; raises `MlrefError` without scores"
     check_probabilities(trained, 'scores of the trained model')
     check_probabilities(served, 'scores of the served model', len(trained))
     check_number(limit, 'limit', 0, 1)
@@ -299,7 +299,10 @@ def no_serving_skew(
     served: np.ndarray,  # Scores of the champion as they were logged
     rebuilt: np.ndarray,  # Its scores from the lake's rows of the same entities
 ) -> Gate:
-    "What was served is what the lake says would have been served, to the last bit"
+    """What was served is what the lake says would have been served, to the last bit
+
+    Raises `MlrefError` when there are not as many of one as of the other.
+    """
     check_array(served, 'served scores')
     check_array(rebuilt, 'rebuilt scores')
     if len(served) != len(rebuilt):

@@ -49,7 +49,7 @@ TREES = {
     'lambda_l2': 5.0,
     'deterministic': True,
     'force_row_wise': True,
-    'num_threads': 1,  # two wait for each other by spinning, ten times as long on a busy machine
+    'num_threads': 1,  # two wait for each other by spinning, far longer on a busy machine
     'verbose': -1,
 }
 
@@ -177,7 +177,10 @@ def out_of_fold_teacher_scores(
     seed: int = 0,
     k: int = 2,  # Folds
 ) -> np.ndarray:  # float64 (rows,)
-    "The scores of trees, each row's by trees that have not seen its day"
+    """The scores of trees, each row's by trees that have not seen its day
+
+    Raises `MlrefError` for fewer than three days.
+    """
     fold = cross_fit_folds(fit, k)
     folds = np.unique(fold)
     if len(folds) < 2:
@@ -237,7 +240,10 @@ def refresh_student(
     soft: np.ndarray | None = None,  # As for `fit_student`
     share: float = 0.6,  # As for `fit_student`
 ) -> TorchPredictor:
-    "Let a student go once over all rows: a warm start, in a third of the time of a new one"
+    """Let a student go once over all rows: a warm start
+
+    Raises `MlrefError` unless the student reads the columns of `fit`.
+    """
     check_number(share, 'share', 0, 1)
     if not can_refresh(start, fit):
         raise MlrefError(
@@ -312,8 +318,8 @@ def out_of_fold_scores(
 def fit_cached(
     folder: Path,  # Of all cached models
     kind: str,  # As for `fit_recipe`
-    fit: TrainingSet,
-    stop: TrainingSet,
+    fit: TrainingSet,  # Labelled rows to learn from
+    stop: TrainingSet,  # Labelled rows of later days, to stop on
     seed: int = 0,
     start: TorchPredictor | None = None,  # As for `fit_recipe`
 ) -> Predictor:

@@ -299,7 +299,10 @@ def rolling_origin(
     edges: list[int],  # Where stretches begin, minutes UTC; the last one ends the last stretch
     stop_days: int = 14,  # Days before each stretch to stop on
 ) -> pl.DataFrame:  # id, cutoff, label_time, y, p, edge, trained_until; labelled rows only
-    "Scores of each stretch by a model of what was known when it began"
+    """Scores of each stretch by a model of what was known when it began
+
+    Raises `MlrefError` unless the edges are two or more, in order.
+    """
     if len(edges) < 2 or list(edges) != sorted(set(edges)):
         raise MlrefError(
             f'expected two edges or more, each later than the one before, got {edges!r:.80}; sort'

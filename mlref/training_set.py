@@ -112,7 +112,7 @@ def _wrong_value(column: str, dtype: pl.DataType) -> pl.Expr:
 
 # %% ../nbs/07b_training_set.ipynb #0ec56745
 def corrupt_future(
-    events: pl.DataFrame,
+    events: pl.DataFrame,  # Wide events, in any order
     cutoff: int,  # Minutes UTC
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
@@ -150,7 +150,10 @@ def find_leaks(
     # What computes the table; another one to show that a leak is caught
     make: Callable[[pl.DataFrame, Task, int, int], TrainingSet] = training_set,
 ) -> dict[str, int]:  # Feature -> at how many cut-offs it changed; empty when nothing leaks
-    "Which features change when everything known later is garbage"
+    """Which features change when everything known later is garbage
+
+    Raises `MlrefError` without entities or cut-offs, and for rows announced after their cut-off.
+    """
     check_frame(events, task.schema.columns, f'events of {task.name}')
     announced = events.filter(pl.col('kind') == task.request_kind)
     if not announced.height or not cutoffs:
