@@ -124,7 +124,7 @@ _SERVER = re.compile(r'([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]):([0-9]{1,
 def split_address(
     text: str,  # As a person wrote it
     what: str,  # That it is the address of
-    advice: str = 'give one such as 10.0.0.1:8080',
+    advice: str = 'give one such as 10.0.0.1:8080',  # End of the message
 ) -> tuple[str, int]:  # Without brackets, as a socket takes it
     "The host and the port of a server; raises `MlrefError` for text that is not both"
     found = _SERVER.fullmatch(text)

@@ -52,8 +52,8 @@ def _observe(
     within: Annotated[float, typer.Option(help='Seconds for an answer.')] = 0.1,
 ) -> CommandResult:
     "Write rules for Prometheus and dashboards for Grafana."
-    from mlref.alert_rules import ServingObjective, rule_file, serving_rules
     from mlref.addresses import split_address
+    from mlref.alert_rules import ServingObjective, rule_file, serving_rules
     from mlref.dashboards import DASHBOARDS, dashboard_file
 
     split_address(target, '--target')

@@ -140,7 +140,7 @@ def _list_segments(rows: pl.DataFrame, bins: FrozenBins) -> list[tuple[str, obje
             found += [(name, value) for value in enough[name]]
     return found
 
-
+# %% ../nbs/19b_diagnosis.ipynb #19b50023
 def name_segments(
     reference: Reference,
     rows: pl.DataFrame,  # Of the days of an alarm: p and the features

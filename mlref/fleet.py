@@ -169,7 +169,7 @@ def _check_observed(observed: FleetObservation) -> None:
     check_number(observed.ongoing_requests, 'ongoing_requests', 0, _MOST)
     check_number(observed.spent_today, 'spent_today', 0, _MOST)
 
-
+# %% ../nbs/18_fleet.ipynb #18f10060
 def decide_replicas(
     config: AutoscalingConfig,
     state: AutoscalingState,  # Of the last decision

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HEADLINES', 'QUERIES', 'DECISION_WORDS', 'EXPLANATIONS', 'STYLE', 'pick_headlines', 'html_tiles', 'read_facts',
            'explain_decision', 'decisions_section', 'models_section', 'quality_section', 'measure_disk', 'cost_section',
-           'goals_section', 'not_run_section', 'choices_section', 'state_goals', 'clean_text', 'clean_notebook',
-           'sanitize_html', 'steps_section', 'plot_section', 'render_report', 'describe_task', 'write_report']
+           'goals_section', 'not_run_section', 'state_goals', 'clean_text', 'clean_notebook', 'sanitize_html',
+           'steps_section', 'plot_section', 'render_report', 'describe_task', 'write_report']
 
 # %% ../nbs/24a_report.ipynb #d1000005
 import base64
@@ -22,7 +22,7 @@ from .duckdb_files import connect_duckdb
 from .edges import explain_errors, read_json_object
 from .markup import Html, html_element, html_section, html_table
 from .pipeline import PipelineRun, changed_parameters
-from .results import Choice, format_number, read_choices, read_results
+from .results import format_number, read_results
 from .task import load_task
 
 # %% ../nbs/24a_report.ipynb #d1000012
@@ -118,7 +118,7 @@ def _explain_shifts(found: Mapping[str, Any]) -> str:
     "What the features did on the evening of an alarm"
     told = [
         f'{each["feature"]} {each["direction"]}'
-        + (f' where {each["segment"]}' if each.get('segment') else '')
+        + (f' where {each["segment"]}' if each.get('segment', '') != '' else '')
         for each in found.get('diagnosis', ())
     ]
     return f' (out of their limits that evening: {", ".join(told)})' if told else ''
@@ -269,18 +269,6 @@ def not_run_section(files: Sequence[Mapping]) -> Html:
         (file['bench'], each['name'], each['why']) for file in files for each in file['not_run']
     ]
     return html_section('Not run', html_table(['file', 'what', 'why'], rows))
-
-
-def choices_section(
-    choices: Sequence[Choice],  # From `read_choices`
-    bench: str,  # Whose numbers are shown
-) -> Html:
-    "What was chosen on which months before these were lived; nothing where nothing is known"
-    rows = [(each.what, each.months) for each in choices if each.bench == bench]
-    if not rows:
-        return Html()
-    table = html_table(['what was chosen', 'by looking at'], rows)
-    return html_section('What was chosen on which months', table)
 
 
 def state_goals(files: Sequence[Mapping]) -> Html:
@@ -547,7 +535,6 @@ def write_report(
     first = [state_goals(files), html_tiles(pick_headlines(rows))]
     drawn = plot_section(image, value.get('AUC of a day'), value.get('realised AUC'))
     told = [decisions_section(facts), models_section(facts), quality_section(facts)]
-    told.append(choices_section(read_choices(run.reports / 'chosen.json'), run.profile))
     rest = [cost_section(run), not_run_section(files), goals_section(files)]
     sections = [*first, drawn, *told, *rest, steps_section(books, roots)]
     page = render_report(f'mlref: {run.id}', about, sections)

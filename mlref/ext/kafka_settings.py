@@ -82,7 +82,7 @@ def _is_address(address: str, parts: SplitResult) -> bool:
     plain = parts.scheme == 'kafka' and not (parts.query or parts.fragment)
     return whole and plain and _are_brokers(brokers)
 
-
+# %% ../../nbs/29_kafka_address.ipynb #29a00019
 def parse_kafka(
     address: str,  # kafka://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...][/SPACE]
 ) -> KafkaSettings:
