@@ -31,17 +31,17 @@ from .core import MlrefError, need_extra
 from .cores import CoreKeeper, is_pinned
 from .edges import child_command, child_environment, explain_errors
 from .engines import open_online_store
-from mlref.followers import (
+from .followers import StateFollower
+from .log import LocalLog
+from .observe import Meters, ServerMetrics
+from .process_metrics import worker_sample
+from mlref.publisher import (
     ServeOptions,
-    StateFollower,
     decode_options,
     encode_options,
     is_current,
     last_sentence,
 )
-from .log import LocalLog
-from .observe import Meters, ServerMetrics
-from .process_metrics import worker_sample
 from .routes import make_app, make_server
 from .serve import Application, run_app
 from mlref.serving_state import (
@@ -310,7 +310,7 @@ def _prepare_run(options: ServeOptions) -> None:
         current = False
     if not current:
         done = subprocess.run(
-            child_command('followers', 'publish_main', encode_options(options)),
+            child_command('publisher', 'publish_main', encode_options(options)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -147,11 +147,11 @@ def wrap_model(data: bytes) -> Any:
 def make_home(home: Path, address: str = 'small:TASK') -> list[str]:
     "A run of the visits; its versions, the champion first"
     from mlref.core import DAY
-    from mlref.followers import ServeOptions, publish_champion
     from mlref.gates import Gate
     from mlref.lmdb_store import LmdbStore
     from mlref.materialize import apply_events
     from mlref.promotion import promote
+    from mlref.publisher import ServeOptions, publish_champion
     from mlref.registry import Registry, TrainingRun, local_uri, register_model
     from mlref.task import load_task
     from small import FEATURES, make_events
@@ -281,7 +281,7 @@ def deliver_body(log: Any, schema: Any, body: bytes) -> dict[str, Any]:
 
 CHILD = """
 import os, sys, threading, time
-from mlref.followers import decode_options
+from mlref.publisher import decode_options
 from mlref.workers import supervise
 
 def end_with_run(supervisor, version):
@@ -303,7 +303,7 @@ def start_process(
 ) -> tuple[subprocess.Popen, str]:
     "A server in a process of its own, and where it answers"
     from mlref.edges import child_environment
-    from mlref.followers import encode_options
+    from mlref.publisher import encode_options
 
     process = subprocess.Popen(
         [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
@@ -326,7 +326,7 @@ def start_copy(
     **more: Any,  # Options of the server
 ) -> Iterator[tuple[Served, subprocess.Popen]]:
     "Another server of the same versions, which may be stopped and spoilt"
-    from mlref.followers import ServeOptions
+    from mlref.publisher import ServeOptions
 
     home = served.home if home is None else home
     shutil.copytree(served.folder / 'bundles', folder / 'bundles')
@@ -351,7 +351,7 @@ def alone(file: Path) -> Iterator[None]:
 
 def start_shared(root: Path) -> dict[str, Any]:
     "The server of this run"
-    from mlref.followers import ServeOptions
+    from mlref.publisher import ServeOptions
 
     home = root / 'served-home'
     versions = make_home(home)

@@ -20,7 +20,7 @@ import pytest
 from mlref.access import make_key, write_keys
 from mlref.core import MlrefError
 from mlref.edges import child_environment
-from mlref.followers import ServeOptions
+from mlref.publisher import ServeOptions
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
 from server_fixture import start_copy
 

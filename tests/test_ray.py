@@ -357,7 +357,7 @@ def serving(cluster, folder):
     from mlref.ext.ray_cluster import free_ports
     from mlref.ext.ray_serve import RayServing, serve_on_ray
     from mlref.fleet import AutoscalingConfig
-    from mlref.followers import ServedRun, ServeOptions
+    from mlref.publisher import ServedRun, ServeOptions
 
     homes = {address: folder / f'home-{number}' for number, address in enumerate(SERVED)}
     (folder / 'registry').mkdir()

@@ -32,6 +32,7 @@ def test_a_page_passes_when_it_came_to_its_end(tmp_path, capfd, code, limit, pas
     start = time.monotonic()
     ran = run_pages.run_page(CONTEXT, write_page(tmp_path, code), limit)
     assert (ran.name, ran.passed) == ('page.ipynb', passes)
+    assert (ran.cpu_seconds > 0) == ('exit' not in code and 'sleep' not in code)
     assert says in capfd.readouterr().out
     assert time.monotonic() - start < limit + 60
 

@@ -38,7 +38,7 @@ from mlref.fleet import (
     FleetObservation,
     decide_replicas,
 )
-from ..followers import ServeOptions, decode_options, encode_options
+from ..publisher import ServeOptions, decode_options, encode_options
 from ..serve import Application
 from ..workers import open_worker, prepare
 
