@@ -162,12 +162,13 @@ def _bounded(config: AutoscalingConfig, observed: FleetObservation, replicas: in
     return min(max(replicas, config.min_replicas), most)
 
 # %% ../nbs/18_fleet.ipynb #18f10018
-def _check_observed(observed: FleetObservation) -> None:
-    "Raise `MlrefError` for what no fleet can be seen to do; NaN would decide nothing for ever"
+def _checked_time(observed: FleetObservation) -> float:
+    "When it was seen; raises `MlrefError` for what no fleet can be seen to do, as NaN requests"
     check_number(observed.at, 'at', -_MOST, _MOST)
     check_number(observed.running, 'running', 0, _MOST, whole=True)
     check_number(observed.ongoing_requests, 'ongoing_requests', 0, _MOST)
     check_number(observed.spent_today, 'spent_today', 0, _MOST)
+    return observed.at
 
 # %% ../nbs/18_fleet.ipynb #18f10060
 def decide_replicas(
@@ -176,8 +177,7 @@ def decide_replicas(
     observed: FleetObservation,
 ) -> ScalingDecision:
     "How many replicas are wanted now: pure, so that a decision can be replayed from its inputs"
-    _check_observed(observed)
-    at = observed.at
+    at = _checked_time(observed)
     held = _bounded(config, observed, state.replicas)
     if held != state.replicas:
         money = held < min(state.replicas, config.max_replicas)
