@@ -329,6 +329,10 @@ class ServeSettings:
         bool | None,
         typer.Option(help='Keep each worker on one core?', show_default='with one for each core'),
     ] = None
+    worker_timeout: Annotated[
+        float,
+        typer.Option(min=0, help='Silent for so many seconds, a worker is replaced; 0 = never.'),
+    ] = 30.0
     uri: Annotated[
         str | None,
         typer.Option(
@@ -356,6 +360,7 @@ _SAME = (  # settings and options of one name
     'deadline',
     'max_age',
     'pin',
+    'worker_timeout',
 )
 
 

@@ -233,7 +233,7 @@ def at_clock(
     schema: EventSchema,
     now: int,  # Minute UTC by which the times of events are judged
 ) -> tuple[Rule, ...]:
-    "A contract as of a moment: its rules, with bounds on the times of events"
+    "A contract as of a moment: its rules, with bounds on the times of events; raises `MlrefError`"
     now = check_minute(now, 'now')
     own = [rule for rule in rules if not isinstance(rule, ClockRule)]
     bounds = clock_bounds(schema, now).items()

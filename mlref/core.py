@@ -407,7 +407,7 @@ def known_by(
     table: TrainingSet,  # Any table
     cutoff: int,  # Minutes since 1970-01-01 UTC
 ) -> TrainingSet:  # Labelled rows whose label was known at `cutoff`
-    "What could be learnt from at `cutoff`"
+    "What could be learnt from at `cutoff`; raises `MlrefError`"
     cutoff = check_minute(cutoff, 'cutoff')
     return table.take((table.label_time >= 0) & (table.label_time <= cutoff) & ~np.isnan(table.y))
 

@@ -197,12 +197,19 @@ _Result = TypeVar('_Result')
 @contextmanager
 def hold_file_lock(
     file: Path,  # Made when missing; never removed: a waiting process holds it open
+    busy: str = '',  # What is said when another process holds it; '' = wait for that
 ) -> Iterator[None]:
-    "One process at a time; the system frees the lock when its holder ends or is killed"
+    """One process at a time; raises `MlrefError` with `busy`
+
+    The system frees the lock when its holder ends or is killed.
+    """
     with explain_errors(f'to lock {file}', 'choose a folder that can be written'):
         held = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise MlrefError(busy) from None
         yield
     finally:
         os.close(held)

@@ -56,7 +56,7 @@ def auc(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
 ) -> float:  # 0.5 = chance; NaN when there is only one class
-    "Area under the ROC curve, ties counted half (Mann-Whitney)"
+    "Area under the ROC curve, ties counted half (Mann-Whitney); raises `MlrefError`"
     check_scores(y, p)
     positive = y > 0.5
     positives = int(positive.sum())
@@ -74,7 +74,10 @@ def within_day_auc(
     p: np.ndarray,  # Score per row
     day: np.ndarray,  # Day of each row
 ) -> float:  # NaN when no day has both outcomes
-    "Mean of the AUCs of the days, each day counted once; days of one outcome are left out"
+    """Mean of the AUCs of the days, each day counted once; days of one outcome are left out
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p, day)
     rows_of = [np.flatnonzero(day == one) for one in np.unique(day)]
     aucs = np.array([auc(y[rows], p[rows]) for rows in rows_of])
@@ -111,7 +114,10 @@ def average_precision(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
 ) -> float:
-    "Area under the precision-recall steps; ties share a step; NaN without a positive"
+    """Area under the precision-recall steps; ties share a step; NaN without a positive
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p)
     if not y.any():
         return float('nan')
@@ -150,7 +156,10 @@ def reliability_table(
     p: np.ndarray,  # Probability per row
     groups: int = 15,  # At most; equal scores are never parted
 ) -> ReliabilityTable:
-    "Mean score and share of positives of groups of equal size; equal scores share a group"
+    """Mean score and share of positives of groups of equal size; equal scores share a group
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     y, p = _outcomes_and_probabilities(y, p)
     check_number(groups, 'groups', low=1, whole=True)
     parts = _rows_of_groups(p, groups)
@@ -219,7 +228,10 @@ def cheapest_threshold(
     false_alarm: float = 1.0,  # Cost of one
     miss: float = 5.0,  # Cost of one, in the same unit
 ) -> float:
-    "The cheapest threshold on these rows, of a hundred and one between 0 and 1"
+    """The cheapest threshold on these rows, of a hundred and one between 0 and 1
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p, both=True)
     thresholds = np.linspace(0, 1, 101)
     return float(thresholds[np.argmin(decision_cost(y, p, thresholds, false_alarm, miss))])
@@ -302,7 +314,10 @@ def calibrated_ece(
     n: int = 200,  # How often outcomes are drawn
     seed: int = 0,
 ) -> Estimate:  # Mean, and the range of 95 % of the draws
-    "The ECE of these scores when each is the true chance of its row: what chance alone shows"
+    """The ECE of these scores when each is the true chance of its row: what chance alone shows
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_probabilities(p, 'p')
     check_number(n, 'n', low=1, whole=True)
     check_number(seed, 'seed', low=0, whole=True)
@@ -320,7 +335,10 @@ def paired_difference(
     n: int = 200,  # Resamples
     seed: int = 0,
 ) -> Estimate:  # With its 95 % interval
-    "score(challenger) - score(champion) on the same rows, with its interval by whole days"
+    """score(challenger) - score(champion) on the same rows, with its interval by whole days
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, challenger, champion, day, both=True)
     check_scores(y, champion)
 
@@ -378,7 +396,7 @@ def paired_auc_difference(
     seed: int = 0,
     level: float = 0.95,  # Of the interval
 ) -> Estimate:
-    "What `paired_difference` gives for the AUC, in a fraction of the time"
+    "What `paired_difference` gives for the AUC, in a fraction of the time; raises `MlrefError`"
     check_scores(y, challenger, champion, day, both=True)
     check_scores(y, champion)
     draws = draw_days(day, n, seed)
@@ -403,7 +421,7 @@ def delong_interval(
     champion: np.ndarray,  # Score of the same rows
     deviations: float = 1.959964,  # Standard errors to each side; 95 %
 ) -> Estimate:  # With an interval that takes rows for independent
-    "AUC(challenger) - AUC(champion) with DeLong's interval (Sun and Xu 2014)"
+    "AUC(challenger) - AUC(champion) with DeLong's interval (Sun and Xu 2014); raises `MlrefError`"
     check_scores(y, challenger, champion, both=True)
     check_scores(y, champion)
     check_number(deviations, 'deviations', low=0)
@@ -428,7 +446,10 @@ def swap_by_day(
     day: np.ndarray,  # Day of each row
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # Challenger, champion: neither is better
-    "An A/A pair: a coin decides day by day which model is called the challenger"
+    """An A/A pair: a coin decides day by day which model is called the challenger
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_array(challenger, 'challenger')
     check_array(champion, 'champion', len(challenger))
     check_array(day, 'day', len(challenger), kinds='iuf')

@@ -257,7 +257,7 @@ def lookup_feature(
     table: str,  # Attribute of the lookups: dict of key -> values
     values: tuple[str, ...],  # What each entry holds
 ) -> OnDemand:
-    "Values from a table that does not change; NaN for a key it lacks"
+    "Values from a table that does not change; NaN for a key it lacks; raises `MlrefError`"
     check_distinct(values, f'values of {name}')
     return OnDemand(
         name=name,

@@ -84,7 +84,7 @@ _TOPIC = re.compile(r'[A-Za-z0-9._-]{1,249}')
 
 
 def _check_number(name: str, value: object, least: int) -> None:
-    if type(value) is int and value >= least:  # nearly always, and ten times as fast
+    if type(value) is int and value >= least:  # nearly always, and much faster
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise MlrefError(f'expected a whole number from {least} as {name}, got {value!r:.60}')

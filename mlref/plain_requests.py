@@ -128,7 +128,10 @@ def read_requests(
     plan: ReadPlan,
     requests: Mapping[str, np.ndarray],  # Column -> one value a request
 ) -> tuple[dict[str, np.ndarray], Keys]:
-    "Columns and keys of many plain requests; raises `LookupError` when they are others"
+    """Columns and keys of many plain requests; raises `LookupError` when they are others
+
+    Raises `MlrefError` for cut-offs that are no minutes.
+    """
     columns = {name: _plain_array(requests[name]) for name in plan.asks_reads}
     columns |= plan.asks(columns) if plan.asks else {}
     for name in plan.columns:

@@ -65,6 +65,7 @@ class ServeOptions:
     deadline: float = 5.0  # Seconds
     max_age: int | None = None  # Minutes that the store may be behind the clock on the wall
     pin: bool | None = None  # Keep each worker on one core; None = when each core has one
+    worker_timeout: float = 30.0  # Seconds; silent for longer, a worker is replaced; 0 = never
     also: tuple[ServedRun, ...] = ()  # Further tasks, each with a run of its own
 
     @property

@@ -75,7 +75,7 @@ def fit_lightgbm(
     leaves: int = 63,  # Of a tree, at most
     bins: int = 255,  # Of each column, at most; fewer are faster
 ) -> LightGBMPredictor:
-    "Train boosted trees; the same tables and seed give the same trees"
+    "Train boosted trees; the same tables and seed give the same trees; raises `MlrefError`"
     import lightgbm
 
     validate_tables(fit, stop)
@@ -100,7 +100,7 @@ STUDENT_SHAPE = {'width': 128, 'layers': 2, 'pieces': 8, 'members': 1}
 def epochs_for(
     n: int,  # Rows to learn from
 ) -> int:
-    "How often a network goes over its rows"
+    "How often a network goes over its rows; raises `MlrefError`"
     check_number(n, 'rows', low=1, whole=True)
     return int(min(8, max(3, ROWS_SEEN // n)))
 
@@ -129,7 +129,7 @@ def fit_tabm(
     return fit_torch(fit, stop, TrainConfig(seed=seed, epochs=epochs_for(len(fit))), make=make)
 
 # %% ../nbs/11a_recipes.ipynb #11aa0017
-# four folds at the rate and the bins of `fit_lightgbm` take four to seven times as long, and the
+# four folds at the rate and the bins of `fit_lightgbm` take several times as long, and the
 # student's log-loss on later days is not credibly better for it (three tests of 28 days)
 TEACHER = TREES | {
     'learning_rate': 0.2,
@@ -142,7 +142,7 @@ def cross_fit_folds(
     table: TrainingSet,
     k: int,  # Folds
 ) -> np.ndarray:  # Fold of each row, 0 to k-1
-    "Deal the days of a table to k folds, two days at a time"
+    "Deal the days of a table to k folds, two days at a time; raises `MlrefError`"
     check_type(table, TrainingSet, 'table')
     check_number(k, 'k', low=2, whole=True)
     return table.day // 2 % k
@@ -212,7 +212,7 @@ def fit_student(
     soft: np.ndarray | None = None,  # From `out_of_fold_teacher_scores`; None = fit teachers now
     share: float = 0.6,  # Of the teacher's opinion in what is learnt
 ) -> TorchPredictor:
-    "Train a network on what happened and on what a teacher thought"
+    "Train a network on what happened and on what a teacher thought; raises `MlrefError`"
     check_number(share, 'share', 0, 1)
     soft = out_of_fold_teacher_scores(fit, stop, seed) if soft is None else soft
     check_array(soft, 'soft', len(fit))
@@ -302,7 +302,7 @@ def out_of_fold_scores(
     k: int = 3,  # Blocks
     seed: int = 0,
 ) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
-    "Scores of days that the scoring model was not trained on"
+    "Scores of days that the scoring model was not trained on; raises `MlrefError`"
     check_number(k, 'k', low=2, whole=True)
     block = day_blocks(table, k)
     scores = np.empty(len(table))

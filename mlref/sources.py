@@ -131,7 +131,7 @@ def from_table(
     owner: str = '',  # Who answers for it
     description: str = '',  # One line for the catalog
 ) -> Source:
-    "A source over a table of your own"
+    "A source over a table of your own; raises `MlrefError`"
     check_distinct(keys, f'keys of {name}')
     check_distinct(values, f'values of {name}')
     check_type(known, str, f'known of {name}')

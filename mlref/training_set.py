@@ -57,7 +57,7 @@ def join_labels(
     requests: pl.DataFrame,  # From `select_requests`
     X: np.ndarray,  # Their features, float32 (requests, features)
 ) -> TrainingSet:
-    "Requests, their features and what came of them as one table"
+    "Requests, their features and what came of them as one table; raises `MlrefError`"
     labels = _labels(events, task, requests)
     categorical = [name for name in task.features.names if name in task.features.categories]
     ids = requests[task.schema.entity_id].to_numpy().astype(str)
@@ -116,7 +116,7 @@ def corrupt_future(
     cutoff: int,  # Minutes UTC
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
-    "Garbage in every fact known after a cut-off"
+    "Garbage in every fact known after a cut-off; raises `MlrefError`"
     check_frame(events, EVENT_COLUMNS, 'events')
     cutoff = check_minute(cutoff, 'cutoff')
     stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)

@@ -105,11 +105,8 @@ def raising_model() -> Any:
     return wrap_model(encode_graph(build_graph('raising', nodes, values)))
 
 
-_TURNS = 60_000  # of a loop, about 50 ms
-
-
-def slow_model() -> Any:
-    "It says what the champion says, much later"
+def _looping_model(name: str, turns: list[Any], values: dict[str, Any]) -> Any:
+    "It says what the champion says, after some turns of a loop: as many as `turns` gives"
     from onnx import TensorProto, helper
 
     inner = [
@@ -126,10 +123,35 @@ def slow_model() -> Any:
         helper.make_node('Mul', ['before', 'one'], ['after']),
     ]
     body = helper.make_graph(again, 'turn', inner, outer)
-    turns = helper.make_node('Loop', ['turns', 'begin', 'logits'], ['y'], body=body)
-    values = {'turns': np.array(_TURNS), 'begin': np.array(True), 'one': np.array(1, np.float32)}
+    loop = helper.make_node('Loop', ['turns', 'begin', 'logits'], ['y'], body=body)
+    nodes = [*linear_nodes('logits'), *turns, loop]
+    values |= {'begin': np.array(True), 'one': np.array(1, np.float32)}
     values |= linear_values(VERSIONS[0])
-    return wrap_model(encode_graph(build_graph('slow', [*linear_nodes('logits'), turns], values)))
+    return wrap_model(encode_graph(build_graph(name, nodes, values)))
+
+
+def slow_model(
+    turns: int = 60_000,  # About 50 ms
+) -> Any:
+    "It says what the champion says, much later"
+    return _looping_model('slow', [], {'turns': np.array(turns)})
+
+
+def endless_model() -> Any:
+    "It says what the champion says, and never comes back from a row with a value above 1,000"
+    from onnx import helper
+
+    nodes = [
+        helper.make_node('ReduceMax', ['filled'], ['most'], keepdims=0),
+        helper.make_node('Greater', ['most', 'enough'], ['over']),
+        helper.make_node('Where', ['over', 'for_ever', 'none'], ['turns']),
+    ]
+    values = {
+        'enough': np.array(1000, np.float32),
+        'for_ever': np.array(2**60),
+        'none': np.array(0),
+    }
+    return _looping_model('endless', nodes, values)
 
 
 def wrap_model(data: bytes) -> Any:

@@ -78,6 +78,7 @@ COMMENTS = {
     ],
     'raises': [
         'def wait() -> None:\n    "Wait"\n    raise MlrefError("now")',
+        'def wait(clock: Clock) -> None:\n    "Wait"\n    check_type(clock, Clock, "a clock")',
         'class Clock:\n    "A clock"\n    def __init__(self):\n        raise Outage("no clock")',
     ],
 }

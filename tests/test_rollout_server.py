@@ -67,8 +67,8 @@ class Rolling:
         insert_rows(lake, {'events': make_events().with_columns(commit_id=pl.lit(1))})
         lake.close()
         self.options = ServeOptions(
-            'small:TASK', str(home), str(home / 'served'), workers=2, port=0
-        )
+            'small:TASK', str(home), str(home / 'served'), workers=2, port=0, worker_timeout=0.0
+        )  # one is stopped below, and stays
         self.start()
 
     @property

@@ -49,3 +49,9 @@ def test_the_longest_pages_begin_first():
     names = [path.name for path in run_pages.find_pages('', '')]
     for name, start in zip(names, run_pages.LONGEST, strict=False):
         assert name.startswith(start), f'expected a page {start} in nbs'
+
+
+def test_pages_that_wait_are_pages():
+    names = [path.name for path in run_pages.find_pages('', '')]
+    for start in run_pages.WAITING:
+        assert sum(name.startswith(start) for name in names) == 1

@@ -3,7 +3,7 @@
 A type such as `Task` says what is wanted; a number, a text, an array or a frame does not, so the
 parameter has a comment, beside it or on the line above, or the docstring names it in backticks.
 What a class says of a method holds for other classes with that method. An error that a function
-raises itself stands in its docstring.
+raises itself, or by checking its arguments, stands in its docstring.
 """
 
 import ast
@@ -16,6 +16,10 @@ UNTOLD = re.compile(r'\b(int|float|str|bytes|Any|ndarray|Tensor|DataFrame|Series
 TOLD = {'seed', 'topic', 'partition'}  # the same everywhere: a draw's seed, and as `Log` says
 # first numbers of the pages that say all of it; the others are still to be gone through
 WHOLE = {*range(14), *range(40, 45)}
+CHECKS = re.compile(
+    r'check_(array|choice|distinct|frame|minutes?|name|number|probabilities|scores|type)'
+    r'|validate_tables'
+)
 PROTOCOL = {'NotImplementedError', 'StopIteration'}  # said by the language, not by us
 COMMENT = re.compile(r'^(.*?)# ')
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -50,7 +54,8 @@ def check_cell(
             known = each.arg in TOLD or (bool(owner) and (node.name, each.arg) in said)
             if not known and is_untold(each) and not is_told(node, each, commented):
                 yield 'comment', f'`{name}`: no comment on `{each.arg}` (unit, shape, meaning)'
-        for error in sorted(raised_by(node)):
+        checks = set() if owner else raised_by_checks(node)
+        for error in sorted(raised_by(node) | checks):
             if error not in text:
                 yield 'raises', f'`{name}` raises {error}, and its docstring does not say so'
 
@@ -151,3 +156,10 @@ def raised_by(node: Function) -> set[str]:
             if name[:1].isupper():
                 found.add(name)
     return found - PROTOCOL
+
+
+def raised_by_checks(node: Function) -> set[str]:
+    "The error of the checks of arguments that a function calls"
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    names = [call.id for call in calls if isinstance(call, ast.Name)]
+    return {'MlrefError'} if any(map(CHECKS.fullmatch, names)) else set()
