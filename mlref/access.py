@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCOPES', 'LOOPBACK', 'AccessKey', 'make_key', 'write_keys', 'read_keys', 'check_key', 'check_exposed',
-           'keys_to_ask_for', 'RateLimiter', 'Addresses', 'make_addresses', 'check_content_type']
+           'keys_to_ask_for', 'RateLimiter', 'ShareKeeper', 'Addresses', 'make_addresses', 'check_content_type']
 
 # %% ../nbs/15c_access.ipynb #98826f78
+import asyncio
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -40,8 +42,16 @@ class AccessKey:
 
     def __post_init__(self):
         check_fields(self)
-        if not self.client.isprintable() or not self.client.strip():
-            raise MlrefError(f'expected a name of a client, got {self.client!r:.40}; give one')
+        odd = [scope for scope in self.scopes if scope not in SCOPES]
+        if odd or not self.scopes or not self.client.isprintable() or not self.client.strip():
+            raise MlrefError(
+                f'expected a name and scopes among {", ".join(SCOPES)}, got {self.client!r:.40} and'
+                f' {", ".join(self.scopes) or "none"}; name what this client may do'
+            )
+        if re.fullmatch('[0-9a-f]{64}', self.sha256) is None:
+            raise MlrefError(f'expected a hash of SHA-256, got {self.sha256!r:.40}; make a new key')
+        if self.rows is not None:  # None = no limit
+            check_number(self.rows, 'rows a second of a key', 1e-6, 1e12)
 
 
 def make_key(
@@ -50,15 +60,7 @@ def make_key(
     rows: float | None = None,
     clock: Callable[[], float] = time.time,  # Seconds since 1970-01-01 UTC
 ) -> tuple[str, AccessKey]:  # What the client sends; what is kept
-    "A new key; raises `MlrefError` for a scope that there is not"
-    odd = [scope for scope in scopes if scope not in SCOPES]
-    if odd or not scopes or not client.isprintable() or not client.strip():
-        raise MlrefError(
-            f'expected a name and scopes among {", ".join(SCOPES)}, got {client!r:.40} and'
-            f' {", ".join(scopes) or "none"}; name what this client may do'
-        )
-    if rows is not None:  # None = no limit
-        check_number(rows, 'rows a second of a key', 1e-6, 1e12)
+    "A new key; raises `MlrefError` for values that make none"
     name = secrets.token_hex(4)
     secret = secrets.token_urlsafe(32)
     hashed = hashlib.sha256(secret.encode()).hexdigest()
@@ -76,16 +78,10 @@ def write_keys(
 # %% ../nbs/15c_access.ipynb #db3070e5
 def _read_key(row: dict[str, Any]) -> AccessKey:
     "A key as its file has it; raises when it is none"
+    if not isinstance(row['scopes'], list):
+        raise TypeError('expected a list of scopes')
     values: dict[str, Any] = {**row, 'scopes': tuple(row['scopes'])}
-    key = AccessKey(**values)
-    texts = (key.id, key.client, key.sha256)
-    if not (isinstance(row['scopes'], list) and all(isinstance(text, str) for text in texts)):
-        raise TypeError('expected texts and a list of scopes')
-    if not (key.scopes and {*key.scopes} <= {*SCOPES} and len(bytes.fromhex(key.sha256)) == 32):
-        raise ValueError('expected scopes that there are, and a hash')
-    if key.rows is not None and (isinstance(key.rows, bool) or not key.rows > 0):
-        raise ValueError('expected rows above 0')
-    return key
+    return AccessKey(**values)
 
 # %% ../nbs/15c_access.ipynb #db3070e6
 def read_keys(
@@ -206,6 +202,35 @@ class RateLimiter:
                 wait,
             )
         self.left[key.id] = (left - rows, now)
+
+# %% ../nbs/15c_access.ipynb #15cc0002
+class ShareKeeper:
+    "Keeps the share of a limiter that of one among as many processes as there are now"
+
+    def __init__(
+        self,
+        limiter: RateLimiter,  # Of this process
+        share: Callable[[], float],  # It is looked up again and again
+        every: float = 1.0,  # Seconds between two looks
+    ):
+        self.limiter = limiter
+        self.share = share
+        self.every = every
+        self.timer: asyncio.TimerHandle | None = None
+
+    def look(self) -> None:
+        "Take the share of now, and look again later"
+        self.limiter.share = self.share()
+        self.timer = asyncio.get_running_loop().call_later(self.every, self.look)
+
+    async def start(self) -> None:
+        "Begin"
+        self.look()
+
+    async def close(self) -> None:
+        "Look no more"
+        if self.timer is not None:
+            self.timer.cancel()
 
 # %% ../nbs/15c_access.ipynb #b8b0c28f
 @dataclass(frozen=True)

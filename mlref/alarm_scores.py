@@ -36,10 +36,18 @@ def harm_ahead(
     ordered = totals.sort('day')
     if ordered['day'].is_duplicated().any():
         raise MlrefError('expected one row a day, got some days twice; sum them up first')
+    if ordered.is_empty():
+        return pl.DataFrame(schema=HARM)
     off = (pl.col('observed') - pl.col('predicted')) * pl.col('n')
-    ahead = [part.rolling_sum(days).shift(-days) for part in (off, pl.col('n'))]
+    # a row for each day of the calendar: seven rows are no week where days are missing
+    every = ordered.select('day').upsample('day', every='1d')
+    filled = every.join(ordered, on='day', how='left', maintain_order='left').select(
+        'day', off=pl.when(pl.col('n') > 0).then(off).otherwise(0.0), n=pl.col('n').fill_null(0)
+    )
+    ahead = [pl.col(name).rolling_sum(days).shift(-days) for name in ('off', 'n')]
     gap = (ahead[0] / ahead[1]).fill_nan(None)  # days without rows say nothing: not known
-    return ordered.select('day', gap=gap, harmed=gap.abs() > limit)
+    found = filled.select('day', gap=gap, harmed=gap.abs() > limit)
+    return found.join(ordered, on='day', how='semi', maintain_order='left')
 
 # %% ../nbs/19aa_alarm_scores.ipynb #19aa000d
 @dataclass(frozen=True)

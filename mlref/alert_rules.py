@@ -265,8 +265,14 @@ def serving_rules(
         summary='a server is down',
         wait=objective.patience,
     )
+    restarts = AlertRule(
+        alert='WorkerRestarts',
+        expr='sum by (reason) (increase(mlref_worker_restarts_total[1h])) > 0',
+        severity='ticket',
+        summary='a worker {{ $labels.reason }} and was replaced',
+    )
     store = [*store_rules(objective), _missing_values(objective)]
-    return [*budget_rules(objective), down, *store, *model_rules(objective)]
+    return [*budget_rules(objective), down, restarts, *store, *model_rules(objective)]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad001a
 def _as_fields(rule: PrometheusRule) -> dict[str, object]:

@@ -37,8 +37,8 @@ def describe_value(
 def check_number(
     value: Any,  # What came
     name: str,  # What the message calls it
-    low: float = -math.inf,
-    high: float = math.inf,
+    low: float = -math.inf,  # Smallest that is allowed
+    high: float = math.inf,  # Largest that is allowed
     whole: bool = False,  # Only whole numbers
 ) -> None:
     "Raise `MlrefError` unless it is a number within bounds, both included; NaN never is"
@@ -71,7 +71,7 @@ def check_type(
 
 def check_choice(
     value: Any,  # What came
-    choices: Collection[Any],
+    choices: Collection[Any],  # All that are allowed; the message lists them
     name: str,  # What the message calls it
 ) -> None:
     "Raise `MlrefError` unless it is one of some choices"
@@ -121,7 +121,7 @@ def check_array(
     name: str,  # What the message calls it
     rows: int | None = None,  # How many there must be; None = any number
     kinds: str = 'biuf',  # Of dtype.kind: b boolean, i and u whole numbers, f floats, U text
-    dimensions: int = 1,
+    dimensions: int = 1,  # How many axes it must have
 ) -> None:
     "Raise `MlrefError` unless it is a NumPy array of this kind and length"
     if not isinstance(values, np.ndarray):

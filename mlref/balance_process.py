@@ -19,6 +19,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 # %% ../nbs/34a_balance_process.ipynb #2d1ee5cf
+from .addresses import split_address
 from .arguments import check_choice
 from .balance import RENDERERS, Backend, HealthCheck, LoadBalancer
 from .core import MlrefError
@@ -77,8 +78,8 @@ def check_config(
 # %% ../nbs/34a_balance_process.ipynb #1c2a5284
 def is_ready(backend: Backend, health: HealthCheck) -> bool:
     "Whether a server says that it can answer"
-    host, _, port = backend.address.rpartition(':')
-    connection = HTTPConnection(host.strip('[]'), int(port), timeout=health.timeout_s)
+    host, port = split_address(backend.address, 'a server')
+    connection = HTTPConnection(host, port, timeout=health.timeout_s)
     try:
         connection.request('GET', health.path)
         return connection.getresponse().status == 200
@@ -106,9 +107,8 @@ def free_address() -> str:
 
 def _check_free(address: str) -> None:
     "Raise `MlrefError` when somebody listens there: a client could not tell one from the other"
-    host, _, port = address.rpartition(':')
     try:
-        socket.create_server((host.strip('[]'), int(port))).close()
+        socket.create_server(split_address(address, 'a server')).close()
     except OSError as error:
         raise MlrefError(
             f'expected {address} to be free, got: {error.strerror}; choose another port'
@@ -120,11 +120,10 @@ def _wait_listening(
     address: str,  # host:port
     seconds: float,
 ) -> bool:  # False = it ended, or time is over
-    host, _, port = address.rpartition(':')
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         try:
-            socket.create_connection((host.strip('[]'), int(port)), timeout=1).close()
+            socket.create_connection(split_address(address, 'a server'), timeout=1).close()
         except OSError:
             time.sleep(0.02)
         else:

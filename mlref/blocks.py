@@ -31,12 +31,16 @@ class Partition:
         object.__setattr__(self, 'seed', crc32(self.name.encode()))
 
 
-def pack_offset(offset: int) -> bytes:
+def pack_offset(
+    offset: int,  # Of a message in its partition, from 0
+) -> bytes:
     "An offset as a key"
     return offset.to_bytes(8, 'big')
 
 
-def unpack_offset(key: bytes | memoryview) -> int:
+def unpack_offset(
+    key: bytes | memoryview,  # Eight bytes
+) -> int:
     "A key as an offset"
     return int.from_bytes(key, 'big')
 
@@ -185,7 +189,7 @@ class GrowingBlock:
 
     def add(
         self,
-        messages: list[bytes],
+        messages: list[bytes],  # In order; one with a line break is not added
         appended_at: int,  # Milliseconds since 1970-01-01 UTC
     ) -> bool:  # False when they need a block of their own; nothing has changed then
         "Add messages behind those that are there"

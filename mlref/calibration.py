@@ -41,7 +41,7 @@ def apply_calibration(
     shift: float | np.ndarray,  # Added to the log-odds, one or one per score
     slope: float | np.ndarray,  # The log-odds are multiplied by it
 ) -> np.ndarray:  # float64
-    "Scores whose log-odds z became shift + slope z"
+    "Scores whose log-odds z became shift + slope z; raises `MlrefError`"
     check_probabilities(p, 'p')
     for number in (shift, slope):
         if not isinstance(number, np.ndarray):
@@ -184,7 +184,7 @@ def trailing_calibration(
     label_time: np.ndarray,  # When its label was known, int64 minutes UTC; -1 = never
     policy: CalibrationPolicy,
 ) -> np.ndarray:  # float64, one per row
-    "Each day's scores, moved by the map fitted when it began"
+    "Each day's scores, moved by the map fitted when it began; raises `MlrefError`"
     check_type(policy, CalibrationPolicy, 'policy')
     _check_columns(p, y, cutoff, label_time)
     moved = np.array(p, np.float64)

@@ -25,7 +25,7 @@ from .schema import ColumnType, EventSchema
 class CheckResult:
     "What a check of a table saw"
 
-    rule: str
+    rule: str  # Name of the check, e.g. 'volume'
     action: str  # What it means when it does not hold, 'warn' or 'fail'
     value: float  # What was measured
     holds: bool
@@ -82,7 +82,7 @@ def check_volume(
     times: pl.Series,  # Minutes UTC, one a row
     now: int,  # Minute UTC; what came in the `span` before its full hour is judged
     min_share: float = 0.5,  # Of what is expected
-    max_share: float = 2.0,
+    max_share: float = 2.0,  # Of what is expected
     weeks: int = 4,  # Weeks to compare with
     span: int = 60,  # Minutes
 ) -> CheckResult:
@@ -124,7 +124,7 @@ def check_clock(
 
 # %% ../nbs/04a_checks.ipynb #b14172e3
 def check_unique(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame,  # Rows of any table
     keys: list[str],  # Columns
 ) -> CheckResult:
     "Whether no two rows share a key"
@@ -171,7 +171,7 @@ def check_gaps(
     times: pl.Series,  # Minutes UTC, any order
     step: int,  # Minutes between two rows
 ) -> CheckResult:
-    "Which points of a time grid have no row"
+    "Which points of a time grid have no row; raises `MlrefError` for a step of 0 or less"
     if step <= 0:
         raise MlrefError(f'expected a step above 0 minutes, got {step}')
     lost = _find_gaps(times.to_numpy(), step)
@@ -194,8 +194,8 @@ def _null_share(values: pl.Series) -> float:
 
 
 def check_null_shares(
-    before: pl.DataFrame,
-    after: pl.DataFrame,
+    before: pl.DataFrame,  # Rows that are known to be good
+    after: pl.DataFrame,  # New rows
     max_change: float = 0.05,  # Of the share, up or down
 ) -> list[CheckResult]:
     "For every column in both, whether its share of nulls stayed about the same"
@@ -216,7 +216,10 @@ def check_null_shares(
     return results
 
 
-def check_categories(before: pl.Series, after: pl.Series) -> CheckResult:
+def check_categories(
+    before: pl.Series,  # Values that are known to be good
+    after: pl.Series,  # New values
+) -> CheckResult:
     "Whether a column holds only what it held before"
     new = sorted(set(after.drop_nulls().unique()) - set(before.drop_nulls().unique()), key=str)
     examples = f', such as {", ".join(map(str, new[:3]))}' if new else ''
@@ -234,8 +237,8 @@ def _schema_change(name: str, action: str, says: str) -> CheckResult:
 
 
 def check_schema(
-    before: Mapping[str, ColumnType],
-    after: Mapping[str, ColumnType],
+    before: Mapping[str, ColumnType],  # Column -> its type, as it was
+    after: Mapping[str, ColumnType],  # The same, as it is
 ) -> list[CheckResult]:
     "One result for each column that was added (warn), removed or retyped (fail)"
     added = [
@@ -263,7 +266,7 @@ def _total_variation(one: pl.Series, other: pl.Series) -> float:
 
 # %% ../nbs/04a_checks.ipynb #49c8b233
 def check_leaking_nulls(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame,  # Inputs of a model, one column each
     label: pl.Series,  # The outcome, parallel to the rows; null is an outcome too
     max_variation: float = 0.25,  # Total variation from 0 to 1
     min_rows: int = 30,  # Rows with and without a null below which nothing is said

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+    from mlref.core import TrainingSet
     from mlref.lake import Lake
     from mlref.schema import EventSchema
     from mlref.task import Task
@@ -270,6 +271,30 @@ def _choose_stretch(
         )
     return begin, stop
 
+# %% ../nbs/47_cli_features.ipynb #e4700031
+def _compute_rows(
+    home: Path,  # Of a run
+    task: 'Task',
+    given: tuple[int | None, int | None],  # First cut-off; the last, excluded; None = all there are
+) -> 'TrainingSet':
+    "Features and labels of a stretch; raises `MlrefError`"
+    from mlref.engines import find_backfill
+    from mlref.lake import events_as_of
+    from mlref.snapshots import open_snapshot, publish_snapshot
+    from mlref.training_set import training_set
+
+    compute = find_backfill(home)
+    lake = _open_lake(home, task)
+    try:
+        events = events_as_of(lake)
+        stretch = _choose_stretch(events, task, given)
+        if compute is None:
+            return training_set(events, task, *stretch)
+        publish_snapshot(lake, home / 'snapshots')
+    finally:
+        lake.close()
+    return compute(open_snapshot(home / 'snapshots'), task, *stretch)
+
 # %% ../nbs/47_cli_features.ipynb #e470002x
 @command(
     features_app,
@@ -280,16 +305,11 @@ def _materialize_features(settings: _MaterializeSettings) -> CommandResult:
     "Point-in-time features and labels of the last run, as a Parquet file."
     import polars as pl
 
-    from mlref.lake import events_as_of
     from mlref.task import load_task
-    from mlref.training_set import training_set
 
     home = run_folder(None, settings.data)
     task = load_task(settings.task)
-    lake = _open_lake(home, task)
-    events = events_as_of(lake)
-    lake.close()
-    rows = training_set(events, task, *_choose_stretch(events, task, settings.stretch()))
+    rows = _compute_rows(home, task, settings.stretch())
     keys = {
         task.schema.entity_id: rows.ids,
         'cutoff': rows.cutoff,

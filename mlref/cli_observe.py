@@ -52,11 +52,11 @@ def _observe(
     within: Annotated[float, typer.Option(help='Seconds for an answer.')] = 0.1,
 ) -> CommandResult:
     "Write rules for Prometheus and dashboards for Grafana."
+    from mlref.addresses import split_address
     from mlref.alert_rules import ServingObjective, rule_file, serving_rules
-    from mlref.balance import check_address
     from mlref.dashboards import DASHBOARDS, dashboard_file
 
-    check_address(target, '--target')
+    split_address(target, '--target')
     check_writable(folder, 'another folder')
     rules = serving_rules(ServingObjective(answered=answered, within=within))
     files = {RULES: rule_file(rules), 'prometheus.yml': scrape_config(target)}

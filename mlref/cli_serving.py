@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mlref.consumer import MessageBatch, PartitionedLog
-    from mlref.followers import ServedRun, ServeOptions
     from mlref.ingest import IngestCounts
     from mlref.log import LocalLog
     from mlref.log_care import Retention
     from mlref.log_position import LogPosition
+    from mlref.publisher import ServedRun, ServeOptions
     from mlref.task import Task
     from mlref.workers import Supervisor
 
@@ -329,6 +329,10 @@ class ServeSettings:
         bool | None,
         typer.Option(help='Keep each worker on one core?', show_default='with one for each core'),
     ] = None
+    worker_timeout: Annotated[
+        float,
+        typer.Option(min=0, help='Silent for so many seconds, a worker is replaced; 0 = never.'),
+    ] = 30.0
     uri: Annotated[
         str | None,
         typer.Option(
@@ -356,6 +360,7 @@ _SAME = (  # settings and options of one name
     'deadline',
     'max_age',
     'pin',
+    'worker_timeout',
 )
 
 
@@ -363,7 +368,7 @@ def read_also(
     text: str,  # E.g. 'shop:SHOP=data/shop/current'
 ) -> 'ServedRun':
     "A further task and the folder of its run; raises `MlrefError`"
-    from mlref.followers import ServedRun
+    from mlref.publisher import ServedRun
 
     task, equals, folder = text.partition('=')
     if not (task and equals and folder):
@@ -380,7 +385,7 @@ def serve_options(
     home: Path,  # Folder of the run
 ) -> 'ServeOptions':
     "Settings as the supervisor takes them; raises `MlrefError`"
-    from mlref.followers import ServeOptions
+    from mlref.publisher import ServeOptions
 
     given = {name: getattr(settings, name) for name in _SAME}
     cores = len(os.sched_getaffinity(0))

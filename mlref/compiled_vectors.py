@@ -34,7 +34,9 @@ from mlref.vectors import (
 )
 
 # %% ../nbs/08d_compiled_vectors.ipynb #c41f26a4
-def pick_numbers(places: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+def pick_numbers(
+    places: Sequence[int],  # From 0, in the order wanted
+) -> Callable[[Sequence[float]], tuple[float, ...]]:
     "A function that takes the numbers at some places"
     if len(places) > 1:
         return itemgetter(*places)
@@ -52,8 +54,8 @@ def _one_element(value: object) -> np.ndarray:
 def call_whole(
     formula: Formula,  # Over arrays
     row: Mapping[str, Any],  # One request
-    inputs: Sequence[float],
-    lookups: object,
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: object,  # What it looks up besides; of the task
 ) -> list[float]:
     "What a formula over arrays gives for one request"
     columns = {name: _one_element(value) for name, value in row.items()}
@@ -70,12 +72,15 @@ class RowPart:
 
     part: OnDemandColumns
     take: Callable[[Sequence[float]], tuple[float, ...]]  # Its inputs among the numbers
-    form: Formula | None
+    form: Formula | None  # For one row; None = only over arrays
 
     def make(
-        self, row: Mapping[str, Any], numbers: list[float], lookups: object
+        self,
+        row: Mapping[str, Any],  # Column -> value of the request
+        numbers: list[float],  # All columns so far
+        lookups: object,  # Of the task
     ) -> Sequence[float]:
-        "Its outputs"
+        "Its outputs; raises `MlrefError` when the formula gives more or fewer"
         inputs = self.take(numbers)
         if self.form is None:
             made = call_whole(self.part.make, row, inputs, lookups)
@@ -113,7 +118,7 @@ def read_spans(
 class StatusPlace:
     "Where the statuses of a view of last values stand"
 
-    view: str
+    view: str  # Its name
     entity: int  # Its number
     columns: slice  # Among the statuses of the entity
 

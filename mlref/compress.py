@@ -148,7 +148,10 @@ class KeptNetwork:
         "The network itself"
         return load_model(self.saved.folder)
 
-    def predict(self, X: np.ndarray) -> np.ndarray:
+    def predict(
+        self,
+        X: np.ndarray,  # float32 (rows, names)
+    ) -> np.ndarray:
         "Its scores"
         return self.model.predict(X)
 
@@ -156,7 +159,10 @@ class KeptNetwork:
         "Bytes of what it learnt"
         return self.model.size()
 
-    def save(self, folder: Path) -> None:
+    def save(
+        self,
+        folder: Path,  # Made when missing
+    ) -> None:
         "A copy of its files; the description last"
         for name in (*self.saved.files, 'model.json'):
             write_bytes(Path(folder) / name, (self.saved.folder / name).read_bytes())
@@ -207,7 +213,10 @@ class OnnxPredictor:
         "Bytes of the ONNX file"
         return len(self.data)
 
-    def save(self, folder: Path) -> None:
+    def save(
+        self,
+        folder: Path,  # Made when missing
+    ) -> None:
         "The ONNX file, the network it came from, and the description"
         self.kept.save(Path(folder) / 'source')
         write_bytes(Path(folder) / 'model.onnx', self.data)
@@ -310,7 +319,7 @@ def _time_calls(
 def time_models(
     models: Mapping[str, Predictor],  # Name -> what is timed
     X: np.ndarray,  # Rows of each call, float32 (rows, names)
-    rounds: int = 7,
+    rounds: int = 7,  # Rounds of some 200 rows; their median counts
 ) -> dict[str, Latency]:
     "The median latency of a call, the models in turns"
     calls = max(1, 200 // len(X))
@@ -332,7 +341,7 @@ def time_models(
 class EngineMeasurement:
     "What an engine costs and changes"
 
-    engine: str
+    engine: str  # Its name
     bytes: int  # Of the file that is shipped
     ms_1: float  # Wall ms for one row
     ms_1024: float  # Wall ms for 1,024 rows

@@ -66,9 +66,9 @@ class MessageBatch:
     "Messages of one partition"
 
     topic: str
-    part: int
+    part: int  # Partition, from 0
     start: int  # Offset of the first
-    messages: list[bytes]
+    messages: list[bytes]  # In order of their offsets
     after: LogPosition  # Behind the last
 
 
@@ -127,7 +127,10 @@ class PartitionedLog(Log, Protocol):
     def close(self) -> None: ...
 
 
-def list_partitions(log: LocalLog | PartitionedLog, topic: str) -> list[int]:
+def list_partitions(
+    log: LocalLog | PartitionedLog,
+    topic: str,
+) -> list[int]:  # Sorted
     "The partitions of a topic that exist"
     if not isinstance(log, LocalLog):
         return log.partitions(topic)
@@ -138,17 +141,22 @@ def list_partitions(log: LocalLog | PartitionedLog, topic: str) -> list[int]:
 
 
 def assigned_partitions(
-    parts: Iterable[int],
+    parts: Iterable[int],  # Numbers of all partitions
     i: int,  # Number of the consumer, from 0
     n: int,  # Consumers in all
 ) -> list[int]:
-    "What consumer `i` of `n` reads; every partition has one reader"
+    """What consumer `i` of `n` reads, sorted; every partition has one reader
+
+    Raises `MlrefError` unless `i` is from 0 to `n` - 1.
+    """
     if not 0 <= i < n:
         raise MlrefError(f'expected a consumer from 0 to {n - 1}, got {i}')
     return [part for part in sorted(parts) if part % n == i]
 
 # %% ../nbs/03b_consumer.ipynb #03b0c0d1
-def read_share(text: str) -> tuple[int, int]:
+def read_share(
+    text: str,  # Worker / workers, the first is 0
+) -> tuple[int, int]:
     "Which worker of how many, of words like 0/2; raises `MlrefError`"
     found = re.fullmatch('([0-9]{1,4})/([0-9]{1,4})', text)
     i, n = (int(each) for each in found.groups()) if found else (0, 0)

@@ -104,8 +104,8 @@ def check_contract(
 class RuleMetric:
     "What one rule said about one batch"
 
-    name: str
-    action: str
+    name: str  # Of the rule
+    action: str  # One of `RULE_ACTIONS`
     of: int  # Rows it spoke of
     broken: int  # Rows that broke it
     over: bool  # More than its threshold
@@ -233,7 +233,7 @@ def at_clock(
     schema: EventSchema,
     now: int,  # Minute UTC by which the times of events are judged
 ) -> tuple[Rule, ...]:
-    "A contract as of a moment: its rules, with bounds on the times of events"
+    "A contract as of a moment: its rules, with bounds on the times of events; raises `MlrefError`"
     now = check_minute(now, 'now')
     own = [rule for rule in rules if not isinstance(rule, ClockRule)]
     bounds = clock_bounds(schema, now).items()
@@ -523,7 +523,7 @@ def read_batch(
 class Repeats:
     "What of some events is new, and what contradicts one accepted before; the rest is repeated"
 
-    new: pl.DataFrame
+    new: pl.DataFrame  # Events not seen before
     changed: pl.DataFrame  # Another content under the id of an event accepted before
 
 

@@ -123,7 +123,7 @@ def check_minute(
     t: Any,  # Minutes since 1970-01-01 UTC
     what: str,  # What it is, for a message, e.g. 'now'
 ) -> int:  # The same
-    "`check_minutes` of one time"
+    "`check_minutes` of one time; raises `MlrefError` for none and for several"
     if type(t) is int and 0 <= t <= LAST_MINUTE:
         return t
     found = check_minutes(t, what)
@@ -191,7 +191,7 @@ class Calendar:
 
 # %% ../nbs/01_core.ipynb #01c00002
 def text_fault(
-    text: str,
+    text: str,  # Any text, e.g. a name that a user gave
 ) -> str:  # What cannot be kept of it; '' = it is kept exactly
     "Why a text cannot be written down and read back"
     if '\0' in text:
@@ -204,7 +204,7 @@ def text_fault(
 
 
 def encode_text(
-    text: str,
+    text: str,  # Any text, e.g. a name that a user gave
 ) -> bytes:
     "A text in UTF-8; raises `MlrefError` for one that UTF-8 cannot carry"
     try:
@@ -407,7 +407,7 @@ def known_by(
     table: TrainingSet,  # Any table
     cutoff: int,  # Minutes since 1970-01-01 UTC
 ) -> TrainingSet:  # Labelled rows whose label was known at `cutoff`
-    "What could be learnt from at `cutoff`"
+    "What could be learnt from at `cutoff`; raises `MlrefError`"
     cutoff = check_minute(cutoff, 'cutoff')
     return table.take((table.label_time >= 0) & (table.label_time <= cutoff) & ~np.isnan(table.y))
 

@@ -147,6 +147,11 @@ _MACHINE = (
         },
         unit='bytes',
     ),
+    Panel(
+        title='Workers replaced in an hour',
+        lines={'{{reason}}': 'sum by (reason) (increase(mlref_worker_restarts_total[1h]))'},
+        says='The log of the supervisor has the reason of each.',
+    ),
 )
 _ROOM = (
     Panel(

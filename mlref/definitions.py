@@ -16,8 +16,10 @@ from .named_values import decode_value, encode_value
 from .versions import canonical_code
 
 # %% ../nbs/06ba_definitions.ipynb #06ba0008
-def refuse_rows(events: Any) -> NoReturn:
-    "The rows of a source whose function is elsewhere"
+def refuse_rows(
+    events: Any,  # Not looked at
+) -> NoReturn:
+    "Always raises `MlrefError`: the function that makes the rows is elsewhere"
     raise MlrefError(
         'expected a source with the function that makes its rows, got one that was read from a'
         ' file; take the definition from the module that made it'

@@ -118,8 +118,8 @@ def read_job(
 class Traffic:
     "What a rank gave the network to send"
 
-    buckets: int = 0
-    bytes: int = 0
+    buckets: int = 0  # Pieces that gradients were sent in
+    bytes: int = 0  # In them
 
 
 # PyTorch's: its own state and a bucket to the averaged bucket, later

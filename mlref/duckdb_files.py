@@ -18,7 +18,7 @@ from .core import MlrefError
 
 # %% ../nbs/04b_duckdb_files.ipynb #04b0000b
 def quote_sql(
-    text: str,
+    text: str,  # A value, not yet quoted
 ) -> str:  # With its apostrophes
     "A text as a literal of SQL"
     return "'" + text.replace("'", "''") + "'"
@@ -48,7 +48,7 @@ def _plain_path(file: Path) -> str:
 # %% ../nbs/04b_duckdb_files.ipynb #04b00013
 def connect_duckdb(
     file: Path | None = None,  # None = in memory
-    read_only: bool = False,
+    read_only: bool = False,  # Other processes may read at the same time
 ) -> duckdb.DuckDBPyConnection:
     "A connection that loads no extension; raises `MlrefError` for an address that is no file"
     settings = ('autoinstall_known_extensions', 'autoload_known_extensions')

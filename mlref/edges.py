@@ -141,7 +141,7 @@ def _decode_exactly(text: str) -> Any:
 
 
 def parse_json(
-    data: bytes | str,
+    data: bytes | str,  # The JSON itself; bytes are UTF-8
     what: str,  # e.g. 'the alarm rules in rules.json'
     advice: str,  # What to do when it cannot be read
 ) -> Any:
@@ -159,7 +159,7 @@ def parse_json(
 
 # %% ../nbs/01d_edges.ipynb #01d00016
 def read_json_object(
-    file: Path,
+    file: Path,  # Named in messages
     what: str,  # e.g. 'the record of run quick-1'
     advice: str,  # What to do when it cannot be read
 ) -> dict[str, Any]:
@@ -197,21 +197,28 @@ _Result = TypeVar('_Result')
 @contextmanager
 def hold_file_lock(
     file: Path,  # Made when missing; never removed: a waiting process holds it open
+    busy: str = '',  # What is said when another process holds it; '' = wait for that
 ) -> Iterator[None]:
-    "One process at a time; the system frees the lock when its holder ends or is killed"
+    """One process at a time; raises `MlrefError` with `busy`
+
+    The system frees the lock when its holder ends or is killed.
+    """
     with explain_errors(f'to lock {file}', 'choose a folder that can be written'):
         held = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise MlrefError(busy) from None
         yield
     finally:
         os.close(held)
 
 
 def retry(
-    act: Callable[[], _Result],
+    act: Callable[[], _Result],  # Called until it returns
     again: Callable[[Exception], bool],  # Whether an error may pass by itself
-    times: int = 5,
+    times: int = 5,  # Calls in all, at most
     wait: Callable[[float], object] = time.sleep,  # Gets seconds, twice as many each time
 ) -> _Result:
     "Do something again while its error may pass by itself; raises the last one"
@@ -228,7 +235,7 @@ def retry(
 def child_command(
     module: str,  # Of this package
     function: str,  # One that takes texts
-    *arguments: str,
+    *arguments: str,  # Its texts, in order
 ) -> list[str]:
     "How a process that runs one function is started"
     code = f'import sys; from mlref.{module} import {function}; {function}(*sys.argv[1:])'

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'ENGINES_BY_SCHEME', 'find_address', 'Engine', 'find_engine', 'load_opener', 'open_online_store',
-           'open_event_log', 'open_run_log']
+           'open_event_log', 'open_run_log', 'find_backfill']
 
 # %% ../nbs/08e_engines.ipynb #eede0881
 import os
 from collections.abc import Callable
 from configparser import ConfigParser, Error
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,9 +26,14 @@ from .online import FedStore
 # %% ../nbs/08e_engines.ipynb #eede0882
 if TYPE_CHECKING:  # a worker asks for the store alone, and a consumer brings polars
     from mlref.consumer import PartitionedLog
+    from mlref.core import TrainingSet
+    from mlref.snapshots import Snapshot
+    from mlref.task import Task
+
+    Backfiller = Callable[[Snapshot, Task, int, int], TrainingSet]
 
 # %% ../nbs/08e_engines.ipynb #b4645ae6
-SETTINGS = ('online', 'log', 'scores')  # names of the lines
+SETTINGS = ('online', 'log', 'scores', 'compute')  # names of the lines
 
 
 def _is_own(file: Path) -> bool:
@@ -80,7 +86,7 @@ def find_address(
 class Engine:
     "What answers for an address"
 
-    module: str
+    module: str  # Where its opener is
     opener: str  # Its function: address, space, and what the part needs
     extra: str  # Brings what the module needs
 
@@ -95,12 +101,13 @@ ENGINES_BY_SCHEME = {
         'redis': Engine('mlref.ext.redis_predictions', 'RedisScores', 'redis'),
         'rediss': Engine('mlref.ext.redis_predictions', 'RedisScores', 'redis'),
     },
+    'compute': {'ray': Engine('mlref.ext.ray_backfill', 'backfill_at', 'ray')},
 }
 
 
 def find_engine(
     name: str,  # Of the setting
-    address: str,
+    address: str,  # E.g. redis://localhost:6379
 ) -> Engine:
     "What answers for an address; raises `MlrefError` for one that nothing answers for"
     scheme = address.split('://')[0] if '://' in address else ''
@@ -178,3 +185,13 @@ def open_run_log(
     own = os.path.basename(os.path.abspath(home))
     named = urlsplit(address).path.strip('/')
     return _open_log(address, '' if named else own)
+
+# %% ../nbs/08e_engines.ipynb #5b21c7d7
+def find_backfill(
+    home: Path,  # Of the run
+) -> 'Backfiller | None':  # Of a snapshot, a task, first and last cut-off; None = this process
+    "What computes the tables of a run; raises `MlrefError` for an address nothing answers for"
+    address = find_address('compute', home)
+    if not address:
+        return None
+    return cast('Backfiller', partial(load_opener(find_engine('compute', address)), address))

@@ -65,7 +65,7 @@ _FORMULAS = {
 
 
 def deviation(
-    count: int,
+    count: int,  # Values in the window
     total: int,  # Sum of the values
     squares: int,  # Sum of their squares
 ) -> float:  # NaN for none

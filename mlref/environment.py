@@ -23,7 +23,9 @@ import numpy as np
 from .core import MlrefError, Predictor, digest, file_digest
 
 # %% ../nbs/13a_environment.ipynb #29946d90
-def normalize_package(name: str) -> str:
+def normalize_package(
+    name: str,  # In any spelling, e.g. scikit_learn
+) -> str:
     "A package as the index spells it"
     return re.sub('[-_.]+', '-', name).lower()
 
@@ -163,9 +165,9 @@ def capture_environment(
 class Difference:
     "One thing that is not as it was"
 
-    what: str
+    what: str  # E.g. 'numpy' or 'python'
     was: str  # When the model was registered
-    now: str
+    now: str  # In this process
     breaks: bool  # True: do not serve
     fix: str  # What to do about it
 

@@ -56,7 +56,7 @@ def auc(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
 ) -> float:  # 0.5 = chance; NaN when there is only one class
-    "Area under the ROC curve, ties counted half (Mann-Whitney)"
+    "Area under the ROC curve, ties counted half (Mann-Whitney); raises `MlrefError`"
     check_scores(y, p)
     positive = y > 0.5
     positives = int(positive.sum())
@@ -74,7 +74,10 @@ def within_day_auc(
     p: np.ndarray,  # Score per row
     day: np.ndarray,  # Day of each row
 ) -> float:  # NaN when no day has both outcomes
-    "Mean of the AUCs of the days, each day counted once; days of one outcome are left out"
+    """Mean of the AUCs of the days, each day counted once; days of one outcome are left out
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p, day)
     rows_of = [np.flatnonzero(day == one) for one in np.unique(day)]
     aucs = np.array([auc(y[rows], p[rows]) for rows in rows_of])
@@ -111,7 +114,10 @@ def average_precision(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
 ) -> float:
-    "Area under the precision-recall steps; ties share a step; NaN without a positive"
+    """Area under the precision-recall steps; ties share a step; NaN without a positive
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p)
     if not y.any():
         return float('nan')
@@ -148,9 +154,12 @@ def _rows_of_groups(
 def reliability_table(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
-    groups: int = 15,
+    groups: int = 15,  # At most; equal scores are never parted
 ) -> ReliabilityTable:
-    "Mean score and share of positives of groups of equal size; equal scores share a group"
+    """Mean score and share of positives of groups of equal size; equal scores share a group
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     y, p = _outcomes_and_probabilities(y, p)
     check_number(groups, 'groups', low=1, whole=True)
     parts = _rows_of_groups(p, groups)
@@ -162,7 +171,7 @@ def reliability_table(
 def ece(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
-    groups: int = 15,
+    groups: int = 15,  # As for `reliability_table`
 ) -> float:
     "Expected calibration error: mean gap of score and share of positives over equal groups"
     table = reliability_table(y, p, groups)
@@ -216,10 +225,13 @@ def decision_cost(
 def cheapest_threshold(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
-    false_alarm: float = 1.0,
-    miss: float = 5.0,
+    false_alarm: float = 1.0,  # Cost of one
+    miss: float = 5.0,  # Cost of one, in the same unit
 ) -> float:
-    "The cheapest threshold on these rows, of a hundred and one between 0 and 1"
+    """The cheapest threshold on these rows, of a hundred and one between 0 and 1
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p, both=True)
     thresholds = np.linspace(0, 1, 101)
     return float(thresholds[np.argmin(decision_cost(y, p, thresholds, false_alarm, miss))])
@@ -278,16 +290,16 @@ def day_bootstrap(
 class Estimate(NamedTuple):
     "A number with its confidence interval"
 
-    value: float
-    low: float
-    high: float
+    value: float  # The estimate itself
+    low: float  # Lower end of the interval
+    high: float  # Upper end of the interval
 
 
 def percentile_interval(
     values: np.ndarray,  # Of resamples; NaN is left out
-    level: float = 0.95,
+    level: float = 0.95,  # Share in the middle, between 0 and 1
 ) -> tuple[float, float]:  # Low, high
-    "The middle share of resampled values"
+    "The middle share of resampled values; raises `MlrefError` for none"
     check_array(values, 'values')
     check_number(level, 'level', 0, 1)
     if not len(values):
@@ -298,11 +310,14 @@ def percentile_interval(
 # %% ../nbs/12_evaluate.ipynb #abe7889b
 def calibrated_ece(
     p: np.ndarray,  # Probability per row
-    groups: int = 15,
+    groups: int = 15,  # As for `reliability_table`
     n: int = 200,  # How often outcomes are drawn
     seed: int = 0,
 ) -> Estimate:  # Mean, and the range of 95 % of the draws
-    "The ECE of these scores when each is the true chance of its row: what chance alone shows"
+    """The ECE of these scores when each is the true chance of its row: what chance alone shows
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_probabilities(p, 'p')
     check_number(n, 'n', low=1, whole=True)
     check_number(seed, 'seed', low=0, whole=True)
@@ -320,7 +335,10 @@ def paired_difference(
     n: int = 200,  # Resamples
     seed: int = 0,
 ) -> Estimate:  # With its 95 % interval
-    "score(challenger) - score(champion) on the same rows, with its interval by whole days"
+    """score(challenger) - score(champion) on the same rows, with its interval by whole days
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, challenger, champion, day, both=True)
     check_scores(y, champion)
 
@@ -354,7 +372,7 @@ def day_aucs(
     day: np.ndarray,  # Day of each row, one of `draws.days`
     draws: DayDraws,
 ) -> np.ndarray:  # AUC of each resample; NaN where it has one class
-    "The AUC of resampled days, from pairs of days counted once"
+    "The AUC of resampled days, from pairs of days counted once; raises `MlrefError` for other days"
     check_scores(y, p, day)
     size = len(draws.days)
     place = np.searchsorted(draws.days, day)
@@ -378,7 +396,7 @@ def paired_auc_difference(
     seed: int = 0,
     level: float = 0.95,  # Of the interval
 ) -> Estimate:
-    "What `paired_difference` gives for the AUC, in a fraction of the time"
+    "What `paired_difference` gives for the AUC, in a fraction of the time; raises `MlrefError`"
     check_scores(y, challenger, champion, day, both=True)
     check_scores(y, champion)
     draws = draw_days(day, n, seed)
@@ -403,7 +421,7 @@ def delong_interval(
     champion: np.ndarray,  # Score of the same rows
     deviations: float = 1.959964,  # Standard errors to each side; 95 %
 ) -> Estimate:  # With an interval that takes rows for independent
-    "AUC(challenger) - AUC(champion) with DeLong's interval (Sun and Xu 2014)"
+    "AUC(challenger) - AUC(champion) with DeLong's interval (Sun and Xu 2014); raises `MlrefError`"
     check_scores(y, challenger, champion, both=True)
     check_scores(y, champion)
     check_number(deviations, 'deviations', low=0)
@@ -428,7 +446,10 @@ def swap_by_day(
     day: np.ndarray,  # Day of each row
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # Challenger, champion: neither is better
-    "An A/A pair: a coin decides day by day which model is called the challenger"
+    """An A/A pair: a coin decides day by day which model is called the challenger
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_array(challenger, 'challenger')
     check_array(champion, 'champion', len(challenger))
     check_array(day, 'day', len(challenger), kinds='iuf')

@@ -28,7 +28,7 @@ def sort_events(
     events: pl.DataFrame,  # Wide events
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same rows by known_time, event_time, kind, event_id
-    "The one order in which events are delivered"
+    "The one order in which events are delivered; raises `MlrefError`"
     check_frame(events, EVENT_COLUMNS, 'events')
     return events.sort(
         'known_time',
@@ -45,7 +45,7 @@ def disturb_delivery(
     minutes: int = 90,  # By at most this much
     twice: float = 0.0,  # Share delivered twice
 ) -> pl.DataFrame:  # Rows in the order of a bad day; some twice
-    "Deliver some events late and some twice"
+    "Deliver some events late and some twice; raises `MlrefError`"
     check_frame(events, {'known_time': pl.Int64}, 'events')
     check_number(seed, 'seed', low=0, whole=True)
     check_number(late, 'late', 0, 1)
@@ -66,7 +66,7 @@ def replay(
     clock: Callable[[], float] = time.monotonic,  # Seconds
     sleep: Callable[[float], None] = time.sleep,  # Seconds
 ) -> Iterator[pl.DataFrame]:  # What becomes due, together, in order
-    "Play a stretch of the stream again"
+    "Play a stretch of the stream again; raises `MlrefError` for a speed of 0"
     check_frame(events, {'known_time': pl.Int64}, 'events')
     check_number(speed, 'speed', low=0)
     if speed == 0:
@@ -92,7 +92,7 @@ def drop_feed(
     start: int,  # Minutes UTC
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same rows without those known from there on
-    "Lose a feed"
+    "Lose a feed; raises `MlrefError`"
     check_frame(events, EVENT_COLUMNS, 'events')
     check_choice(kind, schema.kinds, 'the kind of event')
     check_number(start, 'start', whole=True)
@@ -438,7 +438,7 @@ def corrupt_messages(
     seed: int,  # The same seed damages the same ones
     share: float,  # Of the messages
 ) -> tuple[list[bytes], list[int]]:  # All messages; the places of the damaged
-    "Damage some messages so that they cannot be read"
+    "Damage some messages so that they cannot be read; raises `MlrefError`"
     check_number(seed, 'seed', low=0, whole=True)
     check_number(share, 'share', 0, 1)
     generator = np.random.default_rng(seed)
@@ -455,7 +455,7 @@ def events_between(
     start: int,  # First minute, included
     end: int,  # Last minute, excluded
 ) -> pl.DataFrame:  # Those with start <= known_time < end
-    "What became known in a stretch of time"
+    "What became known in a stretch of time; raises `MlrefError`"
     check_frame(events, {'known_time': pl.Int64}, 'events')
     check_number(start, 'start', whole=True)
     check_number(end, 'end', low=start, whole=True)

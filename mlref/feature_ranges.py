@@ -22,7 +22,7 @@ class FeatureRanges:
     "The smallest and the largest finite value of each feature that a model was trained on"
 
     low: tuple[float | None, ...]  # In the order of the features; None = no row had a value
-    high: tuple[float | None, ...]
+    high: tuple[float | None, ...]  # As `low`
 
     def __post_init__(self):
         check_fields(self)

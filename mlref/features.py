@@ -40,15 +40,15 @@ SourceKind = Literal['last', 'aggregate']
 class Source:
     "A kind of fact: when known, about whom, which values"
 
-    name: str
+    name: str  # Unique in a feature set
     values: Mapping[str, str]  # Value -> its unit
     # Frame of events, any stretch -> t (the minute it became known), keys, values; sorted by t
     rows: Callable[[Any], Any]
     # 'last': read by the newest row, numbers of any kind; 'aggregate': by sums of whole numbers
     kind: SourceKind = 'aggregate'
     columns: tuple[str, ...] = ()  # The columns of the events that `rows` reads
-    owner: str = ''
-    description: str = ''
+    owner: str = ''  # Who answers for it
+    description: str = ''  # One line for the catalog
     # Canonical code of `rows` where it is not at hand, as in a server; '' = taken from it
     code: str = ''
 
@@ -78,7 +78,7 @@ ROW_STATS = ('min', 'max', 'distinct')  # need the rows of a window themselves
 class FeatureView:
     "Numbers of a source for an entity: the last value, or statistics of windows that end at T"
 
-    name: str
+    name: str  # Its columns begin with it
     entity: Entity
     source: Source
     # 'count', 'rate', 'sum:x', 'mean:x', 'std:x', 'min:x', 'max:x', 'distinct:x'; without windows
@@ -88,8 +88,8 @@ class FeatureView:
     # Let it end this many minutes after T; only for facts known long before
     ahead: int = 0
     ttl: int | None = None  # Minutes after which a last value is missing; None = never
-    owner: str = ''
-    description: str = ''
+    owner: str = ''  # Who answers for it
+    description: str = ''  # One line for the catalog
 
     def __post_init__(self):
         check_fields(self)
@@ -169,7 +169,7 @@ def _check_window_stat(
 class Column:
     "One number of a view"
 
-    name: str
+    name: str  # In the vector
     stat: str  # 'last' for a last value
     value: str  # '' for a count
     window: int  # Minutes; 0 = all, and for a last value
@@ -213,14 +213,14 @@ def view_definition(view: FeatureView) -> dict[str, Any]:
 class OnDemand:
     "Columns computed when asked"
 
-    name: str
-    outputs: tuple[str, ...]
+    name: str  # Unique in a feature set
+    outputs: tuple[str, ...]  # Names of its columns, in order
     # (request columns, float64 (inputs, requests), lookups) -> one array per output
     make: Callable[[Any, np.ndarray, Any], Iterable[np.ndarray]]
     inputs: tuple[str, ...] = ()  # Columns of views, or of those on demand before it
     reads: tuple[str, ...] = ()  # Columns of the request
-    owner: str = ''
-    description: str = ''
+    owner: str = ''  # Who answers for it
+    description: str = ''  # One line for the catalog
 
     def __post_init__(self):
         check_fields(self)
@@ -257,7 +257,7 @@ def lookup_feature(
     table: str,  # Attribute of the lookups: dict of key -> values
     values: tuple[str, ...],  # What each entry holds
 ) -> OnDemand:
-    "Values from a table that does not change; NaN for a key it lacks"
+    "Values from a table that does not change; NaN for a key it lacks; raises `MlrefError`"
     check_distinct(values, f'values of {name}')
     return OnDemand(
         name=name,
@@ -272,9 +272,9 @@ def lookup_feature(
 class FeatureSet:
     "The ordered vector a model is taught and served with; raises `MlrefError` for columns amiss"
 
-    name: str
-    views: tuple[FeatureView, ...]
-    on_demand: tuple[OnDemand, ...] = ()
+    name: str  # For catalogs and messages
+    views: tuple[FeatureView, ...]  # Read from histories
+    on_demand: tuple[OnDemand, ...] = ()  # Computed from these and the request, in order
     only: tuple[str, ...] = ()  # The columns of the vector, in order; () = all there are
     # Request columns -> further ones; None: requests have cutoff (minutes UTC) and all keys
     asks: Callable[[Any], Mapping[str, np.ndarray]] | None = None
@@ -309,7 +309,10 @@ class FeatureSet:
         asks = canonical_code(self.asks) if self.asks else ''
         return digest([list(self.names), views, on_demand, asks])[:12]
 
-    def current_version(self, version: str) -> str:
+    def current_version(
+        self,
+        version: str,  # 64 digits, this one or an older one
+    ) -> str:
         "The newest version that computes what `version` computed"
         while version in self.former:
             version = self.former[version]

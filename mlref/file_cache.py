@@ -70,7 +70,7 @@ def cached_file(
 def cached_frame(
     name: str,  # Of its file, without a suffix
     inputs: Sequence[object],  # All that it depends on besides the code, for `digest`
-    make: Callable[[], pl.DataFrame],
+    make: Callable[[], pl.DataFrame],  # Makes the frame where the cache has none
 ) -> pl.DataFrame:
     "A frame from the cache, where there is one; raises what `make` raises"
     folder = cache_folder()

@@ -53,6 +53,15 @@ class AutoscalingConfig:
 
 # %% ../nbs/18_fleet.ipynb #18f1000c
 DAY_S = 86_400
+_MOST = 1e12  # of a setting or an observation: finite, so that an engine can be told it
+_POSITIVE = (
+    'target_ongoing_requests',
+    'metrics_interval_s',
+    'look_back_period_s',
+    'upscaling_factor',
+    'downscaling_factor',
+)
+_NOT_NEGATIVE = ('upscale_delay_s', 'downscale_delay_s', 'replica_cost_per_hour')
 
 
 def _check_config(config: 'AutoscalingConfig') -> None:
@@ -61,12 +70,12 @@ def _check_config(config: 'AutoscalingConfig') -> None:
     check_number(low, 'min_replicas', low=0, whole=True)
     check_number(config.max_replicas, 'max_replicas', low=max(low, 1), whole=True)
     check_number(config.first, 'initial_replicas', low, config.max_replicas, whole=True)
-    for name in ('target_ongoing_requests', 'metrics_interval_s', 'look_back_period_s'):
-        check_number(getattr(config, name), name, low=1e-6)
-    for name in ('upscaling_factor', 'downscaling_factor'):
-        check_number(getattr(config, name), name, low=1e-6)
-    for name in ('upscale_delay_s', 'downscale_delay_s', 'replica_cost_per_hour'):
-        check_number(getattr(config, name), name, low=0)
+    for name in _POSITIVE:
+        check_number(getattr(config, name), name, 1e-6, _MOST)
+    for name in _NOT_NEGATIVE:
+        check_number(getattr(config, name), name, 0, _MOST)
+    if config.downscale_to_zero_delay_s is not None:
+        check_number(config.downscale_to_zero_delay_s, 'downscale_to_zero_delay_s', 0, _MOST)
     least = low * config.replica_cost_per_hour * 24
     if not config.max_cost_per_day >= least:
         raise MlrefError(
@@ -153,13 +162,22 @@ def _bounded(config: AutoscalingConfig, observed: FleetObservation, replicas: in
     return min(max(replicas, config.min_replicas), most)
 
 # %% ../nbs/18_fleet.ipynb #18f10018
+def _checked_time(observed: FleetObservation) -> float:
+    "When it was seen; raises `MlrefError` for what no fleet can be seen to do, as NaN requests"
+    check_number(observed.at, 'at', -_MOST, _MOST)
+    check_number(observed.running, 'running', 0, _MOST, whole=True)
+    check_number(observed.ongoing_requests, 'ongoing_requests', 0, _MOST)
+    check_number(observed.spent_today, 'spent_today', 0, _MOST)
+    return observed.at
+
+# %% ../nbs/18_fleet.ipynb #18f10060
 def decide_replicas(
     config: AutoscalingConfig,
     state: AutoscalingState,  # Of the last decision
     observed: FleetObservation,
 ) -> ScalingDecision:
     "How many replicas are wanted now: pure, so that a decision can be replayed from its inputs"
-    at = observed.at
+    at = _checked_time(observed)
     held = _bounded(config, observed, state.replicas)
     if held != state.replicas:
         money = held < min(state.replicas, config.max_replicas)

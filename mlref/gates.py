@@ -32,9 +32,9 @@ class Gate:
     "One condition put to a challenger, and what was found"
 
     name: str  # What must hold
-    passed: bool
-    value: float
-    limit: float
+    passed: bool  # Whether it holds
+    value: float  # What was measured
+    limit: float  # What it was compared with, in the same unit
     why: str  # What was found
 
 
@@ -51,7 +51,7 @@ def same_features(
     names: tuple[str, ...],  # Columns the challenger was trained on
     version: str,  # Of the feature set that made them
     served_names: tuple[str, ...],  # Columns of the store
-    served_version: str,
+    served_version: str,  # Of the feature set of the store
 ) -> Gate:
     "Trained on what is served"
     moved = sum(one != other for one, other in zip_longest(names, served_names))
@@ -70,7 +70,7 @@ def trained_before_judged(
     trained_until: int,  # Newest label the challenger says it has seen, minutes UTC
     judged_from: int,  # First cut-off of the rows that judge, minutes UTC
 ) -> Gate:
-    "By its own word, the model knows nothing of the rows that judge it"
+    "By its own word, the model knows nothing of the rows that judge it; raises `MlrefError`"
     check_number(trained_until, 'trained_until', whole=True)
     check_number(judged_from, 'judged_from', whole=True)
     return Gate(
@@ -86,7 +86,10 @@ def no_leak(
     rows: TrainingSet,  # That the challenger learnt from
     judged_from: int,  # First cut-off of the rows that judge, minutes UTC
 ) -> Gate:
-    "No row learnt from lies in the stretch that judges or has a label out of its time"
+    """No row learnt from lies in the stretch that judges or has a label out of its time
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_type(rows, TrainingSet, 'rows')
     check_number(judged_from, 'judged_from', whole=True)
     inside = (rows.cutoff >= judged_from) | (rows.label_time > judged_from)
@@ -107,7 +110,7 @@ def mature_labels(
     rows: TrainingSet,  # With the label delay in its calendar
     as_of: int,  # The minute at which its labels were taken
 ) -> Gate:
-    "All rows are old enough for a label of either outcome to be known"
+    "All rows are old enough for a label of either outcome to be known; raises `MlrefError`"
     check_type(rows, TrainingSet, 'rows')
     check_number(as_of, 'as_of', whole=True)
     delay = rows.calendar.label_delay
@@ -126,7 +129,10 @@ def label_age_skew(
     rows: TrainingSet,  # Labelled rows
     as_of: int,  # The minute at which their labels were taken
 ) -> float:  # 0 = none; 1 where the older half has labels of one outcome only
-    "By how much the share of positives of a tenth of the rows is off because of its age"
+    """By how much the share of positives of a tenth of the rows is off because of its age
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_type(rows, TrainingSet, 'rows')
     check_number(as_of, 'as_of', whole=True)
     age = as_of - rows.cutoff
@@ -150,7 +156,7 @@ def no_age_skew(
     as_of: int,  # The minute at which their labels were taken
     limit: float = 0.05,  # Of the skew
 ) -> Gate:
-    "Which outcome a label has does not depend on how old its row is"
+    "Which outcome a label has does not depend on how old its row is; raises `MlrefError`"
     check_number(limit, 'limit', 0, 1)
     skew = label_age_skew(rows, as_of)
     return Gate(
@@ -169,7 +175,7 @@ def is_fresh(
     decided_at: int,  # The minute of the decision
     max_age: int,  # Minutes
 ) -> Gate:
-    "The newest of something is not too old, and not from the future"
+    "The newest of something is not too old, and not from the future; raises `MlrefError`"
     check_number(newest, 'newest', whole=True)
     check_number(decided_at, 'decided_at', whole=True)
     check_number(max_age, 'max_age', low=0)
@@ -187,7 +193,7 @@ def better_than_champion(
     difference: Estimate,  # AUC, challenger minus champion
     level: float = 0.95,  # Of its interval
 ) -> Gate:
-    "Credibly better than the champion"
+    "Credibly better than the champion; raises `MlrefError`"
     check_type(difference, Estimate, 'difference')
     check_number(level, 'level', 0, 1)
     passed = difference.low > 0
@@ -208,7 +214,7 @@ def well_calibrated(
     champion: np.ndarray,  # Score of the same rows
     gap: float = 0.06,  # Allowed between mean score and base rate
 ) -> Gate:
-    "The level of the scores is right, or as right as the champion's"
+    "The level of the scores is right, or as right as the champion's; raises `MlrefError`"
     check_scores(y, challenger, champion)
     check_scores(y, champion)
     check_probabilities(challenger, 'scores of the challenger')
@@ -250,7 +256,7 @@ def parity(
     trained: np.ndarray,  # Scores of the model it came from, of the same rows
     limit: float = 1e-5,  # Largest distance allowed; an engine of eight bits needs about .02
 ) -> Gate:
-    "What serves scores as what was trained"
+    "What serves scores as what was trained; raises `MlrefError` without scores"
     check_probabilities(trained, 'scores of the trained model')
     check_probabilities(served, 'scores of the served model', len(trained))
     check_number(limit, 'limit', 0, 1)
@@ -289,7 +295,7 @@ def size_within(
     size: int,  # Bytes of what is shipped
     limit: int = 5_000_000,  # Bytes
 ) -> Gate:
-    "Small enough to ship"
+    "Small enough to ship; raises `MlrefError`"
     check_number(size, 'size', low=0, whole=True)
     check_number(limit, 'limit', low=0)
     return Gate('size_within', size <= limit, size, limit, f'{size:,} bytes are shipped')
@@ -299,7 +305,10 @@ def no_serving_skew(
     served: np.ndarray,  # Scores of the champion as they were logged
     rebuilt: np.ndarray,  # Its scores from the lake's rows of the same entities
 ) -> Gate:
-    "What was served is what the lake says would have been served, to the last bit"
+    """What was served is what the lake says would have been served, to the last bit
+
+    Raises `MlrefError` when there are not as many of one as of the other.
+    """
     check_array(served, 'served scores')
     check_array(rebuilt, 'rebuilt scores')
     if len(served) != len(rebuilt):

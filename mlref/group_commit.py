@@ -26,7 +26,10 @@ from .log import LocalLog, Log, append_together, check_partition
 class BackgroundThread:
     "A thread that does one task after another, and tells the event loop of each"
 
-    def __init__(self, name: str):
+    def __init__(
+        self,
+        name: str,  # As a debugger and a message show it
+    ):
         self.name = name  # As a debugger shows it
         self.tasks: SimpleQueue = SimpleQueue()
         self.thread: threading.Thread | None = None
@@ -67,7 +70,7 @@ class WaitingAppend:
     "The messages of one caller"
 
     topic: str
-    messages: list[bytes]
+    messages: list[bytes]  # Stay together, in order
     size: int  # Bytes that it takes while it waits
     since: float  # When it came, by the clock of its group
     told: asyncio.Future  # Gets the offset of the first message, or the error
@@ -75,7 +78,9 @@ class WaitingAppend:
     error: Exception | None = None  # Of the last try
 
 
-def measure_messages(messages: list[bytes]) -> int:
+def measure_messages(
+    messages: list[bytes],  # Of one append
+) -> int:
     "Bytes that messages take while they wait; raises `MlrefError` for what is no message"
     if not isinstance(messages, list):
         raise MlrefError(
@@ -118,7 +123,7 @@ def _as_outage(error: Exception) -> Outage:
 # %% ../nbs/03d_group_commit.ipynb #03dc0034
 def commit_group(
     log: Log,
-    partition: int,
+    partition: int,  # From 0
     group: list[WaitingAppend],  # Gets offsets, or the error
 ) -> bool:  # Is anything of it on disk?
     "Append the messages of a group"
@@ -229,7 +234,10 @@ class QueueWatch:
         self.ended = -math.inf  # When the commit before it was over
         self.timer: asyncio.TimerHandle | None = None
 
-    def start(self, since: float) -> None:
+    def start(
+        self,
+        since: float,  # Seconds of the clock: when its first caller came
+    ) -> None:
         "A commit begins, whose first caller came then; behind another it could not begin earlier"
         self.begun = max(since, self.ended)
 
@@ -350,8 +358,8 @@ class GroupCommit(Committer):
         self,
         log: Log,
         *,
-        partition: int = 0,
-        durability: Durability = 'answer',
+        partition: int = 0,  # From 0
+        durability: Durability = 'answer',  # What a caller waits for
         max_wait: float = 2.0,  # Seconds until a caller is told that the disk does not answer
         max_bytes: int = 32 * 2**20,  # Waiting for the disk at most
         clock: Callable[[], float] = time.monotonic,  # Seconds

@@ -30,12 +30,18 @@ Tables = list[dict[str, Found]]  # one an entity: key -> what was found
 class HotKeys:
     "What was computed at one moment of a store"
 
-    store: object
-    moment: object
+    store: object  # That was read
+    moment: object  # Of its snapshot; None before the first
     size: int = 0  # Keys and minutes
+    # Cut-off in minutes UTC -> what each entity gave, by key
     minutes: dict[int, Tables] = field(default_factory=dict)
 
-    def tables(self, minute: int, entities: int, bound: int) -> Tables:
+    def tables(
+        self,
+        minute: int,  # The cut-off, UTC
+        entities: int,  # Of the plan
+        bound: int,  # Keys and minutes kept before all go
+    ) -> Tables:
         "What is kept of a minute, to be filled in"
         if self.size > bound:
             self.minutes.clear()
@@ -70,7 +76,10 @@ def find_missing(
     return list(missing.values())
 
 
-def count_new(tables: Sequence[Tables], keys: Sequence[Sequence[str]]) -> int:
+def count_new(
+    tables: Sequence[Tables],  # One a request
+    keys: Sequence[Sequence[str]],  # An entity: one a request
+) -> int:
     "How many keys of requests are kept nowhere; those of one minute count as often as asked"
     count = 0
     for i, who in enumerate(keys):
@@ -90,7 +99,11 @@ def take_found(
 class MomentReader(OnlineReader):
     "A reader inside a snapshot that is open already"
 
-    def __init__(self, layouts: Mapping[str, RecordLayout], lookup: Lookup):
+    def __init__(
+        self,
+        layouts: Mapping[str, RecordLayout],  # History -> its layout
+        lookup: Lookup,
+    ):
         self.layouts = dict(layouts)
         self.lookup = lookup
 
@@ -131,7 +144,11 @@ HOT_KEYS = 10_000  # keys and minutes that are kept of one moment; some 4 MB
 FEW_KEYS = 300  # keys and minutes; more are read quicker by one search over all records
 
 
-def hot_keys_of(last: HotKeys, store: object, snapshot: object) -> HotKeys:
+def hot_keys_of(
+    last: HotKeys,
+    store: object,  # That is read
+    snapshot: object,  # Of the store, open; may have a `moment`
+) -> HotKeys:
     "What is kept of the moment of a snapshot: the last, or nothing yet"
     moment = getattr(snapshot, 'moment', None)
     if moment is None or last.store is not store or last.moment != moment:
@@ -173,7 +190,12 @@ class HotReader:
         self.bound = bound
         self.hot = HotKeys(None, None)
 
-    def find(self, store: OnlineReader, keys: Sequence[str], minute: int) -> list[Found]:
+    def find(
+        self,
+        store: OnlineReader,
+        keys: Sequence[str],  # One an entity of the plan
+        minute: int,  # The cut-off, UTC
+    ) -> list[Found]:
         "What each entity gives for its key, all of one moment; raises `UnreadableRecord`"
         snapshot = store.snapshot()
         with snapshot as lookup:

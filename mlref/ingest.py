@@ -42,7 +42,7 @@ _MOST_NAMES = MessageLimits().max_unknown_names
 class IngestCounts:
     "What became of some messages; each is good, repeated or dead"
 
-    messages: int = 0
+    messages: int = 0  # In all: good + repeated + dead
     good: int = 0  # Events that are new in the lake
     repeated: int = 0  # The same event again
     dead: int = 0  # Could not be read, broke a rule, or contradict an event accepted before

@@ -20,9 +20,9 @@ def t_interval(
     value: float,  # The estimate
     error: float,  # Its standard error
     freedom: float,  # Degrees of freedom that the error was estimated with
-    level: float = 0.95,
+    level: float = 0.95,  # Of confidence, between 0 and 1
 ) -> Estimate:
-    "An estimate with its interval from the t distribution"
+    "An estimate with its interval from the t distribution; raises `MlrefError`"
     check_number(freedom, 'degrees of freedom', 1)
     check_number(level, 'level', 0, 1)
     need_extra('scipy', extra='monitor')
@@ -50,7 +50,7 @@ def deleted_days(
 def jackknife_error(
     values: np.ndarray,  # The estimate without each day
 ) -> float:
-    "Standard error from estimates that each leave one day out (Tukey 1958)"
+    "Standard error from estimates that each leave one day out (Tukey 1958); raises `MlrefError`"
     check_array(values, 'values')
     off = values - values.mean()
     return float(np.sqrt((len(values) - 1) / len(values) * (off @ off)))
@@ -61,9 +61,12 @@ def auc_difference_by_day(
     challenger: np.ndarray,  # Score per row
     champion: np.ndarray,  # Score of the same rows
     day: np.ndarray,  # Day of each row
-    level: float = 0.95,
+    level: float = 0.95,  # Of confidence, between 0 and 1
 ) -> Estimate:
-    "AUC(challenger) - AUC(champion), with a t interval of the delete-one-day jackknife"
+    """AUC(challenger) - AUC(champion), with a t interval of the delete-one-day jackknife
+
+    Raises `MlrefError` when one day holds all rows of an outcome.
+    """
     check_scores(y, challenger, champion, day, both=True)
     check_scores(y, champion)
     draws = deleted_days(day)
@@ -91,7 +94,7 @@ def paired_losses(
     champion: np.ndarray,  # Of the same rows
     day: np.ndarray,  # Day of each row
 ) -> DailyDifferences:
-    "Log-loss(challenger) - log-loss(champion) of each day"
+    "Log-loss(challenger) - log-loss(champion) of each day; raises `MlrefError`"
     check_scores(y, challenger, champion, day)
     check_scores(y, champion)
     y = np.asarray(y, np.float64)
@@ -106,19 +109,25 @@ def paired_losses(
 
 # %% ../nbs/12_intervals.ipynb #12bb0017
 def cosine_count(
-    days: int,
+    days: int,  # With labelled rows
 ) -> int:  # At least 1
-    "Cosines to take for so many days: 0.4 days ** (2/3), as Lazarus et al. advise"
+    """Cosines to take for so many days: 0.4 days ** (2/3), as Lazarus et al. advise
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_number(days, 'days', low=3, whole=True)
     return max(1, round(0.4 * days ** (2 / 3)))
 
 
 def mean_by_day(
     daily: DailyDifferences,
-    level: float = 0.95,
+    level: float = 0.95,  # Of confidence, between 0 and 1
     cosines: int | None = None,  # Default: `cosine_count`
 ) -> Estimate:
-    "Mean over all rows, with an interval that allows for days that are alike (HAC)"
+    """Mean over all rows, with an interval that allows for days that are alike (HAC)
+
+    Series of cosines, after Lazarus et al. (2018); raises `MlrefError` for fewer than three days.
+    """
     check_array(daily.value, 'values of the days')
     days = len(daily.value)
     if days < 3:
@@ -137,26 +146,29 @@ def mean_by_day(
 class Noninferiority(NamedTuple):
     "Whether a loss is credibly within a margin"
 
-    passed: bool
+    passed: bool  # Does the interval end below the margin?
     difference: Estimate  # Challenger - champion; positive is worse
-    margin: float
+    margin: float  # Largest loss that is allowed
 
 
 def not_worse(
     difference: Estimate,  # Loss of challenger - champion, with its two-sided interval
     margin: float,  # Of loss that is accepted; above 0
 ) -> Noninferiority:
-    "Passes when the upper end of the interval lies below the margin"
+    "Passes when the upper end of the interval lies below the margin; raises `MlrefError`"
     check_number(margin, 'margin', 1e-12)
     return Noninferiority(difference.high < margin, difference, margin)
 
 # %% ../nbs/12_intervals.ipynb #12bb0022
 def minimum_detectable_effect(
     found: Estimate,  # With an interval that is symmetric
-    power: float = 0.8,
+    power: float = 0.8,  # Chance to find it, between 0 and 1
     level: float = 0.95,  # Of the interval
 ) -> float:
-    "The true gain that would be found with this power, by the normal approximation"
+    """The true gain that would be found with this power, by the normal approximation
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_number(power, 'power', 0, 1)
     check_number(level, 'level', 0, 1)
     need_extra('scipy', extra='monitor')

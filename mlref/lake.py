@@ -91,7 +91,10 @@ LAKE_TABLES = (DEAD_LETTERS, RELEASED, OFFSETS, COMMITS, QUALITY)
 def events_table(
     schema: EventSchema,
 ) -> TableSchema:
-    "The table of the events of a schema, with the commit and the place in the log of each"
+    """The table of the events of a schema, with the commit and the place in the log of each
+
+    Raises `MlrefError` for a payload with a column of one of these names.
+    """
     place = {'commit_id': pl.Int64, 'topic': pl.String, 'part': pl.Int64, 'off': pl.Int64}
     taken = [name for name in place if name in schema.columns]
     if taken:

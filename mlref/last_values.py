@@ -219,7 +219,10 @@ def get_online_features(
     now: int,  # Minute of the read, UTC; the TTL counts from here
     out: np.ndarray | None = None,  # (requests, values) floats to fill; default: new, float32
 ) -> OnlineFeatures:
-    "The last values of several histories side by side, straight into one matrix"
+    """The last values of several histories side by side, straight into one matrix
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     now = check_minute(now, 'now')
     layouts = _find_layouts(store, names, keys)
     count = len(keys[0]) if len(keys) else 0

@@ -149,7 +149,7 @@ class LmdbSnapshot:
             txn.abort()
 
     def lookup(self, names: list[bytes]) -> Sequence[Record | None]:
-        "A record or None for every name; raises `DamagedRecord`"
+        "A record or None for each of `names`; raises `DamagedRecord`"
         if len(self.txns) == 1:
             records = list(map(self.txns[0].get, names))
         else:
@@ -159,7 +159,7 @@ class LmdbSnapshot:
         return records
 
     def names(self, prefix: bytes) -> Iterator[bytes]:
-        "Every name that begins so"
+        "Every name that begins with `prefix`"
         for txn in self.txns:
             cursor = txn.cursor()
             if cursor.set_range(prefix):
@@ -517,7 +517,10 @@ def reshard(
     store: LmdbStore,  # Opened for writing
     shards: int,  # Parts it shall have
 ) -> None:
-    "Spread the records over another number of parts while readers go on; they follow by themselves"
+    """Spread the records over another number of parts while readers go on and follow
+
+    Raises `MlrefError` without room for the copy; the store is as it was.
+    """
     _check_shards(shards)
     _check_write(store, {})
     old = store.manifest

@@ -137,7 +137,10 @@ def convert_log(
     earlier: Path,  # Folder of a log of an earlier release
     folder: Path,  # Of the new one; there must be none yet
 ) -> dict[str, int]:  # Partition, e.g. 'events/0' -> messages
-    "Copy a log of messages without checksums into one with them"
+    """Copy a log of messages without checksums into one with them
+
+    Raises `MlrefError` when there is a log already, or the earlier one is of this release.
+    """
     if (Path(folder) / 'data.mdb').exists():
         raise MlrefError(f'expected no log in {folder}, there is one; choose another folder')
     settings = LmdbSettings('a log', 'restore it from a copy', 8 * 2**30, True, tables=1024)

@@ -28,8 +28,8 @@ class Manifest:
 
 # %% ../nbs/08aa_manifest.ipynb #8b589f63
 def name_parts(
-    generation: int,
-    shards: int,
+    generation: int,  # Raised by every reshard, from 0
+    shards: int,  # Parts in all
 ) -> tuple[str, ...]:  # Folders
     "What the parts of a generation are called"
     return tuple(f'g{generation}-{i}' for i in range(shards))
@@ -37,8 +37,8 @@ def name_parts(
 
 def write_manifest(
     folder: Path,  # Of the store
-    generation: int,
-    shards: int,
+    generation: int,  # That its parts belong to
+    shards: int,  # Parts in all
     layouts: Mapping[str, RecordLayout],  # By name
 ) -> None:
     "Say in one step what the store is from now on"
@@ -80,7 +80,7 @@ def _check_format(
 
 # %% ../nbs/08aa_manifest.ipynb #4b13191a
 def parse_manifest(
-    folder: Path,
+    folder: Path,  # Named in messages
     text: str,  # Of its store.json
 ) -> Manifest:
     "What the text says; raises `MlrefError` for a store of another format"
@@ -99,8 +99,10 @@ def parse_manifest(
     )
 
 # %% ../nbs/08aa_manifest.ipynb #41e6d4f4
-def read_manifest(folder: Path) -> str:
-    "The text of `store.json`"
+def read_manifest(
+    folder: Path,  # Of the store
+) -> str:
+    "The text of `store.json`; raises `Outage` when it cannot be read"
     try:
         return (folder / 'store.json').read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -132,7 +134,10 @@ def match_layout(
     )
 
 # %% ../nbs/08aa_manifest.ipynb #9275a8ec
-def check_folder(folder: Path, readonly: bool) -> None:
+def check_folder(
+    folder: Path,  # Of the store
+    readonly: bool,  # Must it be there already?
+) -> None:
     "Raise `MlrefError` when no store can be opened or made there"
     if (folder / 'store.json').exists():
         return

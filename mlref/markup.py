@@ -41,7 +41,7 @@ def html_element(
 
 # %% ../nbs/01e_markup.ipynb #01c00013
 def html_table(
-    head: Sequence[object],
+    head: Sequence[object],  # Names of the columns
     rows: Sequence[Sequence[object]],  # As long as the head
 ) -> Html:
     "A table; a line instead when there are no rows"
@@ -55,7 +55,10 @@ def _table_line(tag: str, cells: Sequence[object]) -> Html:
     return html_element('tr', *(html_element(tag, cell) for cell in cells))
 
 
-def html_section(title: str, *parts: object) -> Html:
+def html_section(
+    title: str,  # Of the heading, plain text
+    *parts: object,  # `Html` as it is; all else is escaped
+) -> Html:
     "A heading and what stands under it"
     return html_element('section', html_element('h2', title), *parts)
 
@@ -84,7 +87,9 @@ def escape_markdown(
     return Markdown(re.sub(r'<(?=[a-zA-Z/!?])', '&lt;', plain))
 
 # %% ../nbs/01e_markup.ipynb #01c00019
-def markdown_code(text: str) -> Markdown:
+def markdown_code(
+    text: str,  # Any text; its backticks are kept
+) -> Markdown:
     "A text as code, on one line"
     line = ' '.join(text.splitlines())
     runs = re.findall('`+', line)
@@ -98,7 +103,7 @@ def _markdown_line(cells: Sequence[object]) -> str:
 
 
 def markdown_table(
-    head: Sequence[object],
+    head: Sequence[object],  # Names of the columns
     rows: Sequence[Sequence[object]],  # As long as the head
 ) -> list[str]:  # Lines
     "A Markdown table; its cells are escaped"

@@ -136,7 +136,10 @@ def list_records(
     store: FedStore,
     clock: int | None = None,  # Minute to trim to, UTC; default: the store's own
 ) -> dict[bytes, bytes]:  # Name -> record
-    "Every history of a store as it would lie if all of it had been written at `clock`"
+    """Every history of a store as it would lie if all of it had been written at `clock`
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     now = store.clock() if clock is None else check_minute(clock, 'clock')
     names = [name for name in store.names() if not name.startswith(b'!')]
     trimmed = {}

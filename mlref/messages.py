@@ -25,7 +25,7 @@ from .core import MlrefError, text_fault
 class MessageLimits:
     "What the messages of a schema may hold at most"
 
-    max_message_bytes: int = 2**20
+    max_message_bytes: int = 2**20  # Of one message, undecoded
     max_nesting_depth: int = 32  # Of objects and lists in one another
     max_string_length: int = 10_000  # Characters of a value
     max_name_length: int = 200  # Characters of the name of a field

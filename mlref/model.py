@@ -69,7 +69,7 @@ def score_in_blocks(
 class SavedModel:
     "What a saved model's description says"
 
-    folder: Path
+    folder: Path  # Where its files are
     kind: str  # Which loader reads it
     names: tuple[str, ...]  # Features, in order
     trained_until: int  # Latest label it has seen, minutes UTC
@@ -209,7 +209,7 @@ class TorchPredictor:
         self,
         net: 'TabularNet',  # From now on it serves: no dropout
         trained_until: int,  # Latest label it has seen, minutes UTC
-        device: str = 'cpu',
+        device: str = 'cpu',  # As torch names it, e.g. 'cuda:0'
     ):
         self.net = net.eval().to(device)
         self.trained_until = int(trained_until)
@@ -329,7 +329,10 @@ class LightGBMPredictor:
         "Bytes of the text"
         return len(self.text.encode())
 
-    def save(self, folder: Path) -> None:
+    def save(
+        self,
+        folder: Path,  # Made when missing
+    ) -> None:
         "The text, and the description"
         write_bytes(Path(folder) / 'trees.txt', self.text.encode())
         write_description(self, folder, ('trees.txt',))
@@ -350,7 +353,7 @@ def _load_trees(
 
 # %% ../nbs/10a_model.ipynb #10aa0009
 class EnsemblePredictor:
-    "The mean score of several models, as a Predictor"
+    "The mean score of several models, as a Predictor; raises `MlrefError` for fewer than two"
 
     kind = 'mean'
 

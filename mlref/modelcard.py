@@ -20,12 +20,12 @@ class SliceScore:
     "How a model did on one slice of the rows that judged it"
 
     by: str  # The cut; 'all' = every row
-    slice: str
+    slice: str  # Label of its rows
     n: int  # Rows
     base_rate: float  # Share of positives
-    auc: float
+    auc: float  # 0 to 1
     low: float  # Of the AUC, 95 % by days
-    high: float
+    high: float  # As `low`
     difference: float | None = None  # Of the AUC to that of the champion; None = not compared
 
 

@@ -232,7 +232,9 @@ def _measure_feature(
     missing = found['missing_share', name]
     distance = _number(found['js', name].value)
     high = monitor.limits('js', name)[1]
-    if high is not None and distance is None:  # nothing has a value: as far as can be
+    had_values = high is not None
+    has_values = missing.value < 1
+    if had_values != has_values:  # all values have gone, or the first have come: as far as can be
         distance = 1.0
         high = 0.0
     return [

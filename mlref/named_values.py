@@ -153,7 +153,7 @@ def _encode_tagged(value: Any, what: str) -> dict[str, Any]:
 
 # %% ../nbs/05d_named_values.ipynb #05d00010
 def encode_value(
-    value: Any,
+    value: Any,  # Numbers, texts, containers, or a dataclass or function of a module
     what: str,  # What a message calls it
 ) -> Any:  # What JSON can hold
     "A value as JSON; raises `MlrefError` for what another process could not make again"

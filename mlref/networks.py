@@ -85,9 +85,9 @@ class BatchEnsembleLinear(nn.Module):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        members: int,
+        inputs: int,  # Numbers a row
+        outputs: int,  # Numbers a row
+        members: int,  # Networks that share the matrix
         first: bool = False,  # The first layer draws signs, so that the members differ
     ):
         super().__init__()
@@ -113,7 +113,11 @@ class BatchEnsembleLinear(nn.Module):
 class EnsembleHeads(nn.Module):
     "The last layer of each member"
 
-    def __init__(self, inputs: int, members: int):
+    def __init__(
+        self,
+        inputs: int,  # Numbers a row
+        members: int,  # Heads, one a network
+    ):
         super().__init__()
         bound = inputs**-0.5
         self.weight = nn.Parameter(torch.empty(members, inputs).uniform_(-bound, bound))

@@ -166,6 +166,7 @@ _OF_JUDGED = {
 }
 _OF_PROCESSES = {
     'mlref_worker_pid': Metric('gauge', 'Process id of a worker'),
+    'mlref_worker_restarts': Metric('counter', 'Workers replaced; reason: ended, hung'),
     'mlref_process_cpu_seconds': Metric('counter', 'CPU time of a process of the server'),
     'mlref_process_resident_memory_bytes': Metric('gauge', 'Memory of a process of the server'),
     'mlref_process_open_fds': Metric('gauge', 'Files and sockets that a process holds open'),

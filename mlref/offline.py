@@ -96,7 +96,11 @@ class History:
         "What is known after so many rows: (1 + rows, 1 + values)"
         return _last_rows(self) if self.source.kind == 'last' else _running_sums(self)
 
-    def find(self, code: np.ndarray, t: np.ndarray) -> np.ndarray:
+    def find(
+        self,
+        code: np.ndarray,  # Number of the key, int64 (requests,)
+        t: np.ndarray,  # Minutes UTC, int64 (requests,)
+    ) -> np.ndarray:
         "How many rows lie before the end of minute t; `begin` of the key when there are none"
         return np.searchsorted(self.at, code * _SPAN + np.clip(t, -1, _SPAN - 1), side='right')
 
@@ -226,7 +230,11 @@ class OfflineReader(Histories, Reader):
         return out
 
     def newest(
-        self, source: Source, entity: Entity, keys: list[str] | pl.Series, t: np.ndarray
+        self,
+        source: Source,
+        entity: Entity,
+        keys: list[str] | pl.Series,  # One key a request
+        t: np.ndarray,  # Minutes UTC, int64 (requests,)
     ) -> np.ndarray:
         "Which of the source's rows is the newest up to t, (requests,); -1 when there is none"
         history = self.history(source, entity)

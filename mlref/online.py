@@ -270,16 +270,16 @@ class SnapshotReader(ABC):
         "A moment to read at"
 
     def notes(self, names: list[bytes]) -> list[bytes | None]:
-        "What is kept under names that begin with '!', from one moment"
+        "What is kept under `names`, which begin with '!', from one moment"
         with self.snapshot() as lookup:
             return [None if record is None else bytes(record) for record in lookup(names)]
 
     def note(self, name: bytes) -> bytes | None:
-        "What is kept under a name that begins with '!'"
+        "What is kept under `name`, which begins with '!'"
         return self.notes([name])[0]
 
     def get(self, history: str, key: str) -> bytes | None:
-        "One key's record, or None"
+        "The record of `key` in `history`, a name of `layouts`, or None"
         with self.snapshot() as lookup:
             record = lookup([find_layout(self.layouts, history).prefix + key.encode()])[0]
             return None if record is None else bytes(record)
@@ -343,11 +343,11 @@ class FedStore(OnlineReader):
 
     @abstractmethod
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
-        "All of it or nothing, kept when this returns; None deletes"
+        "All of `records` or nothing, kept when this returns; None deletes"
 
     @abstractmethod
     def names(self, prefix: bytes = b'') -> list[bytes]:
-        "Every name there is that begins so"
+        "Every name there is that begins with `prefix`"
 
     @abstractmethod
     def moment(self) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def _further_values(plan: ReadPlan, row: dict[str, Any]) -> Mapping[str, Any]:
 # %% ../nbs/08cb_plain_requests.ipynb #08577eb1
 def read_request(
     plan: ReadPlan,
-    requests: Mapping[str, np.ndarray],
+    requests: Mapping[str, np.ndarray],  # Column -> one value
 ) -> dict[str, Any]:  # Column -> its value
     "All that is read of a single plain request; raises `LookupError` when it is another"
     row = {name: _plain_value(requests[name]) for name in plan.asks_reads}
@@ -72,7 +72,7 @@ def _key_part(value: object) -> str:
 
 def request_keys(
     entities: Sequence[tuple[str, ...]],  # Columns of the key of each
-    row: Mapping[str, Any],
+    row: Mapping[str, Any],  # Column -> value of one request
 ) -> list[str]:  # '' where a part is missing, '*' for the entity of all
     "The key of a request for every entity; raises `LookupError` for parts that are not plain"
     parts = {name: row[name] for names in entities for name in names}
@@ -126,9 +126,12 @@ Keys = dict[str, list[str]]  # entity name -> one key per request
 
 def read_requests(
     plan: ReadPlan,
-    requests: Mapping[str, np.ndarray],
+    requests: Mapping[str, np.ndarray],  # Column -> one value a request
 ) -> tuple[dict[str, np.ndarray], Keys]:
-    "Columns and keys of many plain requests; raises `LookupError` when they are others"
+    """Columns and keys of many plain requests; raises `LookupError` when they are others
+
+    Raises `MlrefError` for cut-offs that are no minutes.
+    """
     columns = {name: _plain_array(requests[name]) for name in plan.asks_reads}
     columns |= plan.asks(columns) if plan.asks else {}
     for name in plan.columns:

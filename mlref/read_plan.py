@@ -42,7 +42,7 @@ class SourceRead:
 
     def place(
         self,
-        offset: int,
+        offset: int,  # Place among the offsets that are read, from 0
         number: int,  # 0 = the count or the time, then the values
     ) -> int:
         "Where one number of one offset stands in the flat row"
@@ -236,9 +236,9 @@ class SpanRead:
 
     source: Source
     entity: Entity
-    start: int
-    end: int
-    columns: tuple[SpanColumn, ...]
+    start: int  # Minutes added to T, excluded
+    end: int  # Minutes added to T, included
+    columns: tuple[SpanColumn, ...]  # Statistics over its rows
 
 
 def _plan_spans(pairs: list[_Pair], places: Mapping[str, int]) -> tuple[SpanRead, ...]:
@@ -258,7 +258,7 @@ def _plan_spans(pairs: list[_Pair], places: Mapping[str, int]) -> tuple[SpanRead
 class OnDemandColumns:
     "The places of what one part on demand takes and gives"
 
-    make: Callable[[Any, np.ndarray, Any], Iterable[np.ndarray]]
+    make: Callable[[Any, np.ndarray, Any], Iterable[np.ndarray]]  # Of the part
     inputs: np.ndarray  # int64: places in the block
     outputs: tuple[int, ...]  # Places in the block
 
@@ -281,10 +281,10 @@ class ReadPlan:
     lasts: tuple[SourceRead, ...]  # Newest rows
     offsets: np.ndarray  # int64: of all sums, then of all newest rows; minutes added to T
     windows: dict[str, WindowColumns]  # Statistic -> its columns
-    last: LastColumns
-    spans: tuple[SpanRead, ...]
-    on_demand: tuple[OnDemandColumns, ...]
-    entities: tuple[Entity, ...]
+    last: LastColumns  # Of views of last values
+    spans: tuple[SpanRead, ...]  # Windows whose rows are read one by one
+    on_demand: tuple[OnDemandColumns, ...]  # In the order they are computed
+    entities: tuple[Entity, ...]  # All that are read
     reads: tuple[str, ...]  # Request columns that formulas take, the cut-off first
     columns: tuple[str, ...]  # All request columns that are read
     # Request columns -> further ones, the cut-off among them; None = requests have them all

@@ -49,7 +49,7 @@ TREES = {
     'lambda_l2': 5.0,
     'deterministic': True,
     'force_row_wise': True,
-    'num_threads': 1,  # two wait for each other by spinning, ten times as long on a busy machine
+    'num_threads': 1,  # two wait for each other by spinning, far longer on a busy machine
     'verbose': -1,
 }
 
@@ -75,7 +75,7 @@ def fit_lightgbm(
     leaves: int = 63,  # Of a tree, at most
     bins: int = 255,  # Of each column, at most; fewer are faster
 ) -> LightGBMPredictor:
-    "Train boosted trees; the same tables and seed give the same trees"
+    "Train boosted trees; the same tables and seed give the same trees; raises `MlrefError`"
     import lightgbm
 
     validate_tables(fit, stop)
@@ -100,7 +100,7 @@ STUDENT_SHAPE = {'width': 128, 'layers': 2, 'pieces': 8, 'members': 1}
 def epochs_for(
     n: int,  # Rows to learn from
 ) -> int:
-    "How often a network goes over its rows"
+    "How often a network goes over its rows; raises `MlrefError`"
     check_number(n, 'rows', low=1, whole=True)
     return int(min(8, max(3, ROWS_SEEN // n)))
 
@@ -129,7 +129,7 @@ def fit_tabm(
     return fit_torch(fit, stop, TrainConfig(seed=seed, epochs=epochs_for(len(fit))), make=make)
 
 # %% ../nbs/11a_recipes.ipynb #11aa0017
-# four folds at the rate and the bins of `fit_lightgbm` take four to seven times as long, and the
+# four folds at the rate and the bins of `fit_lightgbm` take several times as long, and the
 # student's log-loss on later days is not credibly better for it (three tests of 28 days)
 TEACHER = TREES | {
     'learning_rate': 0.2,
@@ -142,7 +142,7 @@ def cross_fit_folds(
     table: TrainingSet,
     k: int,  # Folds
 ) -> np.ndarray:  # Fold of each row, 0 to k-1
-    "Deal the days of a table to k folds, two days at a time"
+    "Deal the days of a table to k folds, two days at a time; raises `MlrefError`"
     check_type(table, TrainingSet, 'table')
     check_number(k, 'k', low=2, whole=True)
     return table.day // 2 % k
@@ -177,7 +177,10 @@ def out_of_fold_teacher_scores(
     seed: int = 0,
     k: int = 2,  # Folds
 ) -> np.ndarray:  # float64 (rows,)
-    "The scores of trees, each row's by trees that have not seen its day"
+    """The scores of trees, each row's by trees that have not seen its day
+
+    Raises `MlrefError` for fewer than three days.
+    """
     fold = cross_fit_folds(fit, k)
     folds = np.unique(fold)
     if len(folds) < 2:
@@ -209,7 +212,7 @@ def fit_student(
     soft: np.ndarray | None = None,  # From `out_of_fold_teacher_scores`; None = fit teachers now
     share: float = 0.6,  # Of the teacher's opinion in what is learnt
 ) -> TorchPredictor:
-    "Train a network on what happened and on what a teacher thought"
+    "Train a network on what happened and on what a teacher thought; raises `MlrefError`"
     check_number(share, 'share', 0, 1)
     soft = out_of_fold_teacher_scores(fit, stop, seed) if soft is None else soft
     check_array(soft, 'soft', len(fit))
@@ -237,7 +240,10 @@ def refresh_student(
     soft: np.ndarray | None = None,  # As for `fit_student`
     share: float = 0.6,  # As for `fit_student`
 ) -> TorchPredictor:
-    "Let a student go once over all rows: a warm start, in a third of the time of a new one"
+    """Let a student go once over all rows: a warm start
+
+    Raises `MlrefError` unless the student reads the columns of `fit`.
+    """
     check_number(share, 'share', 0, 1)
     if not can_refresh(start, fit):
         raise MlrefError(
@@ -296,7 +302,7 @@ def out_of_fold_scores(
     k: int = 3,  # Blocks
     seed: int = 0,
 ) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
-    "Scores of days that the scoring model was not trained on"
+    "Scores of days that the scoring model was not trained on; raises `MlrefError`"
     check_number(k, 'k', low=2, whole=True)
     block = day_blocks(table, k)
     scores = np.empty(len(table))
@@ -312,8 +318,8 @@ def out_of_fold_scores(
 def fit_cached(
     folder: Path,  # Of all cached models
     kind: str,  # As for `fit_recipe`
-    fit: TrainingSet,
-    stop: TrainingSet,
+    fit: TrainingSet,  # Labelled rows to learn from
+    stop: TrainingSet,  # Labelled rows of later days, to stop on
     seed: int = 0,
     start: TorchPredictor | None = None,  # As for `fit_recipe`
 ) -> Predictor:

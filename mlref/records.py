@@ -105,7 +105,7 @@ class DamagedRecord(Outage):
 
     def __init__(
         self,
-        name: str,
+        name: str,  # Of the record, as it is stored
         where: str = '',  # The rest of its address
     ):
         self.name = name
@@ -116,7 +116,7 @@ class DamagedRecord(Outage):
 
 
 def seal(
-    body: bytes,
+    body: bytes,  # Anything
     salt: bytes = b'',  # What else must be the same when it is read, e.g. a name
 ) -> bytes:  # `SEAL` bytes longer
     "Bytes with their checksum behind them"
@@ -125,13 +125,16 @@ def seal(
     return b''.join([body, zeros, check.to_bytes(4, 'little')])
 
 
-def is_sealed(record: bytes | memoryview, salt: bytes = b'') -> bool:
+def is_sealed(
+    record: bytes | memoryview,  # As it was stored
+    salt: bytes = b'',  # As `seal` had it
+) -> bool:
     "Whether these bytes are those that `seal` gave"
     return crc32(record, crc32(salt)) == SEALED
 
 
 def are_sealed(
-    records: Sequence[bytes | memoryview | None],
+    records: Sequence[bytes | memoryview | None],  # None where there is none
     longest: int,  # Bytes of a record that is still looked at
 ) -> bool:  # False as well when one is longer
     "Whether all records there are end in their checksum, in one pass over many short ones"
@@ -154,7 +157,7 @@ def pack_record(
 
 def why_foreign(
     layout: RecordLayout,
-    record: bytes | memoryview,
+    record: bytes | memoryview,  # As it was stored
 ) -> MlrefError:
     "What to say of bytes that this layout did not write"
     tag, form, width, _, version = (b'', 0, 0, 0, 0)
@@ -179,7 +182,11 @@ def unpack_record(
     record: bytes | memoryview,  # As stored; not copied
     key: str = '',  # Named in a message
 ) -> tuple[np.ndarray, np.ndarray]:  # t and table, as in `pack_record`
-    "A record's rows; raises `MlrefError` naming both versions when another definition wrote it"
+    """A record's rows
+
+    Raises `MlrefError` naming both versions when another definition wrote it, `DamagedRecord` when
+    its length is not that of whole rows.
+    """
     if record[:16] != layout.stamp:
         raise why_foreign(layout, record)
     size = 8 * layout.width + 8  # bytes of a row and its time
@@ -294,7 +301,7 @@ def _forgotten(layout: RecordLayout, key: str, first: int, asked: int) -> MlrefE
 def read_record(
     layout: RecordLayout,
     key: str,  # Named in a message
-    record: bytes | memoryview | None,
+    record: bytes | memoryview | None,  # As it was stored; None = there is none
     minutes: list[int] | np.ndarray,  # Minutes UTC, any order; an array is int64 (minutes,)
 ) -> list[bytes | memoryview]:  # The table's row at each minute, one after the other
     "What is known at some minutes; raises `MlrefError` for one before all that is kept"
@@ -352,7 +359,9 @@ def record_layouts(features: FeatureSet) -> Iterable[RecordLayout]:
 _ENTRY = struct.Struct('<Hq')  # length of the name, length of the record or -1
 
 
-def pack_redo(records: Mapping[bytes, bytes | None]) -> bytes:
+def pack_redo(
+    records: Mapping[bytes, bytes | None],  # Name -> record; None = deleted
+) -> bytes:
     "A batch in one piece, sealed"
     parts: list[bytes] = []
     for name, record in records.items():
@@ -361,7 +370,9 @@ def pack_redo(records: Mapping[bytes, bytes | None]) -> bytes:
     return seal(b''.join(parts))
 
 # %% ../nbs/07a_records.ipynb #9d2eb00a
-def unpack_redo(packed: bytes) -> dict[bytes, bytes | None]:
+def unpack_redo(
+    packed: bytes,  # From `pack_redo`
+) -> dict[bytes, bytes | None]:
     "The batch again; raises `DamagedRecord`"
     if not is_sealed(packed):
         raise DamagedRecord('redo')

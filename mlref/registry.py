@@ -91,14 +91,15 @@ def _root_cause(error: Exception) -> str:
     return (str(cause or error).splitlines() or [type(error).__name__])[0][:200]
 
 # %% ../nbs/14_registry.ipynb #14a00030
-_BUSY = ('database is locked', 'database table is locked')
-_HALF_MADE = (
-    'already exists',
-    'duplicate column',
-    'no such table',
-    'out-of-date database',
-    'UNIQUE constraint',
+# what SQLite and PostgreSQL say to the second of two processes that write at the same moment;
+# asked again, MLflow finds the row of the first
+_BUSY = (
+    'database is locked',
+    'database table is locked',
+    'UNIQUE constraint failed',
+    'duplicate key value',
 )
+_HALF_MADE = ('already exists', 'duplicate column', 'no such table', 'out-of-date database')
 
 
 def _connect(
@@ -115,8 +116,12 @@ def _connect(
         return retry(open_client, _may_pass)
 
 
+_ANSWERED_WITH_NONE = ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS')
+
+
 def _is_busy(error: Exception) -> bool:
-    return any(words in str(error) for words in _BUSY)
+    answered = getattr(error, 'error_code', '') in _ANSWERED_WITH_NONE
+    return not answered and any(words in str(error) for words in _BUSY)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -199,9 +204,6 @@ class Registry:
             return _none_or_raise(self.uri, what, error)
 
 # %% ../nbs/14_registry.ipynb #5713875a
-_ANSWERED_WITH_NONE = ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS')
-
-
 def _none_or_raise(
     uri: str,
     what: str,  # Was asked for

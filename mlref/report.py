@@ -116,7 +116,11 @@ def read_facts(
 # %% ../nbs/24a_report.ipynb #d1000421
 def _explain_shifts(found: Mapping[str, Any]) -> str:
     "What the features did on the evening of an alarm"
-    told = [f'{each["feature"]} {each["direction"]}' for each in found.get('diagnosis', ())]
+    told = [
+        f'{each["feature"]} {each["direction"]}'
+        + (f' where {each["segment"]}' if each.get('segment', '') != '' else '')
+        for each in found.get('diagnosis', ())
+    ]
     return f' (out of their limits that evening: {", ".join(told)})' if told else ''
 
 # %% ../nbs/24a_report.ipynb #d1000021

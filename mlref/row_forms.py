@@ -42,7 +42,10 @@ def find_row_form(formula: Formula) -> Formula | None:
 # %% ../nbs/06e_row_forms.ipynb #e8663ab8
 @row_form_of(TableLookup)
 def look_up_one(
-    lookup: TableLookup, request: Mapping[str, Any], inputs: Sequence[float], lookups: object
+    lookup: TableLookup,
+    request: Mapping[str, Any],  # Column -> value
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: object,  # Of the task
 ) -> list[float]:
     "A look-up in a table for one request"
     found = getattr(lookups, lookup.table).get(request[lookup.key])
@@ -59,7 +62,7 @@ def check_row_form(
     formula: Formula,  # Over arrays, with a form
     columns: Mapping[str, np.ndarray],  # Of some requests
     inputs: np.ndarray,  # float64 (inputs, requests)
-    lookups: object = None,
+    lookups: object = None,  # What the formula looks up besides; of the task
 ) -> None:
     "Raise `MlrefError` unless a formula and its row form give the same bits for every request"
     form = find_row_form(formula)

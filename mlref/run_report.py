@@ -9,7 +9,7 @@ __all__ = ['NOT_BY_CHAMPION', 'LOST_MESSAGES', 'BLUE', 'ORANGE', 'GREEN', 'RED',
            'smoothing_days', 'spread_labels', 'plot_run']
 
 # %% ../nbs/22e_run_report.ipynb #117aef62
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from textwrap import fill
 from typing import Any
@@ -305,7 +305,7 @@ def _plot_models(axes: Any, metrics: pl.DataFrame) -> None:
     axes.set(yticks=[], ylabel='model')
 
 
-def _explain_marks(figure: Any, smoothing: int) -> None:
+def _explain_marks(figure: Any, smoothing: int, actions: Collection[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -313,8 +313,9 @@ def _explain_marks(figure: Any, smoothing: int) -> None:
         Line2D([], [], color=GREY, label=f'mean of {smoothing} days'),
         Line2D([], [], color=GREY, ls=(0, (1, 2)), label='limit learnt from earlier days'),
     ]
-    for colour, dashes, text in MARKS.values():
-        handles.append(Line2D([], [], color=colour, ls=dashes, label=text))
+    for action, (colour, dashes, text) in MARKS.items():
+        if action in actions:  # what did not happen needs no explanation
+            handles.append(Line2D([], [], color=colour, ls=dashes, label=text))
     figure.legend(handles=handles, loc='outside lower center', ncols=6, fontsize=7)
 
 # %% ../nbs/22e_run_report.ipynb #7f7e19e5
@@ -354,6 +355,6 @@ def _draw_run(metrics: pl.DataFrame, decisions: pl.DataFrame) -> Any:
     axes[1].axhline(0, color=GREY, lw=0.6)
     _name_decisions(axes[0], decisions)
     _plot_models(axes[3], metrics)
-    _explain_marks(figure, smoothing)
+    _explain_marks(figure, smoothing, decisions['action'].unique().to_list())
     axes[3].xaxis.set_major_formatter(ConciseDateFormatter(axes[3].xaxis.get_major_locator()))
     return figure

@@ -67,7 +67,10 @@ class StackedNets:
         "Each network's output for its own rows"
         return self.run(self.weights, X)
 
-    def train(self, learns: bool) -> None:
+    def train(
+        self,
+        learns: bool,  # With dropout?
+    ) -> None:
         "With dropout or without"
         self.nets[0].train(learns)
 

@@ -32,6 +32,7 @@ class ServingState:
     epoch: int = 0  # Of this state; 0 = there is none yet
     champion: str = ''  # Digest of its bundle; '' = none
     candidate: str = ''  # Of the one that is tried out; '' = none
+    tried_in: str = ''  # Salt of the plan that it is tried out in; '' = of none
     previous: str = ''  # Of the champion before; '' = none
     plan: Mapping[str, Any] = field(default_factory=dict)  # Who gets which, as the router reads it
     registry: str = ''  # Mark of the registry's files when it was asked; '' = not known
@@ -39,6 +40,11 @@ class ServingState:
 
     def __post_init__(self):
         check_fields(self)
+
+    @property
+    def tried(self) -> str:
+        "The candidate that the plan is about; '' = it is not known yet, or there is none"
+        return self.candidate if self.tried_in == self.plan.get('salt', '') else ''
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def find_slices(
     y: np.ndarray,  # 0 or 1 per row
     cuts: Mapping[str, np.ndarray],  # Name -> label of each row
 ) -> list[Slice]:  # Cut by cut, by label
-    "Every slice of `MIN_ROWS` rows or more that has both outcomes"
+    "Every slice of `MIN_ROWS` rows or more that has both outcomes; raises `MlrefError`"
     check_array(y, 'outcomes')
     found = []
     for by, labels in cuts.items():
@@ -115,7 +115,10 @@ def slice_metrics(
     n: int = 200,  # Resamples
     seed: int = 0,
 ) -> pl.DataFrame:  # Columns of `SLICE_METRICS`; the first row is all rows
-    "How good a model is in every slice, AUC with its 95 % interval by whole days"
+    """How good a model is in every slice, AUC with its 95 % interval by whole days
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, p, day, *cuts.values(), both=True)
     found = find_slices(y, {'all': np.full(len(y), 'all'), **cuts})
     return _metrics_table(y, p, found, _slice_aucs(y, p, day, found, draw_days(day, n, seed)))
@@ -196,7 +199,10 @@ def slice_differences(
     n: int = 200,  # Resamples
     seed: int = 0,
 ) -> pl.DataFrame:  # Columns of `SLICE_DIFFERENCES`
-    "Difference of AUC in every slice, with 95 % intervals that hold for all slices at once"
+    """Difference of AUC in every slice, with 95 % intervals that hold for all slices at once
+
+    Raises `MlrefError` for arguments that do not fit.
+    """
     check_scores(y, challenger, champion, day, *cuts.values(), both=True)
     check_scores(y, champion)
     found = find_slices(y, cuts)
@@ -299,7 +305,10 @@ def rolling_origin(
     edges: list[int],  # Where stretches begin, minutes UTC; the last one ends the last stretch
     stop_days: int = 14,  # Days before each stretch to stop on
 ) -> pl.DataFrame:  # id, cutoff, label_time, y, p, edge, trained_until; labelled rows only
-    "Scores of each stretch by a model of what was known when it began"
+    """Scores of each stretch by a model of what was known when it began
+
+    Raises `MlrefError` unless the edges are two or more, in order.
+    """
     if len(edges) < 2 or list(edges) != sorted(set(edges)):
         raise MlrefError(
             f'expected two edges or more, each later than the one before, got {edges!r:.80}; sort'
@@ -328,7 +337,7 @@ def metrics_by_edge(
     scored: pl.DataFrame,  # From `rolling_origin`
     calendar: Calendar,
 ) -> pl.DataFrame:  # As `slice_metrics` gives them; slice: the day a stretch begins
-    "How good the models were in each stretch, with intervals by whole days"
+    "How good the models were in each stretch, with intervals by whole days; raises `MlrefError`"
     columns = {'y': pl.Float64, 'p': pl.Float64, 'cutoff': pl.Int64, 'edge': None}
     check_frame(scored, columns, 'scores')
     y, p, cutoff = (scored[name].to_numpy() for name in ('y', 'p', 'cutoff'))

@@ -166,7 +166,10 @@ def publish_snapshot(
     lake: Lake,  # An open lake
     folder: Path,  # Where snapshots are; made when missing
 ) -> Path:  # The manifest
-    "Publish what the lake holds now; again without new rows gives the same manifest"
+    """Publish what the lake holds now; again without new rows gives the same manifest
+
+    Raises `MlrefError` when the folder holds snapshots of a longer lake.
+    """
     folder = local_file(folder, 'a folder of snapshots')
     commit = lake.sql('select coalesce(max(commit_id), 0) as n from commits')['n'][0]
     with _alone(folder):
@@ -210,7 +213,7 @@ class Snapshot:
         query: str,  # Plain DuckDB SQL over the tables
         *args: object,  # Values for its question marks
     ) -> pl.DataFrame:  # The result
-        "Run a query"
+        "Run a query; raises `MlrefError` when files of the snapshot are gone"
         try:
             with connect_duckdb() as con:
                 for table, names in self.tables.items():
@@ -304,7 +307,7 @@ def pin_snapshot(
     snapshot: Snapshot,  # An open one
     owner: str,  # What refers to it, e.g. 'model-8f3a'; letters, digits, '.', '-', '_'
 ) -> Path:  # The pin; removed by hand when nothing refers to it any more
-    "Let a snapshot stay"
+    "Let a snapshot stay; raises `MlrefError` for an owner that cannot name a file"
     if not re.fullmatch(r'[\w-][\w.-]*', owner):
         raise MlrefError(f"expected a name of letters, digits, '.', '-' and '_', got {owner!r}")
     return write_bytes(snapshot.folder / 'pins' / owner, f'{snapshot.name}\n'.encode())
@@ -340,7 +343,10 @@ def clear_snapshots(
     folder: Path,  # Where snapshots are
     keep: int,  # So many of the newest stay
 ) -> list[str]:  # The manifests that went
-    "Remove old snapshots that no reader has open and no pin names, and their files"
+    """Remove old snapshots that no reader has open and no pin names, and their files
+
+    Raises `MlrefError` unless at least the newest is kept.
+    """
     if keep < 1:
         raise MlrefError(f'expected to keep at least the newest snapshot, got {keep}')
     folder = Path(folder)

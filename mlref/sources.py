@@ -122,16 +122,16 @@ def to_minutes(
 
 # %% ../nbs/06ab_sources.ipynb #6eb6f2f6
 def from_table(
-    name: str,
+    name: str,  # Of the source and of its table
     *,
     known: str,  # The column that says when a row became known
     keys: tuple[str, ...],  # Columns entities may use
     values: Mapping[str, str],  # Value -> unit
-    kind: SourceKind = 'last',
-    owner: str = '',
-    description: str = '',
+    kind: SourceKind = 'last',  # 'last' row or 'aggregate' over a window
+    owner: str = '',  # Who answers for it
+    description: str = '',  # One line for the catalog
 ) -> Source:
-    "A source over a table of your own"
+    "A source over a table of your own; raises `MlrefError`"
     check_distinct(keys, f'keys of {name}')
     check_distinct(values, f'values of {name}')
     check_type(known, str, f'known of {name}')
@@ -164,8 +164,14 @@ def _square(name: str) -> pl.Expr:
     return value * value  # exact, unlike a power
 
 # %% ../nbs/06ab_sources.ipynb #06fe0009
-def with_squares(source: Source, *names: str) -> Source:
-    "The same source that also sums the squares of some values, for their deviation"
+def with_squares(
+    source: Source,
+    *names: str,  # Values, each to be squared
+) -> Source:
+    """The same source that also sums the squares of some values, for their deviation
+
+    Raises `MlrefError` for a value that it has not; its rows raise it for a square above 2**62.
+    """
     unknown = [name for name in names if name not in source.values]
     if unknown:
         raise MlrefError(

@@ -180,8 +180,8 @@ def _note_within(
 class StreamCounts:
     "What became of some messages in the online store"
 
-    messages: int = 0
-    applied: int = 0
+    messages: int = 0  # In all
+    applied: int = 0  # Events that are new in the store
     refused: int = 0  # By the contract, or not to be read
     repeated: int = 0  # The same event again
     changed: int = 0  # Another content under the id of an event that was applied

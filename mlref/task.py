@@ -57,15 +57,16 @@ class Task:
     name: str  # Registered model, URL segment and metric label, e.g. 'returns'
     entity: str  # What one row is called in a sentence, e.g. 'visit'
     outcome: str  # What y = 1 means, e.g. 'buys again within 60 days'
-    schema: EventSchema
+    schema: EventSchema  # Columns and kinds of its events
     contract: tuple[Rule, ...]  # The limits of the feature store are added to it
-    features: FeatureSet
-    calendar: Calendar
+    features: FeatureSet  # What the model reads
+    calendar: Calendar  # Horizon and delay of the label, time zone of days
     request_kind: str  # The kind of event that announces what is to be scored
     request_time: str  # Its column with the minute of what is predicted
     labels: Labels  # (events known by `now`, now) -> entity id, y, label_time
     label_kinds: tuple[str, ...]  # The kinds of event that `labels` needs
     lookups: Any = None  # Handed to on-demand features, which alone know what it is
+    # Run each day on what the day brought
     table_checks: Callable[[DayTables], list[CheckResult]] = no_checks
     slices: Cuts = no_slices  # Name of a cut -> the slice of each row
     monitored: tuple[str, ...] = ()  # Features whose drift and missing values are watched

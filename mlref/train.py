@@ -58,7 +58,10 @@ def day_blocks(
     table: TrainingSet,  # Any table
     k: int,  # How many
 ) -> np.ndarray:  # Block of each row, 0 to k-1
-    "Cut the days of a table into k stretches of about equally many days"
+    """Cut the days of a table into k stretches of about equally many days
+
+    Raises `MlrefError` for fewer days than stretches.
+    """
     check_type(table, TrainingSet, 'table')
     check_number(k, 'k', low=1, whole=True)
     days, at = np.unique(table.day, return_inverse=True)
@@ -201,8 +204,8 @@ def stop_loss(
 # %% ../nbs/11_train.ipynb #e583bd6c
 def first_nonfinite_step(
     state: TrainState,
-    start: int,  # Steps of this epoch, the last excluded
-    end: int,
+    start: int,  # First step that is looked at, from 0
+    end: int,  # Step behind the last
 ) -> int | None:  # Step of the epoch; None = all is well
     "The first step whose loss, or the weights after it, are not finite; averages losses over ranks"
     world = rank_and_size()[1]
@@ -219,8 +222,8 @@ def first_nonfinite_step(
 # %% ../nbs/11_train.ipynb #ef837304
 def raise_if_diverged(
     state: TrainState,
-    start: int,  # Steps of the running epoch, the last excluded
-    end: int,
+    start: int,  # First step that is looked at, from 0
+    end: int,  # Step behind the last
     config: TrainConfig,
     fit: TrainingSet,
     folder: Path | None,  # Of checkpoints
@@ -302,7 +305,7 @@ def start_training(
     net: TabularNet,
     config: TrainConfig,
     rows: int,  # To learn from
-    device: str = 'cpu',
+    device: str = 'cpu',  # As torch names it, e.g. 'cuda:0'
 ) -> TrainState:
     "A state before the first step; from now on the network's dropout is `ByteDropout`"
     use_byte_dropout(net)
@@ -343,7 +346,10 @@ def end_epoch(
     X: torch.Tensor,  # Its rows, where the network is
     y: torch.Tensor,  # Its labels
 ) -> EpochLosses:
-    "The losses of an epoch; its weights are kept when the stop loss is the lowest so far"
+    """The losses of an epoch; its weights are kept when the stop loss is the lowest so far
+
+    Raises `MlrefError` when the stop loss is not finite.
+    """
     epoch = len(state.history)
     value = stop_loss(state.net, X, y)
     if not math.isfinite(value):

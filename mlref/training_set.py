@@ -57,7 +57,7 @@ def join_labels(
     requests: pl.DataFrame,  # From `select_requests`
     X: np.ndarray,  # Their features, float32 (requests, features)
 ) -> TrainingSet:
-    "Requests, their features and what came of them as one table"
+    "Requests, their features and what came of them as one table; raises `MlrefError`"
     labels = _labels(events, task, requests)
     categorical = [name for name in task.features.names if name in task.features.categories]
     ids = requests[task.schema.entity_id].to_numpy().astype(str)
@@ -112,11 +112,11 @@ def _wrong_value(column: str, dtype: pl.DataType) -> pl.Expr:
 
 # %% ../nbs/07b_training_set.ipynb #0ec56745
 def corrupt_future(
-    events: pl.DataFrame,
+    events: pl.DataFrame,  # Wide events, in any order
     cutoff: int,  # Minutes UTC
     schema: EventSchema,
 ) -> pl.DataFrame:  # The same events; those known after `cutoff` say something else
-    "Garbage in every fact known after a cut-off"
+    "Garbage in every fact known after a cut-off; raises `MlrefError`"
     check_frame(events, EVENT_COLUMNS, 'events')
     cutoff = check_minute(cutoff, 'cutoff')
     stay = (*EVENT_COLUMNS, schema.entity_id, *schema.partition_by)
@@ -150,7 +150,10 @@ def find_leaks(
     # What computes the table; another one to show that a leak is caught
     make: Callable[[pl.DataFrame, Task, int, int], TrainingSet] = training_set,
 ) -> dict[str, int]:  # Feature -> at how many cut-offs it changed; empty when nothing leaks
-    "Which features change when everything known later is garbage"
+    """Which features change when everything known later is garbage
+
+    Raises `MlrefError` without entities or cut-offs, and for rows announced after their cut-off.
+    """
     check_frame(events, task.schema.columns, f'events of {task.name}')
     announced = events.filter(pl.col('kind') == task.request_kind)
     if not announced.height or not cutoffs:

@@ -34,7 +34,7 @@ class TrainConfig:
     "The settings of a fit: what they change, the weights show"
 
     seed: int = 0  # Of first weights, order and dropout
-    epochs: int = 6
+    epochs: int = 6  # Passes over the rows, at most
     batch: int = 1024  # Rows of a step, all ranks together
     rate: float = 2e-3  # Largest learning rate
     decay: float = 1e-2  # Of weights, as in AdamW
@@ -61,7 +61,7 @@ class TrainConfig:
 class EpochLosses:
     "A point of the learning curves"
 
-    epoch: int
+    epoch: int  # From 0
     train: float  # Mean loss of the epoch's steps, with dropout
     stop: float  # Mean cross-entropy of the stop rows after it
 
@@ -75,7 +75,7 @@ class TrainState:
     losses: torch.Tensor  # Of the steps of this epoch, float32 (steps,)
     best: dict[str, torch.Tensor]  # Weights with the lowest stop loss so far
     step: int = 0  # Steps done
-    history: tuple[EpochLosses, ...] = ()
+    history: tuple[EpochLosses, ...] = ()  # One an epoch
 
     def lowest_stop_loss(self) -> float:
         "Infinite before the first epoch"

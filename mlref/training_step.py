@@ -159,7 +159,7 @@ def train_step(
 
 # %% ../nbs/10d_training_step.ipynb #11aa1002
 def make_adamw(
-    weights: list[torch.Tensor],
+    weights: list[torch.Tensor],  # To be changed by it, all on one device
     rate: float,  # Learning rate
     decay: float,  # Weight decay
 ) -> torch.optim.AdamW:
@@ -171,7 +171,7 @@ def make_adamw(
 
 def set_lr(
     optimizer: torch.optim.Optimizer,
-    rate: float,
+    rate: float,  # Learning rate, above 0
 ) -> None:
     "Set the learning rate of the next step"
     for group in optimizer.param_groups:

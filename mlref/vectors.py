@@ -43,7 +43,7 @@ class Reader:
         self,
         source: Source,
         entity: Entity,
-        keys: list[str],
+        keys: list[str],  # As for `read`
         lo: np.ndarray,  # int64 (requests,), excluded
         hi: np.ndarray,  # int64 (requests,), included
         # (rows, values) of all requests one after the other; where each begins, (requests + 1,)
@@ -267,7 +267,7 @@ def fill_spans(
 def fill_on_demand(
     plan: ReadPlan,
     columns: Mapping[str, np.ndarray],  # Of the requests
-    lookups: object,
+    lookups: object,  # What formulas look up besides; of the task
     block: np.ndarray,  # float64 (columns, requests), filled in
 ) -> None:
     "What is computed from the request and from other columns"
@@ -347,7 +347,7 @@ def read_by_plan(
     reader: Reader,
     requests: Columns,
     plan: ReadPlan,
-    lookups: object = None,
+    lookups: object = None,  # What formulas look up besides; of the task
 ) -> Vectors:
     "`read_vectors` where the plan of the feature set is there already"
     batch = _read_requests(requests, plan)

@@ -258,7 +258,10 @@ def _take_apart(
 def canonical_code(
     fn: Callable,  # A function in Python, one with arguments of its own, a dataclass to be called
 ) -> str:  # A line a function: it, and those it calls
-    "What a function computes, the same text wherever it stands and whatever it is called"
+    """What a function computes, the same text wherever it stands and whatever it is called
+
+    Raises `MlrefError` for what is not written in Python.
+    """
     inner, held = _take_apart(fn)
     if not isinstance(inner, FunctionType):
         raise MlrefError(

@@ -7,6 +7,7 @@ __all__ = ['FEWEST_LABELS', 'WATCHED', 'MOST_SHIFTS', 'expected_auc', 'expected_
            'rules_digest', 'rung_alarms', 'read_rules', 'name_measures', 'diagnose_evening']
 
 # %% ../nbs/19c_watch.ipynb #19c70004
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from .alarms import ALARM_COLUMNS, AlarmRule, decode_rules, encode_rules, raise_
 from .arguments import MlrefError, check_number, check_probabilities
 from .core import digest
 from .count_metrics import fit_reference
-from .diagnosis import Shift, diagnose
+from .diagnosis import Shift, diagnose, name_segments
 from .edges import explain_errors, read_json_object
 from .evaluate import auc, check_scores, log_loss
 from .monitor import KEYS, METRICS, Measurement, metric_rows
@@ -182,19 +183,23 @@ MOST_SHIFTS = 5  # that are written down
 
 
 def _shift_row(shift: Shift) -> dict[str, object]:
-    amounts = ('amount', 'distance', 'excess')
-    return asdict(shift) | {name: round(getattr(shift, name), 4) for name in amounts}
+    "As JSON can hold it: what has no number (a distance to nothing) is null"
+    amounts = {name: getattr(shift, name) for name in ('amount', 'distance', 'excess')}
+    return asdict(shift) | {
+        name: round(value, 4) if math.isfinite(value) else None for name, value in amounts.items()
+    }
 
 
 def diagnose_evening(
     reference: pl.DataFrame,  # p, y and the monitored features of days the model did not learn from
     day: np.ndarray,  # Scoring day of each of its rows
     scored: pl.DataFrame,  # p and the monitored features of the evening
-) -> list[dict[str, object]]:  # The features furthest outside their limits
+) -> list[dict[str, object]]:  # The features furthest outside their limits, and where
     "How the features of an evening differ from the reference of the model"
     features = tuple(name for name in reference.columns if name not in KEYS)
     if not features:
         return []
     usual = fit_reference(reference, day, features)
     found = diagnose(usual, count_rows(scored, usual.bins))
-    return [_shift_row(shift) for shift in found.shifts[:MOST_SHIFTS]]
+    shifts = name_segments(usual, scored, found.shifts[:MOST_SHIFTS])
+    return [_shift_row(shift) for shift in shifts]

@@ -105,11 +105,8 @@ def raising_model() -> Any:
     return wrap_model(encode_graph(build_graph('raising', nodes, values)))
 
 
-_TURNS = 60_000  # of a loop, about 50 ms
-
-
-def slow_model() -> Any:
-    "It says what the champion says, much later"
+def _looping_model(name: str, turns: list[Any], values: dict[str, Any]) -> Any:
+    "It says what the champion says, after some turns of a loop: as many as `turns` gives"
     from onnx import TensorProto, helper
 
     inner = [
@@ -126,10 +123,35 @@ def slow_model() -> Any:
         helper.make_node('Mul', ['before', 'one'], ['after']),
     ]
     body = helper.make_graph(again, 'turn', inner, outer)
-    turns = helper.make_node('Loop', ['turns', 'begin', 'logits'], ['y'], body=body)
-    values = {'turns': np.array(_TURNS), 'begin': np.array(True), 'one': np.array(1, np.float32)}
+    loop = helper.make_node('Loop', ['turns', 'begin', 'logits'], ['y'], body=body)
+    nodes = [*linear_nodes('logits'), *turns, loop]
+    values |= {'begin': np.array(True), 'one': np.array(1, np.float32)}
     values |= linear_values(VERSIONS[0])
-    return wrap_model(encode_graph(build_graph('slow', [*linear_nodes('logits'), turns], values)))
+    return wrap_model(encode_graph(build_graph(name, nodes, values)))
+
+
+def slow_model(
+    turns: int = 60_000,  # About 50 ms
+) -> Any:
+    "It says what the champion says, much later"
+    return _looping_model('slow', [], {'turns': np.array(turns)})
+
+
+def endless_model() -> Any:
+    "It says what the champion says, and never comes back from a row with a value above 1,000"
+    from onnx import helper
+
+    nodes = [
+        helper.make_node('ReduceMax', ['filled'], ['most'], keepdims=0),
+        helper.make_node('Greater', ['most', 'enough'], ['over']),
+        helper.make_node('Where', ['over', 'for_ever', 'none'], ['turns']),
+    ]
+    values = {
+        'enough': np.array(1000, np.float32),
+        'for_ever': np.array(2**60),
+        'none': np.array(0),
+    }
+    return _looping_model('endless', nodes, values)
 
 
 def wrap_model(data: bytes) -> Any:
@@ -147,11 +169,11 @@ def wrap_model(data: bytes) -> Any:
 def make_home(home: Path, address: str = 'small:TASK') -> list[str]:
     "A run of the visits; its versions, the champion first"
     from mlref.core import DAY
-    from mlref.followers import ServeOptions, publish_champion
     from mlref.gates import Gate
     from mlref.lmdb_store import LmdbStore
     from mlref.materialize import apply_events
     from mlref.promotion import promote
+    from mlref.publisher import ServeOptions, publish_champion
     from mlref.registry import Registry, TrainingRun, local_uri, register_model
     from mlref.task import load_task
     from small import FEATURES, make_events
@@ -281,7 +303,7 @@ def deliver_body(log: Any, schema: Any, body: bytes) -> dict[str, Any]:
 
 CHILD = """
 import os, sys, threading, time
-from mlref.followers import decode_options
+from mlref.publisher import decode_options
 from mlref.workers import supervise
 
 def end_with_run(supervisor, version):
@@ -303,7 +325,7 @@ def start_process(
 ) -> tuple[subprocess.Popen, str]:
     "A server in a process of its own, and where it answers"
     from mlref.edges import child_environment
-    from mlref.followers import encode_options
+    from mlref.publisher import encode_options
 
     process = subprocess.Popen(
         [sys.executable, '-c', CHILD, encode_options(options), *(run or (str(os.getpid()),))],
@@ -326,7 +348,7 @@ def start_copy(
     **more: Any,  # Options of the server
 ) -> Iterator[tuple[Served, subprocess.Popen]]:
     "Another server of the same versions, which may be stopped and spoilt"
-    from mlref.followers import ServeOptions
+    from mlref.publisher import ServeOptions
 
     home = served.home if home is None else home
     shutil.copytree(served.folder / 'bundles', folder / 'bundles')
@@ -351,7 +373,7 @@ def alone(file: Path) -> Iterator[None]:
 
 def start_shared(root: Path) -> dict[str, Any]:
     "The server of this run"
-    from mlref.followers import ServeOptions
+    from mlref.publisher import ServeOptions
 
     home = root / 'served-home'
     versions = make_home(home)

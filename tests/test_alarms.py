@@ -163,3 +163,34 @@ def test_harm_and_scores_beside_a_loop():
 def test_the_rule_of_old_counts_days():
     x = np.array([3.0, 0, 3, 3, 0, 0, 3, 0, 0])
     assert DaysOut().statistic(x).tolist() == [1, 1, 2, 3, 3, 3, 4, 3, 3]
+
+
+def test_harm_is_of_the_days_of_the_calendar_and_not_of_the_next_rows():
+    random = np.random.default_rng(4)
+    every = pl.DataFrame(
+        {
+            'day': [date(2013, 7, 1) + timedelta(days=i) for i in range(60)],
+            'predicted': random.uniform(0.1, 0.3, 60),
+            'observed': random.uniform(0.1, 0.5, 60),
+            'n': random.integers(1, 900, 60),
+        }
+    )
+    gone = every.filter(random.random(60) < 0.7)
+    empty = every.with_columns(
+        n=pl.when(pl.col('day').is_in(gone['day'].implode())).then('n').otherwise(0),
+        observed=pl.when(pl.col('day').is_in(gone['day'].implode())).then('observed'),
+    )
+    found = harm_ahead(gone)
+    for row in found.iter_rows(named=True):
+        last = row['day'] + timedelta(days=7)
+        ahead = gone.filter((pl.col('day') > row['day']) & (pl.col('day') <= last))
+        wanted = None
+        if last <= gone['day'].max() and ahead.height:
+            off = (ahead['observed'] - ahead['predicted']).dot(ahead['n'].cast(pl.Float64))
+            wanted = pytest.approx(off / ahead['n'].sum())
+        assert row['gap'] == wanted, row
+    # a day that is missing and one without rows are the same
+    same = harm_ahead(empty.filter(pl.col('day') <= gone['day'].max()))
+    both = same.join(found, on='day', how='semi')
+    assert both['harmed'].to_list() == found['harmed'].to_list()
+    assert 0 < found['harmed'].sum() < found.height

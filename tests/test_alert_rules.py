@@ -91,6 +91,17 @@ CASES = {
         {'job': 'mlref', 'instance': 'a'},
         'a server is down',
     ),
+    'WorkerRestarts': Case(
+        {
+            'mlref_worker_restarts_total{reason="hung"}': '0x30 1x200',
+            'mlref_worker_restarts_total{reason="ended"}': '3x230',  # long ago
+        },
+        '25m',
+        '40m',
+        '100m',
+        {'reason': 'hung'},
+        'a worker hung and was replaced',
+    ),
     'StoreUnreadable': Case(
         {'test_lag{model="late"}': '3x10 0x10 3x10', 'test_there{model="late"}': '1x10 0x10 1x10'},
         '10m',

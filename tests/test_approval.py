@@ -5,13 +5,10 @@ the answer and its own decision.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +30,9 @@ from mlref.promotion import promote, promotions
 from mlref.registry import Registry, TrainingRun, local_uri, register_model, version_by_alias
 from mlref.waiting import settle_approval, waiting_challenger
 from mlref.workspace import Workspace
+from programs import FORK, run_commands
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
-FORK = multiprocessing.get_context('forkserver')
-FORK.set_forkserver_preload(['mlref.waiting', 'mlflow'])
 GOOD = [Gate('better_than_champion', True, 0.01, -0.003, '')]
 APRIL = parse_time('2013-04-01T07:00')
 YES = ApprovalAnswer('approved', APRIL + DAY, 'ann', 'the slices look right')
@@ -72,41 +68,10 @@ def run(begun, tmp_path):
     return Path(shutil.copytree(begun, tmp_path / 'run'))
 
 
-COMMANDS = """
-import contextlib
-import io
-import json
-import sys
-
-from mlref.cli import main
-
-
-def one(words):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(words)
-    return status, out.getvalue(), err.getvalue()
-
-
-print(json.dumps([one(words) for words in json.loads(sys.argv[1])]))
-"""
-
-
 def mlref(run, *lines):
     "Commands about the models of a run, in one process: status, stdout and stderr of each"
     place = ['--folder', str(run / 'registry')]
-    commands = [['models', *words, *place] for words in lines]
-    environ = {k: v for k, v in os.environ.items() if k != 'MLFLOW_TRACKING_URI'}
-    done = subprocess.run(
-        [sys.executable, '-c', COMMANDS, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        cwd='/',
-        env={**environ, 'PYTHONPATH': str(ROOT)},
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_commands([['models', *words, *place] for words in lines])
 
 
 def status(run, version='2'):

@@ -69,6 +69,43 @@ def test_a_cell_out_of_shape_is_found(rule, source):
     assert rules(code(source)) == [rule]
 
 
+COMMENTS = {
+    'comment': [
+        'def wait(span: float) -> None:\n    "Wait"',
+        'def wait(low: float, high: float):  # seconds\n    "Wait"',
+        'class Clock:\n    def wait(self, span: float | None = None) -> None:\n        "Wait"',
+        'class Clock:\n    "A clock"\n    def __init__(self, start):\n        self.start = start',
+    ],
+    'raises': [
+        'def wait() -> None:\n    "Wait"\n    raise MlrefError("now")',
+        'def wait(clock: Clock) -> None:\n    "Wait"\n    check_type(clock, Clock, "a clock")',
+        'class Clock:\n    "A clock"\n    def __init__(self):\n        raise Outage("no clock")',
+    ],
+}
+COMMENT_CASES = [(rule, source) for rule, sources in COMMENTS.items() for source in sources]
+
+
+@pytest.mark.parametrize(('rule', 'source'), COMMENT_CASES)
+def test_what_help_does_not_say_is_found(rule, source):
+    found = rules(MODULE, exported(source), code('wait, Clock'))
+    assert set(found) - {'docstring'} == {rule}
+
+
+def test_what_help_says_is_said_once():
+    fine = [
+        'def wait(span: float) -> None:\n    "Wait `span` seconds"',
+        'def wait(\n    # Seconds\n    span: float,\n) -> None:\n    "Wait"',
+        'def wait(\n    span: float = 2.0,  # Seconds\n) -> None:\n    "Wait"',
+        'def wait(clock: Clock, seed: int = 0) -> None:\n    "Wait"',
+        'def wait() -> None:\n    "Wait; raises `Outage`"\n    raise Outage("no clock")',
+        'class Clock:\n    "Time; raises `Outage`"\n    def __init__(self):\n        raise Outage',
+        'class Clock:\n    "Time"\n    def wait(self, span: float):\n        "Wait"\n'
+        'class Real:\n    "Time"\n    def wait(self, span: float):\n        "Wait `span` seconds"',
+    ]
+    for source in fine:
+        assert rules(MODULE, exported(source), code('wait, Clock, Real')) == []
+
+
 def test_what_only_looks_out_of_shape_is_not():
     fine = [
         'x, y = y, x',

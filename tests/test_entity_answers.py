@@ -221,7 +221,7 @@ def test_each_is_answered_by_its_own_version(server, bundles):
 
 
 def test_a_client_that_had_its_share_is_refused_alone(server):
-    key = AccessKey('k', 'c', ('predict',), sha256='', created=0, rows=3)
+    key = AccessKey('k', 'c', ('predict',), sha256='0' * 64, created=0, rows=3)
     bodies = [{'entities': [visit(number)]} for number in range(390, 398)]
     limited = [make_request(body, key) for body in bodies[:5]]
     found = ask_together(server, [*limited, *map(make_request, bodies)])

@@ -18,7 +18,8 @@ from mlref.consumer import send_events
 from mlref.core import DAY, MlrefError
 from mlref.dead_letters import Outage
 from mlref.events import encode_events
-from mlref.ext.kafka_log import KafkaLog, KafkaSettings, find_cluster
+from mlref.ext.kafka_log import KafkaLog, find_cluster
+from mlref.ext.kafka_settings import KafkaSettings
 from mlref.ingest import ingest, read_position
 from mlref.lake import Lake
 from mlref.log_position import check_log

@@ -8,7 +8,8 @@ from confluent_kafka import Producer
 
 from mlref.dead_letters import Outage
 from mlref.events import encode_events
-from mlref.ext.kafka_log import KafkaLog, KafkaSettings, open_producer
+from mlref.ext.kafka_log import KafkaLog, open_producer
+from mlref.ext.kafka_settings import KafkaSettings
 from mlref.ingest import ingest
 from mlref.lake import Lake
 from mock_kafka import MockCluster

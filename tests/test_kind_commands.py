@@ -9,7 +9,7 @@ import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,14 @@ def compose(path: tuple[str, ...], words: list[Word], folder: Path, odd: str, va
     arguments = [text for place, text in enumerate(line) if line[place - 1] == '--']
     options = [text for place, text in enumerate(line) if '--' not in (text, line[place - 1])]
     return [*options, '--', *arguments] if arguments else options
+
+
+@pytest.fixture(scope='module', autouse=True)
+def built_once():
+    "The commands are made of their functions once, not at each of two thousand calls"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, 'get_command', cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture

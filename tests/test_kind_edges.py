@@ -1,7 +1,6 @@
 """Where another library can speak, it is one sentence: client, registry, models, command line"""
 
 import json
-import multiprocessing
 import os
 import random
 import socket
@@ -34,7 +33,7 @@ from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, check_noted_names, local_uri
 from mlref.report import read_facts
 from mlref.terminal import Status, run_cli
-from programs import MLREF
+from programs import FORK, MLREF
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,9 +149,6 @@ def test_any_bytes_at_all_are_a_sentence():
 
 # The registry
 
-FORK = multiprocessing.get_context('forkserver')
-FORK.set_forkserver_preload(['mlref.registry', 'mlflow'])
-
 
 def use_first(folder: str, barrier, failed) -> None:
     "One of several first users"
@@ -178,6 +174,44 @@ def test_several_processes_are_the_first_users_of_a_registry(tmp_path):
     assert [user.exitcode for user in users] == [0] * 3
     with sqlite3.connect(tmp_path / 'mlflow.db') as tables:
         assert tables.execute('select name from registered_models').fetchall() == [('late',)]
+
+
+ROUNDS = 40
+
+
+def write_the_same(folder: str, barrier, failed) -> None:
+    "One of two processes that write the same things at the same moment"
+    registry = Registry(Path(folder), local_uri(Path(folder)), name='late')
+    writes = [
+        ('create_registered_model', 'model{}'),
+        ('set_registered_model_alias', 'late', 'alias{}', '1'),
+        ('set_registered_model_tag', 'late', 'tag{}', 'x'),
+        ('delete_registered_model_alias', 'late', 'alias{}'),
+    ]
+    for number in range(ROUNDS):
+        for write in writes:
+            barrier.wait()
+            try:
+                registry.call(*[word.format(number) for word in write])
+            except Exception as error:
+                failed.put(f'{write[0]}: {type(error).__name__}: {error}')
+
+
+def test_two_processes_that_write_the_same_at_once_are_both_answered(tmp_path):
+    registry = Registry(tmp_path, local_uri(tmp_path), name='late')
+    assert registry.client
+    registry.call('create_registered_model', 'late')
+    registry.call('create_model_version', 'late', str(tmp_path))
+    barrier, failed = FORK.Barrier(2, timeout=100), FORK.Queue()
+    both = [
+        FORK.Process(target=write_the_same, args=(str(tmp_path), barrier, failed)) for _ in '12'
+    ]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(200)
+    assert [each.exitcode for each in both] == [0, 0]
+    assert failed.empty(), failed.get()
 
 
 def test_a_busy_database_is_waited_for(tmp_path):

@@ -1,11 +1,19 @@
 """What names another machine: read as its client reads it, or refused without telling a password"""
 
 import socket
+from dataclasses import fields, replace
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlref.arguments import MlrefError
 from mlref.balance import parse_backend
+from mlref.ext.kafka_settings import KafkaSettings, parse_kafka
+from mlref.fleet import AutoscalingConfig, AutoscalingState, FleetObservation, decide_replicas
+from mlref.followers import ServeOptions
 
 REFUSED_OF_REDIS = (
     *('redis://cache/prod', 'redis://cache/1/2', 'redis://cache/-1', 'redis://cache/1.5'),
@@ -54,25 +62,87 @@ def test_an_option_that_the_client_does_not_know_is_a_sentence(options):
 
 
 REFUSED_OF_KAFKA = (
-    *('kafka://a:1,', 'kafka://a:1,:2', 'kafka://u:s3/cret@a:1', 'kafka://a:1/x/../y'),
-    *('kafka://a:1#x', 'kafka:a:1', ''),
+    *('kafka://a:1,', 'kafka://a:1,:2', 'kafka://u:s3/cret@a:1', 'kafka:a:1', ''),
+    *('kafka://a:1#x', 'kafka://a:1?x', 'kafka://u:s3?cret@a:1', 'kafka://u:s3#cret@a:1'),
+    *('kafka://a:0', 'kafka://a:70000', 'kafka://a:x', 'kafka://a:٣', 'kafka://a', 'kafka://a b:1'),
+    *('kafka://::1:9092', 'kafka://[::1:9092', 'kafka://::1]:9092', 'kafka://[::1]'),
+    # a password that another login would be made of, or that a slash cuts in two
+    *('kafka://u:s3%zz@a:1', 'kafka://u:s3%@a:1', 'kafka://u:s3%ff@a:1', 'kafka://u:s3%00@a:1'),
+    *(
+        'kafka://u:s3\ncret@a:1',
+        'kafka://u:s3\t@a:1',
+        'kafka://u:12/s3cret@a:1',
+        'kafka://u:s3cret',
+    ),
+    *('kafka://u@a:1', 'kafka://:s3@a:1'),
 )
 
 
 @pytest.mark.parametrize('address', REFUSED_OF_KAFKA)
-def test_an_address_of_kafka_says_brokers_and_a_space_or_is_refused(address):
-    kafka = pytest.importorskip('mlref.ext.kafka_log')
-    with pytest.raises(MlrefError, match='^expected ') as error:
-        kafka.parse_kafka(address)
+def test_an_address_of_kafka_says_brokers_and_a_login_or_is_refused(address):
+    with pytest.raises(MlrefError, match='^expected an address as kafka://') as error:
+        parse_kafka(address)
     assert 's3' not in str(error.value)
 
 
-def test_a_password_of_kafka_is_read_as_in_every_other_address():
-    kafka = pytest.importorskip('mlref.ext.kafka_log')
-    read = kafka.parse_kafka('kafka://m%40e:p%2F%3A%25@[::1]:1,b:2/may')
+@pytest.mark.parametrize('space', ['x/../y', 'a b', '%41', '/', 'ä', 'x' * 250])
+def test_the_space_of_an_address_is_the_begin_of_a_topic_or_is_refused(space):
+    with pytest.raises(MlrefError, match='^expected a topic'):
+        parse_kafka(f'kafka://a:1/{space}')
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text(st.characters(exclude_categories=('C', 'Z')), min_size=1))
+def test_a_password_of_kafka_is_read_as_it_was_written(password):
+    read = parse_kafka(f'kafka://m%40e:{quote(password, safe="")}@[::1]:1,b:2/may')
     assert (read.user, read.password, read.brokers, read.space) == (
-        *('m@e', 'p/:%', '[::1]:1,b:2', 'may'),
+        *('m@e', password, '[::1]:1,b:2', 'may'),
     )
+
+
+@pytest.mark.parametrize('name', ['timeout', 'delivery'])
+@pytest.mark.parametrize('odd', [-1, 0, float('nan'), float('inf'), '5', None, True])
+def test_a_patience_with_kafka_that_is_none_is_refused(name, odd):
+    with pytest.raises(MlrefError, match=f'expected {name}'):
+        KafkaSettings('a:1', **{name: odd})
+
+
+ODD_NUMBERS = (-1, float('nan'), float('inf'), '5', True)
+
+
+@pytest.mark.parametrize('odd', ODD_NUMBERS)
+@pytest.mark.parametrize('name', [each.name for each in fields(AutoscalingConfig)])
+def test_a_number_of_a_fleet_that_is_none_is_refused(name, odd):
+    if name == 'max_cost_per_day' and odd == float('inf'):
+        assert AutoscalingConfig(max_cost_per_day=odd).max_cost_per_day == odd  # no cap
+        return
+    with pytest.raises(MlrefError, match=f'^expected {name}'):
+        AutoscalingConfig(**{name: odd})
+
+
+@pytest.mark.parametrize('odd', [*ODD_NUMBERS, None])
+@pytest.mark.parametrize('name', [each.name for each in fields(FleetObservation)])
+def test_a_fleet_that_cannot_be_seen_decides_nothing(name, odd):
+    observed = replace(FleetObservation(0.0, 1, 1.0), **{name: odd})
+    if name == 'at' and odd == -1:
+        return  # a clock may begin anywhere
+    with pytest.raises(MlrefError, match=f'^expected {name}'):
+        decide_replicas(AutoscalingConfig(max_replicas=3), AutoscalingState(1), observed)
+
+
+@pytest.mark.parametrize('odd', ODD_NUMBERS)
+@pytest.mark.parametrize('name', ['ongoing', 'cpus', 'options', 'scaling'])
+def test_a_number_of_ray_serve_that_is_none_is_refused(name, odd):
+    ray_serve = pytest.importorskip('mlref.ext.ray_serve')
+    with pytest.raises(MlrefError, match=f'^expected {name}'):
+        ray_serve.RayServing(**{'options': ServeOptions('a:B', '/h', '/h/s'), name: odd})
+
+
+@pytest.mark.parametrize('odd', [*ODD_NUMBERS, 0])
+def test_a_number_of_a_backfill_on_ray_that_is_none_is_refused(odd):
+    backfill = pytest.importorskip('mlref.ext.ray_backfill')
+    with pytest.raises(MlrefError, match='^expected parts'):
+        backfill.Backfill(Path('/snapshots'), 'one', 'a:B', 0, 1, odd)
 
 
 @pytest.mark.parametrize(

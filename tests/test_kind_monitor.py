@@ -126,13 +126,14 @@ def test_every_reference_is_learnt_from(reference):
 
 
 @pytest.mark.parametrize('empty', [NO_WIND, pl.lit(np.nan, pl.Float32).alias('wind')])
-def test_a_feature_that_never_had_a_value_has_no_drift(empty):
-    measured = values(estimate_day(Monitor(REFERENCE.with_columns(empty)), TODAY, 'v'))
-    assert measured['drift:wind'] is None
-    assert measured['missing:wind'] == 0
-    alone = REFERENCE.drop('shop').with_columns(empty)
-    measured = values(estimate_day(Monitor(alone), TODAY.drop('shop'), 'v'))
-    assert (measured['drift:wind'], measured['missing:wind']) == (None, 0)
+@pytest.mark.parametrize('left', [(), ('shop',)])
+def test_a_feature_that_never_had_a_value_has_no_drift_until_it_has_one(empty, left):
+    watch = Monitor(REFERENCE.drop(left).with_columns(empty))
+    today = TODAY.drop(left)
+    dark = values(estimate_day(watch, today.with_columns(empty), 'v'))
+    assert (dark['drift:wind'], dark['missing:wind']) == (None, 1)
+    come = values(estimate_day(watch, today, 'v'))
+    assert (come['drift:wind'], come['missing:wind']) == (1, 0)
 
 
 WRONG_REFERENCES = {
@@ -169,3 +170,17 @@ def test_a_wrong_reference_is_refused_in_words(reference, words):
     with pytest.raises(MlrefError, match='^expected ') as caught:
         Monitor(reference)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize('column', ['wind', 'shop'])
+def test_values_of_a_feature_that_never_had_one_are_as_much_drift_as_their_end(column):
+    dark = pl.lit(None, REFERENCE.schema[column]).alias(column)
+    measured = {
+        (before, now): estimate_day(Monitor(past), rows, 'v').filter(name=f'drift:{column}')
+        for before, past in (('some', REFERENCE), ('none', REFERENCE.with_columns(dark)))
+        for now, rows in (('some', TODAY), ('none', TODAY.with_columns(dark)))
+    }
+    found = {key: rows.select('value', 'high').row(0) for key, rows in measured.items()}
+    assert found['none', 'some'] == found['some', 'none'] == (1.0, 0.0)
+    assert found['none', 'none'] == (None, None)
+    assert found['some', 'some'][0] < 0.5

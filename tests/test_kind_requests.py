@@ -27,8 +27,8 @@ from mlref.access import make_key, read_keys, write_keys
 from mlref.cli_keys import keys_app
 from mlref.core import MlrefError
 from mlref.edges import child_environment
-from mlref.followers import ServeOptions, encode_options
 from mlref.log import LocalLog
+from mlref.publisher import ServeOptions, encode_options
 from mlref.serving_state import (
     prediction_log,
     publish_state,

@@ -12,17 +12,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 
 from mlref.access import make_key, write_keys
+from mlref.bundle import write_bundle
 from mlref.core import MlrefError
 from mlref.edges import child_environment
-from mlref.followers import ServeOptions
+from mlref.publisher import ServeOptions
 from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
-from server_fixture import start_copy
+from server_fixture import endless_model, start_copy
 
 ONE = np.array([[3, 2.5]], np.float32)
 DEEP = b'{"inputs":' + b'[' * 1500 + b']' * 1500 + b'}'
@@ -247,6 +248,83 @@ def test_a_worker_that_dies_is_replaced_and_nothing_it_counted_is_lost(served):
     wait_for(lambda: victim.pid not in {note.pid for note in read_notes(served.folder)}, 30)
     wait_for(lambda: len(read_notes(served.folder)) == 2, 30)
     assert served.counted(route='/v2/models/{model}/infer', status='200') == before + 20
+
+
+@pytest.fixture(scope='module')
+def watched(served, tmp_path_factory):
+    "A server of two workers whose model may never come back"
+    from small import TASK
+
+    folder = tmp_path_factory.mktemp('watched') / 'server'
+    said = folder.with_suffix('.txt')
+    options = {'workers': 2, 'worker_timeout': 3.0}
+    with (
+        open(said, 'w') as opened,
+        start_copy(served, folder, says=opened, **options) as (running, process),
+    ):
+        digest = write_bundle(TASK, endless_model(), folder / 'bundles').name
+        epoch = publish_state(folder, lambda now: with_champion(now, digest)).epoch
+        wait_for(lambda: [each.epoch for each in read_notes(folder)] == [epoch] * 2)
+        yield running, process, folder, said
+
+
+@contextmanager
+def one_is_stopped(server, folder):
+    os.kill(read_notes(folder)[0].pid, signal.SIGSTOP)
+    yield
+
+
+@contextmanager
+def one_is_in_a_call_without_end(server, folder):
+    body = json.dumps(server.tensor(np.array([[2000, 1]], np.float32))).encode()
+    head = f'POST {server.infer} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}'
+    kind = 'Content-Type: application/json'
+    with socket.create_connection(server.address) as client:
+        client.sendall(f'{head}\r\n{kind}\r\n\r\n'.encode() + body)
+        time.sleep(0.5)  # whoever it took in the same turn would wait with it
+        yield
+
+
+def restarts(server, reason):
+    page = server.call('GET', '/metrics')[1].decode()
+    name = f'mlref_worker_restarts_total{{reason="{reason}"}} '
+    (line,) = [line for line in page.splitlines() if line.startswith(name)]
+    return float(line.removeprefix(name))
+
+
+@pytest.mark.parametrize('hang', [one_is_stopped, one_is_in_a_call_without_end])
+def test_a_worker_that_hangs_is_killed_and_replaced_while_others_answer(watched, hang):
+    server, _, folder, said = watched
+    before = {note.pid for note in read_notes(folder)}
+    counted = restarts(server, 'hung')
+    lines = said.read_text().splitlines()
+    with hang(server, folder):
+        began = time.monotonic()
+        while before <= {note.pid for note in read_notes(folder)}:
+            assert server.post(server.infer, server.tensor(ONE))[0] == 200
+            assert time.monotonic() < began + 30
+        assert time.monotonic() > began + 2  # and not before its time
+    wait_for(lambda: len(read_notes(folder)) == 2, 30)
+    assert len(before & {note.pid for note in read_notes(folder)}) == 1
+    assert server.post(server.infer, server.tensor(ONE))[0] == 200
+    assert restarts(server, 'hung') == counted + 1
+    (sentence,) = said.read_text().splitlines()[len(lines) :]
+    assert 'gave no heartbeat for 3' in sentence and sentence.endswith('another begins')
+
+
+@pytest.mark.parametrize('whom', ['the supervisor alone', 'all of them'])
+def test_workers_are_left_alone_when_their_supervisor_was_held_up_as_well(watched, whom):
+    server, process, folder, _ = watched
+    workers = [note.pid for note in read_notes(folder)]
+    stopped = [process.pid, *(workers if whom == 'all of them' else [])]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4.5)  # longer than the silence that a worker is allowed
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(2)
+    assert [note.pid for note in read_notes(folder)] == workers
+    assert server.post(server.infer, server.tensor(ONE))[0] == 200
 
 
 def test_versions_change_under_load_and_back_without_a_failure(served):

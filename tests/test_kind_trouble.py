@@ -28,7 +28,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mlref.followers import child_environment
+from mlref.edges import child_environment
 from mlref.serving_state import prediction_log, read_notes
 from server_fixture import Served, start_copy
 

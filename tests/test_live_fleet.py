@@ -9,7 +9,7 @@ import pytest
 
 from mlref.capacity import LoadStep, run_load_step
 from mlref.fleet import Autoscaler, AutoscalingConfig
-from mlref.followers import ServeOptions
+from mlref.publisher import ServeOptions
 from mlref.serving_state import read_notes, set_workers
 from server_fixture import Served, make_home, start_process, wait_gone
 from small import FEATURES

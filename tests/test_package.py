@@ -324,6 +324,26 @@ def test_the_script_takes_every_command():
         assert f'./run {name}' in run['__doc__'] or name == 'run'
 
 
+def test_uv_is_told_what_pip_is_told_or_is_left_alone():
+    run = runpy.run_path(str(ROOT / 'run'))
+    mine = {'find-links': '/a /b', 'index-url': 'https://x/simple', 'cert': '/c.pem'}
+    told = run['uv_environment'](mine | {'no-color': 'true'})
+    assert told['UV_FIND_LINKS'] == '/a,/b'
+    assert told['UV_DEFAULT_INDEX'] == 'https://x/simple'
+    assert told['SSL_CERT_FILE'] == os.environ.get('SSL_CERT_FILE', '/c.pem')
+    assert run['uv_environment'](mine | {'trusted-host': 'x'}) is None  # pip does it
+
+
+def test_pip_is_asked_what_it_is_told(tmp_path, monkeypatch):
+    (tmp_path / 'pip.conf').write_text('[global]\ntimeout = 7\n[install]\nfind-links = /a\n')
+    monkeypatch.setenv('PIP_CONFIG_FILE', str(tmp_path / 'pip.conf'))
+    monkeypatch.setenv('PIP_FIND_LINKS', '/b')
+    settings = runpy.run_path(str(ROOT / 'run'))['pip_settings']
+    monkeypatch.setitem(settings.__globals__, 'BIN', Path(sys.executable).parent)
+    found = settings()
+    assert (found['timeout'], found['find-links']) == ('7', '/b')
+
+
 INGEST = f"""
 import sys
 from pathlib import Path

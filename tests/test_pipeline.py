@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,12 @@ from golden import measure
 from mlref.flights.common import FLIGHT_CALENDAR
 from mlref.flights.events import FLIGHT_SCHEMA, raw_folder
 from mlref.log import LocalLog
-from mlref.pipeline import PipelineRun, read_profile, save_run
+from mlref.pipeline import PipelineRun, StepCost, read_profile, save_run
 from mlref.serving_state import prediction_logs
 from programs import MLREF
 
 pytestmark = pytest.mark.timeout(1500)  # whole runs of the pipeline: 400 s each
-ROOT = Path(__file__).parent.parent
+ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
 FOLDER = ROOT / 'nbs' / 'steps'
 STEPS = [*read_profile(FOLDER, 'quick')]
 NO_TABLES = ('compress', 'load')  # steps that measure, and write no table
@@ -44,12 +46,37 @@ def last(r):
     return (r.stdout + r.stderr).strip().splitlines()[-1]
 
 
+def copy_learnt(at, to):
+    "Copy a run that has learnt: its next step measures, and writes neither lake nor registry"
+    run = only(at / 'data')
+    shutil.copytree(run, to / 'data' / 'runs' / run.name)
+    assert list(json.loads((run / 'run.json').read_text())['done']) == ['prepare', 'train']
+
+
 @pytest.fixture(scope='module')
 def quick(tmp_path_factory):
     at = tmp_path_factory.mktemp('quick')
-    r = mlref(at, '--quick', '--set', 'load.seconds=2')
-    assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
-    return at, r
+    told = [
+        '--quick',
+        '--set',
+        'load.seconds=2',
+        '--data',
+        at / 'data',
+        '--reports',
+        at / 'reports',
+    ]
+    said = []
+    with (at / 'out').open('w') as out:
+        process = subprocess.Popen(
+            [*RUN, *told], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True
+        )
+        for line in process.stderr:
+            said.append(line)
+            if re.search(r'\] train: \d+ s', line):
+                copy_learnt(at, at / 'learnt')
+        process.stderr.close()
+        assert process.wait() == 0, ''.join(said)[-2000:]
+    return at, (at / 'out').read_text()
 
 
 def test_the_rehearsed_failure_raises_alarms_and_a_challenger_takes_over(quick):
@@ -113,7 +140,7 @@ def test_a_client_of_the_run_got_the_map_of_each_morning(quick):
 
 
 def test_what_a_run_leaves(quick):
-    at, r = quick
+    at, said = quick
     run = only(at / 'reports')
     assert {p.name for p in run.iterdir()} >= {f'{s}.ipynb' for s in STEPS} | {
         'report.html',
@@ -121,7 +148,7 @@ def test_what_a_run_leaves(quick):
     }
     assert (at / 'data' / 'current').read_text().strip() == only(at / 'data').name and str(
         run / 'report.html'
-    ) in r.stdout.strip().splitlines()[-1]
+    ) in said.strip().splitlines()[-1]
     rows = json.loads((run / 'results' / 'quick.json').read_text())['rows']
     # April goes through a real server
     n = {x['name']: x['ours'] for x in rows}
@@ -161,13 +188,34 @@ def test_the_run_is_the_golden_one(quick):
         assert measure.differences(here, found) == {}
 
 
-def begin_tables(at):
-    "The id of a quick run that has all steps before it, but for those that write no table"
+def move_registry(run, old):
+    "Let a copied registry keep what it is sent in its own folder"
+    with closing(sqlite3.connect(run / 'registry' / 'mlflow.db')) as con, con:
+        for table, column in (
+            ('experiments', 'artifact_location'),
+            ('runs', 'artifact_uri'),
+            ('logged_models', 'artifact_location'),
+            ('model_versions', 'source'),
+            ('model_versions', 'storage_location'),
+        ):
+            con.execute(f'update {table} set {column} = replace({column}, ?, ?)', (old, str(run)))
+
+
+def begin_tables(at, quick):
+    """The id of a quick run of the steps that write tables
+
+    It goes on from what the other one had learnt; in a deep test it learns by itself.
+    """
     given = read_profile(FOLDER, 'quick', seed=0)
     wanted = {step: own for step, own in given.items() if step not in NO_TABLES}
-    run = PipelineRun(FOLDER, at / 'data', at / 'reports', 'killed', 'quick', wanted)
-    save_run(run)
-    return run.id
+    run_id = 'killed'
+    done = {}
+    if not DEEP:
+        shutil.copytree(only(quick / 'learnt' / 'data'), at / 'data' / 'runs' / run_id)
+        move_registry(at / 'data' / 'runs' / run_id, str(only(quick / 'data')))
+        done = {step: StepCost(0.0, 0.0) for step in ('prepare', 'train')}
+    save_run(PipelineRun(FOLDER, at / 'data', at / 'reports', run_id, 'quick', wanted, done))
+    return run_id
 
 
 def kill_in_april(at, run_id):
@@ -194,7 +242,7 @@ def read_digests(at):
 
 def test_killed_and_resumed_it_is_the_same_run(quick, tmp_path):
     "Another folder, the same seed, kill -9 in the middle of April: the tables have equal digests"
-    run_id = begin_tables(tmp_path)
+    run_id = begin_tables(tmp_path, quick[0])
     kill_in_april(tmp_path, run_id)
     for _ in range(60):  # its kernel notices that nobody is left and lets go of the lake
         r = mlref(tmp_path, '--resume', run_id)

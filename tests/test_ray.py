@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
@@ -18,6 +19,7 @@ from threading import Event, Lock, Thread
 import numpy as np
 import pytest
 
+from mlref.capacity import LoadStep, request_bodies, run_load_step
 from mlref.consumer import send_events
 from mlref.core import DAY, MlrefError, parse_time
 from mlref.edges import find_program
@@ -27,7 +29,7 @@ from mlref.lake import Lake
 from mlref.log import LocalLog
 from mlref.results import result_row, write_results
 from mlref.snapshots import open_snapshot, publish_snapshot
-from mlref.task import load_task
+from mlref.task import load_task, select_requests
 from mlref.training_set import training_set
 from programs import need_package
 from test_second_task import in_two_files
@@ -355,7 +357,7 @@ def serving(cluster, folder):
     from mlref.ext.ray_cluster import free_ports
     from mlref.ext.ray_serve import RayServing, serve_on_ray
     from mlref.fleet import AutoscalingConfig
-    from mlref.followers import ServedRun, ServeOptions
+    from mlref.publisher import ServedRun, ServeOptions
 
     homes = {address: folder / f'home-{number}' for number, address in enumerate(SERVED)}
     (folder / 'registry').mkdir()
@@ -535,27 +537,84 @@ def known_answers(running, name, X):
     return found
 
 
-def test_replicas_come_with_the_load_and_go_and_one_may_die(serving):
+def entities_of(address, count=100):
+    "What users of a task ask: some of those that are scored in its stretch"
+    task = load_task(address)
+    start, end = (parse_time(f'{day}T00:00') for day in SERVED[address])
+    events = events_between(read_all(task), start - 9 * DAY, end)
+    return request_bodies(task, select_requests(task, events, start, end)[:count])
+
+
+@dataclass(frozen=True)
+class Scaled:
+    "What a fleet did while users came and went"
+
+    up: float  # Seconds from the first of many users to two replicas
+    down: float  # From the last of them to one replica
+    steps: tuple[LoadStep, ...]  # What the many got, and the one that stayed
+
+
+def scale_under_locust(running, bodies):
+    "Many users, and one more when there are two replicas; it stays until there is one again"
+    url = f'http://{running.address[0]}:{running.address[1]}'
+    many, few = ((16, 30), (1, 60)) if DEEP else ((8, 15), (1, 25))
+    begun = time.monotonic()
+    with ThreadPoolExecutor() as pool:  # Locust is a process of its own; a thread waits for it
+        crowd = pool.submit(run_load_step, url, bodies, *many, 0)
+        wait_until(lambda: len(replicas_of(running)) == 2)
+        grown = time.monotonic()
+        last = pool.submit(run_load_step, url, bodies, *few, 0)
+        found = [crowd.result()]
+        left = time.monotonic()
+        wait_until(lambda: len(replicas_of(running)) == 1)
+        shrunk = time.monotonic()
+        assert not last.done()  # somebody asked while a replica went
+        found.append(last.result())
+    return Scaled(grown - begun, shrunk - left, tuple(found))
+
+
+def record_scaling(found):
+    "What became of the requests while replicas came and went"
+    lost = sum(step.errors for step in found.steps)
+    rows = [result_row('requests that were not answered', lost, '', '== 0')]
+    rows += [
+        result_row(f'answers a second, users: {step.users}', step.rate, '1/s')
+        for step in found.steps
+    ]
+    rows += [
+        result_row('from the first user to two replicas', found.up, 's'),
+        result_row('from the last of many users to one replica', found.down, 's'),
+    ]
+    write_results(RESULTS, 'ray_scaling', 'MLREF_DEEP=1 pytest tests/test_ray.py', rows)
+
+
+def test_replicas_follow_the_users_of_locust_and_nothing_is_dropped(serving):
+    running, _ = serving
+    wait_until(lambda: len(replicas_of(running)) == 1)
+    found = scale_under_locust(running, entities_of(running.options.task))
+    print(found)
+    assert [step.errors for step in found.steps] == [0, 0]
+    assert all(step.rate > 10 for step in found.steps)
+    if DEEP:
+        record_scaling(found)
+
+
+def test_a_replica_may_die_under_load(serving):
     running, rows = serving
     name, X = next(iter(rows.items()))
     path = f'/v2/models/{name}/infer'
     known = known_answers(running, name, X)
-    wait_until(lambda: len(replicas_of(running)) == 1)
     with Load(running.address, path, known).clients(8) as found:
-        up = wait_until(lambda: len(replicas_of(running)) == 2)
+        wait_until(lambda: len(replicas_of(running)) == 2)
         time.sleep(1)
         grown = replace(found)
         victim = max(replicas_of(running))
         os.kill(victim, signal.SIGKILL)
         again = wait_until(lambda: len(replicas_of(running) - {victim}) == 2)
     assert (grown.wrong, grown.lost) == (0, 0) and grown.right > 100
-    print(f'2 replicas after {up:.1f} s, 2 again after {again:.1f} s: {found}')
+    print(f'2 replicas again after {again:.1f} s: {found}')
     assert found.wrong == 0
     assert found.lost <= 16 and found.longest < 10  # at most what was on its way, and once more
-    with Load(running.address, path, known, pause=0.05).clients(1) as found:
-        down = wait_until(lambda: len(replicas_of(running)) == 1 and found.right > 10)
-    print(f'1 replica after {down:.1f} s: {found}')
-    assert (found.wrong, found.lost) == (0, 0)
 
 
 def test_a_stranger_is_not_let_in(strangers):

@@ -18,8 +18,8 @@ from mlref.ext.redis_cluster import ClusterProcesses, wait_for_cluster
 from mlref.ext.redis_process import RedisProcess, free_port
 from mlref.ext.redis_server import RedisServer, RedisSettings, open_client
 from mlref.ext.redis_store import RedisStore
-from mlref.followers import ServeOptions, encode_options
 from mlref.last_values import check_store
+from mlref.publisher import ServeOptions, encode_options
 from mlref.records import seal
 from programs import need
 from server_fixture import CHILD

@@ -6,8 +6,8 @@ command line.
 
 import hashlib
 import json
-import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -55,11 +55,9 @@ from mlref.registry import (
     upload_model,
     version_by_alias,
 )
+from programs import FORK, run_commands
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
-# processes of their own that need not import everything again
-FORK = multiprocessing.get_context('forkserver')
-FORK.set_forkserver_preload(['mlref.promotion', 'mlflow'])
 X = np.random.default_rng(0).normal(size=(64, len(FLIGHTS.names))).astype(np.float32)
 GOOD = [Gate('better_than_champion', True, 0.01, -0.003, '')]
 BAD = [Gate('better_than_champion', False, -0.02, -0.003, '')]
@@ -101,33 +99,9 @@ def python(code, *args, **k):
     )
 
 
-CLI = """
-import contextlib
-import io
-import json
-import shlex
-import sys
-
-from mlref.cli import main
-
-
-def one(line):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(shlex.split(line))
-    return status, out.getvalue(), err.getvalue()
-
-
-print(json.dumps([one(line) for line in sys.argv[1:]]))
-"""
-
-
 def cli(*lines, **k):
     "Commands, one after another, in one process: status, stdout and stderr of each"
-    process = python(CLI, *lines, **k)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    return run_commands([shlex.split(line) for line in lines], **k)
 
 
 @pytest.fixture(scope='module')

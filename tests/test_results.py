@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 
 from mlref.core import MlrefError
 from mlref.ledger import append_look, read_ledger
-from mlref.results import goal_held, render_card
+from mlref.results import goal_held, read_choices, render_card
 from programs import MLREF
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,25 @@ def test_held_is_what_the_numbers_say():
 
 def test_the_card_is_what_the_files_say():
     assert (ROOT / 'reports' / 'card.md').read_text() == render_card(ROOT / 'reports' / 'results')
+
+
+CHOICES = read_choices(ROOT / 'reports' / 'chosen.json')
+OF_OUTCOMES = re.compile(r'\bAUC\b|log-loss|\bECE\b|Brier')
+NOT_JUDGED = {'monitor'}  # its AUC is compared with another library's, of made-up rows
+
+
+@pytest.mark.parametrize('bench', sorted(FILES))
+def test_a_file_that_is_judged_by_outcomes_says_what_was_chosen_on_which_months(bench):
+    judged = any(OF_OUTCOMES.search(row['name']) for row in FILES[bench]['rows'])
+    said = [each for each in CHOICES if each.bench == bench]
+    assert said or not judged or bench in NOT_JUDGED
+    card = (ROOT / 'reports' / 'card.md').read_text()
+    for each in said:
+        assert f'| {bench} | {each.what} | {each.months} |' in card
+
+
+def test_only_files_that_exist_say_what_was_chosen():
+    assert {each.bench for each in CHOICES} <= FILES.keys()
 
 
 LEDGER = ROOT / 'reports' / 'results' / 'ledger.jsonl'

@@ -32,6 +32,7 @@ def test_a_page_passes_when_it_came_to_its_end(tmp_path, capfd, code, limit, pas
     start = time.monotonic()
     ran = run_pages.run_page(CONTEXT, write_page(tmp_path, code), limit)
     assert (ran.name, ran.passed) == ('page.ipynb', passes)
+    assert (ran.cpu_seconds > 0) == ('exit' not in code and 'sleep' not in code)
     assert says in capfd.readouterr().out
     assert time.monotonic() - start < limit + 60
 
@@ -48,3 +49,9 @@ def test_the_longest_pages_begin_first():
     names = [path.name for path in run_pages.find_pages('', '')]
     for name, start in zip(names, run_pages.LONGEST, strict=False):
         assert name.startswith(start), f'expected a page {start} in nbs'
+
+
+def test_pages_that_wait_are_pages():
+    names = [path.name for path in run_pages.find_pages('', '')]
+    for start in run_pages.WAITING:
+        assert sum(name.startswith(start) for name in names) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from mlref.cli_serving import ServeSettings, read_also, serve_options
 from mlref.core import MlrefError
-from mlref.followers import ServeOptions, publish_champion
+from mlref.publisher import ServeOptions, publish_champion
 from mlref.registry import Registry
 from mlref.serving_state import read_state
 from server_fixture import Served, make_home, start_process, wait_gone

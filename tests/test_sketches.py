@@ -1,5 +1,6 @@
 """Count sketches: they add up however rows are dealt, and their metrics are those of NannyML"""
 
+import json
 import os
 import warnings
 from dataclasses import replace
@@ -24,7 +25,7 @@ from mlref.count_metrics import (
     realized_metrics,
     stability_index,
 )
-from mlref.diagnosis import diagnose
+from mlref.diagnosis import diagnose, name_segments
 from mlref.evaluate import auc, brier, ece, log_loss
 from mlref.sketches import (
     Sketch,
@@ -38,6 +39,7 @@ from mlref.sketches import (
     freeze_bins,
     label_predictions,
 )
+from mlref.watch import diagnose_evening
 
 os.environ['NML_DISABLE_USAGE_LOGGING'] = '1'
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -517,3 +519,52 @@ def test_a_diagnosis_names_the_fault_and_its_segment():
     worst = diagnose(REFERENCE, add_sketches(parts.values()), parts)
     assert worst.segments[0].segment == '3' and worst.segments[0].gap < -0.5
     assert not worst.shifts and 'no feature is outside' in worst.text()
+
+
+def where_it_moved(evening: pl.DataFrame) -> dict[str, str]:
+    "Features outside their limits, each with the segment that carries it"
+    found = diagnose(REFERENCE, count_rows(evening, REFERENCE.bins))
+    named = name_segments(REFERENCE, evening, found.shifts)
+    return {each.feature: each.segment for each in named}
+
+
+@pytest.mark.parametrize('fault', ['higher', 'missing'])
+@pytest.mark.parametrize('shop', range(5))
+def test_a_shift_names_the_one_segment_that_carries_it(fault, shop):
+    rows = make_rows(900, shop)
+    there = pl.when(pl.col('shop') == shop)
+    wrong = {'higher': there.then(9.0), 'missing': there.then(pl.lit(None, pl.Float64))}
+    spoilt = rows.with_columns(wind=wrong[fault].otherwise('wind'))
+    assert where_it_moved(spoilt) == {'wind': f'shop={shop}'}
+
+
+def test_a_shift_of_all_or_of_half_the_segments_names_none():
+    rows = make_rows(900, 9)
+    assert where_it_moved(rows.with_columns(pl.col('wind') + 5)) == {'wind': ''}
+    half = pl.when(pl.col('shop') < 3).then(pl.col('wind') + 5).otherwise('wind')
+    assert where_it_moved(rows.with_columns(wind=half)) == {'wind': ''}
+    assert where_it_moved(rows) == {}
+    # a segment is not the explanation of its own share
+    assert where_it_moved(rows.with_columns(shop=pl.lit(9))) == {'shop': ''}
+
+
+@pytest.mark.parametrize('kind', [pl.Float64, pl.Int32, pl.String])
+def test_first_values_of_a_feature_are_drift_and_can_be_written_down(kind):
+    never = PAST.with_columns(late=pl.lit(None, kind))
+    value = pl.Series('late', ['7']).cast(kind)
+    days = PAST_DAY.astype(np.int64)
+    for share in (1.0, 0.5):
+        come = make_rows(400, 3).with_columns(
+            late=pl.when(pl.int_range(400) < 400 * share).then(pl.lit(value[0], kind))
+        )
+        told = {each['feature']: each for each in diagnose_evening(never, days, come)}
+        assert told['late']['direction'] == 'first values' and told['late']['amount'] == share
+        assert json.loads(json.dumps([*told.values()], allow_nan=False)) == [*told.values()]
+    assert 'late' not in {each['feature'] for each in diagnose_evening(never, days, never)}
+
+
+def test_a_feature_that_is_dark_is_written_down_as_json():
+    dark = make_rows(400, 3).with_columns(wind=pl.lit(None, pl.Float64))
+    told = diagnose_evening(PAST, PAST_DAY.astype(np.int64), dark)
+    assert [each['direction'] for each in told] == ['missing']
+    json.dumps(told, allow_nan=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Backfill', 'assign_partitions', 'BackfillInput', 'read_input', 'BackfillWorker', 'start_workers', 'compute_parts',
-           'run_backfill']
+           'run_backfill', 'backfill_at']
 
 # %% ../../nbs/32a_ray_backfill.ipynb #e0ee255e
 import os
@@ -19,13 +19,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util import ActorPool
 
-from ..arguments import check_number
+from ..arguments import check_fields, check_number
 from ..consumer import partition_of
 from ..core import MlrefError, TrainingSet
-from .ray_cluster import require_cluster
+from .ray_cluster import connect_ray, require_cluster
 from ..offline import OfflineReader
 from ..schema import EventSchema
-from ..snapshots import open_snapshot
+from ..snapshots import Snapshot, open_snapshot
 from ..task import Task, load_task, select_requests
 from ..training_set import join_labels
 from ..vectors import compute_vectors
@@ -43,6 +43,7 @@ class Backfill:
     parts: int = 16  # Partitions of its requests
 
     def __post_init__(self):
+        check_fields(self)
         check_number(self.parts, 'parts', low=1, whole=True)
         if not self.folder.is_absolute():
             raise MlrefError(
@@ -176,3 +177,28 @@ def run_backfill(
     for part, vectors in enumerate(compute_parts(started, backfill.parts)):
         X[own.rows(part)] = vectors
     return join_labels(own.events, own.task, own.requests, X)
+
+# %% ../../nbs/32a_ray_backfill.ipynb #32aac011
+_PARTS_OF_CPU = 4  # so that one that is slow holds up little
+
+
+def backfill_at(
+    address: str,  # ray://HOST:PORT, where HOST:PORT is what `ray start --head` prints
+    snapshot: Snapshot,  # In a folder that every machine sees
+    task: Task,  # With an address: the workers import it
+    start: int,  # First cut-off, minutes UTC, included
+    end: int,  # Last cut-off, excluded
+) -> TrainingSet:  # What `training_set` gives for the same stretch
+    "Compute a table with all CPUs of a cluster, joined for it if need be; raises `MlrefError`"
+    joined = ray.is_initialized()
+    if not joined:
+        connect_ray(address.removeprefix('ray://'))
+    try:
+        cpus = max(int(ray.cluster_resources().get('CPU', 1)), 1)
+        folder = snapshot.folder.absolute()
+        parts = _PARTS_OF_CPU * cpus
+        backfill = Backfill(folder, snapshot.name, task.address, start, end, parts)
+        return run_backfill(backfill, cpus)
+    finally:
+        if not joined:
+            ray.shutdown()

@@ -28,7 +28,7 @@ from ray.serve.config import AutoscalingConfig as RayAutoscalingConfig
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 
 from ..access import check_exposed, read_keys
-from ..arguments import check_number
+from ..arguments import check_fields, check_name, check_number
 from ..core import MlrefError
 from .ray_cluster import require_cluster
 from mlref.fleet import (
@@ -38,7 +38,7 @@ from mlref.fleet import (
     FleetObservation,
     decide_replicas,
 )
-from ..followers import ServeOptions, decode_options, encode_options
+from ..publisher import ServeOptions, decode_options, encode_options
 from ..serve import Application
 from ..workers import open_worker, prepare
 
@@ -139,9 +139,11 @@ class RayServing:
     cpus: float = 1.0  # Of a replica
 
     def __post_init__(self):
+        check_fields(self)
+        check_name(self.name, 'name')
         check_number(self.options.port, 'port', low=1, high=65_535, whole=True)
-        check_number(self.ongoing, 'ongoing', low=1, whole=True)
-        check_number(self.cpus, 'cpus', low=0)
+        check_number(self.ongoing, 'ongoing', low=1, high=1_000_000, whole=True)
+        check_number(self.cpus, 'cpus', low=0, high=10_000)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -215,6 +217,7 @@ def serve_on_ray(
     seconds: float = 60.0,  # To wait until it is ready
 ) -> str:  # Its address, http://HOST:PORT
     "Have the cluster that this process is connected to run a model server; raises `MlrefError`"
+    check_number(seconds, 'seconds', low=0, high=86_400)
     require_cluster()
     host, port = serving.address
     check_exposed(host, read_keys(Path(serving.options.folder) / 'keys.json'))

@@ -68,6 +68,8 @@ _CHANGES = CLOCK_CHANGES.tolist()
 _OFF = _OFFSETS.tolist()
 
 
-def local_minute(t: int) -> int:
+def local_minute(
+    t: int,  # Minutes since 1970 UTC
+) -> int:
     "`local_time` of one minute, in plain Python"
     return t + _OFF[bisect_right(_CHANGES, t)]

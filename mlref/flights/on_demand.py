@@ -22,14 +22,18 @@ from .common import HORIZON, ORIGINS, OVERDUE_ZERO, local_minute, local_time
 from ..row_forms import row_form_of
 
 # %% ../../nbs/41b_flights_on_demand.ipynb #41b00008
-def request_times(request: Mapping) -> dict[str, np.ndarray]:
+def request_times(
+    request: Mapping,  # Column -> array; 'sched' in minutes UTC
+) -> dict[str, np.ndarray]:
     "The cut-off of each flight, its minute on the wall clock, and the hour of that"
     here = local_time(request['sched'])
     return {'cutoff': request['sched'] - HORIZON, 'here': here, 'hour': here // 60 % 24}
 
 # %% ../../nbs/41b_flights_on_demand.ipynb #41b00021
 @row_form_of(request_times)
-def request_times_of_one(request: Mapping[str, Any]) -> dict[str, int]:
+def request_times_of_one(
+    request: Mapping[str, Any],  # Column -> value; 'sched' in minutes UTC
+) -> dict[str, int]:
     "`request_times` of one flight"
     here = local_minute(request['sched'])
     return {'cutoff': request['sched'] - HORIZON, 'here': here, 'hour': here // 60 % 24}
@@ -56,12 +60,17 @@ CARRIERS = (
 DEST_CODES = 1463  # 1,462 airports, and 0 for one that is not known
 
 
-def place_codes(vocabulary: tuple[str, ...]) -> dict[str, int]:
+def place_codes(
+    vocabulary: tuple[str, ...],  # Words, in the order of their numbers
+) -> dict[str, int]:
     "Whole numbers from 1 for the words of a vocabulary"
     return {word: code for code, word in enumerate(vocabulary, 1)}
 
 
-def encode_places(values: list[str], at: dict[str, int]) -> np.ndarray:
+def encode_places(
+    values: list[str],  # Words
+    at: dict[str, int],  # From `place_codes`
+) -> np.ndarray:
     "The number of each value; 0 is one that is not in the vocabulary"
     return np.array([at.get(value, 0) for value in values], np.float32)
 
@@ -116,7 +125,11 @@ _NEAREST = np.abs(_AWAY).argmin(1)[:, None]
 _HOLIDAY_IN = np.take_along_axis(_AWAY, _NEAREST, 1)[:, 0].clip(-7, 7)
 
 
-def compute_schedule(request: Mapping, inputs: np.ndarray, lookups: Static) -> list[np.ndarray]:
+def compute_schedule(
+    request: Mapping,  # Column -> array, one value a flight
+    inputs: np.ndarray,  # float64 (inputs, flights)
+    lookups: Static,  # Vocabularies and planes
+) -> list[np.ndarray]:
     "Codes, calendar and plan of each flight"
     day, start = np.divmod(request['here'], 1440)
     date = day.astype('M8[D]')
@@ -142,7 +155,9 @@ def _holiday_in(day: int) -> int:
 
 @row_form_of(compute_schedule)
 def compute_schedule_of_one(
-    request: Mapping[str, Any], inputs: Sequence[float], lookups: Static
+    request: Mapping[str, Any],  # Column -> value of one flight
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: Static,  # Vocabularies and planes
 ) -> tuple[float, ...]:
     "`compute_schedule` of one flight"
     day, start = divmod(request['here'], DAY)
@@ -155,17 +170,29 @@ def compute_schedule_of_one(
     return (*codes, *calendar, duration, distance, duration - distance / 7.5)
 
 # %% ../../nbs/41b_flights_on_demand.ipynb #41b00016
-def compute_weather_change(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
+def compute_weather_change(
+    request: Mapping,  # Column -> array, one value a flight
+    inputs: np.ndarray,  # float64 (inputs, flights)
+    lookups: object,  # Not used
+) -> np.ndarray:
     "Values now less those of three hours before"
     return inputs[:3] - inputs[3:]
 
 
-def compute_spare(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
+def compute_spare(
+    request: Mapping,  # Column -> array, one value a flight
+    inputs: np.ndarray,  # float64 (inputs, flights)
+    lookups: object,  # Not used
+) -> np.ndarray:
     "Minutes of the plan beyond those that others have just flown"
     return request['duration'] - inputs
 
 
-def compute_waiting(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
+def compute_waiting(
+    request: Mapping,  # Column -> array, one value a flight
+    inputs: np.ndarray,  # float64 (inputs, flights)
+    lookups: object,  # Not used
+) -> np.ndarray:
     "Minutes that the overdue have waited together"
     # n T - the sum of their schedules
     return inputs[:5] * (request['cutoff'] - OVERDUE_ZERO) - inputs[5:]
@@ -173,7 +200,9 @@ def compute_waiting(request: Mapping, inputs: np.ndarray, lookups: object) -> np
 # %% ../../nbs/41b_flights_on_demand.ipynb #41b00027
 @row_form_of(compute_weather_change)
 def compute_weather_change_of_one(
-    request: Mapping[str, Any], inputs: Sequence[float], lookups: object
+    request: Mapping[str, Any],  # Column -> value of one flight
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: object,  # Not used
 ) -> list[float]:
     "`compute_weather_change` of one flight"
     return [now - before for now, before in zip(inputs[:3], inputs[3:], strict=True)]
@@ -181,7 +210,9 @@ def compute_weather_change_of_one(
 
 @row_form_of(compute_spare)
 def compute_spare_of_one(
-    request: Mapping[str, Any], inputs: Sequence[float], lookups: object
+    request: Mapping[str, Any],  # Column -> value of one flight
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: object,  # Not used
 ) -> list[float]:
     "`compute_spare` of one flight"
     planned = request['duration']
@@ -190,7 +221,9 @@ def compute_spare_of_one(
 
 @row_form_of(compute_waiting)
 def compute_waiting_of_one(
-    request: Mapping[str, Any], inputs: Sequence[float], lookups: object
+    request: Mapping[str, Any],  # Column -> value of one flight
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: object,  # Not used
 ) -> list[float]:
     "`compute_waiting` of one flight"
     since = request['cutoff'] - OVERDUE_ZERO
@@ -201,7 +234,11 @@ _OLD = 3 * DAY  # minutes after which a move says nothing
 _LONGEST_DELAY = 600  # minutes
 
 
-def compute_aircraft(request: Mapping, inputs: np.ndarray, lookups: object) -> np.ndarray:
+def compute_aircraft(
+    request: Mapping,  # Column -> array, one value a flight
+    inputs: np.ndarray,  # float64 (inputs, flights)
+    lookups: object,  # Not used
+) -> np.ndarray:
     "Its last known moves, and the state of the leg before this one"
     _, left_sched, left_delay, _, landed_sched, landed_delay, leg_sched, planned = inputs
     gap = request['cutoff'] + HORIZON - leg_sched
@@ -218,7 +255,9 @@ def compute_aircraft(request: Mapping, inputs: np.ndarray, lookups: object) -> n
 # %% ../../nbs/41b_flights_on_demand.ipynb #41b0002a
 @row_form_of(compute_aircraft)
 def compute_aircraft_of_one(
-    request: Mapping[str, Any], inputs: Sequence[float], lookups: object
+    request: Mapping[str, Any],  # Column -> value of one flight
+    inputs: Sequence[float],  # Its inputs, in order
+    lookups: object,  # Not used
 ) -> tuple[float, ...]:
     "`compute_aircraft` of one flight"
     left_age, left_sched, left_delay, landed_age, landed_sched, landed_delay = inputs[:6]

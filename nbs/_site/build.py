@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -271,18 +272,41 @@ def write_site(cache: Path, site: Path) -> list[dict]:
     return [*menu, {'Reference': 'reference.md'}, {'Report card': 'card.md'}]
 
 
+def find_notebooks() -> list[Path]:
+    "Every notebook of the repository, the largest first"
+    found = sorted((ROOT / 'nbs').rglob('[!_.]*.ipynb'), key=lambda path: -path.stat().st_size)
+    return [path for path in found if '.ipynb_checkpoints' not in path.parts]
+
+
+def process_notebooks(
+    folder: Path,  # of the notebooks as nbdev shows them
+) -> None:
+    "Let nbdev add what it says of exported names, on every core"
+    from nbdev.processors import FilterDefaults
+    from nbdev.serve_drv import main
+
+    given = []
+    for path in find_notebooks():
+        to = folder / path.relative_to(ROOT / 'nbs')
+        to.parent.mkdir(parents=True, exist_ok=True)
+        given.append((path, to, FilterDefaults))
+    # leaving a pool kills its processes: IPython ends with a garbage collection for every page
+    with multiprocessing.get_context('spawn').Pool() as pool:
+        pool.map(main, given, chunksize=1)
+
+
 def build(
     out: Path,  # folder of the site
 ) -> None:
     "Build the site"
     from mkdocs.commands.build import build as build_mkdocs
     from mkdocs.config import load_config
-    from nbdev.serve import proc_nbs
 
     os.chdir(ROOT)
-    cache = Path(proc_nbs(force=True))
     settings = str(ROOT / 'nbs/_site/mkdocs.yml')
     with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / 'notebooks'
+        process_notebooks(cache)
         site = Path(folder) / 'src'
         site.mkdir()
         menu = write_site(cache, site)

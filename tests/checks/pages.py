@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from checks.comments import check_comments
 from checks.notebooks import DIRECTIVE, LIBRARY, ROOT, Cell, Finding, Page, read_pages
 from checks.shapes import COLUMNS, FUNCTIONS, Found, check_shape
 from checks.truth import check_truth
@@ -42,7 +43,7 @@ def check_pages(pages: list[Page] | None = None) -> list[Finding]:
         for where, rule, message in check_page(page, order, own):
             findings.append(Finding(page.file, rule, where, message))
         findings += [Finding(page.file, rule, '', said) for rule, said in check_named(page, code)]
-    return findings + check_one_meaning(pages)
+    return findings + check_one_meaning(pages) + check_comments(pages)
 
 
 def check_one_meaning(pages: list[Page]) -> list[Finding]:

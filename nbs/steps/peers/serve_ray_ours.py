@@ -9,7 +9,7 @@ from mlref.edges import find_program
 from mlref.ext.ray_cluster import RayProcess, free_ports
 from mlref.ext.ray_serve import RayServing, haproxy_settings, serve_on_ray
 from mlref.flights.task import flights_task
-from mlref.followers import ServeOptions
+from mlref.publisher import ServeOptions
 
 home, port, folder, proxy = sys.argv[1:]
 settings = {}

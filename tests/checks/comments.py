@@ -1,0 +1,165 @@
+"""What `help()` must say of a public function: units and shapes of its parameters, errors it raises
+
+A type such as `Task` says what is wanted; a number, a text, an array or a frame does not, so the
+parameter has a comment, beside it or on the line above, or the docstring names it in backticks.
+What a class says of a method holds for other classes with that method. An error that a function
+raises itself, or by checking its arguments, stands in its docstring.
+"""
+
+import ast
+import re
+
+from checks.notebooks import Cell, Finding, Page
+from checks.shapes import FUNCTIONS, Found
+
+UNTOLD = re.compile(r'\b(int|float|str|bytes|Any|ndarray|Tensor|DataFrame|Series|Mapping)\b')
+TOLD = {'seed', 'topic', 'partition'}  # the same everywhere: a draw's seed, and as `Log` says
+# first numbers of the pages that say all of it; the others are still to be gone through
+WHOLE = {*range(14), *range(40, 45)}
+CHECKS = re.compile(
+    r'check_(array|choice|distinct|frame|minutes?|name|number|probabilities|scores|type)'
+    r'|validate_tables'
+)
+PROTOCOL = {'NotImplementedError', 'StopIteration'}  # said by the language, not by us
+COMMENT = re.compile(r'^(.*?)# ')
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Method = tuple[str, str]  # names of a method and of its parameter
+
+
+def check_comments(pages: list[Page]) -> list[Finding]:
+    "Findings of the pages that are `WHOLE`"
+    said = said_of_methods(pages)
+    found = []
+    for page in pages:
+        number = re.match(r'\d+', page.name)
+        if number is None or int(number[0]) not in WHOLE:
+            continue
+        for cell in page.code:
+            if cell.exported and cell.tree:
+                for rule, message in check_cell(cell, said):
+                    found.append(Finding(page.file, rule, cell.where, message))
+    return found
+
+
+def check_cell(
+    cell: Cell,
+    said: set[Method],  # what an interface says of its methods
+) -> Found:
+    "Parameters without a comment, errors without a word"
+    commented = commented_lines(cell.source)
+    for owner, node in public_functions(cell.tree):
+        name = f'{owner}.{node.name}' if owner else node.name
+        text = documentation(cell.tree, owner, node)
+        for each in parameters_of(node):
+            known = each.arg in TOLD or (bool(owner) and (node.name, each.arg) in said)
+            if not known and is_untold(each) and not is_told(node, each, commented):
+                yield 'comment', f'`{name}`: no comment on `{each.arg}` (unit, shape, meaning)'
+        checks = set() if owner else raised_by_checks(node)
+        for error in sorted(raised_by(node) | checks):
+            if error not in text:
+                yield 'raises', f'`{name}` raises {error}, and its docstring does not say so'
+
+
+def public_functions(tree: ast.AST) -> list[tuple[str, Function]]:
+    "(class, function) of what others may call; '' for none"
+    found: list[tuple[str, Function]] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, FUNCTIONS) and not node.name.startswith('_'):
+            found.append(('', node))
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+            methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
+            public = [m for m in methods if m.name == '__init__' or not m.name.startswith('_')]
+            found += [(node.name, method) for method in public]
+    return found
+
+
+def documentation(
+    tree: ast.Module,
+    owner: str,  # name of its class, '' for none
+    node: Function,
+) -> str:
+    "Its docstring; of a constructor also that of its class"
+    classes = [each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == owner]
+    of_class = classes if node.name == '__init__' else []
+    return ' '.join(ast.get_docstring(each) or '' for each in [node, *of_class])
+
+
+def parameters_of(node: Function) -> list[ast.arg]:
+    "All its parameters but `self` and `cls`"
+    given = node.args
+    rest = [each for each in (given.vararg, given.kwarg) if each is not None]
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs, *rest]
+    return [each for each in named if each.arg not in ('self', 'cls')]
+
+
+def is_untold(parameter: ast.arg) -> bool:
+    "Does its type leave open what is wanted?"
+    return parameter.annotation is None or bool(UNTOLD.search(ast.unparse(parameter.annotation)))
+
+
+def commented_lines(
+    source: str,  # of a cell
+) -> dict[int, bool]:  # line -> does the comment stand alone on it?
+    "Lines of a cell that have a comment; of signatures, where no text holds a ` # `"
+    found = enumerate(map(COMMENT.search, source.splitlines()), 1)
+    return {number: not match[1].strip() for number, match in found if match}
+
+
+def is_told(
+    node: Function,
+    parameter: ast.arg,
+    commented: dict[int, bool],  # from `commented_lines`
+) -> bool:
+    "Is there a comment beside it or on the line above, or its name in the docstring?"
+    if f'`{parameter.arg}`' in (ast.get_docstring(node) or ''):
+        return True
+    above = parameter.lineno - 1
+    if above > node.lineno and commented.get(above):
+        return True
+    others = {each.lineno for each in parameters_of(node) if each is not parameter}
+    ends = {parameter.end_lineno, defaults_end(node).get(parameter.arg)}
+    return parameter.lineno not in others and not ends.isdisjoint(commented)
+
+
+def defaults_end(node: Function) -> dict[str, int | None]:
+    "Parameter -> the last line of its default"
+    given = node.args
+    ordered = [*given.posonlyargs, *given.args]
+    pairs = [*zip(ordered[len(ordered) - len(given.defaults) :], given.defaults, strict=True)]
+    keywords = zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    pairs += [(each, value) for each, value in keywords if value is not None]
+    return {each.arg: value.end_lineno for each, value in pairs}
+
+
+def said_of_methods(pages: list[Page]) -> set[Method]:
+    "What classes say of the parameters of their methods: it holds for those that do the same"
+    said = set()
+    for page in pages:
+        for cell in page.code:
+            if not cell.exported or cell.tree is None:
+                continue
+            commented = commented_lines(cell.source)
+            for owner, node in public_functions(cell.tree):
+                if owner and node.name != '__init__':
+                    told = [p for p in parameters_of(node) if is_told(node, p, commented)]
+                    said |= {(node.name, each.arg) for each in told}
+    return said
+
+
+def raised_by(node: Function) -> set[str]:
+    "Names of the errors that stand in its own `raise` statements"
+    found = set()
+    for each in ast.walk(node):
+        if isinstance(each, ast.Raise) and isinstance(each.exc, (ast.Call, ast.Name)):
+            error = each.exc.func if isinstance(each.exc, ast.Call) else each.exc
+            name = ast.unparse(error).rsplit('.', 1)[-1]
+            if name[:1].isupper():
+                found.add(name)
+    return found - PROTOCOL
+
+
+def raised_by_checks(node: Function) -> set[str]:
+    "The error of the checks of arguments that a function calls"
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    names = [call.id for call in calls if isinstance(call, ast.Name)]
+    return {'MlrefError'} if any(map(CHECKS.fullmatch, names)) else set()
