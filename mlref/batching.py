@@ -176,6 +176,7 @@ class TurnClock:
         self.begun = 0.0  # When the newest began
         self.run_begun = 0.0  # When the model began to run in it
         self.ran = 0.0  # Seconds of the newest run
+        self.worked = 0.0  # Of these, in which the model had the processor
 
     def begin(self) -> float:  # Now
         "A turn begins, and none came just before"
@@ -332,9 +333,15 @@ class TurnRunner:
             self._end(batch, None, error)
             return
         if self.thread is None:
-            self._end(batch, score_parts(self.run, parts), None)
+            self._end(batch, self._score(parts), None)
         else:
-            self.thread.start(partial(score_parts, self.run, parts), partial(self._end, batch))
+            self.thread.start(partial(self._score, parts), partial(self._end, batch))
+
+    def _score(self, parts: list[np.ndarray]) -> list[np.ndarray | Exception]:
+        begun = time.thread_time()
+        found = score_parts(self.run, parts)
+        self.turn.worked = time.thread_time() - begun
+        return found
 
     def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
         self.turn.end()
