@@ -285,6 +285,17 @@ def take_parts(
         count_run(runner.work, batch, parts, runner.turn.clock())
     return parts
 
+# %% ../nbs/16b_batching.ipynb #16be001e
+def _score_timed(
+    turn: TurnClock,
+    run: Callable[[np.ndarray], np.ndarray],
+    parts: Sequence[np.ndarray],
+) -> list[np.ndarray | Exception]:
+    begun = time.thread_time()
+    found = score_parts(run, parts)
+    turn.worked = time.thread_time() - begun
+    return found
+
 # %% ../nbs/16b_batching.ipynb #16bc001e
 class TurnRunner:
     "Runs the model for one group of waiting requests after the other"
@@ -333,15 +344,10 @@ class TurnRunner:
             self._end(batch, None, error)
             return
         if self.thread is None:
-            self._end(batch, self._score(parts), None)
+            self._end(batch, _score_timed(self.turn, self.run, parts), None)
         else:
-            self.thread.start(partial(self._score, parts), partial(self._end, batch))
-
-    def _score(self, parts: list[np.ndarray]) -> list[np.ndarray | Exception]:
-        begun = time.thread_time()
-        found = score_parts(self.run, parts)
-        self.turn.worked = time.thread_time() - begun
-        return found
+            score = partial(_score_timed, self.turn, self.run, parts)
+            self.thread.start(score, partial(self._end, batch))
 
     def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
         self.turn.end()
