@@ -307,7 +307,7 @@ class TurnRunner:
         turn: TurnClock,
         in_thread: bool,
     ):
-        self.run = run
+        self.score = partial(_score_timed, turn, run)
         self.queue = queue
         self.turn = turn
         self.thread = BackgroundThread('batcher') if in_thread else None
@@ -344,10 +344,9 @@ class TurnRunner:
             self._end(batch, None, error)
             return
         if self.thread is None:
-            self._end(batch, _score_timed(self.turn, self.run, parts), None)
+            self._end(batch, self.score(parts), None)
         else:
-            score = partial(_score_timed, self.turn, self.run, parts)
-            self.thread.start(score, partial(self._end, batch))
+            self.thread.start(partial(self.score, parts), partial(self._end, batch))
 
     def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
         self.turn.end()
