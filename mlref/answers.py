@@ -67,7 +67,8 @@ async def score_counted(
         if not isinstance(error, DeadlineExceeded) or waited >= server.settings.deadline:
             counts.count_error(assigned.variant)
         raise
-    counts.count_scores(assigned.variant, reading + served.batcher.turn.ran, X, p)
+    turn = served.batcher.turn
+    counts.count_scores(assigned.variant, turn.worked, reading + turn.ran - turn.worked, X, p)
     return p
 
 # %% ../nbs/16ga_answers.ipynb #64d2ce8b

@@ -176,6 +176,7 @@ class TurnClock:
         self.begun = 0.0  # When the newest began
         self.run_begun = 0.0  # When the model began to run in it
         self.ran = 0.0  # Seconds of the newest run
+        self.worked = 0.0  # Of these, in which the model had the processor
 
     def begin(self) -> float:  # Now
         "A turn begins, and none came just before"
@@ -284,6 +285,17 @@ def take_parts(
         count_run(runner.work, batch, parts, runner.turn.clock())
     return parts
 
+# %% ../nbs/16b_batching.ipynb #16be001e
+def _score_timed(
+    turn: TurnClock,
+    run: Callable[[np.ndarray], np.ndarray],
+    parts: Sequence[np.ndarray],
+) -> list[np.ndarray | Exception]:
+    begun = time.thread_time()
+    found = score_parts(run, parts)
+    turn.worked = time.thread_time() - begun
+    return found
+
 # %% ../nbs/16b_batching.ipynb #16bc001e
 class TurnRunner:
     "Runs the model for one group of waiting requests after the other"
@@ -295,7 +307,7 @@ class TurnRunner:
         turn: TurnClock,
         in_thread: bool,
     ):
-        self.run = run
+        self.score = partial(_score_timed, turn, run)
         self.queue = queue
         self.turn = turn
         self.thread = BackgroundThread('batcher') if in_thread else None
@@ -332,9 +344,9 @@ class TurnRunner:
             self._end(batch, None, error)
             return
         if self.thread is None:
-            self._end(batch, score_parts(self.run, parts), None)
+            self._end(batch, self.score(parts), None)
         else:
-            self.thread.start(partial(score_parts, self.run, parts), partial(self._end, batch))
+            self.thread.start(partial(self.score, parts), partial(self._end, batch))
 
     def _end(self, batch: list[ScoreRequest], found: Any, error: Any) -> None:
         self.turn.end()

@@ -65,8 +65,7 @@ class VariantCounts:
 
 # %% ../nbs/17c_guardrails.ipynb #44f2d597
 _TWICE = 2  # buckets of `SECONDS`
-# a thread waits up to 5 ms for its turn in Python, and a shadow oftener than an answer
-_NOTICED = bisect_right(SECONDS, 0.01)
+_NOTICED = bisect_right(SECONDS, 0.001)  # what nobody notices beside all else that an answer takes
 
 
 def _beyond_usual(

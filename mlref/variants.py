@@ -22,6 +22,7 @@ from .observe import Meters, add_samples, write_sample
 SECONDS = tuple(0.00002 * 2 ** (step / 2) for step in range(37))  # 20 us to 5.2 s
 ABSENT = (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)  # features a row
 SCORES = tuple(step / 20 for step in range(1, 20))
+_WAIT = 0.01  # seconds; a thread waits up to half of that for its turn in Python
 EDGES: Mapping[str, tuple[float, ...]] = {'seconds': SECONDS, 'absent': ABSENT, 'score': SCORES}
 
 
@@ -82,13 +83,14 @@ class VariantMeters:
     def count_scores(
         self,
         variant: str,
-        seconds: float,  # It took, what it waited for others left out
+        worked: float,  # Seconds in which the model had the processor
+        waited: float,  # Seconds in which it had not, those of reading its features among them
         X: np.ndarray,  # float32 (rows, features), that it was given
         p: np.ndarray,  # float64, one a row
     ) -> None:
         "Count a request that was scored; nothing for a variant that is not watched"
         if variant in self.errors:
-            self._add(variant, 'seconds', seconds)
+            self._add(variant, 'seconds', worked + (waited if waited > _WAIT else 0.0))
             self._add(variant, 'absent', np.count_nonzero(np.isnan(X)) / len(X))
             for score in p.tolist():
                 self._add(variant, 'score', score)

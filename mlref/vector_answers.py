@@ -168,8 +168,9 @@ def count_group(
     for each in group:
         server.work.count_scores(each.p)
         if counts is not None and each.assigned.counted:
-            seconds = each.reading + each.served.batcher.turn.ran
-            counts.count_scores(each.assigned.variant, seconds, each.X, each.p)
+            turn = each.served.batcher.turn
+            waited = each.reading + turn.ran - turn.worked
+            counts.count_scores(each.assigned.variant, turn.worked, waited, each.X, each.p)
 
 
 def count_beyond(server: ModelServer, group: Sequence[GroupedRequest]) -> None:

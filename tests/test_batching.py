@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 from functools import partial
@@ -831,3 +832,61 @@ def test_a_request_costs_a_small_part_of_a_commit_of_its_own(log, run):
         return np.median(ratios)
 
     assert run(main()) < 0.4
+
+
+# The processor time of a run
+
+
+def spin(seconds):
+    "Work for so long, by the clock of this thread"
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_a_run_took_what_its_own_thread_worked_however_many_others_do():
+    stop = threading.Event()
+
+    def be_busy():
+        while not stop.is_set():
+            spin(0.01)
+
+    def run(X):
+        spin(0.004)
+        return np.zeros(len(X))
+
+    async def score():
+        batcher = Batcher(run, in_thread=True)
+        seen = []
+        for _ in range(20):
+            await batcher.submit(np.zeros((1, 2), np.float32), math.inf)
+            seen.append((batcher.turn.worked, batcher.turn.ran))
+        await batcher.close()
+        return np.array(seen)
+
+    others = [threading.Thread(target=be_busy) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        worked, ran = asyncio.run(score()).T
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
+    assert (worked >= 0.004).all() and np.median(worked) < 0.006
+    assert np.median(ran) > 0.008  # it waited for its turn in Python longer than it worked
+
+
+def test_a_run_that_sleeps_did_not_work_and_waited():
+    def run(X):
+        time.sleep(0.03)
+        return np.zeros(len(X))
+
+    async def score():
+        batcher = Batcher(run)
+        await batcher.submit(np.zeros((1, 2), np.float32), math.inf)
+        await batcher.close()
+        return batcher.turn
+
+    turn = asyncio.run(score())
+    assert turn.worked < 0.01 and turn.ran - turn.worked > 0.02

@@ -522,7 +522,7 @@ def test_the_commands_follow_a_run(folder, tmp_path, capsys):
         meters = VariantMeters('late-visits', ('champion', 'candidate'), place / f'{worker}.meters')
         for _ in range(15):
             meters.count_error('candidate')
-            meters.count_scores('champion', 0.002, np.zeros((1, 2), np.float32), np.zeros(1))
+            meters.count_scores('champion', 0.002, 0.0, np.zeros((1, 2), np.float32), np.zeros(1))
     status, said = mlref('status', '--json', *snapshots, at='2012-10-15T00:00')
     assert '30 errors of 30' in json.loads(said.out)['why']
     shutil.rmtree(place)

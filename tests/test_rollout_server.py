@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -12,6 +14,7 @@ import pytest
 
 from mlref.core import format_time
 from mlref.edges import hold_file_lock
+from mlref.guardrails import check_guardrails
 from mlref.promotion import promote, promotions
 from mlref.publisher import ServeOptions, publish_champion
 from mlref.registry import Registry
@@ -34,6 +37,7 @@ from server_fixture import (
 
 LATER = '1970-01-05T00:00'  # the visits are of that week, the first 200 until its fifth day
 BEFORE = '1970-01-04T23:00'  # what began then is another rollout than what begins later
+BUSY = '1970-01-05T06:00'
 END = '1970-01-09T00:00'
 NEAR = (VERSIONS[0][0] + 0.01, VERSIONS[0][1])  # weights of a candidate that says nearly the same
 
@@ -56,7 +60,7 @@ class Rolling:
             'near': near,
             'nan': nan_model(),
             'raising': raising_model(),
-            'slow': slow_model(),
+            'slow': slow_model(8000),  # about 7 ms, where the champion takes less than a tenth
         }
         self.numbers = {
             name: register_model(self.registry, model, TrainingRun(model.version), FEATURES, gates)
@@ -202,6 +206,26 @@ def test_a_rollout_that_begins_behind_another_never_counts_the_candidate_of_that
     assert counts().errors == 0
     rolling.mlref(capsys, 'abort', '--why', 'seen enough', '--who', 'ann', at=BEFORE)
     rolling.settle()
+
+
+def test_an_equal_candidate_is_not_slow_on_a_busy_machine(rolling, capsys):
+    "Its scores beside wait for their turn more often than answers do"
+    rolling.begin(capsys, rolling.numbers['near'], '0,0.5', BUSY)
+    loop = 'import time\nend = time.time() + 60\nwhile time.time() < end: sum(range(1000))'
+    others = [subprocess.Popen([sys.executable, '-c', loop]) for _ in range(2 * os.cpu_count())]
+    try:
+        rolling.versions(range(200, 399))
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    counts = read_counts(
+        require_rollout(rolling.registry).rollout, rolling.server.folder, 'late-visits'
+    )
+    assert counts['candidate'].requests > 100 and check_guardrails(**counts) == ()
+    assert counts['candidate'].slow <= counts['champion'].slow + 3, counts
+    rolling.mlref(capsys, 'abort', '--why', 'shown', '--who', 'ann', at=BUSY)
+    rolling.champion_is(rolling.champion)
 
 
 def test_a_shadow_scores_vectors_and_visits_and_answers_nobody(rolling, capsys):
