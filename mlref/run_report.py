@@ -201,7 +201,7 @@ BLUE, ORANGE, GREEN, RED, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#6
 MARKS = {
     'alarm': (ORANGE, '-.', 'alarm'),
     'refuse': (RED, '--', 'challenger refused'),
-    'trial': (GREY, ':', 'candidate tried'),
+    'trial': (GREEN, ':', 'candidate tried'),
     'wait': (BLUE, ':', 'a person is asked'),
     'promote': (GREEN, '-', 'model promoted'),
 }
@@ -270,6 +270,13 @@ def _mark_decisions(axes: Any, decisions: pl.DataFrame) -> None:
             colour, dashes, _ = MARKS[action]
             axes.axvline(np.datetime64(at, 'm'), color=colour, ls=dashes, lw=1.2)
 
+# %% ../nbs/22e_run_report.ipynb #74b1757c
+def _named_decisions(decisions: pl.DataFrame) -> pl.DataFrame:
+    "Those with a name in the plot: a trial that ended in a promotion is named by that"
+    shown = decisions.filter(pl.col('action').is_in(list(MARKS))).sort('decided_at')
+    ended = (pl.col('action') == 'trial') & (pl.col('action').shift(-1) == 'promote')
+    return shown.filter(~ended)
+
 # %% ../nbs/22e_run_report.ipynb #74b1757e
 def spread_labels(
     places: Sequence[float],  # Where each belongs, in order
@@ -285,7 +292,7 @@ def spread_labels(
 def _name_decisions(axes: Any, decisions: pl.DataFrame) -> None:
     style = {'rotation': 35, 'rotation_mode': 'anchor', 'fontsize': 6.5, 'parse_math': False}
     place = axes.get_xaxis_transform()
-    shown = decisions.filter(pl.col('action').is_in(list(MARKS))).sort('decided_at')
+    shown = _named_decisions(decisions)
     left, right = axes.get_xlim()  # days
     minutes = shown['decided_at'].to_list()
     stands = spread_labels([at / DAY for at in minutes], (right - left) * LABEL_GAP)
