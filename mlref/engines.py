@@ -15,7 +15,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 from .core import MlrefError
 from .features import FeatureSet
@@ -183,7 +182,7 @@ def open_run_log(
     if not address:
         return LocalLog(Path(home) / 'log')
     own = os.path.basename(os.path.abspath(home))
-    named = urlsplit(address).path.strip('/')
+    named = address.partition('://')[2].partition('/')[2].strip('/')
     return _open_log(address, '' if named else own)
 
 # %% ../nbs/08e_engines.ipynb #5b21c7d7

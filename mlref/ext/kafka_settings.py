@@ -9,7 +9,8 @@ __all__ = ['Options', 'KafkaSettings', 'parse_kafka']
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from ..addresses import split_address
 from ..arguments import check_fields, check_number
@@ -75,12 +76,22 @@ def _are_brokers(brokers: Sequence[str]) -> bool:
     return False
 
 
-def _is_address(address: str, parts: SplitResult) -> bool:
-    "Whether there are brokers and perhaps a space, and nothing that would be dropped"
-    brokers = parts.netloc.rpartition('@')[2].split(',')
-    whole = address.isprintable() and '@' not in parts.path  # else a password was cut
-    plain = parts.scheme == 'kafka' and not (parts.query or parts.fragment)
-    return whole and plain and _are_brokers(brokers)
+class _Parts(NamedTuple):
+    login: str  # USER:PASSWORD, encoded
+    brokers: str
+    space: str
+
+
+def _split(address: str) -> _Parts:
+    "Its parts; raises `ValueError` where they are not brokers, or something would be dropped"
+    # not `urlsplit`: some versions of Python refuse brackets behind a comma
+    scheme, _, rest = address.partition('://')
+    place, _, space = rest.partition('/')
+    login, _, brokers = place.rpartition('@')
+    whole = address.isprintable() and not {*'?#'} & {*rest} and '@' not in space
+    if scheme.lower() != 'kafka' or not whole or not _are_brokers(brokers.split(',')):
+        raise ValueError
+    return _Parts(login, brokers, space)
 
 # %% ../../nbs/29_kafka_address.ipynb #29a00019
 def parse_kafka(
@@ -88,16 +99,13 @@ def parse_kafka(
 ) -> KafkaSettings:
     "What an address says; raises `MlrefError` for one that is not of Kafka"
     try:
-        parts = urlsplit(address)
-        if not _is_address(address, parts):
-            raise ValueError
-        login, _, brokers = parts.netloc.rpartition('@')
+        login, brokers, space = _split(address)
         user, password = _read_login(login)
-    except ValueError:  # also of half a pair of brackets; the address is not shown
+    except ValueError:  # the address is not shown, there may be a password in it
         scheme = address.partition('://')[0] if '://' in address else ''
         raise MlrefError(
             'expected an address as kafka://HOST:PORT, several with commas, and /SPACE, got another'
             f' of the scheme {scheme[:20]!r}; correct the line log = ..., with user and password or'
             ' neither, and write / ? # % of a password as %2F %3F %23 %25'
         ) from None
-    return KafkaSettings(brokers, user, password, space=parts.path.removeprefix('/'))
+    return KafkaSettings(brokers, user, password, space=space)
