@@ -349,5 +349,6 @@ def test_alarms_that_a_server_judges_are_what_prometheus_finds(tmp_path):
 def test_a_rule_that_needs_a_history_is_left_to_prometheus(rule):
     gauges = {name: 1.0 for name in GAUGES}
     found = judge_rule(rule, parse_samples(gauges), NOW)
-    needs_more = 'rate(' in rule.expr or 'ratio_rate' in rule.expr or rule.expr.startswith('up{')
+    over_time = any(word in rule.expr for word in ('rate(', 'increase(', 'ratio_rate'))
+    needs_more = over_time or rule.expr.startswith('up{')
     assert (found == 'elsewhere') == needs_more
