@@ -25,7 +25,7 @@ from .intervals import DailyDifferences, paired_losses
 from .lake import Lake
 from .model_versions import get_version, load_version
 from .monitor import label_days
-from .policy import Decision, RetrainPolicy, make_decision, verdict
+from .policy import Decision, RetrainPolicy, make_decision, open_decision, verdict
 from .refit import refit_challenger
 from .verdicts import ChangePolicy, judge_change
 from .waiting import approval_terms
@@ -92,23 +92,10 @@ class Trial:
         return self.evidence['terms']
 
 
-_STANDING = """
-    select id, day, evidence from decisions tried
-    where action = 'trial' and not exists (
-        select 1 from decisions ended
-        where ended.action in ('trial', 'wait', 'promote', 'refuse')
-            and ended.evidence->>'trial' = tried.id)
-    order by decided_at desc limit 1
-"""
-
-
 def standing_trial(lake: Lake) -> Trial | None:
     "The trial that no decision has ended; None = there is none"
-    found = lake.sql(_STANDING)
-    if not found.height:
-        return None
-    decision, day, evidence = found.row(0)
-    return Trial(decision, day, json.loads(evidence))
+    found = open_decision(lake, 'trial', 'trial')
+    return None if found is None else Trial(found.id, found.day, json.loads(found.evidence))
 
 # %% ../nbs/22ca_trials.ipynb #22ca0015
 @dataclass(frozen=True)

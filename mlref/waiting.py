@@ -26,7 +26,7 @@ from .arguments import check_choice
 from .core import DAY
 from .gates import Gate
 from .lake import Lake, insert_rows
-from .policy import Decision, RetrainPolicy, decision_rows, verdict
+from .policy import Decision, RetrainPolicy, decision_rows, open_decision, verdict
 from .promotion import promotions
 from .workspace import Workspace
 
@@ -45,22 +45,12 @@ class WaitingChallenger:
         return self.evidence['number']
 
 
-_WAITING = """
-    select id, decided_at, evidence from decisions waits
-    where action = 'wait' and not exists (
-        select 1 from decisions answer
-        where answer.action in ('promote', 'refuse') and answer.evidence->>'asked' = waits.id)
-    order by decided_at desc limit 1
-"""
-
-
 def waiting_challenger(lake: Lake) -> WaitingChallenger | None:
     "The challenger that waits for a person; None = none does"
-    found = lake.sql(_WAITING)
-    if not found.height:
+    found = open_decision(lake, 'wait', 'asked')
+    if found is None:
         return None
-    decision, decided_at, evidence = found.row(0)
-    return WaitingChallenger(decision, decided_at, json.loads(evidence))
+    return WaitingChallenger(found.id, found.decided_at, json.loads(found.evidence))
 
 # %% ../nbs/22bb_waiting.ipynb #22bb0027
 def approval_terms(
