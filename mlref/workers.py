@@ -33,6 +33,7 @@ from .edges import child_command, child_environment, explain_errors, hold_file_l
 from .engines import open_online_store
 from .followers import StateFollower
 from .heartbeats import Watchdog, beat
+from .journaled_log import JournaledLog
 from .log import LocalLog
 from .observe import Meters, ServerMetrics, write_sample
 from .process_metrics import worker_sample
@@ -70,7 +71,7 @@ def _open_run(
     server = make_server(
         task=bundle.task,
         store=store,
-        log=LocalLog(prediction_log(folder, index)),
+        log=JournaledLog(prediction_log(folder, index)),
         events=LocalLog(event_log(folder)),
         metrics=metrics,
         settings=run.settings(),
