@@ -25,7 +25,7 @@ MOST_DAYS = 3650  # of a question: what is longer is a slip
 
 @dataclass(frozen=True)
 class Approval:
-    "A version that a person is asked about"
+    "A version that a person is asked about; raises `MlrefError` for fields out of range"
 
     version: str  # Its number
     instead_of: str  # Number of the champion that it was judged beside
@@ -45,7 +45,9 @@ def encode_approval(approval: Approval) -> str:  # JSON, as a row of the log kee
     return json.dumps(asdict(approval), sort_keys=True)
 
 
-def decode_approval(text: str) -> Approval:
+def decode_approval(
+    text: str,  # JSON from `encode_approval`
+) -> Approval:
     "An approval from text; raises `MlrefError` for text of another kind"
     try:
         return Approval(**parse_json(text, 'an approval', 'see the log'))
@@ -106,12 +108,12 @@ def ask_approval(
 # %% ../nbs/14ba_approval.ipynb #14ba0015
 @dataclass(frozen=True)
 class ApprovalAnswer:
-    "What somebody says to a question"
+    "What somebody says to a question; raises `MlrefError` without a reason"
 
     status: str  # 'approved', 'rejected' or, by whoever asked, 'expired'
     at: int  # Minute UTC, on the clock of the question
-    who: str
-    why: str  # Goes into the promotion log
+    who: str  # Name of who answers
+    why: str  # Not empty; goes into the promotion log
 
     def __post_init__(self):
         check_fields(self)

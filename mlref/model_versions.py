@@ -36,11 +36,11 @@ from .registry import Registry, version_by_alias
 class ModelVersion:
     "A version, as the registry has it"
 
-    version: str
-    aliases: tuple[str, ...]
+    version: str  # Its number
+    aliases: tuple[str, ...]  # That point to it, sorted
     tags: dict[str, str]  # What `register_model` noted
-    params: dict[str, str]
-    metrics: dict[str, float]
+    params: dict[str, str]  # Of its `TrainingRun`, as MLflow keeps them: text
+    metrics: dict[str, float]  # Of its `TrainingRun`
     source: str  # Where MLflow keeps its files
 
     @property
@@ -228,7 +228,7 @@ def load_version(
 # %% ../nbs/14a_model_versions.ipynb #15f00010
 def load_champion(
     registry: Registry,
-    alias: str = 'champion',
+    alias: str = 'champion',  # Or 'previous', 'challenger', one of your own
     features: FeatureSet | None = None,  # What it will be given; None = not compared
 ) -> Predictor:
     "The model an alias points to; raises `MlrefError` without one, and as `load_version` does"

@@ -17,7 +17,7 @@ from .registry import Registry, RegistryUnreachable, pending_uploads, upload_mod
 # %% ../nbs/14aa_outbox.ipynb #728526e8
 @dataclass(frozen=True)
 class Uploads:
-    "What became of the models that waited"
+    "What became of the models that waited, each by its digest"
 
     sent: dict[str, str] = field(default_factory=dict)  # Model -> number of its version
     failed: dict[str, str] = field(default_factory=dict)  # Model -> why; it waits on
@@ -68,7 +68,7 @@ def upload_pending(
 # %% ../nbs/14aa_outbox.ipynb #76ce603b
 def list_set_aside(
     registry: Registry,
-) -> dict[str, str]:  # Model -> why
+) -> dict[str, str]:  # Digest of the model -> why it was refused last
     "The models that were given up"
     files = sorted((registry.folder / 'set_aside').glob('*.json'))
     return {file.stem: json.loads(file.read_text())['failed'][-1] for file in files}
@@ -76,9 +76,12 @@ def list_set_aside(
 
 def retry_upload(
     registry: Registry,
-    model: str,  # From `list_set_aside`
+    model: str,  # Its digest, from `list_set_aside`
 ) -> str:  # Number of its version
-    "Send a model that was given up, once what refused it is mended; raises as `upload_model`"
+    """Send a model that was given up, once what refused it is mended
+
+    Raises `MlrefError` for a model that was not given up, and as `upload_model` does.
+    """
     file = _note(registry, 'set_aside', model)
     if not file.exists():
         known = ', '.join(list_set_aside(registry)) or 'none'

@@ -67,14 +67,14 @@ class Promotion:
     "A row of the log"
 
     after: str  # Id of the row before; '' = the first
-    at: int  # Minute of the decision, on the simulated or the real clock
-    who: str
+    at: int  # Minute UTC of the decision, on the simulated or the real clock
+    who: str  # Who decided: a person, or 'mlref'
     was: str  # Version that was champion; '' = none
     to: str  # Version that is champion from now on
     model: str  # Digest of its model
-    why: str
+    why: str  # For who asks later
     gates: str  # Digest of what the gates said of it; '' = they were not run
-    forced: bool
+    forced: bool  # Whether `force` was given: a person answers for it
     written: int = 0  # Wall clock, ms since 1970; not part of the id
     rollout: str = ''  # Where a rollout stands from now on, as JSON; '' = none runs
     approval: str = ''  # What a person is asked, or has answered, as JSON; '' = nothing
@@ -236,15 +236,16 @@ def _append(
 def promote(
     registry: Registry,
     version: str,  # Becomes champion; the champion becomes previous
-    at: int,  # Minute of the decision, on the simulated or the real clock
-    why: str,  # Evidence, for who asks later
+    at: int,  # Minute UTC of the decision, on the simulated or the real clock
+    why: str,  # Evidence, for who asks later; not empty
     who: str = 'mlref',  # Who decided
     force: bool = False,  # Although gates failed or were not run
     features: FeatureSet | None = None,  # Of the task that serves; None = not compared
 ) -> Promotion:  # Its row
     """Make a version the champion; idempotent
 
-    Raises `MlrefError` when it may not be, cannot be loaded, or another process was first.
+    Raises `MlrefError` without a reason, when it may not be or cannot be loaded, and when another
+    process was first.
     """
     if not why.strip():
         raise MlrefError('expected a reason for the promotion, got none; say why')
@@ -262,12 +263,16 @@ def promote(
 # %% ../nbs/14b_promotion.ipynb #cd175d9c
 def rollback(
     registry: Registry,
-    at: int,  # Minute of the decision
-    why: str,  # Evidence, for who asks later
+    at: int,  # Minute UTC of the decision, on the simulated or the real clock
+    why: str,  # Evidence, for who asks later; not empty
     who: str = 'mlref',  # Who decided
     features: FeatureSet | None = None,  # Of the task that serves; None = not compared
 ) -> Promotion:  # Its row
-    "Make the previous champion the champion again; raises `MlrefError` when there is none"
+    """Make the previous champion the champion again; idempotent
+
+    Raises `MlrefError` without a reason, when there is none or it cannot be loaded, and when
+    another process was first.
+    """
     if not why.strip():
         raise MlrefError('expected a reason for the rollback, got none; say why')
     was_cut_off = sync_aliases(registry)
@@ -288,9 +293,9 @@ def rollback(
 class LogNote:
     "What is noted in the log beside who is champion"
 
-    at: int  # Minute of the decision, on the simulated or the real clock
-    who: str
-    why: str
+    at: int  # Minute UTC of the decision, on the simulated or the real clock
+    who: str  # Who decided: a person, or 'mlref'
+    why: str  # For who asks later
     rollout: str = ''  # Where a rollout stands from now on, as JSON; '' = none runs
     to: str = ''  # Version that becomes champion with it; '' = no alias moves
     approval: str = ''  # What a person is asked, or has answered, as JSON; '' = nothing

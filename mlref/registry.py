@@ -130,7 +130,7 @@ def _may_pass(error: Exception) -> bool:
 
 # %% ../nbs/14_registry.ipynb #14a00032
 def check_model_name(
-    name: str,
+    name: str,  # Of a model, e.g. 'late'
 ) -> str:  # `name`
     "Raises `MlrefError` for a name that MLflow refuses for a model or makes a path of"
     odd = sorted({*name} & {*'/:.%"\''})
@@ -164,7 +164,7 @@ class Registry:
 
     @cached_property
     def client(self) -> 'MlflowClient':
-        "MLflow's client; making it makes the tables of an SQLite file"
+        "MLflow's client; making it makes the tables of an SQLite file; raises `MlrefError`"
         need_extra('mlflow', extra='registry')
         from mlflow import MlflowClient
 
@@ -179,8 +179,8 @@ class Registry:
     def call(
         self,
         method: str,  # Of `MlflowClient`
-        *args: Any,
-        **kwargs: Any,
+        *args: Any,  # Of that method
+        **kwargs: Any,  # Of that method
     ) -> Any:  # What MLflow answers; None = there is no such thing
         "Ask MLflow; raises `RegistryUnreachable`, or `MlrefError` with what MLflow says"
         # asking makes no file
@@ -226,8 +226,8 @@ def _none_or_raise(
 
 def version_by_alias(
     registry: Registry,
-    alias: str = 'champion',
-) -> str | None:  # None = no version has it
+    alias: str = 'champion',  # 'champion', 'previous', 'challenger' or one of your own
+) -> str | None:  # Number of the version; None = no version has it
     "The version an alias points to; raises `RegistryUnreachable`"
     found = registry.call('get_registered_model', registry.name)
     return str(found.aliases[alias]) if found and alias in found.aliases else None
@@ -284,7 +284,7 @@ NAME_LENGTH, PARAM_LENGTH = 250, 6000  # of MLflow; it cuts longer parameters wi
 
 
 def check_noted_names(
-    names: Mapping[str, object],
+    names: Mapping[str, object],  # Name -> value; the values are not looked at
     what: str,  # 'metric' or 'parameter'
 ) -> None:
     "Raises `MlrefError` for a name that MLflow refuses"
@@ -300,12 +300,12 @@ def check_noted_names(
 
 @dataclass(frozen=True)
 class TrainingRun:
-    "How a model came about, as MLflow notes it of a run"
+    "How a model came about; raises `MlrefError` for what MLflow refuses or would change"
 
     data: str  # Digest of all the rows it learnt from
     metrics: Mapping[str, float] = field(default_factory=dict)  # Measured before the decision
     params: Mapping[str, str | int | float] = field(default_factory=dict)  # How it was trained
-    lake: str = ''  # Where the rows came from, e.g. 'commit 41'
+    lake: str = ''  # Where the rows came from, e.g. 'commit 41'; '' = not noted
 
     def __post_init__(self) -> None:
         check_noted_names(self.metrics, 'metric')
@@ -361,9 +361,9 @@ def register_model(
     run: TrainingRun,
     features: FeatureSet | None = None,  # What its columns are; None = vectors of the caller's own
     gates: list[Gate] | None = None,  # What they said; None = they were not run
-    sample: np.ndarray | None = None,  # All it was trained on, float32: for ranges and kept rows
+    sample: np.ndarray | None = None,  # All training rows, float32 (rows, features), or none
 ) -> str | None:  # Number of the version; None = the server is away, the model waits
-    "Register a model as the challenger; idempotent; raises `MlrefError` for no `Predictor`"
+    "Register the challenger; idempotent; raises `MlrefError` for no `Predictor` or other columns"
     check_type(model, Predictor, 'model')
     if sample is not None:
         check_predictor(model, sample[:KEPT_ROWS])  # before anything is written
@@ -527,7 +527,7 @@ def upload_model(
     registry: Registry,
     model: str,  # A digest from `pending_uploads`
 ) -> str:  # Number of its version
-    "Send a kept model to MLflow; idempotent; raises `RegistryUnreachable`"
+    "Send a kept model to MLflow; idempotent; raises as `Registry.call`, or when none waits"
     entry = _find_or_create_version(registry, model)
     number = str(entry.version)
     aliases = registry.call('get_registered_model', registry.name).aliases
