@@ -52,7 +52,10 @@ def arm_differences(
     now: int,  # Minute UTC
     least: int = 20,  # Rows that each arm needs on a day
 ) -> ArmDays:
-    "Loss of B less that of A on every mature day; a day once in does not change"
+    """Loss of B less that of A on every mature day; a day once in does not change
+
+    Raises `MlrefError` for `least` below 1, and for a time that is not a minute UTC.
+    """
     check_number(least, 'least', low=1, whole=True)
     counted = mature_rows(served, calendar, start, now) & np.isin(served.variant, arms)
     loss = (served.score[counted] - served.y[counted]) ** 2

@@ -29,7 +29,11 @@ def harm_ahead(
     days: int = 7,  # After each day
     limit: float = 0.06,  # Of the gap; beyond it is harm
 ) -> pl.DataFrame:  # Of the columns HARM; null at the end
-    "How far observed and predicted are apart in the days after each day"
+    """How far observed and predicted are apart in the days after each day
+
+    Raises `MlrefError` for other columns, a day that stands there twice, and settings out of their
+    bounds.
+    """
     check_frame(totals, DAY_TOTALS, 'totals of days')
     check_number(days, 'days', low=1, whole=True)
     check_number(limit, 'limit', 0, 1)
@@ -61,7 +65,7 @@ class Episode:
 def harm_episodes(
     harm: pl.DataFrame,  # Of `harm_ahead`
 ) -> list[Episode]:
-    "The episodes, in order"
+    "The episodes, in order; raises `MlrefError` for other columns"
     check_frame(harm, HARM, 'harm')
     bad = harm.filter(pl.col('harmed').fill_null(False)).sort('day')
     begins = (pl.col('day').diff() != pl.duration(days=1)).fill_null(True)
@@ -73,9 +77,12 @@ def harm_episodes(
 def exact_interval(
     count: int,  # Of successes
     n: int,  # Of trials
-    level: float = 0.95,
+    level: float = 0.95,  # Chance that the interval holds the share
 ) -> Estimate:  # NaN for no trials, with the interval 0 to 1
-    "A share with its interval (Clopper and Pearson 1934)"
+    """A share with its interval (Clopper and Pearson 1934)
+
+    Raises `MlrefError` for a count outside 0 to n, and where SciPy is not installed.
+    """
     check_number(n, 'n', low=0, whole=True)
     check_number(count, 'count', 0, n, whole=True)
     check_number(level, 'level', 0, 1)
@@ -120,7 +127,7 @@ def score_alarms(
     raised: Sequence[date],  # Days on which an alarm was raised
     harm: pl.DataFrame,  # Of `harm_ahead`
 ) -> AlarmScore:
-    "Precision, recall and delay of alarms"
+    "Precision, recall and delay of alarms; raises `MlrefError` for other columns of the harm"
     check_frame(harm, HARM, 'harm')
     verdicts = harm.filter(pl.col('harmed').is_not_null())
     judged = dict(zip(verdicts['day'], verdicts['harmed'], strict=True))
@@ -145,10 +152,13 @@ def score_alarms(
 def random_scores(
     alarms: int,  # Days to ring on
     harm: pl.DataFrame,  # Of `harm_ahead`
-    draws: int = 1000,
+    draws: int = 1000,  # Policies, one score each
     seed: int = 0,
 ) -> list[AlarmScore]:
-    "Scores of policies that ring as often, on drawn days"
+    """Scores of policies that ring as often, on drawn days
+
+    Raises `MlrefError` for more alarms than there are days with a verdict.
+    """
     check_frame(harm, HARM, 'harm')
     days = harm.filter(pl.col('harmed').is_not_null())['day'].to_list()
     check_number(alarms, 'alarms', 0, len(days), whole=True)

@@ -32,7 +32,7 @@ ALARM_COLUMNS = {'day': pl.Date, 'metric': pl.String, 'feature': pl.String, 'val
 
 def metric_series(
     metrics: pl.DataFrame,  # With ALARM_COLUMNS; one row a day, metric and feature
-    metric: str,
+    metric: str,  # Value of the column `metric`
     feature: str = '',  # '' = not about a feature
 ) -> pl.DataFrame:  # day and value, every day of the table; NaN where it was not measured
     "The days of one measure, in order; raises `MlrefError` for a day that stands there twice"
@@ -70,7 +70,10 @@ def trailing_mean(
     values: np.ndarray,  # (..., days); NaN = not measured, and so is what is infinite
     window: int,  # Days
 ) -> np.ndarray:  # float64 (..., days)
-    "Mean of the last days; NaN before a window has passed, and where no day of it was measured"
+    """Mean of the last days; NaN before a window has passed, and where no day of it was measured
+
+    Raises `MlrefError` for a window below 1.
+    """
     check_number(window, 'window', low=1, whole=True)
     known = np.isfinite(values)  # one infinite value would stay in every later sum
     total = np.cumsum(np.where(known, values, 0.0), axis=-1)
@@ -86,7 +89,10 @@ def fit_baseline(
     values: np.ndarray,  # One per undisturbed day, in order; NaN = not measured
     window: int = 1,  # Days that are averaged
 ) -> Baseline:
-    "Mean and spread of a measure, of its trailing means for a window"
+    """Mean and spread of a measure, of its trailing means for a window
+
+    Raises `MlrefError` for fewer than two measured windows, or windows that are all alike.
+    """
     check_array(values, 'values of the days')
     smooth = trailing_mean(np.asarray(values, np.float64), window)
     known = smooth[~np.isnan(smooth)]
@@ -153,7 +159,7 @@ class ControlLimit:
 
 # %% ../nbs/19a_alarms.ipynb #19a0001e
 def winsorize(
-    deviations: np.ndarray,
+    deviations: np.ndarray,  # Of any shape; NaN = not measured
     cut: float,  # Deviations
 ) -> np.ndarray:  # Of the same shape; 0 where nothing was measured
     "Deviations brought to within the cut on both sides"
@@ -265,7 +271,7 @@ DETECTORS: dict[str, type] = {
 def encode_rules(
     rules: Sequence[AlarmRule],
 ) -> list[dict[str, Any]]:  # What JSON can hold
-    "Rules as they stand in a file"
+    "Rules as they stand in a file; raises `MlrefError` for a detector that has no name there"
     kinds = {cls: kind for kind, cls in DETECTORS.items()}
     rows = []
     for rule in rules:
@@ -348,7 +354,7 @@ def draw_seasons(
     days: int,  # That there are
     length: int = 90,  # Days of a season
     block: int = 7,  # Consecutive days that stay together
-    seasons: int = 2000,
+    seasons: int = 2000,  # To draw
     seed: int = 0,
 ) -> np.ndarray:  # Places of days, int64 (seasons, length)
     "Seasons of drawn blocks of days; raises `MlrefError` for fewer days than a block"
@@ -371,7 +377,10 @@ def first_alarms(
     rules: Sequence[AlarmRule],
     seasons: Sequence[np.ndarray],  # One per rule: values of its measure, (seasons, days)
 ) -> np.ndarray:  # Place of the day, int64 (rules + 1, seasons); NEVER; last row: any rule
-    "The first day on which each rule rings in each season, and any of them"
+    """The first day on which each rule rings in each season, and any of them
+
+    Raises `MlrefError` without a rule, or for seasons without a day.
+    """
     check_number(len(rules), 'number of rules', low=1)
     rows = []
     for rule, values in zip(rules, seasons, strict=True):
@@ -388,7 +397,7 @@ def first_alarms(
 class PlantedChange:
     "What is added to the undisturbed days of some measures"
 
-    shift: float
+    shift: float  # In the unit of the measures
     metrics: tuple[str, ...]
 
 
@@ -398,7 +407,10 @@ def detection(
     places: np.ndarray,  # Of `draw_seasons`
     change: PlantedChange = PlantedChange(0.0, ()),
 ) -> np.ndarray:  # As of `first_alarms`
-    "When the rules ring in seasons in which a change was planted from the first day on"
+    """When the rules ring in seasons in which a change was planted from the first day on
+
+    Raises `MlrefError` for places beyond the undisturbed days.
+    """
     seasons = []
     for rule in rules:
         values = metric_series(undisturbed, rule.metric, rule.feature)['value'].to_numpy()
@@ -417,7 +429,10 @@ def limit_for(
     values: np.ndarray,  # Undisturbed seasons of its measure, (seasons, days)
     share: float,  # Of seasons in which it may ring, 0 to 1
 ) -> float:
-    "The limit that a rule reaches in so many undisturbed seasons"
+    """The limit that a rule reaches in so many undisturbed seasons
+
+    Raises `MlrefError` for a share of 0 or above 1, and for seasons without a day.
+    """
     check_number(share, 'share', 1e-6, 1)
     check_number(values.size, 'measured days of the seasons', low=1)
     reached = np.nanmax(rule.statistic(values), axis=-1)
@@ -426,11 +441,11 @@ def limit_for(
 # %% ../nbs/19a_alarms.ipynb #19a0003d
 def with_surprise(
     metrics: pl.DataFrame,  # With ALARM_COLUMNS
-    realized: str = 'realized_auc',
-    estimated: str = 'estimated_auc',
-    name: str = 'auc_surprise',  # Of the new rows
+    realized: str = 'realized_auc',  # Metric that is taken
+    estimated: str = 'estimated_auc',  # Metric that is subtracted from it
+    name: str = 'auc_surprise',  # Metric of the new rows
 ) -> pl.DataFrame:  # With one row more for each day that has both
-    "Realised less estimated as a measure of its own"
+    "Realised less estimated as a measure of its own; raises `MlrefError` for other columns"
     check_frame(metrics, ALARM_COLUMNS, 'metrics')
     base = metrics.select(list(ALARM_COLUMNS))
     one = base.filter(pl.col('metric') == realized)

@@ -89,7 +89,7 @@ def latency_quantile(
     times: dict[str, int],  # Milliseconds -> answers that took that long
     share: float,  # 0 to 1
 ) -> float:  # Milliseconds
-    "The smallest time within which a share of the answers came"
+    "The smallest time within which a share of the answers came; raises `MlrefError` without one"
     left = share * sum(times.values())
     counted = sorted((float(each), count) for each, count in times.items())
     for milliseconds, count in counted:
@@ -103,7 +103,7 @@ def latency_quantile(
 class LoadStep:
     "What a number of users got"
 
-    users: int
+    users: int  # Who asked at the same time
     rate: float  # Answers a second: those with status 200
     p50: float  # Milliseconds, of the same
     p99: float  # Milliseconds, of the same
@@ -170,8 +170,8 @@ def answer_rate(
 def run_load_step(
     url: str,  # The server
     bodies: list[str],  # From `request_bodies`
-    users: int,
-    seconds: int,
+    users: int,  # Who ask at the same time
+    seconds: int,  # For how long
     pid: int,  # Of the server, for its memory; 0 = not known
 ) -> LoadStep:
     "Let users ask for some seconds; raises `MlrefError` when it does not run or nobody answers"
@@ -195,18 +195,18 @@ def run_load_step(
 
 
 def run_load_steps(
-    url: str,
-    bodies: list[str],
-    pid: int,
-    users: tuple[int, ...] = (1, 4, 16, 64),
-    seconds: int = 20,
+    url: str,  # The server
+    bodies: list[str],  # From `request_bodies`
+    pid: int,  # Of the server, for its memory; 0 = not known
+    users: tuple[int, ...] = (1, 4, 16, 64),  # Of each step, who ask at the same time
+    seconds: int = 20,  # Of each step
 ) -> list[LoadStep]:
-    "More and more users, one step after the other"
+    "More and more users, one step after the other; raises `MlrefError` as `run_load_step` does"
     return [run_load_step(url, bodies, count, seconds, pid) for count in users]
 
 # %% ../nbs/20_capacity.ipynb #20c0001a
 def plot_load(steps: list[LoadStep]) -> 'Figure':
-    "Rate and waiting against users"
+    "Rate and waiting against users; raises `MlrefError` without a step"
     import matplotlib.pyplot as plt
 
     if not steps:

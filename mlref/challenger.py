@@ -206,7 +206,7 @@ def promotion_record(
     registry: Registry,
     evidence: Mapping,  # Of the decision
     decided_at: int,  # Minute UTC
-    why: str,
+    why: str,  # Its reason, one line for a person
 ) -> ModelRecord:
     "What a model card is written from"
     number = evidence['number']
@@ -373,7 +373,7 @@ def collect_evidence(
     registry: Registry,
     task: Task,
 ) -> Evidence:
-    "What the lake and the registry say about a challenger"
+    "What the lake and the registry say of a challenger; raises `MlrefError` without a champion"
     number = version_by_alias(registry)
     if number is None:
         raise MlrefError('expected a champion to compare with, found none; bootstrap first')

@@ -62,7 +62,10 @@ def mature_rows(
     start: int,  # Minute UTC; days that began before do not count
     now: int,  # Minute UTC
 ) -> np.ndarray:  # bool (rows,)
-    "Which rows count: of whole days, old enough for a label of either outcome"
+    """Which rows count: of whole days, old enough for a label of either outcome
+
+    Raises `MlrefError` for a time that is not a minute UTC.
+    """
     check_minute(start, 'start')
     check_minute(now, 'now')
     day = calendar.day_of(rows.cutoff)
@@ -125,7 +128,10 @@ def mean_sequence(
     alpha: float = 0.05,  # Chance that the truth is ever missed
     weight: float = 4.0,  # Days that `spread` is worth
 ) -> ConfidenceSequence:
-    "Confidence sequence of the mean of symmetric values (de la Peña 1999; Howard et al. 2021)"
+    """Confidence sequence of the mean of symmetric values (de la Peña 1999; Howard et al. 2021)
+
+    Raises `MlrefError` for a value that is NaN or infinite, and for a setting out of its bounds.
+    """
     check_array(x, 'values', dimensions=max(1, np.ndim(x)))
     check_number(spread, 'spread', 1e-12, 1e12)
     check_number(alpha, 'alpha', 1e-12, 0.999)
@@ -153,7 +159,10 @@ def bounded_sequence(
     high: float,  # No value lies above
     alpha: float = 0.05,  # Chance that the truth is ever missed
 ) -> ConfidenceSequence:
-    "Empirical Bernstein confidence sequence (Waudby-Smith and Ramdas 2023)"
+    """Empirical Bernstein confidence sequence of a mean (Waudby-Smith and Ramdas 2023)
+
+    Raises `MlrefError` for a value that is NaN or outside the bounds.
+    """
     check_array(x, 'values')
     check_number(low, 'low')
     check_number(high, 'high')

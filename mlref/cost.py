@@ -168,7 +168,10 @@ def monthly_bill(
     answers: float,  # A month
     running: float = 1.0,  # Share of the machine hours that are paid, e.g. with autoscaling
 ) -> list[BillItem]:
-    "What a month costs, item by item"
+    """What a month costs, item by item
+
+    Raises `MlrefError` for a number of answers below 0, and a share outside 0 to 1.
+    """
     check_number(answers, 'answers', low=0, high=_MOST)
     check_number(running, 'running', low=0, high=1)
     machine_hours = fleet.machines * HOURS * running
@@ -192,7 +195,7 @@ def cost_per_million(
     bill: Sequence[BillItem],
     answers: float,  # That the bill is for
 ) -> float:
-    "What a million answers cost"
+    "What a million answers cost; raises `MlrefError` for a bill of less than one answer"
     check_number(answers, 'answers', low=1, high=_MOST)
     return total_cost(bill) / answers * 1e6
 
@@ -201,7 +204,7 @@ def cost_per_million(
 class Growth:
     "A bill at some times the traffic of today"
 
-    times: float
+    times: float  # The traffic of today
     fleet: Fleet
     bill: tuple[BillItem, ...]
     answers: float  # A month
@@ -215,7 +218,10 @@ def grow(
     peak: float,  # A second, today
     factors: Sequence[float] = (1, 10, 100, 1000, 10_000),  # Times the traffic of today
 ) -> list[Growth]:
-    "The right size and its bill at growing traffic; peak and answers grow alike"
+    """The right size and its bill at growing traffic; peak and answers grow alike
+
+    Raises `MlrefError` for a factor that is not above 0, and when no machine holds a worker.
+    """
     found = []
     for times in factors:
         check_number(times, 'factors', low=_LEAST, high=_MOST)
@@ -226,7 +232,10 @@ def grow(
 
 # %% ../nbs/20a_cost.ipynb #20ac0022
 def plot_growth(found: Sequence[Growth]) -> 'Figure':
-    "The price of a million answers, in all and item by item, against traffic"
+    """The price of a million answers, in all and item by item, against traffic
+
+    Raises `MlrefError` without a bill.
+    """
     import matplotlib.pyplot as plt
 
     if not found:
@@ -252,7 +261,11 @@ def compare_levers(
     peak: float,  # A second
     better: float = 0.1,  # Share by which each quantity is improved
 ) -> dict[str, float]:  # Quantity -> share of the bill that is saved, the largest first
-    "What each measured quantity is worth"
+    """What each measured quantity is worth
+
+    Raises `MlrefError` when the bill of today is 0, no machine holds a worker, or `better` is not
+    between 0 and 1.
+    """
     check_number(better, 'better', 1e-9, 0.999)
 
     def priced(used: Workload, most: float) -> float:

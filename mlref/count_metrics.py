@@ -42,7 +42,10 @@ def count_auc(
 def auc_slack(
     sketch: Sketch,
 ) -> float:  # 0 for scores that are counted one by one
-    "How far the realized AUC can be off because scores were put on a grid"
+    """How far the realized AUC can be off because scores were put on a grid
+
+    Raises `MlrefError` for what is no `Sketch`.
+    """
     check_type(sketch, Sketch, 'sketch')
     scores = sketch.scores
     negative = scores.labelled - scores.positive
@@ -74,7 +77,7 @@ REALIZED = ('realized_auc', 'realized_log_loss', 'brier', 'ece', 'calibration_ga
 def realized_metrics(
     sketch: Sketch,
 ) -> dict[str, float]:  # Metric -> value; NaN for what the labels do not give
-    "Performance of the predictions whose labels have come"
+    "Performance where labels have come; raises `MlrefError` for what is no `Sketch`"
     check_type(sketch, Sketch, 'sketch')
     known = sketch.scores.labelled > 0
     score = sketch.scores.score[known]
@@ -115,7 +118,10 @@ def fit_score_map(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
 ) -> ScoreMap:
-    "Isotonic regression of outcomes on scores; equal scores are one point"
+    """Isotonic regression of outcomes on scores; equal scores are one point
+
+    Raises `MlrefError` unless there is an outcome of 0 or 1 and a finite score for each row.
+    """
     from scipy.optimize import isotonic_regression
 
     check_scores(y, p)
@@ -143,7 +149,11 @@ def needs_score_map(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Score per row
 ) -> bool:
-    "Whether calibrating pays on rows that it was not fitted to, as NannyML decides it"
+    """Whether calibrating pays on rows that it was not fitted to, as NannyML decides it
+
+    False for too few rows of one outcome to split. Raises `MlrefError` unless there is an outcome
+    of 0 or 1 and a finite score for each row.
+    """
     from sklearn.model_selection import StratifiedShuffleSplit
 
     check_scores(y, p)
@@ -164,7 +174,10 @@ def estimated_auc(
     sketch: Sketch,
     score_map: ScoreMap | None = None,  # None: a score is its own chance
 ) -> float:  # NaN for an empty sketch
-    "The AUC to expect when each score is as often right as it says"
+    """The AUC to expect when each score is as often right as it says
+
+    Raises `MlrefError` for what is no `Sketch`.
+    """
     check_type(sketch, Sketch, 'sketch')
     scores = sketch.scores
     chance = scores.score if score_map is None else score_map.apply(scores.score)
@@ -174,7 +187,7 @@ def estimated_auc(
 def aligned_counts(
     reference: Sketch,
     sketch: Sketch,  # Of the same bins
-    feature: str,
+    feature: str,  # One of those of the bins
 ) -> tuple[np.ndarray, np.ndarray]:  # Rows of the reference and of the sketch, place by place
     "Rows with a value: each bin or value of the reference, then all that lies elsewhere"
     if feature in reference.values:
@@ -228,7 +241,7 @@ def _value_table(before: Mapping[str, int], now: Mapping[str, int]) -> np.ndarra
 # %% ../nbs/18b_count_metrics.ipynb #18b5001b
 def chi_squared(
     before: Mapping[str, int],  # Value -> rows
-    now: Mapping[str, int],
+    now: Mapping[str, int],  # The same, of the day
 ) -> tuple[float, float]:  # Statistic, p-value; NaN when one of them has no rows
     "Chi-squared test that both are draws of one distribution; each value counts for itself"
     from scipy.special import chdtrc
@@ -251,7 +264,7 @@ def chi_squared(
 # %% ../nbs/18b_count_metrics.ipynb #18b5001c
 def largest_change(
     before: Mapping[str, int],  # Value -> rows
-    now: Mapping[str, int],
+    now: Mapping[str, int],  # The same, of the day
 ) -> float:  # NaN when one of them has no rows
     "L-infinity distance: the largest change of the share of one value"
     table = _value_table(before, now)
@@ -373,11 +386,15 @@ def _all_limits(
 # %% ../nbs/18b_count_metrics.ipynb #18b50025
 def fit_reference(
     rows: pl.DataFrame,  # p, y and the features, of days the model did not learn from
-    day: np.ndarray,  # Of each row
-    features: tuple[str, ...],
+    day: np.ndarray,  # Of each row, whole number
+    features: tuple[str, ...],  # Columns that are counted
     n_std: float = 3.0,  # Standard deviations of the days from their mean to a limit
 ) -> Reference:
-    "Bins, counts, map and limits of a reference; raises `MlrefError` without labels"
+    """Bins, counts, map and limits of a reference
+
+    Raises `MlrefError` without labels of both outcomes, for scores that are no probabilities, and
+    for infinite values of a feature.
+    """
     check_frame(rows, dict.fromkeys(('p', 'y', *features)), 'the reference')
     check_array(day, 'day', rows.height, 'iu')
     check_number(n_std, 'n_std', low=0)

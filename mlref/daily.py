@@ -360,7 +360,7 @@ def calibration_effect(
 def surprise_rows(
     known: pl.DataFrame,  # From `labelled_predictions`, of one scoring day and one model
     version: str,  # Of that model
-    day: int,
+    day: int,  # That day
     calendar: Calendar,
 ) -> pl.DataFrame:  # Rows of the metrics table; none for a day with few labels
     "What was realised on a day less what its scores foresaw, for the rules that watch it"

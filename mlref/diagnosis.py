@@ -80,9 +80,9 @@ def _check_counted(reference: Reference, sketch: Sketch, feature: str) -> None:
 def find_shift(
     reference: Reference,
     sketch: Sketch,  # Of the days of an alarm
-    feature: str,
+    feature: str,  # One of those of the bins
 ) -> Shift:
-    "What one feature did; raises `MlrefError` for one that is not counted"
+    "What one feature did; raises `MlrefError` for one that is not counted, and for other bins"
     check_type(reference, Reference, 'reference')
     check_type(sketch, Sketch, 'sketch')
     _check_counted(reference, sketch, feature)
@@ -146,7 +146,7 @@ def name_segments(
     rows: pl.DataFrame,  # Of the days of an alarm: p and the features
     shifts: Sequence[Shift],  # From `find_shift`, of these days
 ) -> list[Shift]:  # The same, each with the segment that carries it
-    "Where the features moved"
+    "Where the features moved; raises `MlrefError` for rows without the features of the reference"
     check_type(reference, Reference, 'reference')
     best = {each.feature: (min(1.0, each.excess / 2), '') for each in shifts}
     for column, value in _list_segments(rows, reference.bins):

@@ -227,7 +227,11 @@ def waiting_requests(
 class RequestQueue:
     "Requests that wait in front of some replicas"
 
-    def __init__(self, replica: ReplicaModel, step_s: float):
+    def __init__(
+        self,
+        replica: ReplicaModel,
+        step_s: float,  # Seconds of a step
+    ):
         self.replica = replica
         self.step_s = step_s
         self.length = 0.0  # Requests that wait
@@ -253,7 +257,12 @@ class RequestQueue:
 class SimulatedFleet:
     "Replicas behind a queue, moved on step by step under a policy"
 
-    def __init__(self, config: AutoscalingConfig, replica: ReplicaModel, step_s: float):
+    def __init__(
+        self,
+        config: AutoscalingConfig,
+        replica: ReplicaModel,
+        step_s: float,  # Seconds of a step
+    ):
         self.config = config
         self.replica = replica
         self.step_s = step_s
@@ -267,7 +276,7 @@ class SimulatedFleet:
         self.ongoing: deque[float] = deque(maxlen=looks)
 
     def scale(self, wanted: int) -> None:
-        "Start or end replicas; those that still start are given up first"
+        "Start or end replicas until `wanted` are there; those that still start go first"
         while self.running + len(self.starting) < wanted:
             self.starting.append(self.at + self.replica.start_s)
         while self.starting and self.running + len(self.starting) > wanted:
@@ -275,7 +284,7 @@ class SimulatedFleet:
         self.running = min(self.running, wanted)
 
     def step(self, came: float) -> tuple[int, int, float, float, float]:
-        "One step: paid for, running, answered, refused, waiting before it"
+        "A step of `came` requests: paid for, running, answered, refused, waiting before it"
         while self.starting and self.starting[0] <= self.at:
             self.starting.popleft()
             self.running += 1
@@ -320,7 +329,11 @@ def simulate_fleet(
     arrivals: np.ndarray,  # Requests that come in each step
     step_s: float = 60.0,  # Seconds; decisions are made once a step
 ) -> FleetHistory:
-    "Let a fleet live through some traffic; a fixed fleet is one whose bounds are equal"
+    """Let a fleet live through some traffic; a fixed fleet is one whose bounds are equal
+
+    Raises `MlrefError` for arrivals that are no array of numbers, and for a step below a second or
+    above an hour.
+    """
     check_array(arrivals, 'arrivals', len(arrivals))
     check_number(step_s, 'step_s', 1, 3600)
     paced = replace(config, metrics_interval_s=float(step_s))
@@ -332,8 +345,8 @@ def simulate_fleet(
 # %% ../nbs/18_fleet.ipynb #18f1002a
 def slower_share(
     history: FleetHistory,
-    seconds: float,
-) -> float:
+    seconds: float,  # From a request to its answer
+) -> float:  # 0 to 1
     "Share of the answered requests that took longer than a time"
     speed = history.running * history.replica.requests_per_s
     speed = np.maximum(speed, 1e-9)
@@ -348,9 +361,12 @@ def slower_share(
 # %% ../nbs/18_fleet.ipynb #18f1002b
 def response_quantile(
     history: FleetHistory,
-    share: float = 0.99,
+    share: float = 0.99,  # Of the answered requests
 ) -> float:  # Seconds
-    "The time within which a share of the answered requests were answered"
+    """The time within which a share of the answered requests were answered
+
+    Raises `MlrefError` for a share outside 0 to 1.
+    """
     check_number(share, 'share', 0, 1)
     low = 0.0
     high = 1.0

@@ -55,7 +55,12 @@ def _set_trouble(server: ModelServer, name: str, said: str) -> None:
 class StateFollower:
     "Has a worker answer with what the state of its server says"
 
-    def __init__(self, options: ServeOptions, server: ModelServer, index: int):
+    def __init__(
+        self,
+        options: ServeOptions,
+        server: ModelServer,
+        index: int,  # Number of the worker, from 0
+    ):
         self.options = options
         self.folder = Path(options.folder)
         self.server = server

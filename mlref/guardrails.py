@@ -32,7 +32,11 @@ def excess_evidence(
     share: float,  # Of the requests that the candidate had, between 0 and 1
     ratio: float = 1.0,  # Times as often as the champion, which would be accepted
 ) -> float:  # Log of the evidence that it is worse
-    "Evidence that may be looked at after every event (Wald 1945; Robbins 1970)"
+    """Evidence that may be looked at after every event (Wald 1945; Robbins 1970)
+
+    0 for a share of 0 or 1: one model alone is compared with nobody. Raises `MlrefError` for a
+    negative count, a share outside 0 to 1 or a ratio that is not above 0.
+    """
     check_number(bad, 'bad', 0)
     check_number(others, 'others', 0)
     check_number(share, 'share', 0, 1)
@@ -144,7 +148,10 @@ def check_shift(
     candidate: np.ndarray,  # Scores of the same requests, in order of time
     policy: GuardrailPolicy | None = None,  # None = the usual one
 ) -> tuple[str, ...]:  # A sentence when the scores are shifted
-    "Whether the candidate's scores are elsewhere on average; may be asked after every request"
+    """Whether the candidate's scores are elsewhere on average; may be asked after every request
+
+    Raises `MlrefError` for scores that are not probabilities, or not as many of each model.
+    """
     policy = GuardrailPolicy() if policy is None else policy
     check_probabilities(candidate, 'scores of the candidate')
     check_probabilities(champion, 'scores of the champion', len(candidate))

@@ -45,7 +45,11 @@ def replay_deployments(
     deployments: Sequence[Deployment],  # In order; the same model may come back
     cutoff: np.ndarray,  # Of each row, minutes UTC
 ) -> np.ndarray:  # float64, one per row
-    "The scores that are served when models follow one another"
+    """The scores that are served when models follow one another
+
+    Raises `MlrefError` for deployments that are not in order or begin after the first row, and for
+    a model without scores.
+    """
     check_array(cutoff, 'cutoff', kinds='iu')
     since = np.array([each.since for each in deployments], np.int64)
     unknown = sorted({each.version for each in deployments} - set(scores))
@@ -69,7 +73,10 @@ def month_starts(
     end: int,  # Minute UTC in the day after the last
     calendar: Calendar,
 ) -> list[int]:  # Minutes UTC
-    "When the scoring day of each first of a month begins, after the first day"
+    """When the scoring day of each first of a month begins, after the first day
+
+    Raises `MlrefError` for what is no `Calendar`.
+    """
     check_type(calendar, Calendar, 'calendar')
     days = range(int(calendar.day_of(start)) + 1, int(calendar.day_of(end)))
     firsts = [day for day in days if (date(1970, 1, 1) + timedelta(days=day)).day == 1]
@@ -91,7 +98,10 @@ def weekly_oracle(
     cutoff: np.ndarray,  # Of each row, minutes UTC
     begin: int,  # When the first week begins, minute UTC
 ) -> list[Deployment]:  # One a week
-    "The best model of each week among those that had been trained when it began"
+    """The best model of each week among those that had been trained when it began
+
+    Raises `MlrefError` without a row, and for a week that began before any model was trained.
+    """
     check_array(cutoff, 'cutoff', len(y), 'iu')
     check_number(len(y), 'rows to choose by', low=1)
     week = (cutoff - check_minute(begin, 'begin')) // WEEK
@@ -115,7 +125,10 @@ def weekly_gaps(
     cutoff: np.ndarray,  # Of each row, minutes UTC
     begin: int,  # When the first week begins, minute UTC
 ) -> pl.DataFrame:  # week, n, predicted, observed, gap; weeks without rows are left out
-    "Mean score less share of positives, of each week"
+    """Mean score less share of positives, of each week
+
+    Raises `MlrefError` unless each row has a label of 0 or 1, a finite score and a cut-off.
+    """
     check_scores(y, p)
     check_array(cutoff, 'cutoff', len(y), 'iu')
     week = (cutoff - check_minute(begin, 'begin')) // WEEK
@@ -137,7 +150,10 @@ def score_decision(
     difference: Estimate,  # Log-loss of candidate - incumbent afterwards, with its interval
     margin: float,  # Of log-loss by which a candidate may be worse
 ) -> str:  # One of OUTCOMES, or 'even'
-    "What became of a decision, as far as it is credible"
+    """What became of a decision, as far as it is credible
+
+    Raises `MlrefError` for another action, and for a margin below 0.
+    """
     check_choice(action, OUTCOMES, 'action')
     check_number(margin, 'margin', low=0)
     when_better, when_worse = OUTCOMES[action]

@@ -43,7 +43,7 @@ def challenge_kind(
     challenger: MadeBy,
     champion: MadeBy,
 ) -> str:  # 'refit' or 'change'
-    "What a challenger is to the champion"
+    "What a challenger is to the champion; raises `MlrefError` for what is not `MadeBy`"
     check_type(challenger, MadeBy, 'challenger')
     check_type(champion, MadeBy, 'champion')
     return 'refit' if challenger.kind and challenger == champion else 'change'
@@ -126,7 +126,7 @@ def no_slice_worse_by(
     verdicts: pl.DataFrame,  # From `slice_verdicts`, of at least one slice
     margin: float = SLICE_MARGIN,  # Of log-loss; that of the verdicts
 ) -> Gate:
-    "Nowhere credibly worse than the champion by a margin"
+    "Nowhere credibly worse than the champion by a margin; raises `MlrefError` without a slice"
     if not verdicts.height:
         raise MlrefError('expected slices to compare in, got none; take more days')
     worse = verdicts.filter(pl.col('kind') == 'refuse')
@@ -233,7 +233,10 @@ def as_judged(
     judged: np.ndarray,  # Score of each, by the model that was judged
     limit: float = REFIT_TOLERANCE,  # Of the loss that a refit may be worse by
 ) -> Gate:
-    "A refit explains rows about as well as the model that was judged, or better"
+    """A refit explains rows about as well as the model that was judged, or better
+
+    Raises `MlrefError` for a limit below 0, and unless each row has an outcome and both scores.
+    """
     check_number(limit, 'limit', 0)
     losses = [log_loss(y, p) for p in (refit, judged)]
     worse = losses[0] - losses[1]

@@ -62,7 +62,11 @@ def append_look(
     by: str,  # What a person types to look again, e.g. 'mlref bench train'
     what: Mapping[str, object],  # What was looked at, and what was seen; what JSON can hold
 ) -> int:  # Lines in the ledger now
-    "Write down a look at the months that were kept for judging"
+    """Write down a look at the months that were kept for judging
+
+    Raises `MlrefError` for a look with a name that the ledger writes itself, and for a ledger that
+    is broken.
+    """
     kept = {'date', 'commit', 'by', 'above'} & what.keys()
     if kept:
         raise MlrefError(

@@ -79,7 +79,10 @@ def realized_per_day(
     y: np.ndarray,  # Label of each row, 0 or 1
     p: np.ndarray,  # Score of each row
 ) -> dict[str, np.ndarray]:  # Measure -> one value per day, in order; AUC is NaN for one class
-    "Realized AUC of each day, and its gap: the mean score less the share of positives"
+    """Realized AUC of each day, and its gap: the mean score less the share of positives
+
+    Raises `MlrefError` unless each row has a day, a label of 0 or 1 and a probability.
+    """
     check_scores(y, p, day)
     check_probabilities(p, 'p')
     rows_of = [np.flatnonzero(day == one) for one in np.unique(day)]
@@ -149,7 +152,11 @@ def check_held_out(
 
 # %% ../nbs/19_monitor.ipynb #45eaf0fb
 class Monitor:
-    "A reference, and what was learnt from it"
+    """A reference, and what was learnt from it
+
+    Raises `MlrefError` for a reference of fewer than 7 days, without labels of both outcomes, with
+    infinite values, or whose rows the model that scored them had learnt from.
+    """
 
     def __init__(
         self,
@@ -174,7 +181,11 @@ class Monitor:
         rows = reference.select('p', 'y', *self.features)
         self.reference = fit_reference(rows, day, self.features, N_STD)
 
-    def limits(self, metric: str, feature: str = '') -> Bounds:
+    def limits(
+        self,
+        metric: str,  # As in `CountMetric`, e.g. 'js'
+        feature: str = '',  # '' = of the model as a whole
+    ) -> Bounds:
         "Lower and upper limit of a metric; None: there is none on that side"
         return self.reference.limits[metric, feature]
 
@@ -211,7 +222,7 @@ def metric_rows(
     n: int,  # Rows that were measured
     day: int,  # Days since 1970-01-01
 ) -> pl.DataFrame:  # Rows of the metrics table
-    "Measurements of one day as rows"
+    "Measurements of one day as rows; raises `MlrefError` for a time or count that is none"
     check_number(measured_at, 'measured_at', whole=True)
     check_number(n, 'n', low=0, whole=True)
     check_number(day, 'day', whole=True)
@@ -279,7 +290,11 @@ def estimate_day(
     rows: pl.DataFrame,  # cutoff, p and the monitored features of one scoring day
     version: str,  # Of the model that scored them
 ) -> pl.DataFrame:  # Rows of the metrics table
-    "Estimated AUC, drift and missing shares of a day, without labels"
+    """Estimated AUC, drift and missing shares of a day, without labels
+
+    Of fewer than `FEWEST_ROWS` rows only their number. Raises `MlrefError` for no rows, rows of
+    several days, other columns than the reference has, and infinite values.
+    """
     columns = {'cutoff': pl.Int64, 'p': None, **monitor.columns}
     check_frame(rows, columns, 'the rows of a day')
     _check_rows(rows, 'the rows of a day')
@@ -308,7 +323,7 @@ def realized_day(
     rows: pl.DataFrame,  # cutoff, p, y of the labelled rows of one scoring day
     version: str,  # Of the model that scored them
 ) -> pl.DataFrame:  # Rows of the metrics table; none when nothing is labelled
-    "AUC and gap of a day whose labels are known"
+    "AUC and gap of a day whose labels are known; raises `MlrefError` for rows of several days"
     check_frame(rows, {'cutoff': pl.Int64, 'p': None, 'y': None}, 'the labelled rows of a day')
     if not rows.height:
         return metric_rows([], measured_at=0, version=version, n=0, day=0)
@@ -355,7 +370,10 @@ def find_alarms(
     metrics: pl.DataFrame,  # Rows of the metrics table, of one model version
     policy: AlarmPolicy = AlarmPolicy(),
 ) -> dict[str, dict]:  # Measure -> its evidence: days out, newest value, its limits, newest day
-    "Measures that were out of their limits too often; drift alone is no alarm"
+    """Measures that were out of their limits too often; drift alone is no alarm
+
+    Raises `MlrefError` for a table with other columns.
+    """
     check_frame(metrics, METRICS.columns, 'metrics')
     check_type(policy, AlarmPolicy, 'policy')
     candidates = (

@@ -285,7 +285,10 @@ class PipelineRun:
         "Executed steps, result files, report and card of the run"
         return self.reports / 'runs' / self.id
 
-    def parameters(self, step: str) -> dict[str, object]:
+    def parameters(
+        self,
+        step: str,  # Name of one of its steps
+    ) -> dict[str, object]:  # By name
         "What a step gets: the folders of this run, where it declares them, and its own"
         folders = {'home': self.folder.resolve(), 'reports': self.report_folder.resolve()}
         known = read_parameters(self.steps / f'{step}.ipynb')
@@ -343,8 +346,8 @@ def changed_parameters(
 
 # %% ../nbs/24_pipeline.ipynb #5df0d472
 def check_run_id(
-    run_id: str,
-) -> str:  # `run_id`
+    run_id: str,  # From a command line, a record or a file
+) -> str:  # The same
     "Raises `MlrefError` for an id that is not a plain name of a folder"
     if not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,99}', run_id):
         raise MlrefError(
@@ -441,9 +444,9 @@ def _check_code(run: PipelineRun, anyway: bool) -> None:
 
 def load_run(
     steps: Path,  # Folder of the steps
-    data: Path,
-    reports: Path,
-    run_id: str,
+    data: Path,  # Holds runs/<id>
+    reports: Path,  # Holds runs/<id>
+    run_id: str,  # Name of its folder
     anyway: bool = False,  # Although the code is another
 ) -> PipelineRun:
     "A run that was started before; raises `MlrefError` without one, or on other packages or code"

@@ -49,7 +49,11 @@ def make_decision(
     evidence: Mapping[str, object],  # What it rests on
     calendar: Calendar,
 ) -> Decision:
-    "A decision with its evidence, its time and its id"
+    """A decision with its evidence, its time and its id
+
+    Raises `MlrefError` for an action that is not one of `ACTIONS`, and a day that is no whole
+    number.
+    """
     check_number(day, 'day', whole=True)
     check_choice(action, ACTIONS, 'action')
     text = json.dumps(evidence, sort_keys=True, default=float)
@@ -165,7 +169,7 @@ def retrain_reason(
     day: int,  # Today
     policy: RetrainPolicy,
 ) -> str:  # '' = no challenger tonight
-    "Why to train a challenger tonight"
+    "Why to train a challenger tonight; raises `MlrefError` for a day that is no whole number"
     check_number(day, 'day', whole=True)
     check_number(first_model, 'first_model', whole=True)
     if last_attempt is not None:
@@ -180,7 +184,7 @@ def retrain_reason(
 def alarm_decisions(
     alarms: Mapping[str, dict],  # Those that are on, with their evidence
     before: Mapping[str, dict],  # Those that were on the evening before
-    day: int,
+    day: int,  # The scoring day that ends
     calendar: Calendar,
 ) -> list[Decision]:  # One, or none
     "A decision that names the alarms that have come on"
@@ -201,7 +205,7 @@ def unanswered_alarms(
 def check_alarms(
     results: list[CheckResult],  # Of all checks of the day
     before: list[str],  # Rules that failed the day before
-    day: int,
+    day: int,  # The scoring day that ends
     calendar: Calendar,
 ) -> tuple[bool, list[Decision]]:  # May a challenger be trained tonight? The alarm, if there is one
     "What the results of the table checks mean for the models"
@@ -218,7 +222,7 @@ def check_alarms(
 def verdict(
     gates: list[Gate],  # All answers
     evidence: Mapping[str, object],  # Number, version, what it would replace, slices
-    day: int,
+    day: int,  # The scoring day at whose end it is taken
     calendar: Calendar,
     approval: bool = False,  # What passed waits for a person
 ) -> Decision:

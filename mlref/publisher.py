@@ -174,7 +174,9 @@ def is_current(
     return bool(state.champion and mark) and known and bundle.exists()
 
 
-def publish_main(text: str) -> None:
+def publish_main(
+    text: str,  # From `encode_options`
+) -> None:
     "The body of the publisher's process"
     try:
         publish_champion(decode_options(text))

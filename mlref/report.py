@@ -163,8 +163,8 @@ def _explain_refusal(why: str) -> str:
 # %% ../nbs/24a_report.ipynb #d1000221
 def explain_decision(
     action: str,  # Of the decisions table
-    why: str,
-    evidence: Mapping[str, Any],
+    why: str,  # Of the same row
+    evidence: Mapping[str, Any],  # The same, read from its JSON
 ) -> tuple[str, str]:  # What was done, and why
     "A decision in words"
     what = DECISION_WORDS.get(action, action)
@@ -182,7 +182,9 @@ def explain_decision(
     return what, 'the champion is old' if why == 'age' else why
 
 # %% ../nbs/24a_report.ipynb #d1000121
-def decisions_section(facts: Mapping[str, Sequence[tuple]]) -> Html:
+def decisions_section(
+    facts: Mapping[str, Sequence[tuple]],  # From `read_facts`
+) -> Html:
     "Every decision, with its reason"
     rows = [
         (format_time(when)[:10], *explain_decision(action, why, json.loads(evidence)))
@@ -191,7 +193,9 @@ def decisions_section(facts: Mapping[str, Sequence[tuple]]) -> Html:
     return html_section('Decisions', html_table(['day', 'what', 'why'], rows))
 
 
-def models_section(facts: Mapping[str, Sequence[tuple]]) -> Html:
+def models_section(
+    facts: Mapping[str, Sequence[tuple]],  # From `read_facts`
+) -> Html:
     "Which model served when"
     rows = [
         (
@@ -207,7 +211,9 @@ def models_section(facts: Mapping[str, Sequence[tuple]]) -> Html:
     return html_section('Which model served when', html_table(head, rows))
 
 # %% ../nbs/24a_report.ipynb #d1000024
-def quality_section(facts: Mapping[str, Sequence[tuple]]) -> Html:
+def quality_section(
+    facts: Mapping[str, Sequence[tuple]],  # From `read_facts`
+) -> Html:
     "What became of the messages, which rules were broken, which checks of tables did not hold"
     counts = [list(map(format_number, row)) for row in facts['messages']]
     rules = [
@@ -264,7 +270,9 @@ def goals_section(
     )
 
 # %% ../nbs/24a_report.ipynb #d1000127
-def not_run_section(files: Sequence[Mapping]) -> Html:
+def not_run_section(
+    files: Sequence[Mapping],  # Result files of the run
+) -> Html:
     "What could not be measured here, and why"
     rows = [
         (file['bench'], each['name'], each['why']) for file in files for each in file['not_run']
@@ -273,7 +281,7 @@ def not_run_section(files: Sequence[Mapping]) -> Html:
 
 
 def state_goals(files: Sequence[Mapping]) -> Html:
-    "One line: whether all that must hold does"
+    "One line: whether all goals in the result `files` of a run are held"
     held = [row['held'] for file in files for row in file['rows'] if row['held'] is not None]
     missed = held.count(False)
     if not held:
@@ -454,7 +462,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere }
 
 
 def render_report(
-    title: str,
+    title: str,  # Of the page, as plain text
     about: Sequence[str],  # What it is a report of, a line each
     sections: Sequence[Html],
 ) -> Html:

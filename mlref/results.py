@@ -53,13 +53,13 @@ def goal_held(
 # %% ../nbs/23_results.ipynb #e2300012
 def result_row(
     name: str,  # What was measured
-    value: float,
+    value: float,  # What was found, in `unit`
     unit: str,  # e.g. 's', 'MB'; '' for a share or a count
     goal: str = '',  # e.g. '>= 0.765'; '' = only shown
     n: int | None = None,  # Rows, answers or repeats behind the value
     **more: object,  # e.g. low, high, ratio, cpu
 ) -> dict[str, object]:
-    "A row of a result file"
+    "A row of a result file; raises `MlrefError` when the goal is none"
     held = goal_held(value, goal)
     row = {'name': name, 'ours': value, 'unit': unit, 'goal': goal, 'held': held, 'n': n}
     return {**row, **more}
@@ -97,7 +97,7 @@ def read_results(
 
 # %% ../nbs/23_results.ipynb #e2300018
 def format_number(
-    value: float,
+    value: float,  # An integer keeps all its digits
 ) -> str:  # e.g. '336,776' or '0.7716'
     "A number for people: whole above a thousand, four digits below"
     if isinstance(value, int) or abs(value) >= 1000:

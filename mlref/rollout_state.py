@@ -79,10 +79,10 @@ def require_rollout(
 # %% ../nbs/17d_rollout_state.ipynb #17d00011
 def begin_rollout(
     registry: Registry,
-    candidate: str,  # Version
+    candidate: str,  # Version in the registry
     now: int,  # Minute UTC
-    why: str,
-    who: str,
+    why: str,  # Reason, in the words that the promotion log keeps
+    who: str,  # Person or process that starts it
     policy: RolloutPolicy | None = None,  # None = the usual one
 ) -> Standing:
     "Start a rollout; raises `MlrefError` when one runs or the version may not become champion"
@@ -151,9 +151,12 @@ def scored_rows(
 # %% ../nbs/17d_rollout_state.ipynb #17d00016
 def pair_scores(
     rows: pl.DataFrame,  # From `scored_rows`
-    labels: pl.DataFrame,  # entity_id, y, label_time
+    labels: pl.DataFrame,  # entity_id, y (0 or 1), label_time (minute UTC)
 ) -> PairedScores:  # In order of the cut-off
-    "The scores of both models for each unit, and its label where it is known"
+    """The scores of both models for each unit, and its label where it is known
+
+    Raises `MlrefError` for frames with other columns.
+    """
     check_frame(rows, {**ROW_TYPES, 'shadow': pl.Boolean}, 'rows of predictions')
     check_frame(labels, {'entity_id': pl.String, 'y': None, 'label_time': None}, 'labels')
     keys = ['request_id', 'entity_id', 'cutoff']
@@ -213,7 +216,7 @@ def _scored_at_step(rollout: Rollout, rows: pl.DataFrame) -> int:
 def gather_evidence(
     rollout: Rollout,
     rows: pl.DataFrame,  # From `scored_rows`, since the rollout started
-    labels: pl.DataFrame,  # entity_id, y, label_time
+    labels: pl.DataFrame,  # entity_id, y (0 or 1), label_time (minute UTC)
     calendar: Calendar,
     now: int,  # Minute UTC
     counts: Mapping[str, VariantCounts] | None = None,  # By variant, under the plan of the step
@@ -238,7 +241,10 @@ def publish_plan(
     folder: Path,  # Of a server
     plan: RoutingPlan,
 ) -> int:  # Epoch of the state that holds it
-    "Let the workers of a server route by a plan; changes nothing when they do already"
+    """Let the workers of a server route by a plan; changes nothing when they do already
+
+    Raises `MlrefError` for what is no plan, and when the server's state cannot be read.
+    """
     check_type(plan, RoutingPlan, 'the plan to publish')
     encoded = encode_plan(plan)
     return publish_state(Path(folder), lambda state: replace(state, plan=encoded)).epoch

@@ -264,7 +264,11 @@ def check_sample_ratio(
     shares: Mapping[str, float],  # Model -> its share by the plan; they sum to 1
     weight: float = 100.0,  # Of the prior, in units
 ) -> SampleRatio:
-    "Evidence that a split is not the one of the plan (Lindon and Malek 2022)"
+    """Evidence that a split is not the one of the plan (Lindon and Malek 2022)
+
+    Units of a model without a share are infinite evidence. Raises `MlrefError` for counts or shares
+    that are no mapping, or a weight that is not above 0.
+    """
     check_type(counts, Mapping, 'counts')
     check_type(shares, Mapping, 'shares')
     check_number(weight, 'weight', 1e-6)

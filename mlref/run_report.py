@@ -216,7 +216,7 @@ LABEL_LENGTH = 60  # characters
 
 def worst_inputs(
     metrics: pl.DataFrame,  # Rows of the metrics table
-    n: int = 2,
+    n: int = 2,  # How many, at most
 ) -> list[str]:  # Names of measures
     "The inputs that were missing beyond their limits on most days"
     missing = metrics.filter(pl.col('name').str.starts_with('missing:'))
@@ -226,7 +226,7 @@ def worst_inputs(
 # %% ../nbs/22e_run_report.ipynb #84b34db1
 def label_decision(
     action: str,  # Of the decisions table
-    why: str,
+    why: str,  # Of the same row
 ) -> str:
     "A decision and its reason in a few words"
     if action == 'alarm':

@@ -78,9 +78,13 @@ def _cut_values(values: np.ndarray) -> np.ndarray:
 # %% ../nbs/18a_sketches.ipynb #18a50055
 def freeze_bins(
     reference: pl.DataFrame,  # With a column for each feature; floats are cut, others counted
-    features: tuple[str, ...],
+    features: tuple[str, ...],  # Columns to count
 ) -> FrozenBins:
-    "The bins that the values of a reference ask for; raises `MlrefError` for infinite ones"
+    """The bins that the values of a reference ask for
+
+    Raises `MlrefError` for infinite values, and for a feature that is no column or stands there
+    twice.
+    """
     check_distinct(features, 'features')
     check_frame(reference, dict.fromkeys(features), 'the reference')
     edges: dict[str, np.ndarray | None] = {}
@@ -145,7 +149,10 @@ def _places(edges: np.ndarray) -> int:
 
 
 def empty_sketch(bins: FrozenBins) -> Sketch:
-    "The sketch of no prediction: added to another it changes nothing"
+    """The sketch of no prediction: added to another it changes nothing
+
+    Raises `MlrefError` for what is not `FrozenBins`.
+    """
     check_type(bins, FrozenBins, 'bins')
     none = np.zeros(0, np.int64)
     values = {name: np.zeros(_places(edges), np.int64) for name, edges in bins.cut.items()}
@@ -333,7 +340,10 @@ def count_groups(
     group: np.ndarray,  # Of each row: its day, or its segment
     bins: FrozenBins,
 ) -> dict[int | str, Sketch]:  # In rising order of the groups
-    "A sketch for each day, or each segment, whatever the order of the rows"
+    """A sketch for each day, or each segment, whatever the order of the rows
+
+    Raises `MlrefError` unless there is one group for each row, and as `count_rows` does.
+    """
     check_array(group, 'group', rows.height, 'biufU')
     found = {}
     keys, place = np.unique(group, return_inverse=True)
@@ -413,7 +423,10 @@ def count_labels(
     rows: pl.DataFrame,  # p and y; rows without a label are not counted
     bins: FrozenBins,  # Of the sketch that this is added to
 ) -> Sketch:  # Without predictions and features
-    "The labels that came for predictions which were counted before"
+    """The labels that came for predictions which were counted before
+
+    Raises `MlrefError` for labels other than 0, 1 or missing, and scores that are no probabilities.
+    """
     check_frame(rows, {'p': None, 'y': None}, 'the labelled rows')
     _check_outcomes(rows['y'])
     known = rows.select('p', pl.col('y').cast(pl.Float64).fill_nan(None)).drop_nulls('y')
@@ -424,7 +437,7 @@ def count_labels(
 def encode_sketch(
     sketch: Sketch,
 ) -> bytes:
-    "A sketch as it is stored or sent"
+    "A sketch as it is stored or sent; raises `MlrefError` for what is no `Sketch`"
     check_type(sketch, Sketch, 'sketch')
     categories = {name: dict(rows) for name, rows in sketch.categories.items()}
     about = {

@@ -83,7 +83,10 @@ REFIT_MARGIN = 0.002  # of log-loss
 MOST_CONFIDENT = 1 - 1e-9  # from here on the ends of an interval are lost to rounding
 
 
-def check_confidence(value: float, name: str) -> None:
+def check_confidence(
+    value: float,  # Chance that an interval holds the truth
+    name: str,  # What the message calls it
+) -> None:
     "Raise `MlrefError` unless a confidence is at least .51 and below 1: then its interval has ends"
     check_number(value, name, 0.51, 1)
     if not value < MOST_CONFIDENT:
@@ -95,11 +98,15 @@ def check_confidence(value: float, name: str) -> None:
 
 def judge_refit(
     daily: DailyDifferences,  # Log-loss of challenger - champion, both as served
-    margin: float = REFIT_MARGIN,
+    margin: float = REFIT_MARGIN,  # Log-loss by which it may be worse; above 0
     confidence: float = 0.95,  # One-sided, over all looks
     looks: int = 1,  # How often it is asked, at most
 ) -> Verdict:
-    "Non-inferiority: whether a refit is credibly not worse by a margin"
+    """Non-inferiority: whether a refit is credibly not worse by a margin
+
+    Raises `MlrefError` for fewer than three days, a day without a number, or a margin, confidence
+    or number of looks out of its bounds.
+    """
     _check_days(daily)
     check_number(margin, 'margin', 1e-12)
     check_confidence(confidence, 'confidence')
@@ -141,7 +148,10 @@ def judge_change(
     daily: DailyDifferences,  # Of all days since the trial began; loss of challenger - champion
     policy: ChangePolicy | None = None,  # None = the usual one
 ) -> Verdict:
-    "Superiority: whether a change is credibly better; may be asked every day"
+    """Superiority: whether a change is credibly better; may be asked every day
+
+    Raises `MlrefError` before the first day, and for a day without a number.
+    """
     policy = ChangePolicy() if policy is None else policy
     _check_days(daily)
     alpha = 2 * policy.alpha_each  # only the side that promotes is spent
@@ -174,9 +184,12 @@ def auc_differences(
     challenger: np.ndarray,  # Score per row
     champion: np.ndarray,  # Score of the same rows
     day: np.ndarray,  # Day of each row
-    level: float = 0.95,
+    level: float = 0.95,  # Chance that an interval holds the truth
 ) -> AucDifferences:
-    "Both differences of AUC, by days: jackknife of the pooled, t of the mean of days"
+    """Both differences of AUC, by days: jackknife of the pooled, t of the mean of days
+
+    Raises `MlrefError` for fewer than three days with both outcomes.
+    """
     pooled = auc_difference_by_day(y, challenger, champion, day, level)
     rows_of = [np.flatnonzero(day == one) for one in np.unique(day)]
     mixed = [rows for rows in rows_of if 0 < y[rows].sum() < len(rows)]
@@ -211,10 +224,14 @@ def slice_verdicts(
     champion: np.ndarray,  # Of the same rows
     day: np.ndarray,  # Day of each row
     cuts: Mapping[str, np.ndarray],  # Name -> label of each row
-    margin: float = SLICE_MARGIN,
+    margin: float = SLICE_MARGIN,  # Log-loss by which a slice may be worse; above 0
     confidence: float = 0.95,  # One-sided, for all slices together
 ) -> pl.DataFrame:  # by, slice, n, days, difference, low, high, kind
-    "Non-inferiority in every slice that `find_slices` finds on three days or more"
+    """Non-inferiority in every slice that `find_slices` finds on three days or more
+
+    Raises `MlrefError` for columns that are not equally long, outcomes that are not 0 or 1, and a
+    margin or confidence out of its bounds.
+    """
     check_scores(y, challenger, champion, day, *cuts.values())
     found = find_slices(y, cuts)
     looks = max(1, len(found))

@@ -158,7 +158,11 @@ def with_approval(
     approval: str,  # 'none' asked; a 'person', else refused; or 'silence' promotes
     days: int,  # For which a question stands, on the clock of the run
 ) -> RetrainPolicy:
-    "A policy under which a person is asked, or nobody is"
+    """A policy under which a person is asked, or nobody is
+
+    Raises `MlrefError` for an approval that is not one of `APPROVALS`, or a number of days that no
+    question may stand.
+    """
     check_choice(approval, APPROVALS, 'approval')
     silence = 'promote' if approval == 'silence' else 'refuse'
     return replace(policy, approval=approval != 'none', silence=silence, approval_days=days)

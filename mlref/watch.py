@@ -28,9 +28,9 @@ from .sketches import count_rows
 
 # %% ../nbs/19c_watch.ipynb #19c70007
 def expected_auc(
-    p: np.ndarray,  # Scores of a day, at least two that differ from 0 and 1
-) -> float:
-    "The AUC that follows if the scores are right"
+    p: np.ndarray,  # Scores of a day
+) -> float:  # NaN where all of them are 0, or all are 1
+    "The AUC that follows if the scores are right; raises `MlrefError` for no probabilities"
     check_probabilities(p, 'p')
     ordered = np.sort(p)
     below = np.cumsum(1 - ordered) - (1 - ordered) / 2
@@ -41,7 +41,7 @@ def expected_auc(
 def expected_loss(
     p: np.ndarray,  # Scores of a day
 ) -> float:
-    "The log-loss that follows if the scores are right"
+    "The log-loss that follows if the scores are right; raises `MlrefError` for no probabilities"
     check_probabilities(p, 'p')
     inside = np.clip(np.asarray(p, np.float64), 1e-15, 1 - 1e-15)
     return float(-np.mean(inside * np.log(inside) + (1 - inside) * np.log(1 - inside)))
@@ -54,7 +54,10 @@ def surprises(
     y: np.ndarray,  # Labels of a scoring day, 0 or 1
     p: np.ndarray,  # Scores of the same rows
 ) -> list[Measurement]:  # None for a day with few labels
-    "What was realised on a day, less what its scores foresaw"
+    """What was realised on a day, less what its scores foresaw
+
+    Raises `MlrefError` unless there is a label of 0 or 1 and a finite score for each row.
+    """
     check_scores(y, p)
     if len(y) < FEWEST_LABELS:
         return []
@@ -79,7 +82,10 @@ _MISSING = 'missing:'
 def watched_metrics(
     metrics: pl.DataFrame,  # Rows of the metrics table, of one model version
 ) -> pl.DataFrame:  # ALARM_COLUMNS
-    "The rows that alarm rules look at, under the names that rules use"
+    """The rows that alarm rules look at, under the names that rules use
+
+    Raises `MlrefError` for a table with other columns.
+    """
     check_frame(metrics, METRICS.columns, 'metrics')
     name = pl.col('name')
     enough = pl.col('n') >= FEWEST_LABELS
@@ -104,7 +110,10 @@ def rung_alarms(
     rules: Sequence[AlarmRule],
     since: int,  # Scoring day; what rang about an older one is over
 ) -> dict[str, dict]:  # Rule -> its evidence, by name
-    "The rules that rang lately: each with the last time it did"
+    """The rules that rang lately: each with the last time it did
+
+    Raises `MlrefError` for a table with other columns or of several model versions.
+    """
     check_number(since, 'since', whole=True)
     named = rules_digest(rules)
     found = {}

@@ -92,7 +92,7 @@ def _keepers(options: ServeOptions, index: int, limiter: RateLimiter) -> list[Se
 # %% ../nbs/17f_workers.ipynb #11ff44ba
 def open_worker(
     options: ServeOptions,
-    index: int,
+    index: int,  # Number of the worker, from 0
 ) -> Application:
     "The application of a worker; raises `MlrefError` when a part of it is missing"
     file = Path(options.folder) / 'workers' / f'{index}.meters'
@@ -140,7 +140,13 @@ async def _work(
     await run_app(app, listening, started=hear)
 
 # %% ../nbs/17f_workers.ipynb #bf3f4cae
-def worker_main(text: str, index: str, listening: str, parent: str, pulse: str) -> None:
+def worker_main(
+    text: str,  # From `encode_options`
+    index: str,  # Number of the worker, from 0; numbers are text on a command line
+    listening: str,  # Descriptor of the socket that connections come from
+    parent: str,  # Descriptor of a pipe that ends with the supervisor
+    pulse: str,  # Descriptor of a pipe to the supervisor, for heartbeats
+) -> None:
     "The body of a worker's process"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to pass on
     with contextlib.suppress(ImportError):
@@ -232,7 +238,7 @@ class Supervisor:
         return f'http://{host}:{self.options.port}'
 
     def start_worker(self, index: int, quick_deaths: int = 0) -> None:
-        "Start a worker"
+        "Start worker `index`, after `quick_deaths` in a row that ended right after their start"
         words = [encode_options(self.options), str(index)]
         inherited = (self.listening.fileno(), self.alive)
         child = _start_child(words, inherited, self.options.worker_timeout, quick_deaths)
@@ -240,7 +246,7 @@ class Supervisor:
         self.children[index] = child
 
     def forget_worker(self, index: int) -> None:
-        "One that has ended, if there was one"
+        "Listen no more to worker `index`, which has ended, if there was one"
         before = self.children.pop(index, None)
         if before is not None:
             before.watchdog.close()
@@ -391,7 +397,7 @@ def _serving(folder: Path) -> dict[int, str]:  # Process of a worker -> version 
 
 def wait_ready(
     supervisor: Supervisor,
-    seconds: float = 60.0,
+    seconds: float = 60.0,  # To wait at most
 ) -> str:  # The version that answers; '' = it was told to stop meanwhile
     "Wait for the first workers; raises `MlrefError` when one ends instead"
     until = time.monotonic() + seconds
@@ -439,7 +445,9 @@ def supervise(
         supervisor.close()
 
 # %% ../nbs/17f_workers.ipynb #cfc6f736
-def serve_main(text: str) -> None:
+def serve_main(
+    text: str,  # From `encode_options`
+) -> None:
     "The body of `start_server`'s process: serve until standard input ends"
 
     def end_with_parent(supervisor: Supervisor, version: str) -> None:

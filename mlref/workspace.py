@@ -171,7 +171,10 @@ def write_reference(
     return write_bytes(file, buffer.getvalue())
 
 
-def read_reference(registry: Registry, version: str) -> pl.DataFrame:
+def read_reference(
+    registry: Registry,
+    version: str,  # Of a model
+) -> pl.DataFrame:  # cutoff, p, y, how it was made, and the monitored features
     "The reference scores of a model; raises `MlrefError` when there are none"
     file = reference_file(registry, version)
     if not file.exists():
