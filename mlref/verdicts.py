@@ -233,6 +233,8 @@ def slice_verdicts(
     margin or confidence out of its bounds.
     """
     check_scores(y, challenger, champion, day, *cuts.values())
+    check_number(margin, 'margin', 1e-12)
+    check_confidence(confidence, 'confidence')
     found = find_slices(y, cuts)
     looks = max(1, len(found))
     rows = []
