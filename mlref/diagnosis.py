@@ -106,9 +106,9 @@ def find_shift(
 class SegmentError:
     "What one segment adds to the error of the level"
 
-    segment: str
+    segment: str  # As it was named to `segment_errors`
     gap: float  # Mean score less the share of positives, of the segment
-    labels: int
+    labels: int  # That are known
     share: float  # Of the sum of all segments' errors without their signs, 0 to 1
 
 

@@ -39,7 +39,7 @@ class Verdict:
     difference: Estimate  # Loss of challenger - champion; positive is worse
     limit: float  # The difference must lie below it
     method: str  # Of the interval
-    days: int
+    days: int  # That it rests on
     detectable: float  # True difference from `limit` that is found in .8; inf = not known yet
 
     @property
