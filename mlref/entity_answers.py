@@ -123,7 +123,7 @@ class EntityRequest(GroupedRequest):
             self.timer = None
 
     def set_result(self, p: np.ndarray) -> None:
-        "Its scores are there"
+        "Its scores are there: `p`, float64 (entities,)"
         self.p = p
         scored = self.server.scored_by_keys
         if not scored:

@@ -81,8 +81,8 @@ def split_events(
 # %% ../nbs/16gaa_event_route.ipynb #a342751d
 def check_event(
     reader: MessageReader,
-    message: bytes,
-    name: str,  # Where it stands
+    message: bytes,  # One event, as it was sent
+    name: str,  # Where it stands, e.g. 'line 3 of 4'
 ) -> None:
     "Raise `RequestError` for a message that is no event"
     nothing_kept = 'nothing of this body was kept'

@@ -47,7 +47,9 @@ def encode_health(health: ModelHealth) -> bytes:
     return json.dumps(asdict(health), allow_nan=False, sort_keys=True).encode()
 
 
-def decode_health(note: bytes) -> ModelHealth:
+def decode_health(
+    note: bytes,  # From `encode_health`
+) -> ModelHealth:
     "What a note says; raises `MlrefError` when it is none"
     try:
         found: dict[str, Any] = json.loads(note)

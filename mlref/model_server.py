@@ -51,7 +51,7 @@ from .vectors import STATUS_NAMES, Vectors
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
 @dataclass(frozen=True)
 class ServerSettings:
-    "What a server promises"
+    "What a server promises; raises `MlrefError` for a figure out of its range"
 
     limits: Limits = field(default_factory=lambda: Limits(max_rows=1000))
     max_batch: int = 256  # Rows scored at once
@@ -78,7 +78,10 @@ def read_deadline(
     settings: ServerSettings,
     now: float,  # Seconds, of any clock
 ) -> float:  # Of the same
-    "Until when a client waits: what `X-Timeout-Ms` says, at most what the server allows"
+    """Until when a client waits: what `X-Timeout-Ms` says, at most what the server allows
+
+    Raises `RequestError` for a header that is no whole number of milliseconds.
+    """
     given = headers.get(b'x-timeout-ms')
     if given is None:
         return now + settings.deadline

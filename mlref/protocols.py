@@ -84,7 +84,7 @@ class Limits:
 
 
 def check_size(
-    body: bytes,
+    body: bytes,  # As it came, or decompressed
     limits: Limits,
 ) -> None:
     "Raise `RequestError` for a body that is too long"
@@ -96,7 +96,7 @@ def check_size(
 
 
 def check_row_count(
-    n: int,
+    n: int,  # Rows of a request
     limits: Limits,
 ) -> None:
     "Raise `RequestError` for no rows, or too many"
@@ -112,11 +112,11 @@ _WINDOW = {'gzip': 31, 'x-gzip': 31, 'deflate': 15}  # bits, as zlib wants them
 
 
 def decompress(
-    body: bytes,
+    body: bytes,  # As it came
     encoding: str,  # The header Content-Encoding; '' = as it is
     limits: Limits,
 ) -> bytes:
-    "A body as it was before it was compressed; raises `RequestError`"
+    "A body as it was before it was compressed; raises `RequestError` for one that is none"
     encoding = encoding.strip().lower()
     check_size(body, limits)
     if encoding in ('', 'identity'):

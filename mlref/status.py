@@ -58,9 +58,9 @@ class Buckets:
 
 def count_by(
     samples: Iterable[Sample],  # Of one model
-    metric: str,
-    label: str,
-) -> dict[str, float]:
+    metric: str,  # Its name without labels, e.g. 'mlref_requests_total'
+    label: str,  # E.g. 'status'
+) -> dict[str, float]:  # Value of the label -> sum; '' for samples without it
     "A metric summed by one of its labels"
     found: dict[str, float] = {}
     for each in samples:
@@ -156,7 +156,7 @@ class Alarm:
 def judge_rules(
     rules: Iterable[PrometheusRule],
     samples: Iterable[Sample],  # Of one model
-    model: str,
+    model: str,  # Its name, for the sentences
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> tuple[Alarm, ...]:
     "Every alert rule, judged where a server can"
