@@ -55,7 +55,7 @@ MOST_CONSTANT = 1e9  # of any constant of a rule: one that is larger never rings
 class Baseline:
     "How a measure behaves when nothing is wrong"
 
-    mean: float
+    mean: float  # In the unit of the measure
     spread: float  # Standard deviation from day to day
     days: int  # That it was learnt from
 
@@ -398,7 +398,7 @@ class PlantedChange:
     "What is added to the undisturbed days of some measures"
 
     shift: float  # In the unit of the measures
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # That it is added to
 
 
 def detection(

@@ -93,9 +93,9 @@ def mature_differences(
 class ConfidenceSequence(NamedTuple):
     "An interval for each look; arrays are parallel, one entry per look"
 
-    mean: np.ndarray
+    mean: np.ndarray  # Of the values so far
     low: np.ndarray  # -inf = not known yet
-    high: np.ndarray
+    high: np.ndarray  # inf = not known yet
 
     @property
     def last(self) -> Estimate:

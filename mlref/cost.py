@@ -70,7 +70,7 @@ class MachineType:
     "A machine that can be rented"
 
     name: str
-    cores: int
+    cores: int  # Each holds one worker
     memory: float  # GB
     hour: float  # Its price, in the currency of all prices
 
@@ -98,7 +98,7 @@ class Fleet:
     "Machines of one type"
 
     machine: MachineType
-    machines: int
+    machines: int  # Of that type
     workers: int  # On each
 
     @property
@@ -151,8 +151,8 @@ class BillItem:
     "A line of a bill"
 
     item: str
-    quantity: float
-    unit: str
+    quantity: float  # In the unit
+    unit: str  # E.g. 'GB months'
     price: float  # Of a unit
 
     @property

@@ -209,9 +209,9 @@ METRICS = TableSchema(
 class Measurement:
     "One number about a day, and its limits"
 
-    name: str
-    value: float | None
-    low: float | None = None
+    name: str  # E.g. 'auc', 'drift:wind'
+    value: float | None  # None = the day does not give it
+    low: float | None = None  # Limits; None = there is none on that side
     high: float | None = None
 
 

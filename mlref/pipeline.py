@@ -268,10 +268,10 @@ class PipelineRun:
     steps: Path  # Folder of the steps
     data: Path  # Holds runs/<id>
     reports: Path  # Holds runs/<id>
-    id: str
-    profile: str
+    id: str  # Name of its folder
+    profile: str  # Of `profiles.json`
     given: dict[str, dict[str, object]]  # Step -> parameters, in order
-    done: dict[str, StepCost] = field(default_factory=dict)
+    done: dict[str, StepCost] = field(default_factory=dict)  # Step -> what it took
     code: list[CodeState] = field(default_factory=list)  # What it began with, went on with, ...
     threads: int = THREADS  # Of each library, in every step
 

@@ -27,8 +27,8 @@ class RecordedAnswer:
 
     decision: str  # Id of that decision
     status: str  # 'approved' or 'rejected'
-    who: str
-    why: str
+    who: str  # Answered
+    why: str  # Their reason
     answered_at: int  # Minute UTC, on the clock of the question
     adopted_at: int | None = None  # Minute UTC at which the run took it; None = `answered_at`
 

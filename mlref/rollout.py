@@ -158,7 +158,7 @@ class RolloutDecision:
     "What is to be done, and why"
 
     action: RolloutAction
-    why: str
+    why: str  # One line for a person
 
 
 def _show_difference(evidence: RolloutEvidence) -> str:
