@@ -55,7 +55,7 @@ class BurnWindow:
     "How fast an error budget may burn, over a long and a short window"
 
     long: str  # A duration of Prometheus, e.g. '1h'
-    short: str
+    short: str  # The same, e.g. '5m'
     factor: float  # Times faster than the budget allows
     severity: Severity
 

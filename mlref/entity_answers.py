@@ -69,7 +69,7 @@ _Value = str | _Whole | float | bool | None
 class PlainBody(msgspec.Struct, forbid_unknown_fields=True):
     "A question as most ask it"
 
-    entities: list[dict[str, _Value]]
+    entities: list[dict[str, _Value]]  # Field -> value, one an entity
     statuses: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -49,7 +49,7 @@ def _split_list(text: str) -> Iterator[str]:
 class PostedEvents:
     "The events of a body, not read yet"
 
-    messages: list[bytes]
+    messages: list[bytes]  # One an event, as it was sent
     names: list[str]  # Where each stands, for a sentence, e.g. 'line 3 of 4'
 
 

@@ -35,8 +35,8 @@ class ModelHealth:
     auc: float | None = None  # Of that day
     auc_lowest: float | None = None  # By the reference of its model
     gap: float | None = None  # Its mean score less its mean outcome
-    gap_low: float | None = None  # The same
-    gap_high: float | None = None
+    gap_low: float | None = None  # Least gap that is no alarm; None = not known
+    gap_high: float | None = None  # Largest gap that is no alarm; None = not known
 
     def __post_init__(self):
         check_fields(self)

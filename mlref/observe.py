@@ -112,7 +112,7 @@ class Metric:
     "What a scraper is told of a metric"
 
     kind: str  # 'counter', 'gauge' or 'histogram'
-    says: str
+    says: str  # One line for `# HELP`
 
 
 _OF_REQUESTS = {

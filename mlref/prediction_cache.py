@@ -72,7 +72,7 @@ class CachedRequest:
     X: np.ndarray  # float32, (rows, features)
     submit: Submit
     told: Told  # Gets the scores, float64
-    scores: np.ndarray
+    scores: np.ndarray  # float64, (rows,); filled in one by one
     missing: int  # Rows without a score
 
     def fill(self, i: int, score: float) -> None:

@@ -47,7 +47,7 @@ JSON_HEADERS: Headers = ((b'content-type', b'application/json'),)
 class Answer:
     "What is sent back"
 
-    body: bytes
+    body: bytes  # As it is sent, unless it is compressed
     headers: Headers = JSON_HEADERS  # That describe the body, without its length
 
 
@@ -65,7 +65,7 @@ class Reply(NamedTuple):
 
     status: int  # Of HTTP
     headers: bytes  # Their lines, without those of the connection
-    body: bytes
+    body: bytes  # As it is sent
 
 # %% ../nbs/15a_protocols.ipynb #15a0000e
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Limits:
     "What one request may hold at most"
 
     max_body_bytes: int = 8 * 2**20  # Compressed, and again when it is not
-    max_rows: int = 4096
+    max_rows: int = 4096  # To be scored
     max_values: int = 2**20  # Of all lists and objects of a JSON text together
     max_nesting_depth: int = 32  # Of objects and lists in one another
 

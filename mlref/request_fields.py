@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a server of a model has neither frames nor the task itself
 class RequestField:
     "One field of an entity in a request"
 
-    name: str
+    name: str  # As a client sends it
     json: str  # What JSON Schema calls its type: 'string', 'integer', 'number', 'boolean'
     is_time: bool = False  # Minutes UTC, or text with a zone
     nullable: bool = False  # May be null or left out

@@ -86,7 +86,7 @@ class WorkerNote:
     "What a worker says of itself"
 
     index: int  # From 0
-    pid: int
+    pid: int  # Process id, on this machine
     epoch: int  # That it serves
     version: str = ''  # Of the model that answers
     trouble: str = ''  # Why it could not take a newer epoch; '' = none

@@ -45,7 +45,7 @@ class Stage:
 
     name: str  # 'features', 'model' or 'commit'
     start: float  # Seconds, by `time.perf_counter`
-    end: float
+    end: float  # By the same clock
 
 
 def split_stages(

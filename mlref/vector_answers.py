@@ -51,7 +51,7 @@ class GroupedRequest:
     told: asyncio.Future  # What its client gets
     inside: int = 0  # Requests that were let in when it came
     X: Any = None  # float32 (rows, features)
-    assigned: Any = None
+    assigned: Any = None  # `Assignment`: who answers, who scores beside
     served: Any = None  # `ServedModel` that scores it
     p: Any = None  # float64
     answer: Any = None  # `Answer`, encoded and not sent yet
