@@ -307,7 +307,7 @@ def run_day(
 # %% ../nbs/22d_lifecycle.ipynb #39dd2c77
 @dataclass(frozen=True)
 class Stretch:
-    "Days to live through"
+    "Days to live through; raises `MlrefError` for an end before the start"
 
     start: int  # Minute UTC in the first scoring day
     end: int  # Minute UTC in the day after the last
@@ -345,7 +345,10 @@ def run_days(
     pause: float = 0.0,  # Seconds to wait for a person whenever one is asked
     answers: Answers = MappingProxyType({}),  # What persons said to an earlier run
 ) -> int:  # How many days were lived
-    "Live every scoring day of a stretch that is not committed yet"
+    """Live every scoring day of a stretch that is not committed yet
+
+    Raises `MlrefError` at a day that was not delivered; the days before it stay committed.
+    """
     calendar = workspace.task.calendar
     days = missing_days(workspace.lake, stretch, calendar)
     over_http = [day for day in days if calendar.day_start(day) < stretch.served]
