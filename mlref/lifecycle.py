@@ -121,7 +121,7 @@ def explain_alarms(
     workspace: Workspace,
     scored: ScoredDay,
 ) -> dict[str, dict]:  # The same; what is new has a diagnosis in its evidence
-    "Alarms with what the features of the evening did"
+    "Alarms with what the features of the evening did; raises `MlrefError` without a reference"
     if alarms.keys() <= before.keys():
         return alarms
     reference = read_reference(workspace.registry, scored.version)
@@ -284,7 +284,11 @@ def run_day(
     client: Client | None = None,  # Of a server that scores; None = this process
     answers: Answers = MappingProxyType({}),  # What persons said to an earlier run
 ) -> list[Decision]:
-    "One scoring day from delivery to decision; commits it"
+    """One scoring day from delivery to decision; commits it
+
+    Raises `MlrefError`, and commits nothing, for a day without requests, features that the champion
+    does not have, and answers of a server that are not those of this process.
+    """
     task, lake = workspace.task, workspace.lake
     end = task.calendar.day_start(day + 1)
     model = _begin_day(workspace, day, answers)

@@ -44,9 +44,9 @@ class Split:
     Raises `MlrefError` for more than two models, shares outside 0 to 1, or a sum above 1.
     """
 
-    # Model -> share; what is left is the default's
+    # Model -> share, 0 to 1; what is left is the default's
     shares: Mapping[str, float] = field(default_factory=dict)
-    # Model -> share of the others' requests that it scores too
+    # Model -> share, 0 to 1, of the others' requests that it scores too
     shadow: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
