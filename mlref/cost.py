@@ -67,7 +67,7 @@ HOURS = 730.0  # of a month: 365 x 24 / 12
 
 @dataclass(frozen=True)
 class MachineType:
-    "A machine that can be rented"
+    "A machine that can be rented; raises `MlrefError` for what cannot be, as half a core"
 
     name: str
     cores: int  # Each holds one worker
@@ -82,7 +82,7 @@ class MachineType:
 
 @dataclass(frozen=True)
 class Prices:
-    "What is paid for beside the machines that serve"
+    "What is paid for beside the machines that serve; raises `MlrefError` for a price below 0"
 
     core_hour: float  # For training, on machines that are there for no longer
     disk: float  # For a GB and month

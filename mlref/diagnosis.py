@@ -186,7 +186,10 @@ def diagnose(
     sketch: Sketch,  # Of the days of an alarm
     segments: Mapping[str, Sketch] | None = None,  # The same days, split
 ) -> Diagnosis:
-    "Features outside their limits, with their direction, and the segments with most error"
+    """Features outside their limits, with their direction, and the segments with most error
+
+    Raises `MlrefError` for a sketch of other bins than the reference.
+    """
     shifts = [find_shift(reference, sketch, name) for name in reference.bins.edges]
     outside = [each for each in shifts if each.excess > 1]
     outside.sort(key=lambda each: (-each.excess, each.feature))

@@ -176,7 +176,10 @@ def decide_replicas(
     state: AutoscalingState,  # Of the last decision
     observed: FleetObservation,
 ) -> ScalingDecision:
-    "How many replicas are wanted now: pure, so that a decision can be replayed from its inputs"
+    """How many replicas are wanted now: pure, so that a decision can be replayed from its inputs
+
+    Raises `MlrefError` for an observation that cannot be, such as NaN requests.
+    """
     at = _checked_time(observed)
     held = _bounded(config, observed, state.replicas)
     if held != state.replicas:
@@ -199,7 +202,10 @@ def decide_replicas(
 # %% ../nbs/18_fleet.ipynb #18f1001f
 @dataclass(frozen=True)
 class ReplicaModel:
-    "What one replica can do, and how long one takes to come"
+    """What one replica can do, and how long one takes to come
+
+    Raises `MlrefError`, e.g. for a rate of 0.
+    """
 
     requests_per_s: float  # When it does nothing else
     start_s: float = 60.0  # Until its first answer

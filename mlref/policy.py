@@ -105,7 +105,7 @@ _LIMITS = {  # of whole numbers of days
 
 @dataclass(frozen=True)
 class RetrainPolicy:
-    "How a run behaves; all of it goes into the evidence"
+    "How a run behaves; all of it goes into the evidence; raises `MlrefError` for a bad setting"
 
     kind: str = 'student'  # What is trained: one of `recipes.RECIPES`
     seed: int = 0  # Of the fits

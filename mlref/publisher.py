@@ -177,7 +177,7 @@ def is_current(
 def publish_main(
     text: str,  # From `encode_options`
 ) -> None:
-    "The body of the publisher's process"
+    "The body of the publisher's process; what it could not publish is its last sentence"
     try:
         publish_champion(decode_options(text))
     except MlrefError as error:

@@ -23,7 +23,7 @@ from .workspace import Workspace
 # %% ../nbs/22bc_recorded_answers.ipynb #22bc0009
 @dataclass(frozen=True)
 class RecordedAnswer:
-    "What a person said to a decision to wait"
+    "What a person said to a decision to wait; raises `MlrefError` without a reason"
 
     decision: str  # Id of that decision
     status: str  # 'approved' or 'rejected'

@@ -125,7 +125,10 @@ def judge_refit(
 # %% ../nbs/17ba_verdicts.ipynb #17ba0013
 @dataclass(frozen=True)
 class ChangePolicy:
-    "How much may go wrong with changes in a year, and how long one is shadowed"
+    """How much may go wrong with changes in a year, and how long one is shadowed
+
+    Raises `MlrefError` for a setting out of its bounds.
+    """
 
     alpha: float = 0.05  # Chance in a year that a change that is not better passes
     changes: int = 6  # A year, at most
