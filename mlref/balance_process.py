@@ -136,7 +136,10 @@ _OPTIONS = {'nginx': ('-g', 'daemon off;', '-p', '{folder}', '-c'), 'haproxy': (
 
 
 class BalancerProcess:
-    "A balancer on this machine; ends with its `with` block, by `stop`, or with Python"
+    """A balancer on this machine; ends with its `with` block, by `stop`, or with Python
+
+    Raises `MlrefError` when its address is taken, or the program is not there or does not start.
+    """
 
     def __init__(
         self,

@@ -234,7 +234,7 @@ class Reason:
     who: Annotated[str, typer.Option(help='Who decides.', show_default='your login')] = ''
 
     def require(self, what: str) -> tuple[str, str]:
-        "Reason and person; raises `MlrefError` without a reason"
+        "Reason and person for the `what`, e.g. promotion; raises `MlrefError` without a reason"
         if not self.why.strip():
             raise MlrefError(f'expected a reason for the {what}, got none; say why with --why')
         if self.who.strip():

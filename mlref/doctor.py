@@ -122,7 +122,7 @@ def check_disk(
 
 # %% ../nbs/46_doctor.ipynb #e4600021
 def check_threads(
-    cores: int,
+    cores: int,  # That this process may use
     environment: Mapping[str, str],  # Variables of the process
 ) -> MachineCheck:
     "Whether numerical libraries fit the machine"

@@ -34,9 +34,7 @@ class Status(IntEnum):
     "Exit statuses of every command"
 
     OK = 0  # Done
-    REFUSED = (
-        1  # Nothing done: the sentence on stderr says what was expected, what came, what to do
-    )
+    REFUSED = 1  # Nothing done: the sentence says what was expected, what came, what to do
     USAGE = 2  # No such command or option, or a value of another type
     MISSING = 3  # A package is not installed; the sentence names the extra that brings it
     FAILED = 4  # Done, and the answer is no: all messages refused, a check of `doctor` failed
@@ -69,7 +67,9 @@ def print_answer(answer: CommandResult, as_json: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def print_progress(line: str) -> None:
+def print_progress(
+    line: str,  # Without its end
+) -> None:
     "Tell a person how far a command is, on standard error: standard output is for the answer"
     print(line, file=sys.stderr, flush=True)
 
@@ -230,7 +230,7 @@ def command(
     name: str,  # As a person types it
     *examples: str,  # Whole commands, for the end of its help
 ) -> Callable[[Callable[..., CommandResult]], Callable[..., CommandResult]]:
-    "Decorator: make a function that returns an `CommandResult` a command of an app"
+    "Decorator: make a function that returns a `CommandResult` a command of an app"
     # typer keeps paragraphs apart and joins lines
     epilog = '\n\n'.join(['Examples:', *examples])
 
@@ -244,7 +244,7 @@ def command(
 def require_path(
     path: Path,
     what: str,  # e.g. 'the folder of a log'
-    hint: str = 'give the path of one that exists',
+    hint: str = 'give the path of one that exists',  # What to do, the end of the sentence
 ) -> Path:  # `path`
     "Raises `MlrefError` when there is nothing at `path`"
     if not path.exists():
@@ -255,7 +255,7 @@ def require_path(
 def require_folder(
     path: Path,
     what: str,  # e.g. 'the folder of a run'
-    hint: str = 'give the path of one that exists',
+    hint: str = 'give the path of one that exists',  # What to do, the end of the sentence
 ) -> Path:  # `path`
     "Raises `MlrefError` when there is no folder at `path`"
     if not require_path(path, what, hint).is_dir():

@@ -126,9 +126,9 @@ _PLACE = Struct('<qq')
 
 
 def mark_message(
-    message: bytes,
-    stamp: int,  # Milliseconds: when it was sent
-    offset: int,
+    message: bytes,  # As it lies in Kafka
+    stamp: int,  # Its timestamp, milliseconds since 1970 UTC
+    offset: int,  # Its place in its partition, from 0
 ) -> int:  # Never 0
     "What tells a message from another under the same offset"
     # no CRC: of messages that differ as their offsets do, some would have one in common
@@ -159,7 +159,7 @@ class PartitionReader:
         return find_offset(self, OFFSET_BEGINNING), find_offset(self, OFFSET_END)
 
     def take(self, start: int, count: int) -> list[Message]:
-        "That many messages, which are there; raises `Outage` when they do not come"
+        "`count` messages from offset `start` on, all there; raises `Outage` when they do not come"
         if self.next != start:
             self.client.assign([TopicPartition(self.place.topic, self.place.partition, start)])
         self.next = -1  # until all of it is here
@@ -238,7 +238,7 @@ def check_fetched(reader: PartitionReader, messages: list[Message]) -> list[Mess
 
 
 def check_consecutive(name: str, start: int, messages: Sequence[Message]) -> None:
-    "Raise `MlrefError` unless offsets follow each other from `start` on"
+    "Raise `MlrefError` unless offsets of the partition `name` (TOPIC/N) go on from `start` singly"
     if not messages or messages[-1].offset() == start + len(messages) - 1:
         return
     pairs = enumerate(messages, start)
@@ -312,7 +312,7 @@ class KafkaLog:
 
 # %% ../../nbs/30_kafka.ipynb #e17cab8c
 def fetch_messages(reader: PartitionReader, start: int, limit: int) -> list[bytes]:
-    "Messages of a partition; raises `MlrefError` for an offset that is not there"
+    "At most `limit` messages from offset `start` on; raises `MlrefError` where it is not there"
     check_number(start, 'the first offset', 0, whole=True)
     check_number(limit, 'the limit', 1, whole=True)
     oldest, end = reader.edges()
@@ -339,7 +339,7 @@ def find_cluster(settings: KafkaSettings) -> str:
 
 
 def count_partitions(log: KafkaLog, name: str) -> int:
-    "Partitions of a topic now; raises `Outage` for one that is missing"
+    "How many partitions the topic `name` has now; raises `Outage` when there is no such topic"
     try:
         about = log.producer.list_topics(name, log.settings.timeout).topics[name]
     except KafkaException as error:
@@ -364,7 +364,7 @@ def check_topic(log: KafkaLog, topic: str, partition: int) -> str:
 
 # %% ../../nbs/30_kafka.ipynb #602ac4ab
 def check_count(log: KafkaLog, name: str) -> int:
-    "Note how many partitions a topic has; raises `MlrefError` when they are not as many as before"
+    "Partitions of the topic `name`, noted; raises `MlrefError` when they were others before"
     found = count_partitions(log, name)
     wanted = log.counts.get(name, log.wanted or found)
     if found != wanted:
@@ -377,7 +377,7 @@ def check_count(log: KafkaLog, name: str) -> int:
 
 
 def find_reader(log: KafkaLog, name: str, partition: int) -> PartitionReader:
-    "Who reads a partition; made when it is first asked for"
+    "Who reads a partition of the topic `name`; made when it is first asked for"
     where = f'{name}/{partition}'
     if where not in log.readers:
         log.readers[where] = PartitionReader(log.settings, name, partition)
@@ -385,7 +385,7 @@ def find_reader(log: KafkaLog, name: str, partition: int) -> PartitionReader:
 
 
 def why_out_of_range(name: str, start: int, held: range) -> MlrefError:
-    "What to say of an offset that is not there"
+    "What to say of offset `start`, which the partition `name` (TOPIC/N) does not have"
     return MlrefError(
         f'expected an offset of {name} from {held.start:,} to {held.stop:,}, got {start:,}: older'
         ' messages were removed, or the log is shorter than what was read before; restore it, or'
@@ -416,7 +416,7 @@ def first_offset(
 
 # %% ../../nbs/30_kafka.ipynb #0321e985
 def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) -> int:
-    "Send a batch, and wait for all of it; raises `Outage` when one is not accepted"
+    "Send `messages` to the topic `name`: the first offset; raises `Outage` unless all are accepted"
     failed: list[KafkaError] = []
     offsets: list[int | None] = []  # None = the broker does not say, as after some retries
 
@@ -488,7 +488,7 @@ def _produce(
 
 
 def mark_at(reader: PartitionReader, offset: int) -> int:
-    "The mark of a message; raises `MlrefError` for one that is not there"
+    "The mark of the message at `offset`; raises `MlrefError` when it is not there"
     check_number(offset, 'the offset', 0, whole=True)
     if reader.last[0] == offset:
         return reader.last[1]

@@ -73,7 +73,7 @@ class BackfillInput:
     places: np.ndarray  # Partition of each request
 
     def rows(self, part: int) -> np.ndarray:
-        "Where the requests of a partition stand among all"
+        "Where the requests of partition `part` stand among all"
         return np.flatnonzero(self.places == part)
 
 
@@ -133,7 +133,7 @@ _RESTARTS = 3  # of a worker that died
 def start_workers(
     backfill: Backfill,
     version: str,  # Of the features, as this process has them
-    workers: int,
+    workers: int,  # How many, one CPU each
 ) -> list[ActorHandle]:
     "Actors that compute partitions"
     actor = ray.remote(num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(
@@ -143,7 +143,10 @@ def start_workers(
     return started
 
 
-def compute_parts(workers: list[ActorHandle], parts: int) -> list[np.ndarray]:
+def compute_parts(
+    workers: list[ActorHandle],  # From `start_workers`; they are ended
+    parts: int,  # Number of partitions, as the backfill has it
+) -> list[np.ndarray]:  # Of each partition in order: float32 (its requests, features)
     "The vectors of each partition; raises `MlrefError` when workers keep dying"
     try:
         pool = ActorPool(workers)

@@ -172,7 +172,9 @@ def list_session(
     return found
 
 
-def count_running(leader: int) -> int:
+def count_running(
+    leader: int,  # Process id of the one that began the session
+) -> int:
     "Processes of a session that have not ended"
     return sum(not each.ended for each in list_session(leader))
 
@@ -246,7 +248,7 @@ class RayProcess:
 
     def __init__(
         self,
-        cpus: int = 2,
+        cpus: int = 2,  # That its workers may use together, whatever the machine has
         store_mb: int = 100,  # Shared memory for arguments and results
         seconds: float = 240.0,  # To wait until it has started
         settings: Mapping[str, str] | None = None,  # More of the environment of its processes

@@ -8,7 +8,6 @@ __all__ = ['take_number', 'ModelReplica', 'ReplicaPolicy', 'ray_autoscaling', 'R
 
 # %% ../../nbs/32c_ray_serve.ipynb #32c00004
 import fcntl
-import itertools
 import json
 import logging
 import math
@@ -49,14 +48,15 @@ def take_number(
     "A number that no other process of the folder has"
     place = folder / 'replicas'
     place.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count():
+    number = 0
+    while True:
         held = os.open(place / f'{number}.lock', os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return number, held
         except BlockingIOError:
             os.close(held)
-    raise AssertionError('unreachable')
+        number += 1
 
 # %% ../../nbs/32c_ray_serve.ipynb #32c00010
 class ModelReplica:

@@ -45,7 +45,7 @@ def call_redis_cli(*words: object) -> str:
 
 def wait_for_agreement(
     node: RedisProcess,  # Any of a cluster
-    seconds: float = 30.0,
+    seconds: float = 30.0,  # At most
 ) -> None:
     "Wait until all servers agree on who has which slot; raises `MlrefError` when they do not"
     end = time.monotonic() + seconds
@@ -64,7 +64,7 @@ class ClusterProcesses:
 
     def __init__(
         self,
-        primaries: int = 3,
+        primaries: int = 3,  # Each gets one replica; Redis wants at least 3
         node_timeout: float = 1.0,  # Seconds
     ):
         self.folder = Path(tempfile.mkdtemp(prefix='redis-cluster-'))
@@ -91,7 +91,7 @@ class ClusterProcesses:
             return str(client.execute_command('CLUSTER', 'MYID'))
 
     def move_slots(self, source: RedisProcess, target: RedisProcess, slots: int) -> None:
-        "Hand slots from one primary to another, while they are read and written"
+        "Hand `slots` slots from one primary to another, while they are read and written"
         ends = ('--cluster-from', self.identify(source), '--cluster-to', self.identify(target))
         wait_for_agreement(source)  # redis-cli moves nothing before
         call_redis_cli('reshard', f'127.0.0.1:{source.port}', *ends, '--cluster-slots', slots)
@@ -122,7 +122,7 @@ def _is_whole(node: RedisProcess, replicas: int) -> bool:
 def wait_for_cluster(
     cluster: ClusterProcesses,
     replicas: int = 1,  # Of every primary
-    seconds: float = 30.0,
+    seconds: float = 30.0,  # At most
 ) -> None:
     "Wait until every slot is served, and every replica has its copy; raises `MlrefError`"
     end = time.monotonic() + seconds
@@ -146,7 +146,10 @@ def copy_store(
     source: FedStore,  # An open store; its feed stands still meanwhile
     target: RedisStore,  # Empty, opened for writing with the same features
 ) -> int:  # Records
-    "Everything of one store into another, with the position of its feed last"
+    """Everything of one store into another, with the position of its feed last
+
+    Raises `MlrefError` for a target that has records, `Outage` when it does not take a batch.
+    """
     if target.names():
         raise MlrefError(
             f'expected an empty store in {target.place}, it has records; give it another space'

@@ -45,7 +45,7 @@ def _seal(name: bytes, number: bytes) -> bytes:
 
 def pack_score(
     name: bytes,  # Of `score_name`
-    score: float,
+    score: float,  # A probability
 ) -> bytes:
     "A score as it lies in Redis"
     number = _SCORE.pack(score)
@@ -54,7 +54,7 @@ def pack_score(
 
 def unpack_score(
     name: bytes,  # Where it lay
-    value: bytes,
+    value: bytes,  # What lay there
 ) -> float | None:  # None = it is not the score of this name
     "The score in a value"
     number = value[: _SCORE.size]
@@ -98,7 +98,7 @@ class RedisScores:
         return found
 
     def keep(self, scores: Mapping[CacheKey, float]) -> None:
-        "Keep scores for their time to live, where there is room; raises `Outage`"
+        "Keep `scores`, by key, for their time to live, where there is room; raises `Outage`"
         commands: list[Command] = []
         for key, score in scores.items():
             name = score_name(key)

@@ -88,8 +88,8 @@ class RedisProcess:
 # %% ../../nbs/31a_redis_process.ipynb #46d989e4
 def wait_for_port(
     process: subprocess.Popen,  # That should listen
-    port: int,
-    seconds: float = 10.0,
+    port: int,  # Of the loopback address
+    seconds: float = 10.0,  # At most
 ) -> bool:  # False = it ended, or time is over
     "Wait until a server answers"
     client = redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=1)

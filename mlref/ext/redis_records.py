@@ -33,7 +33,7 @@ def check_space(
 
 # %% ../../nbs/31b_redis_records.ipynb #b77e1ecb
 def record_key(
-    space: bytes,
+    space: bytes,  # Of the store, from `check_space`
     name: bytes,  # Of a record, or of a note, which begins with '!'
     kind: bytes = b'r',  # b'p': the predecessor
 ) -> bytes:
@@ -48,7 +48,7 @@ def record_key(
 
 # %% ../../nbs/31b_redis_records.ipynb #e972ef0f
 def record_name(
-    space: bytes,
+    space: bytes,  # Of the store, from `check_space`
     key: bytes,  # Of `record_key`
 ) -> bytes:
     "The name of what lies there"
@@ -156,9 +156,9 @@ Batch = dict[bytes, bytes | None]  # name -> record, notes with their seals
 
 
 def pack_words(
-    space: bytes,
-    batch: Mapping[bytes, bytes | None],
-    commit: int,
+    space: bytes,  # Of the store, from `check_space`
+    batch: Mapping[bytes, bytes | None],  # Name -> record; None deletes
+    commit: int,  # Number of the batch, from 1; it is put before each record
     guarded: Iterable[bool],  # One a record: may no older row replace it?
 ) -> tuple[list[bytes], list[bytes]]:  # Keys and words, two a record
     "What a script that applies a batch is given"
@@ -211,7 +211,7 @@ class RecentBatches:
         self.troubles = 0  # That the server had when all of it was last sent
 
     def add(self, commit: int, batch: Batch) -> None:
-        "Keep one more; the oldest make room"
+        "Keep the batch that was number `commit`; the oldest make room"
         self.batches[commit] = batch
         self.size += sum(len(record or b'') for record in batch.values())
         while self.size > RECENT and len(self.batches) > 1:

@@ -284,7 +284,7 @@ class RedisServer:
             refresh_topology(self.client)
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        "Values by their keys; of one server all of one moment"
+        "Values of `keys` in their order, None = not there; of one server all of one moment"
         if not keys:
             return []
         if isinstance(self.client, RedisCluster):
@@ -293,16 +293,21 @@ class RedisServer:
         one = self.client
         return self.again(lambda: read_one(one, keys))
 
-    def run(self, script: str, keys: Sequence[bytes], words: Sequence[Any]) -> Any:
-        "What a script of one slot gives"
+    def run(
+        self,
+        script: str,  # In Lua
+        keys: Sequence[bytes],  # That it touches, all of one slot
+        words: Sequence[Any],  # Its further arguments, as redis-py sends them
+    ) -> Any:  # As redis-py reads the answer
+        "What a script gives; raises `Outage`"
         return self.again(lambda: self.client.eval(script, len(keys), *keys, *words))
 
     def each(self, commands: Sequence[Command]) -> list[Any]:
-        "The answers to many commands, each of one slot, sent server by server"
+        "The answers to many commands, each of one slot, sent server by server; raises `Outage`"
         return self.again(lambda: send_commands(self.client, commands))
 
     def scan(self, pattern: bytes) -> list[bytes]:
-        "Keys that fit a pattern, sorted"
+        "Keys of all servers that fit a `pattern` of SCAN (`*` = any letters), sorted"
         found = self.again(lambda: list(self.client.scan_iter(pattern, count=1000)))
         return sorted(set(found))
 
@@ -313,7 +318,7 @@ class RedisServer:
 # %% ../../nbs/31_redis.ipynb #018b2a3f
 @lru_cache(200_000)
 def find_slot(
-    key: bytes,
+    key: bytes,  # As it lies in Redis
 ) -> int:  # 0 to 16,383
     "The slot of a key, by its hash tag when it has one"
     return key_slot(key)
@@ -321,8 +326,8 @@ def find_slot(
 
 def read_one(
     client: redis.Redis,
-    keys: Sequence[bytes],
-) -> list[bytes | None]:
+    keys: Sequence[bytes],  # At least one
+) -> list[bytes | None]:  # In their order; None = not there
     "Values by their keys, of one moment"
     values: Any = client.mget(keys)
     return values
@@ -403,8 +408,8 @@ def _ask_again(client: RedisCluster, keys: Sequence[bytes], answer: Any) -> list
 # %% ../../nbs/31_redis.ipynb #e91cd33c
 def read_slots(
     client: RedisCluster,
-    keys: Sequence[bytes],
-) -> list[bytes | None]:
+    keys: Sequence[bytes],  # Of any slots
+) -> list[bytes | None]:  # In their order; None = not there
     "Values by their keys: one MGET a slot, one pipeline a server"
     groups = _group_slots(keys)
     values: list[bytes | None] = [None] * len(keys)

@@ -84,7 +84,7 @@ class RedisSnapshot:
         return (self.commit, self.era)
 
     def read_head(self, head: bytes | None, era: bytes | None) -> None:
-        "Note the commit; raises `Outage` when the store is gone"
+        "Note `head` and `era`, numbers in digits as Redis has them; raises `Outage` without a head"
         if head is None:
             raise why_gone(self.store)
         self.commit = int(head)
@@ -105,10 +105,10 @@ class RedisSnapshot:
 # %% ../../nbs/31c_redis_store.ipynb #a9bfd5c7
 def find_records(
     snapshot: RedisSnapshot,
-    names: Sequence[bytes],
-    keys: Sequence[bytes],  # Of the records
+    names: Sequence[bytes],  # Of the records: SOURCE/ENTITY/KEY
+    keys: Sequence[bytes],  # Where each lies, of `record_key`
 ) -> list[bytes | None]:  # Values, with their commits
-    "What lies at a moment, where newer records may be there"
+    "What lies at a moment, where newer records may be there; raises `Outage` when it is gone"
     server = snapshot.store.server
     first = snapshot.commit < 0
     while True:
@@ -127,12 +127,12 @@ def find_records(
 
 
 def is_after(value: bytes | None, commit: int) -> bool:
-    "Whether a value was written after a commit"
+    "Whether `value`, as it lies in Redis, was written after `commit`; None = nothing lies there"
     return value is not None and COMMIT.unpack_from(value)[0] > commit
 
 # %% ../../nbs/31c_redis_store.ipynb #983957a0
 def is_predecessor(value: bytes | None, snapshot: RedisSnapshot) -> bool:
-    "Whether this is what a snapshot's moment has under a name"
+    "Whether `value` (None = nothing) is what a snapshot's moment has under a name"
     if value is not None:
         return not is_after(value, snapshot.commit)
     # nothing: there was none then, unless it is gone by now
@@ -157,9 +157,9 @@ def why_gone(store: 'RedisStore') -> Outage:
 
 def unpack_values(
     store: 'RedisStore',
-    names: Sequence[bytes],
-    values: Sequence[bytes | None],
-) -> list[bytes | None]:
+    names: Sequence[bytes],  # One a value
+    values: Sequence[bytes | None],  # As they lie in Redis, the commit in front
+) -> list[bytes | None]:  # None = there is none, or it was deleted
     "The records in some values; raises `DamagedRecord` for the first whose checksum is broken"
     front = COMMIT.size
     if None not in values:  # as nearly always; and then one look over all of them is enough
@@ -178,7 +178,7 @@ _REMEMBERED = 100_000  # names whose keys need not be made again
 
 
 def store_keys(space: bytes) -> dict[str, bytes]:
-    "What a store keeps about itself, in the slot of its notes"
+    "What the store of a `space` keeps about itself, by its use: keys in the slot of its notes"
     tag = b'%s:{!%s}' % (space, space)
     names = ('head', 'era', 'writer', 'redo', 'about', 'clean')
     return {name: tag + name.encode() for name in names}
@@ -271,7 +271,11 @@ return redis.call('GET', KEYS[1])
 
 
 def open_store(store: RedisStore) -> None:
-    "Read what there is, and make what is missing when it is opened for writing"
+    """Read what there is, and make what is missing when it is opened for writing
+
+    Raises `MlrefError` for a store that is not there, or of another format or definition, or that
+    has another writer.
+    """
     text, head = store.server.read([store.keys['about'], store.keys['head']])
     if head is None and store.readonly:
         raise MlrefError(f'expected an online store {store.place}, found none; ingest first')
@@ -330,7 +334,7 @@ def _seal_notes(records: Mapping[bytes, bytes | None]) -> Batch:
 
 
 def is_guarded(store: RedisStore, name: bytes) -> bool:
-    "Whether a record holds nothing but a newest row, which no older one may replace"
+    "Whether the record `name` holds nothing but a newest row, which no older one may replace"
     layout = store.layouts.get(b'/'.join(name.split(b'/', 2)[:2]).decode(errors='replace'))
     return layout is not None and layout.newest and not layout.keep
 
@@ -342,7 +346,7 @@ def _words_of(
 
 # %% ../../nbs/31c_redis_store.ipynb #65b2ddf3
 def is_note(name: bytes) -> bool:
-    "Whether a name is that of a note"
+    "Whether `name` is that of a note"
     return name[:1] == b'!'
 
 
@@ -362,7 +366,7 @@ _AT_ONCE = 2000  # commands
 def apply_slots(
     store: RedisStore,
     batch: Batch,
-    commit: int,
+    commit: int,  # Number of the batch
 ) -> None:
     "Every record of a batch into its slot; again is harmless"
     tags: dict[bytes, Batch] = {}
@@ -410,8 +414,15 @@ def _writer_call(
     return _owned(store, store.server.run(script, own, [*known, *words]))
 
 # %% ../../nbs/31c_redis_store.ipynb #fc97c96e
-def write_batch(store: RedisStore, records: Mapping[bytes, bytes | None]) -> None:
-    "A batch as the next commit; raises `Outage` with readers where they were"
+def write_batch(
+    store: RedisStore,
+    records: Mapping[bytes, bytes | None],  # Name -> record; None deletes
+) -> None:
+    """A batch as the next commit
+
+    Raises `MlrefError` for odd names and for a store that is open for reading, `Outage` when it
+    was not accepted; readers are where they were.
+    """
     check_names(records)
     if store.readonly:
         raise MlrefError(
@@ -442,7 +453,7 @@ def _apply_all(store: RedisStore, batch: Batch, commit: int) -> None:
 
 # %% ../../nbs/31c_redis_store.ipynb #dc78ca16
 def finish(store: RedisStore) -> None:
-    "Complete the batch that a redo tells of, if there is one"
+    "Complete the batch that a redo tells of, if there is one; raises `Outage` when it is another's"
     redo = store.server.read([store.keys['redo']])[0]
     if redo is None:
         return
@@ -475,7 +486,7 @@ def recover(store: RedisStore) -> None:
 # %% ../../nbs/31c_redis_store.ipynb #c67fa369
 def list_names(
     store: RedisStore,
-    prefix: bytes,
+    prefix: bytes,  # That they begin with; b'' = all
 ) -> list[bytes]:
     "Names that begin so, without those that were deleted a moment ago"
     pattern = store.space + b':r:*'
