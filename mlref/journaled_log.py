@@ -9,6 +9,7 @@ __all__ = ['JournaledLog']
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import lmdb
@@ -102,12 +103,12 @@ class JournaledLog(LocalLog):
         self.pending: dict[Partition, list[bytes]] = {}  # In the journal alone
         self.ends: dict[Partition, int] = {}  # Offset of the next message
         self.at = 0  # Byte of the journal where the next record begins
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.env.close)
             self.journal = JournalFile(self.folder, journal_bytes)
+            undo.callback(self.journal.close)
             self.sequence = _take_over(self)
-        except BaseException:
-            self.env.close()
-            raise
+            undo.pop_all()
 
     def append(self, topic: str, messages: list[bytes], partition: int = 0) -> int:
         "Add a batch, on disk when its first offset is returned; raises `MlrefError` without room"

@@ -88,7 +88,7 @@ def _keepers(options: ServeOptions, index: int, limiter: RateLimiter) -> list[Se
     "What a worker has to itself while others come and go"
     folder = Path(options.folder)
     share = ShareKeeper(limiter, lambda: 1 / wanted_workers(folder, options.workers))
-    return [share, CoreKeeper(index)] if is_pinned(options.pin, options.workers) else [share]
+    return [share, CoreKeeper(index)] if is_pinned(options.pin) else [share]
 
 # %% ../nbs/17f_workers.ipynb #11ff44ba
 def open_worker(
