@@ -20,7 +20,10 @@ from .route import SampleRatio, check_sample_ratio
 # %% ../nbs/17bb_ab_test.ipynb #17bb000c
 @dataclass(frozen=True)
 class ServedScores:
-    "What each row was answered, by which variant, and its label; parallel arrays"
+    """What each row was answered, by which variant, and its label; parallel arrays
+
+    Raises `MlrefError` for arrays that are not equally long, and scores outside 0 to 1.
+    """
 
     cutoff: np.ndarray  # int64 minutes UTC
     variant: np.ndarray  # Name of the variant that answered

@@ -55,9 +55,9 @@ class AccessKey:
 
 
 def make_key(
-    client: str,
-    scopes: tuple[str, ...],
-    rows: float | None = None,
+    client: str,  # Whose it will be, for the log
+    scopes: tuple[str, ...],  # One or more of `SCOPES`
+    rows: float | None = None,  # It may have scored in a second; None = no limit
     clock: Callable[[], float] = time.time,  # Seconds since 1970-01-01 UTC
 ) -> tuple[str, AccessKey]:  # What the client sends; what is kept
     "A new key; raises `MlrefError` for values that make none"
@@ -84,15 +84,20 @@ def _read_key(row: dict[str, Any]) -> AccessKey:
     return AccessKey(**values)
 
 # %% ../nbs/15c_access.ipynb #db3070e6
+def _keys_by_id(found: list[Any]) -> dict[str, AccessKey]:
+    "The keys of a list; raises when it is none"
+    keys = {row['id']: _read_key(row) for row in found}
+    if not isinstance(found, list) or len(keys) < len(found):
+        raise TypeError('expected a list, in which each id stands once')
+    return keys
+
+
 def read_keys(
-    file: Path,
+    file: Path,  # Written by `write_keys`
 ) -> dict[str, AccessKey]:  # By their ids; none when there is no file
     "The keys of a file; raises `MlrefError` when it is not one of keys"
     try:
-        found = parse_json(file.read_bytes(), f'keys in {file}', 'restore it')
-        keys = {row['id']: _read_key(row) for row in found}
-        if not isinstance(found, list) or len(keys) < len(found):
-            raise TypeError('expected a list, in which each id stands once')
+        keys = _keys_by_id(parse_json(file.read_bytes(), f'keys in {file}', 'restore it'))
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -147,7 +152,7 @@ LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 def check_exposed(
     host: str,  # Where a server will listen
-    keys: Mapping[str, AccessKey],
+    keys: Mapping[str, AccessKey],  # That the server will ask for; by their ids
 ) -> None:
     "Raise `MlrefError` for a server that others can reach and anybody could use"
     if host not in LOOPBACK and not keys:
@@ -259,7 +264,7 @@ class Addresses:
     def check_origin(
         self,
         origin: bytes,  # The header, as it came
-        host: bytes,
+        host: bytes,  # The header, as it came
     ) -> None:
         "Raise `RequestError` for a request that a page of another origin sends"
         if origin.lower() not in (b'http://' + host.lower(), b'https://' + host.lower()):

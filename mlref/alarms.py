@@ -53,9 +53,9 @@ MOST_CONSTANT = 1e9  # of any constant of a rule: one that is larger never rings
 
 @dataclass(frozen=True)
 class Baseline:
-    "How a measure behaves when nothing is wrong"
+    "How a measure behaves when nothing is wrong; raises `MlrefError` for a spread of 0"
 
-    mean: float
+    mean: float  # In the unit of the measure
     spread: float  # Standard deviation from day to day
     days: int  # That it was learnt from
 
@@ -118,7 +118,10 @@ class Detector(Protocol):
 # %% ../nbs/19a_alarms.ipynb #19a00018
 @dataclass(frozen=True)
 class DaysOut:
-    "Days beyond a limit among the last ones (Shewhart 1931, with a runs rule)"
+    """Days beyond a limit among the last ones (Shewhart 1931, with a runs rule)
+
+    Raises `MlrefError` for a setting out of its bounds.
+    """
 
     beyond: float = 2.0  # Deviations from which a day is out
     out: int = 4  # Days out ...
@@ -145,7 +148,10 @@ class DaysOut:
 # %% ../nbs/19a_alarms.ipynb #19a0001b
 @dataclass(frozen=True)
 class ControlLimit:
-    "The deviation of a day, or of the mean of a window"
+    """The deviation of a day, or of the mean of a window
+
+    Raises `MlrefError` for a limit of 0 or less.
+    """
 
     limit: float = 3.0  # Deviations
 
@@ -168,7 +174,10 @@ def winsorize(
 # %% ../nbs/19a_alarms.ipynb #19a00021
 @dataclass(frozen=True)
 class Cusum:
-    "Deviations less an allowance, added up from zero (Page 1954)"
+    """Deviations less an allowance, added up from zero (Page 1954)
+
+    Raises `MlrefError` for a setting out of its bounds, and a slack that is not below the cut.
+    """
 
     slack: float = 0.25  # Deviations a day that are let pass; half of what is to be found
     limit: float = 5.0  # Deviations
@@ -196,7 +205,10 @@ class Cusum:
 # %% ../nbs/19a_alarms.ipynb #19a00024
 @dataclass(frozen=True)
 class EvidenceProcess:
-    "Log of bets against no change, one begun every day (Shin, Ramdas and Rinaldo 2023)"
+    """Log of bets against no change, one begun every day (Shin, Ramdas and Rinaldo 2023)
+
+    Raises `MlrefError` for a setting out of its bounds.
+    """
 
     alpha: float = 0.01  # Chance that it rings within the horizon, nothing being wrong
     horizon: int = 90  # Days
@@ -235,7 +247,7 @@ SIDES = {'falls': -1.0, 'rises': 1.0}
 
 @dataclass(frozen=True)
 class AlarmRule:
-    "One measure under watch"
+    "One measure under watch; raises `MlrefError` for another side, or a window below a day"
 
     name: str  # What the alarm is called
     metric: str  # In the table of daily metrics
@@ -398,7 +410,7 @@ class PlantedChange:
     "What is added to the undisturbed days of some measures"
 
     shift: float  # In the unit of the measures
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # That it is added to
 
 
 def detection(

@@ -55,7 +55,7 @@ class BurnWindow:
     "How fast an error budget may burn, over a long and a short window"
 
     long: str  # A duration of Prometheus, e.g. '1h'
-    short: str
+    short: str  # The same, e.g. '5m'
     factor: float  # Times faster than the budget allows
     severity: Severity
 
@@ -113,15 +113,17 @@ def _share(bad: str, all_requests: str) -> str:
     return f'sum by (model) ({bad}) / sum by (model) ({all_requests})'
 
 
-def failed_share(window: str) -> str:
+def failed_share(
+    window: str,  # Over which it is taken, e.g. '5m' or '1h'
+) -> str:
     "Share of requests that were answered by a 5xx, in PromQL"
     failed = f'rate(mlref_requests_total{{status=~"5..",{_ASKED}}}[{window}])'
     return _share(failed, f'rate(mlref_requests_total{{{_ASKED}}}[{window}])')
 
 
 def late_share(
-    window: str,
-    within: float,  # Seconds
+    window: str,  # Over which it is taken, e.g. '5m' or '1h'
+    within: float,  # Seconds; one of `BUCKETS`
 ) -> str:
     "Share of answers that took longer, in PromQL"
     metric = 'mlref_request_duration_seconds'

@@ -198,9 +198,9 @@ async def _score_entities(
 
 # %% ../nbs/16ga_answers.ipynb #5d7a5d65
 def calibrate_scores(
-    calibrations: CalibrationHistory | None,
-    p: np.ndarray,
-    cutoff: np.ndarray,
+    calibrations: CalibrationHistory | None,  # None = the store has none
+    p: np.ndarray,  # float64 (entities,), as the model gave them
+    cutoff: np.ndarray,  # Minutes UTC, int64 (entities,)
 ) -> tuple[list[float], list[str]]:
     "Scores moved by the calibration of each, and its digest; '' = none"
     if calibrations is None:
@@ -212,9 +212,9 @@ def calibrate_scores(
 def encode_predictions(
     version: str,  # At the top of the answer
     asked: Asked,
-    chosen: list[Chosen],
+    chosen: list[Chosen],  # One an entity
     scored: Scored,
-    calibrated: tuple[list[float], list[str]],
+    calibrated: tuple[list[float], list[str]],  # From `calibrate_scores`
 ) -> bytes:
     "The answer, in the order of the question"
     predictions = []
@@ -235,10 +235,10 @@ def kept_prediction_rows(
     server: ModelServer,
     request: Request,
     asked: Asked,
-    chosen: list[Chosen],
-    p: list[float],
-    digests: list[str],
-) -> list[bytes]:
+    chosen: list[Chosen],  # One an entity
+    p: list[float],  # Scores as the model gave them, one an entity
+    digests: list[str],  # Of the calibration of each; '' = none
+) -> list[bytes]:  # Rows of the log
     "What is kept of the scores of entities"
     about = _about(server, request)
     cutoffs = asked.columns['cutoff'].tolist()
@@ -312,8 +312,12 @@ class _Beside:
     counted: bool = True
 
 
-def start_beside(server: ModelServer, role: str, work: Callable[[Chosen], Any]) -> None:
-    "Have a version score beside, as far as the bound allows"
+def start_beside(
+    server: ModelServer,
+    role: str,  # Of the version, e.g. 'candidate'
+    work: Callable[[Chosen], Any],  # Makes the coroutine that scores and writes it down
+) -> None:
+    "Have a version score beside, as far as the bound allows; what is left out is counted"
     served = server.versions.get(role)
     if served is None or len(server.beside) >= _SHADOWS:
         server.metrics.meters.add(DROPPED)

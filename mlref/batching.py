@@ -30,7 +30,7 @@ class Overloaded(RequestError):
 
     def __init__(
         self,
-        message: str,
+        message: str,  # One sentence, for the client
         retry_after: int,  # Seconds; header Retry-After
     ):
         super().__init__(503, message)
@@ -40,7 +40,10 @@ class Overloaded(RequestError):
 class DeadlineExceeded(RequestError):
     "Nobody waits for the answer any more"
 
-    def __init__(self, message: str):
+    def __init__(
+        self,
+        message: str,  # One sentence, for the client
+    ):
         super().__init__(504, message)
 
 # %% ../nbs/16b_batching.ipynb #16bc0010
@@ -54,7 +57,7 @@ class Told(Protocol):
 
     def set_result(self, result: Any, /) -> None: ...  # Scores, float64
 
-    def set_exception(self, exception: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...  # Why there are none
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +72,9 @@ class ScoreRequest:
     came: float = 0.0  # When it was let in, by the same clock
 
 
-def check_float_rows(X: np.ndarray) -> None:
+def check_float_rows(
+    X: np.ndarray,  # What came; wanted: float32 (rows, features), one row or more
+) -> None:
     "Raise `MlrefError` unless these are rows of float32"
     if not isinstance(X, np.ndarray) or X.dtype != _FLOAT32 or X.ndim != 2 or not len(X):
         shape = f' of shape {X.shape}' if isinstance(X, np.ndarray) else ''

@@ -21,7 +21,9 @@ Schema = dict[str, Any]  # JSON Schema
 _TEXT: Schema = {'type': 'string', 'pattern': '^[^\\x00]*$'}
 
 
-def schema_ref(name: str) -> Schema:
+def schema_ref(
+    name: str,  # Of a component, e.g. 'Error'
+) -> Schema:
     "A schema that stands among the components of the document"
     return {'$ref': f'#/components/schemas/{name}'}
 

@@ -90,7 +90,7 @@ def past_rows(
     end: int,  # Cut-offs before this minute UTC
     cache: VectorCache,  # Where vectors of days that are over lie
 ) -> TrainingSet:
-    "Every row of the lake with a cut-off before a moment, labelled or not"
+    "Every row with an earlier cut-off, labelled or not; raises `MlrefError` without requests"
     return cached_training_set(events_as_of(lake), task, first_cutoff(lake, task), end, cache)
 
 # %% ../nbs/22b_challenger.ipynb #404e5741
@@ -270,7 +270,7 @@ def bootstrap(
     policy: RetrainPolicy,
     until: int,  # Only labels known by this minute UTC
 ) -> str:  # Number of the first champion
-    "The first model: trained, its reference scored out of fold, promoted; again is harmless"
+    "The first model, promoted; again is harmless; raises `MlrefError` for too little to learn from"
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
     number = sync_registry(registry, lake, task)
     if number:
@@ -486,7 +486,7 @@ def judge_challenger(
     policy: RetrainPolicy,
     workspace: Workspace,
 ) -> Challenger:  # With the answers of the gates, and its reference scores
-    "Compare a challenger with the champion on the holdout, and ask every gate"
+    "Compare a challenger with the champion, and ask every gate; raises `MlrefError` without one"
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
     rows = holdout.rows
     p = challenger.model.predict(rows.X)

@@ -96,7 +96,7 @@ def _send(request: Request, timeout: float) -> tuple[int, bytes]:
 
 # %% ../nbs/16d_client.ipynb #16ac0026
 def check_url(
-    url: str,
+    url: str,  # E.g. 'http://127.0.0.1:8080'
 ) -> str:  # Without a slash at its end
     "Raises `MlrefError` for an address that is not one of HTTP"
     try:
@@ -127,7 +127,7 @@ class JsonClient:
     def ask(
         self,
         path: str,  # e.g. '/predict'
-        body: dict[str, Any],
+        body: dict[str, Any],  # Sent as JSON
         request_id: str = '',  # Stands beside what the server writes down; '' = it draws one
     ) -> dict[str, Any]:
         "One answer; raises `RequestError` with the server's sentence, or `ServerUnreachable`"
@@ -142,9 +142,9 @@ class JsonClient:
     def ask_for(
         self,
         key: str,  # Of the answer
-        path: str,
-        body: dict[str, Any],
-        request_id: str = '',
+        path: str,  # E.g. '/predict'
+        body: dict[str, Any],  # Sent as JSON
+        request_id: str = '',  # As of `ask`
     ) -> Any:
         "One part of an answer; raises `MlrefError` as `ask` does, and when it is not there"
         found = self.ask(path, body, request_id)
@@ -158,7 +158,7 @@ class Client(JsonClient):
 
     def __init__(
         self,
-        url: str,
+        url: str,  # e.g. 'http://127.0.0.1:8080'
         task: Task,  # That the server serves
         timeout: float = 60,  # Seconds without a word from the server
         key: str = '',  # From `mlref keys add`; '' = the server wants none
@@ -191,10 +191,10 @@ class Client(JsonClient):
 
     def predict(
         self,
-        requests: pl.DataFrame,
-        batch: int = 200,
-    ) -> np.ndarray:  # float64
-        "Scores of entities by their keys, as the model gave them"
+        requests: pl.DataFrame,  # As of `answers`
+        batch: int = 200,  # Rows a request
+    ) -> np.ndarray:  # float64 (requests,), probabilities
+        "Scores of entities by their keys, as the model gave them; raises as `ask` does"
         return np.array([answer['p'] for answer in self.answers(requests, batch)])
 
 # %% ../nbs/16d_client.ipynb #16ac0025
@@ -202,9 +202,12 @@ def start_server(
     task: Task | str,  # Or its address; a task without one cannot be found by another process
     folder: Path,  # Of a run: with registry/ and online/
     served: Path,  # The server's own: logs, bundles, state; made when missing
-    workers: int = 1,
+    workers: int = 1,  # Processes that answer
 ) -> tuple[subprocess.Popen[str], Client]:
-    "A server process on a free port; it ends with this process, or by `.kill()`"
+    """A server process on a free port; it ends with this process, or by `.kill()`
+
+    Raises `MlrefError` for a task without an address, and for a server that did not start.
+    """
     found = load_task(task) if isinstance(task, str) else task
     if not found.address:
         raise MlrefError(

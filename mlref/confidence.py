@@ -19,7 +19,10 @@ from .evaluate import Estimate
 # %% ../nbs/17b_confidence.ipynb #17b00011
 @dataclass(frozen=True)
 class PairedScores:
-    "What two models said of the same rows, and their labels; parallel arrays"
+    """What two models said of the same rows, and their labels; parallel arrays
+
+    Raises `MlrefError` for arrays that are not equally long, and scores outside 0 to 1.
+    """
 
     cutoff: np.ndarray  # int64 minutes UTC
     champion: np.ndarray  # Score of each row, float64
@@ -81,7 +84,10 @@ def mature_differences(
     start: int,  # Minute UTC; days that began before do not count
     now: int,  # Minute UTC
 ) -> DayDifferences:
-    "The paired loss of every whole day whose labels are mature; a day once in does not change"
+    """The paired loss of every whole day whose labels are mature; a day once in does not change
+
+    Raises `MlrefError` for a time that is not a minute UTC.
+    """
     counted = mature_rows(pairs, calendar, start, now)
     y = pairs.y[counted]
     worse = (pairs.candidate[counted] - y) ** 2 - (pairs.champion[counted] - y) ** 2
@@ -93,9 +99,9 @@ def mature_differences(
 class ConfidenceSequence(NamedTuple):
     "An interval for each look; arrays are parallel, one entry per look"
 
-    mean: np.ndarray
+    mean: np.ndarray  # Of the values so far
     low: np.ndarray  # -inf = not known yet
-    high: np.ndarray
+    high: np.ndarray  # inf = not known yet
 
     @property
     def last(self) -> Estimate:

@@ -52,14 +52,17 @@ class DirectApplication(Protocol):
 
     def finish(
         self,
-        request: Any,
+        request: Any,  # From `begin`
         answered: asyncio.Future,  # From `answer`, done
         left: bool = False,  # Whether its client is gone
     ) -> Reply:
         "What came of a request that was answered later"
         ...
 
-    def leave(self, request: Any) -> None:
+    def leave(
+        self,
+        request: Any,  # From `begin`
+    ) -> None:
         "The client of a request left before it had sent it"
         ...
 
@@ -88,7 +91,7 @@ class AnswerWriter(RequestReader):
         self.paused_at: float | None = None  # Since when its client has not read what it was sent
 
     def work(self, request: Any) -> None:
-        "Have a request answered"
+        "Have a `request` answered, now or later"
         self.working = request
         found = self.app.answer(request)
         if isinstance(found, Reply):
@@ -109,7 +112,7 @@ class AnswerWriter(RequestReader):
             self.send(request, reply)
 
     def send(self, request: Any, reply: Reply) -> None:
-        "Write an answer, all of it at once; then comes the next"
+        "Write the answer to a `request`, all of it at once; then comes the next"
         server = self.server
         server.held -= request.size
         keep = request.keep_alive and not server.draining
@@ -168,7 +171,7 @@ class BodyReader(AnswerWriter):
             self.transport.write(b'HTTP/1.1 100 Continue\r\n\r\n')
 
     def on_body(self, part: bytes) -> None:
-        "A part of its body; what will not be needed is not kept"
+        "A `part` of its body, bytes; what will not be needed is not kept"
         self.head_size = 0
         request = self.request
         if request.refused is not None:
@@ -212,7 +215,7 @@ class Connection(BodyReader):
     __slots__ = ()
 
     def connection_made(self, transport: Any) -> None:
-        "A client is there"
+        "A client is there; answers are written to the `transport` of asyncio"
         self.transport = transport
         self.server.open.add(self)
 
@@ -229,7 +232,7 @@ class Connection(BodyReader):
         self.parser = None
 
     def take(self, data: bytes | memoryview) -> None:
-        "Some bytes of a request"
+        "Some bytes of a request, `data`, or of several"
         if self.last_words:
             return
         if self.phase == IDLE:
@@ -254,7 +257,7 @@ class Connection(BodyReader):
         self.work_next()
 
     def refuse(self, status: int, said: str) -> None:
-        "Answer what is no request, behind all that were, and close"
+        "Answer what is no request, last of all, by a `status` and a sentence, `said`; close"
         if self.last_words or self.transport.is_closing():
             return
         self.server.count(status)
@@ -434,7 +437,7 @@ async def _drain(server: HttpServer) -> None:
 
 # %% ../nbs/15e_connections.ipynb #00c33df8
 def listen(
-    host: str,
+    host: str,  # Address or name; ':' in it = IPv6
     port: int,  # 0 = any free one
 ) -> socket.socket:
     "A socket that takes connections; raises `MlrefError` when the port is taken"

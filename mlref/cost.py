@@ -67,10 +67,10 @@ HOURS = 730.0  # of a month: 365 x 24 / 12
 
 @dataclass(frozen=True)
 class MachineType:
-    "A machine that can be rented"
+    "A machine that can be rented; raises `MlrefError` for what cannot be, as half a core"
 
     name: str
-    cores: int
+    cores: int  # Each holds one worker
     memory: float  # GB
     hour: float  # Its price, in the currency of all prices
 
@@ -82,7 +82,7 @@ class MachineType:
 
 @dataclass(frozen=True)
 class Prices:
-    "What is paid for beside the machines that serve"
+    "What is paid for beside the machines that serve; raises `MlrefError` for a price below 0"
 
     core_hour: float  # For training, on machines that are there for no longer
     disk: float  # For a GB and month
@@ -98,7 +98,7 @@ class Fleet:
     "Machines of one type"
 
     machine: MachineType
-    machines: int
+    machines: int  # Of that type
     workers: int  # On each
 
     @property
@@ -151,8 +151,8 @@ class BillItem:
     "A line of a bill"
 
     item: str
-    quantity: float
-    unit: str
+    quantity: float  # In the unit
+    unit: str  # E.g. 'GB months'
     price: float  # Of a unit
 
     @property

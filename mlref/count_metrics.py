@@ -279,7 +279,7 @@ def largest_change(
 class CountMetric:
     "One number about a day"
 
-    metric: str
+    metric: str  # E.g. 'realized_auc', 'js'
     value: float  # NaN: the day does not give it
     n: int  # Rows, or labels, that it stands on
     feature: str = ''  # '' = of the model as a whole

@@ -18,7 +18,7 @@ from .alert_rules import RecordingRule, check_metrics
 class Panel:
     "One plot of a dashboard"
 
-    title: str
+    title: str  # A question that it answers
     lines: Mapping[str, str]  # What a line is called, with labels as {{model}} -> PromQL
     unit: str = 'short'  # As Grafana names it: 'reqps', 's', 'percentunit', 'bytes'
     says: str = ''  # What to do about it
@@ -29,7 +29,7 @@ class Dashboard:
     "A page of panels"
 
     name: str  # Of its file, and its identifier
-    title: str
+    title: str  # For a person
     panels: Sequence[Panel]
 
 # %% ../nbs/15h_dashboards.ipynb #15cc000d

@@ -20,6 +20,7 @@ from mlref.count_metrics import (
     js_distance,
     realized_metrics,
 )
+from .schema import check_frame
 from .sketches import FrozenBins, Sketch, count_rows
 
 # %% ../nbs/19b_diagnosis.ipynb #19b5000d
@@ -105,9 +106,9 @@ def find_shift(
 class SegmentError:
     "What one segment adds to the error of the level"
 
-    segment: str
+    segment: str  # As it was named to `segment_errors`
     gap: float  # Mean score less the share of positives, of the segment
-    labels: int
+    labels: int  # That are known
     share: float  # Of the sum of all segments' errors without their signs, 0 to 1
 
 
@@ -148,6 +149,7 @@ def name_segments(
 ) -> list[Shift]:  # The same, each with the segment that carries it
     "Where the features moved; raises `MlrefError` for rows without the features of the reference"
     check_type(reference, Reference, 'reference')
+    check_frame(rows, dict.fromkeys(('p', *reference.bins.edges)), 'the rows of an alarm')
     best = {each.feature: (min(1.0, each.excess / 2), '') for each in shifts}
     for column, value in _list_segments(rows, reference.bins):
         rest = count_rows(rows.filter(pl.col(column).ne_missing(value)), reference.bins)
@@ -184,7 +186,10 @@ def diagnose(
     sketch: Sketch,  # Of the days of an alarm
     segments: Mapping[str, Sketch] | None = None,  # The same days, split
 ) -> Diagnosis:
-    "Features outside their limits, with their direction, and the segments with most error"
+    """Features outside their limits, with their direction, and the segments with most error
+
+    Raises `MlrefError` for a sketch of other bins than the reference.
+    """
     shifts = [find_shift(reference, sketch, name) for name in reference.bins.edges]
     outside = [each for each in shifts if each.excess > 1]
     outside.sort(key=lambda each: (-each.excess, each.feature))

@@ -69,7 +69,7 @@ _Value = str | _Whole | float | bool | None
 class PlainBody(msgspec.Struct, forbid_unknown_fields=True):
     "A question as most ask it"
 
-    entities: list[dict[str, _Value]]
+    entities: list[dict[str, _Value]]  # Field -> value, one an entity
     statuses: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -123,7 +123,7 @@ class EntityRequest(GroupedRequest):
             self.timer = None
 
     def set_result(self, p: np.ndarray) -> None:
-        "Its scores are there"
+        "Its scores are there: `p`, float64 (entities,)"
         self.p = p
         scored = self.server.scored_by_keys
         if not scored:

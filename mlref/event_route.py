@@ -49,7 +49,7 @@ def _split_list(text: str) -> Iterator[str]:
 class PostedEvents:
     "The events of a body, not read yet"
 
-    messages: list[bytes]
+    messages: list[bytes]  # One an event, as it was sent
     names: list[str]  # Where each stands, for a sentence, e.g. 'line 3 of 4'
 
 
@@ -81,8 +81,8 @@ def split_events(
 # %% ../nbs/16gaa_event_route.ipynb #a342751d
 def check_event(
     reader: MessageReader,
-    message: bytes,
-    name: str,  # Where it stands
+    message: bytes,  # One event, as it was sent
+    name: str,  # Where it stands, e.g. 'line 3 of 4'
 ) -> None:
     "Raise `RequestError` for a message that is no event"
     nothing_kept = 'nothing of this body was kept'

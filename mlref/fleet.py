@@ -30,16 +30,16 @@ class AutoscalingConfig:
     "How many replicas there may be and how fast that changes; raises `MlrefError` on bad bounds"
 
     min_replicas: int = 1  # 0 = nothing runs while nobody asks
-    max_replicas: int = 1
+    max_replicas: int = 1  # At any time, however much is asked
     initial_replicas: int | None = None  # None = min_replicas
     target_ongoing_requests: float = 2.0  # A replica's, answered or waiting
     metrics_interval_s: float = 10.0  # Between two decisions
     look_back_period_s: float = 30.0  # Ongoing requests are the mean over it
     upscale_delay_s: float = 30.0  # More are wanted for so long before more are started
-    downscale_delay_s: float = 600.0
+    downscale_delay_s: float = 600.0  # Fewer are wanted for so long before any is ended
     downscale_to_zero_delay_s: float | None = None  # For the last one; None = downscale_delay_s
     upscaling_factor: float = 1.0  # Of the way to what is wanted; above 1 it overshoots
-    downscaling_factor: float = 1.0
+    downscaling_factor: float = 1.0  # Of the way down; below 1 it is careful
     replica_cost_per_hour: float = 0.0  # In any currency
     max_cost_per_day: float = math.inf  # In the same; a day begins at a multiple of 86,400 s
 
@@ -176,7 +176,10 @@ def decide_replicas(
     state: AutoscalingState,  # Of the last decision
     observed: FleetObservation,
 ) -> ScalingDecision:
-    "How many replicas are wanted now: pure, so that a decision can be replayed from its inputs"
+    """How many replicas are wanted now: pure, so that a decision can be replayed from its inputs
+
+    Raises `MlrefError` for an observation that cannot be, such as NaN requests.
+    """
     at = _checked_time(observed)
     held = _bounded(config, observed, state.replicas)
     if held != state.replicas:
@@ -199,7 +202,10 @@ def decide_replicas(
 # %% ../nbs/18_fleet.ipynb #18f1001f
 @dataclass(frozen=True)
 class ReplicaModel:
-    "What one replica can do, and how long one takes to come"
+    """What one replica can do, and how long one takes to come
+
+    Raises `MlrefError`, e.g. for a rate of 0.
+    """
 
     requests_per_s: float  # When it does nothing else
     start_s: float = 60.0  # Until its first answer
@@ -315,7 +321,7 @@ class FleetHistory:
     "A fleet step by step; every array has one entry a step"
 
     replica: ReplicaModel
-    step_s: float
+    step_s: float  # Seconds of a step
     paid: np.ndarray  # Replicas that cost money: running or starting
     running: np.ndarray  # Replicas that answer
     served: np.ndarray  # Requests answered

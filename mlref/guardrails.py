@@ -55,7 +55,10 @@ def excess_evidence(
 # %% ../nbs/17c_guardrails.ipynb #17c00012
 @dataclass(frozen=True)
 class VariantCounts:
-    "What was counted of one model since a step began"
+    """What was counted of one model since a step began
+
+    Raises `MlrefError` for a count above the number of requests.
+    """
 
     requests: int  # It scored, as the answer or beside it
     errors: int = 0  # It did not score
@@ -99,7 +102,10 @@ def count_variants(
 # %% ../nbs/17c_guardrails.ipynb #17c00015
 @dataclass(frozen=True)
 class GuardrailPolicy:
-    "What is accepted of a candidate before any label is known"
+    """What is accepted of a candidate before any label is known
+
+    Raises `MlrefError` for a setting out of its bounds.
+    """
 
     errors: float = 1.5  # Times the champion's
     slow: float = 2.0  # Times the champion's

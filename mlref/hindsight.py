@@ -30,7 +30,7 @@ from .judging import served_scores
 # %% ../nbs/22f_hindsight.ipynb #22f0000c
 @dataclass(frozen=True)
 class Deployment:
-    "A model, and when it begins to score"
+    "A model, and when it begins to score; raises `MlrefError` for what is no minute"
 
     version: str  # Of the model
     since: int  # Minute UTC

@@ -28,13 +28,13 @@ from .registry import Registry, version_by_alias
 class VersionRow:
     "A version in a table of versions; '-' for what was not noted"
 
-    version: str
-    aliases: str
-    kind: str
-    trained_until: str
-    auc: str
+    version: str  # Its number
+    aliases: str  # That point to it, with commas between
+    kind: str  # Of the model, e.g. 'onnx'
+    trained_until: str  # When its newest label was known, UTC
+    auc: str  # As it was measured before its decision
     features: str  # Version of the feature set
-    lock: str
+    lock: str  # Digest of the packages it was trained with
 
 
 def _version_row(entry: ModelVersion) -> VersionRow:
@@ -87,9 +87,9 @@ class VersionDifference:
     "One thing that two versions do not share"
 
     what: str  # e.g. 'param' or 'column redefined'
-    name: str
+    name: str  # Of that, e.g. 'lr'
     first: str  # '-' = the first has none
-    second: str
+    second: str  # The same of the second
 
 
 def _differences(
@@ -168,7 +168,7 @@ class LineageStep:
     "A step of the chain from the rows to the decision"
 
     kind: str  # e.g. 'data', 'view', 'gate' or 'promotion'
-    text: str
+    text: str  # One line, for a person
 
 
 def _view_steps(columns: dict[str, str]) -> list[LineageStep]:

@@ -165,7 +165,7 @@ def refit_gates(
 class Feed:
     "The events of one kind"
 
-    kind: str
+    kind: str  # Of event
     newest: int  # When the newest became known, minute UTC
     max_age: int  # Minutes after which it counts as stopped
 

@@ -121,7 +121,7 @@ def explain_alarms(
     workspace: Workspace,
     scored: ScoredDay,
 ) -> dict[str, dict]:  # The same; what is new has a diagnosis in its evidence
-    "Alarms with what the features of the evening did"
+    "Alarms with what the features of the evening did; raises `MlrefError` without a reference"
     if alarms.keys() <= before.keys():
         return alarms
     reference = read_reference(workspace.registry, scored.version)
@@ -284,7 +284,11 @@ def run_day(
     client: Client | None = None,  # Of a server that scores; None = this process
     answers: Answers = MappingProxyType({}),  # What persons said to an earlier run
 ) -> list[Decision]:
-    "One scoring day from delivery to decision; commits it"
+    """One scoring day from delivery to decision; commits it
+
+    Raises `MlrefError`, and commits nothing, for a day without requests, features that the champion
+    does not have, and answers of a server that are not those of this process.
+    """
     task, lake = workspace.task, workspace.lake
     end = task.calendar.day_start(day + 1)
     model = _begin_day(workspace, day, answers)
@@ -307,7 +311,7 @@ def run_day(
 # %% ../nbs/22d_lifecycle.ipynb #39dd2c77
 @dataclass(frozen=True)
 class Stretch:
-    "Days to live through"
+    "Days to live through; raises `MlrefError` for an end before the start"
 
     start: int  # Minute UTC in the first scoring day
     end: int  # Minute UTC in the day after the last
@@ -345,7 +349,10 @@ def run_days(
     pause: float = 0.0,  # Seconds to wait for a person whenever one is asked
     answers: Answers = MappingProxyType({}),  # What persons said to an earlier run
 ) -> int:  # How many days were lived
-    "Live every scoring day of a stretch that is not committed yet"
+    """Live every scoring day of a stretch that is not committed yet
+
+    Raises `MlrefError` at a day that was not delivered; the days before it stay committed.
+    """
     calendar = workspace.task.calendar
     days = missing_days(workspace.lake, stretch, calendar)
     over_http = [day for day in days if calendar.day_start(day) < stretch.served]

@@ -35,8 +35,8 @@ class ModelHealth:
     auc: float | None = None  # Of that day
     auc_lowest: float | None = None  # By the reference of its model
     gap: float | None = None  # Its mean score less its mean outcome
-    gap_low: float | None = None  # The same
-    gap_high: float | None = None
+    gap_low: float | None = None  # Least gap that is no alarm; None = not known
+    gap_high: float | None = None  # Largest gap that is no alarm; None = not known
 
     def __post_init__(self):
         check_fields(self)
@@ -47,7 +47,9 @@ def encode_health(health: ModelHealth) -> bytes:
     return json.dumps(asdict(health), allow_nan=False, sort_keys=True).encode()
 
 
-def decode_health(note: bytes) -> ModelHealth:
+def decode_health(
+    note: bytes,  # From `encode_health`
+) -> ModelHealth:
     "What a note says; raises `MlrefError` when it is none"
     try:
         found: dict[str, Any] = json.loads(note)

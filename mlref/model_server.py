@@ -51,7 +51,7 @@ from .vectors import STATUS_NAMES, Vectors
 # %% ../nbs/16g_model_server.ipynb #93a7bf8d
 @dataclass(frozen=True)
 class ServerSettings:
-    "What a server promises"
+    "What a server promises; raises `MlrefError` for a figure out of its range"
 
     limits: Limits = field(default_factory=lambda: Limits(max_rows=1000))
     max_batch: int = 256  # Rows scored at once
@@ -78,7 +78,10 @@ def read_deadline(
     settings: ServerSettings,
     now: float,  # Seconds, of any clock
 ) -> float:  # Of the same
-    "Until when a client waits: what `X-Timeout-Ms` says, at most what the server allows"
+    """Until when a client waits: what `X-Timeout-Ms` says, at most what the server allows
+
+    Raises `RequestError` for a header that is no whole number of milliseconds.
+    """
     given = headers.get(b'x-timeout-ms')
     if given is None:
         return now + settings.deadline
@@ -164,8 +167,8 @@ def check_ahead(
 class ChampionOnly:
     "Who answers where nothing is tried out; the smallest router there is"
 
-    variant: str = 'champion'
-    shadow: tuple[str, ...] = ()
+    variant: str = 'champion'  # Role of the version that answers
+    shadow: tuple[str, ...] = ()  # Roles of those that score beside
     counted: bool = True
 
     def assign(
@@ -196,7 +199,7 @@ class ModelServer:
     asked: list[Any] = field(default_factory=list)  # Requests by keys that wait for their turn
     scored: list[Any] = field(default_factory=list)  # By vectors, to be written down together
     scored_by_keys: list[Any] = field(default_factory=list)  # The same by keys
-    router: Any = ChampionOnly()
+    router: Any = ChampionOnly()  # Or a `Router` of the routing plan
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence
     ending: set[asyncio.Task] = field(default_factory=set)  # Of versions that end
@@ -367,17 +370,17 @@ async def score_before_deadline(
 class PredictionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     "What is kept of one score"
 
-    entity_id: str
+    entity_id: str  # Whose score it is
     cutoff: int  # Minutes UTC
     scored_at: int  # The same
-    p: float
-    version: str
+    p: float  # Score as the model gave it, a probability
+    version: str  # Digest of the model
     trained_until: int  # Minutes UTC
     answered_at: float  # Seconds since 1970-01-01 UTC
-    request_id: str
+    request_id: str  # Of the request that asked
     client: str  # Name of the key that asked; '' = none
     calibration: str = ''  # Digest; '' = none
-    variant: str = 'champion'
+    variant: str = 'champion'  # Role of the version that scored
     counted: bool = True  # False: a header chose the variant, so it is left out of comparisons
     trace: str = ''  # Id of the trace
 
@@ -385,16 +388,16 @@ class PredictionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 class VectorRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     "What is kept of the scores of a request by vectors"
 
-    p: list[float]
-    version: str
-    answered_at: float
-    request_id: str
-    client: str
+    p: list[float]  # One a row, as the model gave them
+    version: str  # Digest of the model
+    answered_at: float  # Seconds since 1970-01-01 UTC
+    request_id: str  # Of the request that asked
+    client: str  # Name of the key that asked; '' = none
     id: str = ''  # As the client named the request
-    calibration: str = ''
-    variant: str = 'champion'
-    counted: bool = True
-    trace: str = ''
+    calibration: str = ''  # Digest; '' = none
+    variant: str = 'champion'  # Role of the version that scored
+    counted: bool = True  # False: a header chose the variant
+    trace: str = ''  # Id of the trace
 
 
 encode_row = msgspec.json.Encoder().encode

@@ -209,9 +209,9 @@ METRICS = TableSchema(
 class Measurement:
     "One number about a day, and its limits"
 
-    name: str
-    value: float | None
-    low: float | None = None
+    name: str  # E.g. 'auc', 'drift:wind'
+    value: float | None  # None = the day does not give it
+    low: float | None = None  # Limits; None = there is none on that side
     high: float | None = None
 
 
@@ -346,7 +346,7 @@ def realized_day(
 # %% ../nbs/19_monitor.ipynb #16ef3c6b
 @dataclass(frozen=True)
 class AlarmPolicy:
-    "How many bad days make an alarm"
+    "How many bad days make an alarm; raises `MlrefError` for more days out than there are"
 
     out: int = 4  # Days beyond the limits ...
     of: int = 7  # ... among the last days measured

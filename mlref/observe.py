@@ -69,7 +69,7 @@ class Meters:
         return first
 
     def add(self, sample: str, n: float = 1) -> None:
-        "Count"
+        "Add `n` to the number of a `sample`; one that finds no place counts as dropped"
         self.values[self.place(sample)] += n
 
     def samples(self) -> dict[str, float]:
@@ -112,7 +112,7 @@ class Metric:
     "What a scraper is told of a metric"
 
     kind: str  # 'counter', 'gauge' or 'histogram'
-    says: str
+    says: str  # One line for `# HELP`
 
 
 _OF_REQUESTS = {
@@ -188,7 +188,7 @@ _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
 def write_sample(
     name: str,  # E.g. 'mlref_entities_total'
-    **labels: str,
+    **labels: str,  # Name -> value, e.g. model='late'
 ) -> str:
     "A sample as a scraper reads it, without its value"
     ordered = sorted(labels, key=lambda key: (key == 'le', key))  # an edge stands last
@@ -291,10 +291,10 @@ class ServerMetrics:
 
     def count_values(
         self,
-        model: str,
+        model: str,  # Name of the task
         view: str,  # Feature view of last values
         status: str,  # 'present', 'missing' or 'expired'
-        n: int,  # Values
+        n: int,  # How many values had it
     ) -> None:
         "Count what a store had"
         key = (model, view, status)
@@ -344,7 +344,7 @@ class Histogram:
         self.sum = self.first + len(edges) + 1
 
     def add(self, value: float) -> None:
-        "Count one value"
+        "Count one `value`, in the unit of the edges"
         self.values[self.first + bisect_left(self.edges, value)] += 1
         self.values[self.sum] += value
 

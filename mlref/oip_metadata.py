@@ -184,7 +184,7 @@ def check_load(
 class Spent:
     "How often something was done, and how long it took"
 
-    count: int = 0
+    count: int = 0  # Times
     ns: int = 0  # Nanoseconds together
 
 
@@ -192,8 +192,8 @@ class Spent:
 class ModelStatistics:
     "What a model did since the server started"
 
-    name: str
-    version: str
+    name: str  # Of the model
+    version: str  # That answers now
     last_inference: int = 0  # Milliseconds since 1970
     inferences: int = 0  # Rows scored
     executions: int = 0  # Batches that the model ran

@@ -39,14 +39,14 @@ class Operation:
     "One thing that can be asked of a server"
 
     path: str  # {model} and {version} stand for what they name
-    summary: str
+    summary: str  # One line, for the document
     answer: str  # Name of the schema of its answer
     method: Literal['get', 'post'] = 'get'
     scope: Scope = ''
     request: str = ''  # Name of the schema of its body; '' = none
     optional: bool = False  # The body may be left out
     more_types: tuple[str, ...] = ()  # Content types of the body beside JSON
-    answer_types: tuple[str, ...] = ('application/json',)
+    answer_types: tuple[str, ...] = ('application/json',)  # Content types of the answer
     conflict: str = ''  # What status 409 means; '' = it is never given
 
 

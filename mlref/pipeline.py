@@ -109,7 +109,7 @@ class StepFailed(MlrefError):
 
 @dataclass(frozen=True)
 class StepCost:
-    "What one step took"
+    "What one step took; raises `MlrefError` for what is no number"
 
     seconds: float  # Of the wall
     cpu_seconds: float  # Of its process and all that it started
@@ -268,10 +268,10 @@ class PipelineRun:
     steps: Path  # Folder of the steps
     data: Path  # Holds runs/<id>
     reports: Path  # Holds runs/<id>
-    id: str
-    profile: str
+    id: str  # Name of its folder
+    profile: str  # Of `profiles.json`
     given: dict[str, dict[str, object]]  # Step -> parameters, in order
-    done: dict[str, StepCost] = field(default_factory=dict)
+    done: dict[str, StepCost] = field(default_factory=dict)  # Step -> what it took
     code: list[CodeState] = field(default_factory=list)  # What it began with, went on with, ...
     threads: int = THREADS  # Of each library, in every step
 
@@ -313,7 +313,7 @@ def _files_of_module(
 
 # %% ../nbs/24_pipeline.ipynb #5df0d475
 def code_state(run: PipelineRun) -> CodeState:
-    "The code that a run would run under now"
+    "The code that a run would run under now; raises `MlrefError` for a step that is no notebook"
     tasks = {str(own['task']).partition(':')[0] for own in run.given.values() if 'task' in own}
     modules = sorted({'mlref', *(task.partition('.')[0] for task in tasks if task)})
     files = [file for module in modules for file in _files_of_module(module)]

@@ -105,10 +105,10 @@ _LIMITS = {  # of whole numbers of days
 
 @dataclass(frozen=True)
 class RetrainPolicy:
-    "How a run behaves; all of it goes into the evidence"
+    "How a run behaves; all of it goes into the evidence; raises `MlrefError` for a bad setting"
 
     kind: str = 'student'  # What is trained: one of `recipes.RECIPES`
-    seed: int = 0
+    seed: int = 0  # Of the fits
     warm_start: bool = True  # Go on from the champion, for the kinds in `recipes.WARM_KINDS`
     stop: int = 14  # Days at the end of the training rows, for early stopping
     block: int = 28  # Days with labels that judge, kept from a challenger

@@ -24,11 +24,11 @@ _OVERHEAD = 300  # bytes of an entry besides its vector: the objects and their p
 
 
 class ScoreMemory:
-    "Scores by their keys, within a number of bytes"
+    "Scores by their keys, within a number of bytes; raises `MlrefError` for no room at all"
 
     def __init__(
         self,
-        max_bytes: int,
+        max_bytes: int,  # Of vectors and what is needed to find them; 1 or more
     ):
         check_number(max_bytes, 'max_bytes', 1, whole=True)
         self.max_bytes = max_bytes
@@ -44,7 +44,7 @@ class ScoreMemory:
         return score
 
     def put(self, key: CacheKey, score: float) -> None:
-        "Keep a score; others make room"
+        "Keep a `score`; the one asked for longest ago makes room"
         if key not in self.scores:
             self.size += len(key[1]) + _OVERHEAD
         self.scores[key] = score
@@ -72,11 +72,11 @@ class CachedRequest:
     X: np.ndarray  # float32, (rows, features)
     submit: Submit
     told: Told  # Gets the scores, float64
-    scores: np.ndarray
+    scores: np.ndarray  # float64, (rows,); filled in one by one
     missing: int  # Rows without a score
 
     def fill(self, i: int, score: float) -> None:
-        "A row is known"
+        "Row `i` is known to have a `score`; the last one tells the caller"
         self.scores[i] = score
         self.missing -= 1
         if not self.missing and not self.told.done():
@@ -113,7 +113,7 @@ class SharedRuns:
         self.misses = 0  # Rows that were computed
 
     def ask(self, version: str, request: CachedRequest, rows: Iterable[int]) -> None:
-        "Fill in rows of a request now, or when they are computed"
+        "Fill in `rows` of a request, by a model `version`, now or when they are computed"
         new: dict[CacheKey, int] = {}
         for i in rows:
             key = (version, request.X[i].tobytes())
@@ -133,13 +133,13 @@ class SharedRuns:
             self.compute(request, new)
 
     def fill(self, key: CacheKey, score: float) -> None:
-        "A score is known: for all who wait for it, and for those to come"
+        "A `score` is known: for all who wait for it, and for those to come"
         self.memory.put(key, score)
         for request, i in self.in_flight.pop(key):
             request.fill(i, score)
 
     def compute(self, request: CachedRequest, new: dict[CacheKey, int]) -> None:
-        "Have the model score rows of a request, for all who wait for them"
+        "Have the model score `new` rows of a request (key -> row), for all who wait for them"
         self.misses += len(new)
         every = len(new) == len(request.X)
         try:

@@ -28,10 +28,10 @@ def _import(name: str) -> Any:
 
 
 def measure_process(
-    pid: int,
+    pid: int,  # Process id, on this machine
     part: str,  # That it plays: 'supervisor', or the index of a worker
 ) -> dict[str, float]:  # Sample -> value; empty for a process that is gone, or without psutil
-    "What a process takes"
+    "What a process takes: seconds of processor time, bytes of memory, open files"
     psutil = _import('psutil')
     if psutil is None:
         return {}
@@ -57,7 +57,7 @@ _WORKER = 'mlref_worker_pid'
 
 
 def worker_sample(
-    index: int,
+    index: int,  # Of the worker, from 0
 ) -> str:
     "The sample under which a worker writes its process id"
     return write_sample(_WORKER, process=str(index))
@@ -153,9 +153,9 @@ def open_gpus() -> tuple[Any, int]:  # Its module, or None; how many GPUs
 # %% ../nbs/15k_process_metrics.ipynb #15ca1014
 def measure_gpus(
     nvml: Any,  # From `open_gpus`
-    count: int,
-) -> dict[str, float]:
-    "How busy GPUs are, and what of their memory is taken"
+    count: int,  # GPUs there are
+) -> dict[str, float]:  # Sample -> share of time from 0 to 1, or bytes
+    "How busy GPUs are, and what of their memory is taken; raises the errors of `nvml`"
     found: dict[str, float] = {}
     for index in range(count):
         gpu = str(index)
@@ -185,7 +185,7 @@ def measure_machine(
 
 
 def check_documented(
-    samples: Iterable[str],
+    samples: Iterable[str],  # Names with labels, as `write_sample` writes them
 ) -> None:
     "Raise `MlrefError` for a sample whose metric nobody described"
     for sample in samples:

@@ -47,7 +47,7 @@ JSON_HEADERS: Headers = ((b'content-type', b'application/json'),)
 class Answer:
     "What is sent back"
 
-    body: bytes
+    body: bytes  # As it is sent, unless it is compressed
     headers: Headers = JSON_HEADERS  # That describe the body, without its length
 
 
@@ -65,7 +65,7 @@ class Reply(NamedTuple):
 
     status: int  # Of HTTP
     headers: bytes  # Their lines, without those of the connection
-    body: bytes
+    body: bytes  # As it is sent
 
 # %% ../nbs/15a_protocols.ipynb #15a0000e
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Limits:
     "What one request may hold at most"
 
     max_body_bytes: int = 8 * 2**20  # Compressed, and again when it is not
-    max_rows: int = 4096
+    max_rows: int = 4096  # To be scored
     max_values: int = 2**20  # Of all lists and objects of a JSON text together
     max_nesting_depth: int = 32  # Of objects and lists in one another
 
@@ -84,7 +84,7 @@ class Limits:
 
 
 def check_size(
-    body: bytes,
+    body: bytes,  # As it came, or decompressed
     limits: Limits,
 ) -> None:
     "Raise `RequestError` for a body that is too long"
@@ -96,7 +96,7 @@ def check_size(
 
 
 def check_row_count(
-    n: int,
+    n: int,  # Rows of a request
     limits: Limits,
 ) -> None:
     "Raise `RequestError` for no rows, or too many"
@@ -112,11 +112,11 @@ _WINDOW = {'gzip': 31, 'x-gzip': 31, 'deflate': 15}  # bits, as zlib wants them
 
 
 def decompress(
-    body: bytes,
+    body: bytes,  # As it came
     encoding: str,  # The header Content-Encoding; '' = as it is
     limits: Limits,
 ) -> bytes:
-    "A body as it was before it was compressed; raises `RequestError`"
+    "A body as it was before it was compressed; raises `RequestError` for one that is none"
     encoding = encoding.strip().lower()
     check_size(body, limits)
     if encoding in ('', 'identity'):

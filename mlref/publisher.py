@@ -55,9 +55,9 @@ class ServeOptions:
     home: str  # Folder of a run: with registry/ and online/
     folder: str  # Of the server: logs, bundles, state, keys
     uri: str | None = None  # Of the registry; None = as `Registry` finds it
-    host: str = '127.0.0.1'
+    host: str = '127.0.0.1'  # Address that it listens at
     port: int = 8080  # 0 = any free one
-    workers: int = 1
+    workers: int = 1  # Processes that answer
     durability: Durability = 'answer'
     names: tuple[str, ...] = ()  # Hosts that it goes by besides
     max_rows: int = 1000  # Of a request
@@ -177,7 +177,7 @@ def is_current(
 def publish_main(
     text: str,  # From `encode_options`
 ) -> None:
-    "The body of the publisher's process"
+    "The body of the publisher's process; what it could not publish is its last sentence"
     try:
         publish_champion(decode_options(text))
     except MlrefError as error:

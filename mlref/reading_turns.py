@@ -35,8 +35,11 @@ class NewestFirst:
         each.in_line = True
         self.waiting.append(each)
 
-    def take(self, most: int) -> list[Any]:
-        "As many as may be read now"
+    def take(
+        self,
+        most: int,  # How many may be read now
+    ) -> list[Any]:
+        "All of them in the order in which they came, or the newest"
         if most >= len(self.waiting):
             return self._leave([*self.waiting])
         return self._leave([self.waiting[-1 - i] for i in range(most)])
@@ -44,7 +47,7 @@ class NewestFirst:
     def take_late(
         self,
         before: float,  # Who arrived by then has waited for too long, seconds
-        most: int,
+        most: int,  # How many are taken at once
     ) -> list[Any]:
         "The oldest, as far as they are late"
         late: list[Any] = []
@@ -142,11 +145,11 @@ class TurnReader(asyncio.Protocol):
         return False
 
     def take(self, data: bytes | memoryview) -> None:
-        "Some bytes, which are kept by copying them; for those who inherit"
+        "Some bytes, `data`, which are kept by copying them; for those who inherit"
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
-        "What the transport read by itself: everything, or what came before it was told not to"
+        "What the transport read by itself: all `data`, or what came before it was told not to"
         if self.socket is None:
             self.take(data)
         else:
@@ -246,7 +249,10 @@ def is_urgent(
         return True
 
 
-def read_if_urgent(reader: TurnReader, now: float) -> bool:
+def read_if_urgent(
+    reader: TurnReader,  # With something to be read
+    now: float,  # By `time.monotonic`, seconds
+) -> bool:  # Whether it was read
     "Read a connection if that has precedence"
     urgent = is_urgent(reader)
     if urgent:
@@ -299,7 +305,7 @@ class ArrivalWatch:
             del self.readers[reader.descriptor]
 
     def notice(self, now: float) -> list[TurnReader]:
-        "Connections that wait from now on"
+        "Connections that wait from `now` on (by `time.monotonic`, seconds)"
         new = []
         for descriptor, event in self.poll.poll(0, _EVENTS):
             each = self.readers[descriptor]
@@ -367,7 +373,7 @@ class ReadingTurns(ArrivalWatch):
         self.take_turn(now)
 
     def take_turn(self, now: float) -> None:
-        "Read as many as there is room for"
+        "Read as many as there is room for; `now` is by `time.monotonic`, seconds"
         most = max(min(self.room(), _TURN), 0)
         for each in self.line.take(most):
             read_connection(each, now)

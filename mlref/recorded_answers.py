@@ -23,12 +23,12 @@ from .workspace import Workspace
 # %% ../nbs/22bc_recorded_answers.ipynb #22bc0009
 @dataclass(frozen=True)
 class RecordedAnswer:
-    "What a person said to a decision to wait"
+    "What a person said to a decision to wait; raises `MlrefError` without a reason"
 
     decision: str  # Id of that decision
     status: str  # 'approved' or 'rejected'
-    who: str
-    why: str
+    who: str  # Answered
+    why: str  # Their reason
     answered_at: int  # Minute UTC, on the clock of the question
     adopted_at: int | None = None  # Minute UTC at which the run took it; None = `answered_at`
 

@@ -52,7 +52,10 @@ def refit_challenger(
     policy: RetrainPolicy,  # As it was judged by
     now: int,  # Minute UTC at which it was judged
 ) -> Challenger:  # With the gates of both
-    "Fit a recipe that passed on every mature row, and ask whether it is still the same model"
+    """Fit a recipe that passed on every mature row, and ask whether it is still the same model
+
+    Raises `MlrefError` for too few mature rows to learn from or to stop on.
+    """
     task, registry = workspace.task, workspace.registry
     end = now - label_days(task.calendar) * DAY
     begin = end - policy.block * DAY

@@ -94,7 +94,7 @@ QUERIES = {
 def read_facts(
     run: PipelineRun,
 ) -> dict[str, list[tuple]]:  # Name of a query -> its rows; none of a table that is not there
-    "What the lake of a run says"
+    "What the lake of a run says; raises `MlrefError` for one that cannot be read"
     import duckdb
 
     file = run.folder / 'lake' / 'mlref.duckdb'
@@ -529,7 +529,7 @@ def _add_daily_auc(rows: Sequence[Mapping], facts: Mapping[str, Sequence[tuple]]
 def write_report(
     run: PipelineRun,  # That came through
 ) -> Path:  # report.html in the run's folder
-    "The report of a run, as one file"
+    "The report of a run, as one file; raises `MlrefError` for a damaged lake or results"
     results = run.report_folder / 'results'
     files = read_results(results)
     facts = read_facts(run)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a server of a model has neither frames nor the task itself
 class RequestField:
     "One field of an entity in a request"
 
-    name: str
+    name: str  # As a client sends it
     json: str  # What JSON Schema calls its type: 'string', 'integer', 'number', 'boolean'
     is_time: bool = False  # Minutes UTC, or text with a zone
     nullable: bool = False  # May be null or left out
@@ -160,9 +160,9 @@ def _has_zone(text: str) -> bool:
 
 def parse_minute(
     field: RequestField,  # A time
-    value: int | str | None,
+    value: int | str | None,  # Minutes UTC, or ISO 8601 with a zone; None = not sent
 ) -> int | None:  # Minutes since 1970-01-01 UTC
-    "A time of a request; raises `RequestError`"
+    "A time of a request; raises `RequestError`, an `MlrefError`, for what is none"
     if value is None:
         return None
     try:

@@ -48,11 +48,11 @@ class RequestParser(TurnReader):
         return parser
 
     def on_url(self, url: bytes) -> None:
-        "A part of what a request asks for"
+        "A part of what a request asks for: `url` is a piece of its path and query"
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        "One header; nobody asks for those behind a chunked body, its trailers"
+        "A header, `name` and `value` as they came; not one behind a chunked body, a trailer"
         if self.request is None:
             self.headers.append((name.lower(), value))
 
@@ -61,7 +61,7 @@ class RequestParser(TurnReader):
         return self.parser.should_upgrade() and self.parser.get_method() != b'CONNECT'
 
     def parse(self, data: bytes | memoryview) -> None:
-        "Hand bytes to the parser; raises its error for what is no request"
+        "Hand bytes, `data`, to the parser; raises its error for what is no request"
         left = [data]  # What is read first stands last
         while left:
             part = left.pop()
@@ -110,7 +110,7 @@ class RequestReader(RequestParser):
         return self.phase == BODY or self.head_size > 0
 
     def enter(self, phase: str) -> None:
-        "From now on it is at something else"
+        "From now on it is at something else, `phase`, e.g. `BODY` or `IDLE`"
         self.phase = phase
         self.since = self.server.loop.time()
 

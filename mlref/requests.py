@@ -35,6 +35,7 @@ class Request:
     __slots__ = ('headers', 'id', 'method', 'most', 'path', 'traced', *_STATE, *_OF_CONNECTION)
 
     def __init__(self, scope: Mapping[str, Any], most: int = Limits.max_body_bytes):
+        "`scope`: method, path and headers, as ASGI has them; `most`: bytes its body may have"
         self.method: str = scope['method']
         self.path: str = scope['path']
         self.headers: dict[bytes, bytes] = dict(scope['headers'])
@@ -59,7 +60,7 @@ class Request:
         self.traced = trace_headers(self) if b'traceparent' in self.headers else ()
 
     def feed(self, part: bytes) -> None:
-        "A part of its body"
+        "A `part` of its body, bytes"
         self.size += len(part)
         if self.size <= self.most:
             self.received.append(part)
@@ -105,7 +106,10 @@ def trace_headers(
     return ((b'traceparent', b'00-' + request.trace + b'-' + span + given[-3:]),)
 
 # %% ../nbs/15g_requests.ipynb #16a10012
-def too_long(request: Request, size: int) -> RequestError:
+def too_long(
+    request: Request,
+    size: int,  # Bytes of its body, so far or as announced
+) -> RequestError:
     "Why a body is refused"
     return RequestError(
         413, f'expected at most {request.most:,} bytes, got {size:,}; send fewer rows'
@@ -161,7 +165,12 @@ class Route:
 class WrongMethod(RequestError):
     "A path that is there, asked by another method"
 
-    def __init__(self, route: Route, allowed: str, method: str):
+    def __init__(
+        self,
+        route: Route,  # Of that path
+        allowed: str,  # Methods for the header Allow, e.g. 'GET, POST'
+        method: str,  # That was asked
+    ):
         super().__init__(405, f'expected {allowed} of {route.path}, got {method:.20}')
         self.allowed = allowed
 
@@ -175,10 +184,10 @@ NO_ROUTE = Route(path='', handler=_nothing, label='other')
 
 def find_route(
     routes: Iterable[Route],
-    method: str,
-    path: str,
+    method: str,  # In capitals; HEAD is answered as GET
+    path: str,  # Without a query
 ) -> Route:
-    "The route of a request; raises `RequestError` with those there are"
+    "The route of a request; raises `RequestError` for no path, `WrongMethod` for no such method"
     found = [route for route in routes if route.pattern.fullmatch(path)]
     wanted = 'GET' if method == 'HEAD' else method
     for route in found:
@@ -197,8 +206,15 @@ def find_route(
 _USUAL = b'content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n'
 
 
-def make_reply(request: Request, status: int, answer: Answer) -> Reply:
-    "An answer as it goes out; raises for a header that would be two, or a body of no bytes"
+def make_reply(
+    request: Request,
+    status: int,  # Of HTTP
+    answer: Answer,
+) -> Reply:
+    """An answer as it goes out, compressed where its client takes that
+
+    Raises `TypeError` for a body of no bytes, `RequestError` for a header that would be two lines.
+    """
     if not isinstance(answer.body, (bytes, bytearray, memoryview)):
         raise TypeError(f'expected an answer of bytes, a handler gave {answer.body!r:.40}')
     accepted = request.headers.get(b'accept-encoding')

@@ -183,7 +183,7 @@ def _summary(files: Sequence[Mapping]) -> list[str]:
 # %% ../nbs/23_results.ipynb #e2300071
 @dataclass(frozen=True)
 class Choice:
-    "Something that was chosen by looking at outcomes"
+    "Something that was chosen by looking at outcomes; raises `MlrefError` for an empty field"
 
     bench: str  # Whose numbers it touches
     what: str  # 'nothing', too, is said
@@ -224,7 +224,10 @@ def _tell_choices(choices: Sequence[Choice]) -> list[str]:
 def render_card(
     results: Path,  # Folder of result files
 ) -> str:  # Markdown
-    "Every goal on one screen: held, missed, not run; then all rows, folded"
+    """Every goal on one screen: held, missed, not run; then all rows, folded
+
+    Raises `MlrefError` for a result file that was cut.
+    """
     files = read_results(results)
     lines = ['# Report card', '', *_summary(files)]
     not_run = _not_run(files)

@@ -25,7 +25,7 @@ _LONGEST = 3650 * DAY  # ten years: what is beyond is a slip, and never infinite
 
 @dataclass(frozen=True)
 class RolloutStep:
-    "A stage of a rollout"
+    "A stage of a rollout; raises `MlrefError` for a setting out of its bounds"
 
     share: float  # Of the requests that the candidate answers; 0 = it only scores beside
     requests: int = 200  # Scored by the candidate before the next step
@@ -49,7 +49,10 @@ STEPS = (
 
 @dataclass(frozen=True)
 class RolloutPolicy:
-    "When a candidate gets more, everything or nothing"
+    """When a candidate gets more, everything or nothing
+
+    Raises `MlrefError` for a setting out of its bounds, and for shares that fall.
+    """
 
     steps: tuple[RolloutStep, ...] = STEPS
     margin: float = 0.005  # Of the squared error a row: so much worse would not matter
@@ -76,7 +79,10 @@ RolloutStatus = Literal['running', 'promoted', 'rolled back']
 
 @dataclass(frozen=True)
 class Rollout:
-    "Where a rollout stands"
+    """Where a rollout stands
+
+    Raises `MlrefError` for one of a version against itself, or a wrong time.
+    """
 
     candidate: str  # Version in the registry
     champion: str  # Version that it is to replace
@@ -158,7 +164,7 @@ class RolloutDecision:
     "What is to be done, and why"
 
     action: RolloutAction
-    why: str
+    why: str  # One line for a person
 
 
 def _show_difference(evidence: RolloutEvidence) -> str:

@@ -57,7 +57,10 @@ class Standing:
 def read_rollout(
     registry: Registry,
 ) -> Standing | None:  # None = none runs
-    "The rollout that runs, from the last row of the promotion log"
+    """The rollout that runs, from the last row of the promotion log
+
+    Raises `MlrefError` for a row whose rollout cannot be read.
+    """
     rows = promotions(registry)
     if not rows or not rows[-1].rollout:
         return None
@@ -222,7 +225,10 @@ def gather_evidence(
     counts: Mapping[str, VariantCounts] | None = None,  # By variant, under the plan of the step
     guardrails: GuardrailPolicy | None = None,  # None = the usual ones
 ) -> RolloutEvidence:
-    "All that is known of a candidate at a moment"
+    """All that is known of a candidate at a moment
+
+    Raises `MlrefError` for frames with other columns.
+    """
     known = rows.filter(pl.col('scored_at') <= now)
     pairs = pair_scores(known, labels.filter(pl.col('label_time') <= now))
     days = mature_differences(pairs, calendar, rollout.started, now)
@@ -254,7 +260,10 @@ def sync_routing(
     registry: Registry,
     folder: Path,  # Of a server
 ) -> int:  # Epoch
-    "Let the workers route as the promotion log says; finishes what was cut off"
+    """Let the workers route as the promotion log says; finishes what was cut off
+
+    Raises `MlrefError` when the log or the state of the server cannot be read.
+    """
     standing = read_rollout(registry)
     rows = promotions(registry)
     alone = RoutingPlan(f'row-{rows[-1].id[:12]}' if rows else 'none')

@@ -39,11 +39,14 @@ def _check_shares(shares: Mapping[str, float], what: str) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    "Who answers which share of the requests, and who scores beside, unseen"
+    """Who answers which share of the requests, and who scores beside, unseen
 
-    # Model -> share; what is left is the default's
+    Raises `MlrefError` for more than two models, shares outside 0 to 1, or a sum above 1.
+    """
+
+    # Model -> share, 0 to 1; what is left is the default's
     shares: Mapping[str, float] = field(default_factory=dict)
-    # Model -> share of the others' requests that it scores too
+    # Model -> share, 0 to 1, of the others' requests that it scores too
     shadow: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -63,7 +66,10 @@ class Split:
 # %% ../nbs/17_route.ipynb #17000010
 @dataclass(frozen=True)
 class SegmentRule:
-    "A split of its own for some requests"
+    """A split of its own for some requests
+
+    Raises `MlrefError` for a segment without a field, or values that are no tuple.
+    """
 
     segment: Mapping[str, tuple[Any, ...]]  # Field of the request -> values; all must fit
     split: Split
@@ -82,7 +88,10 @@ class SegmentRule:
 
 @dataclass(frozen=True)
 class RoutingPlan:
-    "How the requests of a server are divided among its models"
+    """How the requests of a server are divided among its models
+
+    Raises `MlrefError` for parts of another type, and for a share of the default.
+    """
 
     salt: str  # Name of the experiment
     split: Split = field(default_factory=Split)
@@ -157,7 +166,7 @@ class _Table:
 
 # %% ../nbs/17_route.ipynb #17000017
 class Router:
-    "A plan, ready to assign requests; holds nothing that changes"
+    "A plan, ready to assign requests; raises `MlrefError` for what is no plan"
 
     def __init__(self, plan: RoutingPlan):
         check_type(plan, RoutingPlan, 'the plan of a router')

@@ -119,7 +119,7 @@ class RunNumber:
     "A line of the summary of a run"
 
     name: str
-    value: float
+    value: float  # A count, a share or a loss
     n: int  # Rows it is about
     goal: str = ''  # e.g. '== 0'; '' = none
     low: float | None = None  # Of its 95 % interval, by whole days; None = it has none

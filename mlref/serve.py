@@ -141,7 +141,7 @@ class RouteTable:
         self.table = {(route.method, route.path): route for route in exact}
 
     def count_refused(self, status: int) -> None:
-        "Count what was answered before it was a request"
+        "Count what was answered by a `status` of HTTP before it was a request"
         self.metrics.count_answer('', 'other', status, 0.0)
 
 # %% ../nbs/16_serve.ipynb #cddda90a
@@ -338,10 +338,10 @@ class LocalClient:
 
     def ask(
         self,
-        method: str,
-        path: str,
+        method: str,  # E.g. 'GET'
+        path: str,  # E.g. '/predict'; without a query
         content: Any = None,  # Bytes, or what becomes JSON
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,  # Beside host and content type
     ) -> tuple[int, Any]:  # Status; the answer, decoded when it is JSON
         "One answer"
         status, answered, body = self._run(self._call(method, path, content, headers or {}))
@@ -410,11 +410,15 @@ async def run_app(
 def serve(
     app: Application,
     port: int = 8080,  # 0 = any free one
-    host: str = '127.0.0.1',
+    host: str = '127.0.0.1',  # Where it listens; elsewhere `app.keys` are needed
     # Called with what can stop the server, and the port
     started: Callable[[Stopper, int], None] | None = None,
 ) -> None:
-    "Answer until stopped; raises `MlrefError` when the port is taken or a package is missing"
+    """Answer until stopped
+
+    Raises `MlrefError` when the port is taken, a package is missing, or others than this machine
+    could ask without a key.
+    """
     need_extra('httptools', extra='serve')
     from mlref.connections import listen
 

@@ -86,7 +86,7 @@ class WorkerNote:
     "What a worker says of itself"
 
     index: int  # From 0
-    pid: int
+    pid: int  # Process id, on this machine
     epoch: int  # That it serves
     version: str = ''  # Of the model that answers
     trouble: str = ''  # Why it could not take a newer epoch; '' = none
@@ -228,7 +228,7 @@ def read_messages(
 # %% ../nbs/16h_serving_state.ipynb #3e982de5
 def set_workers(
     folder: Path,  # Of a server
-    n: int,
+    n: int,  # Processes, 1 or more
 ) -> None:
     "Have a server run so many workers; raises `MlrefError` for none"
     if type(n) is not int or n < 1:
@@ -238,7 +238,7 @@ def set_workers(
 
 def wanted_workers(
     folder: Path,  # Of a server
-    default: int,
+    default: int,  # Where nobody has said how many
 ) -> int:
     "How many workers a server shall run"
     try:

@@ -31,7 +31,7 @@ class ScoreStore(Protocol):
         ...
 
     def keep(self, scores: Mapping[CacheKey, float]) -> None:
-        "Keep some scores, or not, where there is no room; raises `MlrefError`"
+        "Keep `scores` (probabilities), or not, where there is no room; raises `MlrefError`"
         ...
 
 
@@ -95,7 +95,11 @@ class SecondLevel:
         self.rests_until = 0.0  # By the same clock
         self.trouble = ''  # Of the last call that failed
 
-    def ask(self, keys: list[CacheKey], tell: Callable[[list[float | None]], None]) -> None:
+    def ask(
+        self,
+        keys: list[CacheKey],
+        tell: Callable[[list[float | None]], None],  # Called once; None = a score is not known
+    ) -> None:
         "Tell what is known of some keys, within the bound; called in an event loop"
         now = time.monotonic()
         question = _Question(keys, tell)
@@ -108,7 +112,7 @@ class SecondLevel:
         _go_on(self)
 
     def keep(self, scores: Mapping[CacheKey, float]) -> None:
-        "Have scores kept, when there is time for it; called in an event loop"
+        "Have `scores` kept, when there is time for it; called in an event loop"
         if time.monotonic() < self.rests_until or len(self.unsent) >= _UNSENT:
             return
         self.unsent.update(scores)

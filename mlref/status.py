@@ -30,8 +30,8 @@ class Sample:
     "A number that a scraper could read"
 
     metric: str  # E.g. 'mlref_entities_total'
-    labels: Mapping[str, str]
-    value: float
+    labels: Mapping[str, str]  # Name -> value
+    value: float  # In the unit that its name says
 
 
 @lru_cache(maxsize=SLOTS)
@@ -58,9 +58,9 @@ class Buckets:
 
 def count_by(
     samples: Iterable[Sample],  # Of one model
-    metric: str,
-    label: str,
-) -> dict[str, float]:
+    metric: str,  # Its name without labels, e.g. 'mlref_requests_total'
+    label: str,  # E.g. 'status'
+) -> dict[str, float]:  # Value of the label -> sum; '' for samples without it
     "A metric summed by one of its labels"
     found: dict[str, float] = {}
     for each in samples:
@@ -146,17 +146,17 @@ def judge_rule(
 class Alarm:
     "A rule, and what a server knows of it"
 
-    name: str
+    name: str  # Of the rule
     severity: str  # 'page' or 'ticket'
     state: AlarmState
-    says: str
+    says: str  # What is wrong, in a sentence
     wait: str  # How long it must hold before Prometheus tells somebody
 
 
 def judge_rules(
     rules: Iterable[PrometheusRule],
     samples: Iterable[Sample],  # Of one model
-    model: str,
+    model: str,  # Its name, for the sentences
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> tuple[Alarm, ...]:
     "Every alert rule, judged where a server can"
@@ -179,7 +179,7 @@ class VersionStatus:
     "One loaded version of a model"
 
     role: str  # 'champion', 'candidate', 'previous'
-    version: str
+    version: str  # Digest of its model
     share: float  # Of the requests that no rule of the plan catches
     shadow: float = 0.0  # Share of the others' requests that it scores beside, unseen
     scored: float | None = None  # Requests under this plan; None = nothing is compared
@@ -189,7 +189,7 @@ class VersionStatus:
 class ModelFacts:
     "What a server knows of a task besides its samples"
 
-    name: str
+    name: str  # Of the task
     versions: tuple[VersionStatus, ...]
     health: ModelHealth | None = None  # None = the monitor said nothing
     troubles: tuple[str, ...] = ()  # Why it is not ready; none = it is

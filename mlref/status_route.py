@@ -92,6 +92,9 @@ async def show_status(servers: tuple[ModelServer, ...], request: Request) -> Ans
     return Answer(msgspec.json.encode(status), _FRESH)
 
 
-def show_page(servers: tuple[Any, ...], request: Request) -> Answer:
+def show_page(
+    servers: tuple[Any, ...],  # As of `show_status`; not looked at
+    request: Request,
+) -> Answer:
     "The page itself; it is the same for every server"
     return _PAGE

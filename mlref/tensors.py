@@ -81,8 +81,8 @@ def _split_texts(data: memoryview, count: int) -> list[str | None]:
 
 # %% ../nbs/15a_tensors.ipynb #15a7000e
 def read_binary(
-    data: memoryview,
-    datatype: str,
+    data: memoryview,  # Its bytes, little-endian
+    datatype: str,  # Of the protocol, e.g. 'FP32' or 'BYTES'
     count: int,  # Values
     names: tuple[str, ...],  # Features of a row
 ) -> np.ndarray:  # float32 or float64
@@ -126,7 +126,7 @@ def _read_floats(
 # %% ../nbs/15a_tensors.ipynb #15a70012
 def read_values(
     values: list[Any],  # As JSON has them, flat
-    datatype: str,
+    datatype: str,  # Of the protocol, e.g. 'FP32' or 'BYTES'
     names: tuple[str, ...],  # Features of a row
 ) -> np.ndarray:  # float32 or float64
     "The values of a tensor in JSON; raises `RequestError`"

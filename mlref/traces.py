@@ -45,7 +45,7 @@ class Stage:
 
     name: str  # 'features', 'model' or 'commit'
     start: float  # Seconds, by `time.perf_counter`
-    end: float
+    end: float  # By the same clock
 
 
 def split_stages(
@@ -125,7 +125,7 @@ class RequestTraces:
             _tell_span(request, span)
 
     def add_stages(self, request: Request, stages: Iterable[Stage], version: str = '') -> None:
-        "What a request has been through, if it is sampled"
+        "What a request has been through, if it is sampled, by the model `version`"
         of = request.span
         if of is None:
             return
@@ -136,7 +136,7 @@ class RequestTraces:
         of.span.set_attribute('mlref.model.version', version)
 
     def end(self, request: Request, status: int) -> None:
-        "It is answered"
+        "It is answered, with a `status` of HTTP"
         of = request.span
         if of is None:
             return

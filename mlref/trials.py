@@ -290,7 +290,7 @@ def tried_challenger(
     workspace: Workspace,
     policy: RetrainPolicy,
 ) -> tuple[Challenger, RetrainPolicy]:  # As it was judged; the policy with its own recipe
-    "The challenger of a trial, from the registry and the lake"
+    "The challenger of a trial, from the registry and the lake; raises `MlrefError` without either"
     task, registry = workspace.task, workspace.registry
     params = get_version(registry, trial.number).params
     own = replace(policy, kind=params['recipe'], seed=int(params['seed']))

@@ -64,7 +64,7 @@ class VariantMeters:
     def __init__(
         self,
         model: str,  # Name of the task
-        variants: Iterable[str],
+        variants: Iterable[str],  # Roles, e.g. 'champion' and 'candidate'
         file: Path | None = None,  # E.g. counts/3fa1/0.meters; None = nobody else reads it
     ):
         self.meters = Meters(file)
@@ -82,7 +82,7 @@ class VariantMeters:
 
     def count_scores(
         self,
-        variant: str,
+        variant: str,  # The role that scored
         worked: float,  # Seconds in which the model had the processor
         waited: float,  # Seconds in which it had not, those of reading its features among them
         X: np.ndarray,  # float32 (rows, features), that it was given
@@ -96,7 +96,7 @@ class VariantMeters:
                 self._add(variant, 'score', score)
 
     def count_error(self, variant: str) -> None:
-        "Count a request that was not scored"
+        "Count a request that a `variant` did not score"
         if variant in self.errors:
             self.meters.values[self.errors[variant]] += 1
 
@@ -122,7 +122,7 @@ def counts_folder(
 def read_variant_sample(
     folder: Path,  # From `counts_folder`
     model: str,  # Name of the task
-    variant: str,
+    variant: str,  # Role, e.g. 'candidate'
 ) -> VariantSample:  # All 0 where nobody has counted
     "What all workers counted of a version, by now"
     total = add_samples(Meters(), folder)

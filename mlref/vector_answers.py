@@ -51,7 +51,7 @@ class GroupedRequest:
     told: asyncio.Future  # What its client gets
     inside: int = 0  # Requests that were let in when it came
     X: Any = None  # float32 (rows, features)
-    assigned: Any = None
+    assigned: Any = None  # `Assignment`: who answers, who scores beside
     served: Any = None  # `ServedModel` that scores it
     p: Any = None  # float64
     answer: Any = None  # `Answer`, encoded and not sent yet
@@ -102,7 +102,7 @@ class VectorRequest(GroupedRequest):
     encode: Any = None  # What was asked, scores, version -> `Answer`
 
     def set_result(self, p: np.ndarray) -> None:
-        "Its scores are there"
+        "Its scores are there: `p`, float64 (rows,)"
         self.p = p
         add_scored(self)
 
@@ -228,7 +228,12 @@ async def _score_shadow(
     await server.log.append('vector_shadows', [encode_row(row)])
 
 
-def shadow_vectors(server: ModelServer, request: Request, assigned: Any, X: np.ndarray) -> None:
+def shadow_vectors(
+    server: ModelServer,
+    request: Request,
+    assigned: Any,  # Of its unit: `shadow` names the models that score beside
+    X: np.ndarray,  # float32 (rows, features)
+) -> None:
     "Have others score the vectors of a request"
     for role in assigned.shadow:
         start_beside(server, role, partial(_score_shadow, server, request, X))
@@ -340,7 +345,7 @@ def answer_vectors(
     server: ModelServer,
     request: Request,
     read: Callable[[], tuple[Any, np.ndarray, str]],  # What was asked, its rows, its unit
-    encode: Callable[[Any, Scores, str], Answer],
+    encode: Callable[[Any, Scores, str], Answer],  # What was asked, scores, version
 ) -> asyncio.Future:  # Of the answer
     "Let a request in, read it and have it scored; raises `RequestError`"
     now = time.monotonic()

@@ -39,7 +39,7 @@ class Verdict:
     difference: Estimate  # Loss of challenger - champion; positive is worse
     limit: float  # The difference must lie below it
     method: str  # Of the interval
-    days: int
+    days: int  # That it rests on
     detectable: float  # True difference from `limit` that is found in .8; inf = not known yet
 
     @property
@@ -125,7 +125,10 @@ def judge_refit(
 # %% ../nbs/17ba_verdicts.ipynb #17ba0013
 @dataclass(frozen=True)
 class ChangePolicy:
-    "How much may go wrong with changes in a year, and how long one is shadowed"
+    """How much may go wrong with changes in a year, and how long one is shadowed
+
+    Raises `MlrefError` for a setting out of its bounds.
+    """
 
     alpha: float = 0.05  # Chance in a year that a change that is not better passes
     changes: int = 6  # A year, at most
@@ -233,6 +236,8 @@ def slice_verdicts(
     margin or confidence out of its bounds.
     """
     check_scores(y, challenger, champion, day, *cuts.values())
+    check_number(margin, 'margin', 1e-12)
+    check_confidence(confidence, 'confidence')
     found = find_slices(y, cuts)
     looks = max(1, len(found))
     rows = []

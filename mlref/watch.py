@@ -204,7 +204,10 @@ def diagnose_evening(
     day: np.ndarray,  # Scoring day of each of its rows
     scored: pl.DataFrame,  # p and the monitored features of the evening
 ) -> list[dict[str, object]]:  # The features furthest outside their limits, and where
-    "How the features of an evening differ from the reference of the model"
+    """How the features of an evening differ from the reference of the model
+
+    Raises `MlrefError` for a reference without labels, and rows without its features.
+    """
     features = tuple(name for name in reference.columns if name not in KEYS)
     if not features:
         return []

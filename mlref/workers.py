@@ -208,7 +208,7 @@ def _hold_folder(folder: Path) -> AbstractContextManager[None]:
 
 
 class Supervisor:
-    "Starts workers on one port, and others in the place of those that die"
+    "Starts workers on one port, and others in the place of those that die; raises `MlrefError`"
 
     def __init__(self, options: ServeOptions):
         from mlref.connections import listen

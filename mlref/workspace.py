@@ -248,7 +248,10 @@ def deliver_events(
     events: pl.DataFrame,  # In order of known_time, always the same ones
     until: int,  # Minutes UTC
 ) -> StreamCounts:  # What became of the messages in the online store
-    "Everything known before `until` into the log, the lake and the online store; again is harmless"
+    """Everything known before `until` into log, lake and online store; again is harmless
+
+    Raises `MlrefError` for a log that others reach and that holds more than this run's events.
+    """
     task = workspace.task
     want = int(events['known_time'].search_sorted(until, 'left'))
     if not isinstance(workspace.log, LocalLog):

@@ -15,7 +15,7 @@ from checks.shapes import FUNCTIONS, Found
 UNTOLD = re.compile(r'\b(int|float|str|bytes|Any|ndarray|Tensor|DataFrame|Series|Mapping)\b')
 TOLD = {'seed', 'topic', 'partition'}  # the same everywhere: a draw's seed, and as `Log` says
 # first numbers of the pages that say all of it; the others are still to be gone through
-WHOLE = {*range(15), *range(17, 51)}
+WHOLE = {*range(51)}
 CHECKS = re.compile(
     r'check_(array|choice|distinct|frame|minutes?|name|number|probabilities|scores|type)'
     r'|validate_tables'
