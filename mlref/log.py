@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTITIONS', 'Log', 'LocalLog', 'find_table', 'read_moment', 'journal_state', 'put_journal_state', 'write_atomically',
-           'ensure_table', 'put_batches', 'append_together']
+           'ensure_table', 'put_batches', 'append_batches']
 
 # %% ../nbs/03_log.ipynb #4e61bb88
 import secrets
@@ -36,10 +36,10 @@ from mlref.journal import (
     damaged_journal,
     journal_seed,
     messages_of,
-    pack_state,
+    pack_journal_state,
     read_journal,
     scan_journal,
-    unpack_state,
+    unpack_journal_state,
 )
 from .lmdb_files import LmdbSettings, ReaderSweep, begin_read, explain_lmdb, open_lmdb
 from .partitions import check_batch, check_offset, check_partition, out_of_range
@@ -217,15 +217,6 @@ class LocalLog:
         check_offset('the offset', offset, 0)
         return _undisturbed(_epoch_of, self, check_partition(topic, partition), offset)
 
-    def append_batches(
-        self,
-        batches: Mapping[Partition, list[bytes]],  # Messages, one or more each
-    ) -> list[int]:  # Offset of the first message of each
-        "Add to several partitions at once, all of it or nothing; raises `MlrefError` as `append`"
-        for where in batches:
-            ensure_table(self, where)
-        return write_atomically(self, put_batches, self, batches, self.epoch)
-
     def close(self) -> None:
         "Let go of the files"
         self.env.close()
@@ -281,7 +272,7 @@ def journal_state(
     log: LocalLog,
 ) -> JournalState:
     "What a log knows of its journal, at a moment"
-    return unpack_state(txn.get(_JOURNAL, db=log.tables[_ABOUT]))
+    return unpack_journal_state(txn.get(_JOURNAL, db=log.tables[_ABOUT]))
 
 
 def put_journal_state(
@@ -290,7 +281,7 @@ def put_journal_state(
     state: JournalState,
 ) -> None:
     "Let a log know it from this transaction on"
-    txn.put(_JOURNAL, pack_state(state), db=log.tables[_ABOUT])
+    txn.put(_JOURNAL, pack_journal_state(state), db=log.tables[_ABOUT])
 
 
 def _read_tail(log: LocalLog, txn: lmdb.Transaction) -> list[JournalRecord]:
@@ -400,7 +391,8 @@ def _epoch_of(log: LocalLog, where: Partition, offset: int) -> int:
         held = _held(txn, table, where)
         end = held.stop
         for record in _read_tail(log, txn):
-            begin, end = end, end + len(record.batches.get(where.name, ()))
+            begin = end
+            end += len(record.batches.get(where.name, ()))
             if begin <= offset < end:
                 return record.epoch
         if not held.start <= offset < end:
@@ -487,13 +479,11 @@ def put_batches(
     return [_put_batch(txn, log, where, messages, epoch)[0] for where, messages in batches.items()]
 
 
-def append_together(
+def append_batches(
     log: LocalLog,
-    batches: Mapping[str, list[bytes]],  # Topic -> messages, one or more
-    partition: int = 0,  # The same in every topic
-) -> dict[str, int]:  # Topic -> offset of its first message
-    "Add to several topics at once, all of it or nothing; raises `MlrefError` as `append`"
-    placed = {check_partition(topic, partition): some for topic, some in batches.items()}
-    for messages in placed.values():
-        check_batch(messages)
-    return dict(zip(batches, log.append_batches(placed), strict=True))
+    batches: Mapping[Partition, list[bytes]],  # Messages, one or more each
+) -> list[int]:  # Offset of the first message of each
+    "Add to several partitions at once, all of it or nothing; raises `MlrefError` as `append`"
+    for where in batches:
+        ensure_table(log, where)
+    return write_atomically(log, put_batches, log, batches, log.epoch)

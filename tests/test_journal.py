@@ -85,7 +85,7 @@ def test_killed_at_any_moment_it_has_all_that_was_accepted_once(tmp_path):
         assert log.append('t', [b'by a plain writer, since it was closed in order']) == end
 
 
-def test_a_reader_follows_a_writer_through_its_checkpoints(tmp_path):
+def test_a_reader_follows_a_writer_while_its_journal_is_emptied(tmp_path):
     with writer(tmp_path / 'log', 3_000) as process:
         process.stdout.readline()
         threading.Thread(target=process.stdout.read, daemon=True).start()
@@ -259,7 +259,7 @@ def test_a_log_is_trimmed_while_its_journal_is_written(tmp_path):
 def test_it_is_a_log(tmp_path):
     with closing(JournaledLog(tmp_path / 'log', journal_bytes=SMALL)) as log:
         check_log(log, 'checked')
-        log.checkpoint()
+        log.empty_journal()
         check_log(log, 'again')
     with closing(JournaledLog(tmp_path / 'log')) as log:
         check_log(log, 'more')
