@@ -227,6 +227,45 @@ def test_a_sentinel_is_told_apart(tmp_path):
     assert 'got a Sentinel; give the address of the primary' in said
 
 
+@pytest.fixture(scope='module')
+def encrypted(tmp_path_factory):
+    "A Redis with an encrypted port beside the other: both, and what signed its certificate"
+    need('redis-server')
+    place = tmp_path_factory.mktemp('tls')
+    key, certificate = place / 'key.pem', place / 'certificate.pem'
+    names = ['-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-days', '2']
+    made = ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', *names]
+    command = [need('openssl'), *made, '-keyout', key, '-out', certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    port = free_port()
+    options = ['--tls-port', str(port), '--tls-auth-clients', 'no', '--tls-key-file', str(key)]
+    files = ['--tls-cert-file', str(certificate), '--tls-ca-cert-file', str(certificate)]
+    with RedisProcess([*options, *files]) as process:
+        yield process.port, port, certificate
+
+
+def test_a_server_whose_certificate_is_known_holds_a_store(encrypted):
+    _, port, certificate = encrypted
+    url = f'rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}'
+    made = []
+
+    def make_store(layout):
+        made.append(RedisStore(url, f'encrypted{len(made)}', more=(layout,)))
+        return made[-1]
+
+    check_store(make_store)
+    for store in made:
+        store.close()
+
+
+def test_encryption_that_is_not_to_be_had_is_one_sentence(encrypted, tmp_path):
+    plain, port, certificate = encrypted
+    missing = f'{port}?ssl_ca_certs={tmp_path / "nothing.pem"}'
+    for place in (f'{plain}?ssl_ca_certs={certificate}', port, missing):
+        with pytest.raises(Outage, match='to answer with encryption, .*ssl_ca_certs=FILE$'):
+            open_client(f'rediss://127.0.0.1:{place}', HASTY)
+
+
 def test_a_server_that_still_reads_its_data_is_waited_for():
     need('redis-server')
     words = ('--appendonly', 'yes', '--appendfsync', 'always')

@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util import ActorPool
 
+from ..addresses import split_address
 from ..arguments import check_fields, check_number
 from ..consumer import partition_of
 from ..core import MlrefError, TrainingSet
@@ -193,9 +194,12 @@ def backfill_at(
     end: int,  # Last cut-off, excluded
 ) -> TrainingSet:  # What `training_set` gives for the same stretch
     "Compute a table with all CPUs of a cluster, joined for it if need be; raises `MlrefError`"
+    place = address.removeprefix('ray://')
+    advice = 'write compute = ray:// and what ray start --head prints'
+    split_address(place, 'the address of a Ray cluster', advice)
     joined = ray.is_initialized()
     if not joined:
-        connect_ray(address.removeprefix('ray://'))
+        connect_ray(place)
     try:
         cpus = max(int(ray.cluster_resources().get('CPU', 1)), 1)
         folder = snapshot.folder.absolute()

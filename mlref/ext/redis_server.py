@@ -114,6 +114,10 @@ _FULL = _Remedy(
 _DISK = _Remedy('to write to its disk', 'make room there')
 _SLOTS = _Remedy('to have a server for every slot', 'start the servers that are missing')
 _AWAY = _Remedy('to answer', 'start it, or correct its address')
+_ENCRYPTED = _Remedy(
+    'to answer with encryption, which rediss:// asks for',
+    'start it, give the port that has it, or what signed its certificate as ?ssl_ca_certs=FILE',
+)
 _LOADING = _Remedy('to have read its data', 'wait until it has, and start this again')
 _DATABASE = _Remedy('to have the database of this address', 'leave the number behind the / out')
 _OTHER = _Remedy('to take a command', 'see what its log says')
@@ -148,6 +152,8 @@ def explain_redis(
     "What went wrong with a server, and what to do"
     said = str(error).strip()[:200] or type(error).__name__
     remedy = _find_remedy(error)
+    if remedy is _AWAY and where.startswith('rediss:'):
+        remedy = _ENCRYPTED
     return Outage(f'expected Redis at {where} {remedy.expected}, got: {said}; {remedy.advice}')
 
 # %% ../../nbs/31_redis.ipynb #908d415b
