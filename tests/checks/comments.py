@@ -14,8 +14,6 @@ from checks.shapes import FUNCTIONS, Found
 
 UNTOLD = re.compile(r'\b(int|float|str|bytes|Any|ndarray|Tensor|DataFrame|Series|Mapping)\b')
 TOLD = {'seed', 'topic', 'partition'}  # the same everywhere: a draw's seed, and as `Log` says
-# first numbers of the pages that say all of it; the others are still to be gone through
-WHOLE = {*range(51)}
 CHECKS = re.compile(
     r'check_(array|choice|distinct|frame|minutes?|name|number|probabilities|scores|type)'
     r'|validate_tables'
@@ -27,12 +25,11 @@ Method = tuple[str, str]  # names of a method and of its parameter
 
 
 def check_comments(pages: list[Page]) -> list[Finding]:
-    "Findings of the pages that are `WHOLE`"
+    "Findings of the numbered pages, which are the library"
     said = said_of_methods(pages)
     found = []
     for page in pages:
-        number = re.match(r'\d+', page.name)
-        if number is None or int(number[0]) not in WHOLE:
+        if not page.name[:1].isdigit():
             continue
         for cell in page.code:
             if cell.exported and cell.tree:
@@ -58,6 +55,20 @@ def check_cell(
         for error in sorted(raised_by(node) | checks):
             if error not in text:
                 yield 'raises', f'`{name}` raises {error}, and its docstring does not say so'
+    yield from check_classes(cell.tree)
+
+
+def check_classes(tree: ast.Module) -> Found:
+    "Classes whose objects check what they are made of, and do not say so"
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name.startswith('_'):
+            continue
+        text = ast.get_docstring(node) or ''
+        for method in node.body:
+            if isinstance(method, FUNCTIONS) and method.name == '__post_init__':
+                for error in sorted(raised_by(method) | raised_by_checks(method)):
+                    if error not in text:
+                        yield 'raises', f'`{node.name}` raises {error} when it is made, untold'
 
 
 def public_functions(tree: ast.AST) -> list[tuple[str, Function]]:
