@@ -135,13 +135,26 @@ class LogFollower:
     def find_partitions(self) -> None:
         "Read on where the lake stands, also in partitions that are new; raises as `Consumer`"
         from mlref.consumer import list_partitions, own_partitions
-        from mlref.ingest import read_partitions, read_position
+        from mlref.ingest import read_partitions
 
         topic = self.settings.topic
         known = read_partitions(self.lake, topic)
         own = own_partitions(list_partitions(self.log, topic), known, self.settings.share)
         for part in sorted(own - set(self.consumer.at)):
-            self.consumer.assign(part, read_position(self.lake, topic, part))
+            self.consumer.assign(part, self.begin(part))
+
+    def begin(self, part: int) -> 'LogPosition':
+        "Where the lake stands in a partition `part`; a new one begins with the oldest message kept"
+        from mlref.ingest import read_position
+        from mlref.log_position import LogPosition, position_at
+
+        topic = self.settings.topic
+        position = read_position(self.lake, topic, part)
+        oldest = self.log.start(topic, part)
+        if not oldest or position != LogPosition():
+            return position
+        print_progress(f'{topic}/{part}: begins at {oldest:,}, nothing before it is kept')
+        return position_at(self.log, topic, oldest, part)
 
     def note(self, batch: 'MessageBatch') -> None:
         "Tell of a batch that is committed"
