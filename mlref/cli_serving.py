@@ -340,7 +340,7 @@ class ServeSettings:
     ] = None
     pin: Annotated[
         bool | None,
-        typer.Option(help='Keep each worker on one core?', show_default='with one for each core'),
+        typer.Option(help='Keep each worker on one core?', show_default='yes'),
     ] = None
     worker_timeout: Annotated[
         float,

@@ -122,9 +122,6 @@ class CoreKeeper:
 # %% ../nbs/15q_cores.ipynb #15aa0202
 def is_pinned(
     pin: bool | None,  # What was asked for; None = nothing
-    workers: int,  # Of the server
 ) -> bool:
     "Whether each worker keeps to one core"
-    if not hasattr(os, 'sched_getaffinity'):
-        return False
-    return workers >= len(os.sched_getaffinity(0)) if pin is None else pin
+    return hasattr(os, 'sched_getaffinity') and pin is not False

@@ -20,7 +20,9 @@ from typing import Any, Literal, get_args
 
 from .arguments import MlrefError, check_choice, check_number, describe_value
 from .dead_letters import Outage
-from .log import LocalLog, Log, append_together, check_partition
+from .journaled_log import append_together
+from .log import LocalLog, Log
+from .partitions import check_partition
 
 # %% ../nbs/03d_group_commit.ipynb #03dc000c
 class BackgroundThread:

@@ -20,7 +20,8 @@ from .blocks import pack_offset, read_head, unpack_offset
 from .consumer import list_partitions
 from .core import MlrefError
 from .lmdb_files import LmdbSettings, begin_read, open_lmdb
-from .log import LocalLog, check_partition, find_table, read_moment, write_atomically
+from .log import LocalLog, find_table, read_moment, write_atomically
+from .partitions import check_partition
 
 # %% ../nbs/03c_log_care.ipynb #03c0000a
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class ServeOptions:
     cache: int = 8  # MiB of scores that each worker remembers; 0 = none
     deadline: float = 5.0  # Seconds
     max_age: int | None = None  # Minutes that the store may be behind the clock on the wall
-    pin: bool | None = None  # Keep each worker on one core; None = when each core has one
+    pin: bool | None = None  # Keep each worker on one core; None = where it can choose
     worker_timeout: float = 30.0  # Seconds; silent for longer, a worker is replaced; 0 = never
     also: tuple[ServedRun, ...] = ()  # Further tasks, each with a run of its own
 

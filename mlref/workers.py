@@ -33,6 +33,7 @@ from .edges import child_command, child_environment, explain_errors, hold_file_l
 from .engines import open_online_store
 from .followers import StateFollower
 from .heartbeats import Watchdog, beat
+from .journaled_log import JournaledLog
 from .log import LocalLog
 from .observe import Meters, ServerMetrics, write_sample
 from .process_metrics import worker_sample
@@ -70,7 +71,7 @@ def _open_run(
     server = make_server(
         task=bundle.task,
         store=store,
-        log=LocalLog(prediction_log(folder, index)),
+        log=JournaledLog(prediction_log(folder, index)),
         events=LocalLog(event_log(folder)),
         metrics=metrics,
         settings=run.settings(),
@@ -87,7 +88,7 @@ def _keepers(options: ServeOptions, index: int, limiter: RateLimiter) -> list[Se
     "What a worker has to itself while others come and go"
     folder = Path(options.folder)
     share = ShareKeeper(limiter, lambda: 1 / wanted_workers(folder, options.workers))
-    return [share, CoreKeeper(index)] if is_pinned(options.pin, options.workers) else [share]
+    return [share, CoreKeeper(index)] if is_pinned(options.pin) else [share]
 
 # %% ../nbs/17f_workers.ipynb #11ff44ba
 def open_worker(

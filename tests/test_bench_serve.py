@@ -32,8 +32,8 @@ from peers.serve_peers import BY_KEYS, CONTENDERS, FEAST, OURS
 from peers.serve_rows import (
     BY_KEYS_GOALS,
     FREE,
+    FREE_TWO,
     GOALS,
-    PINNED,
     goal_rows,
     overload_rows,
     room_row,
@@ -169,7 +169,7 @@ def test_goodput_counts_what_was_in_time_alone():
 
 
 def test_every_goal_names_servers_that_are_measured():
-    known = {each.name for each in CONTENDERS} | {'ours', 'ours with two workers', FREE, PINNED}
+    known = {each.name for each in CONTENDERS} | {'ours', 'ours with two workers', FREE, FREE_TWO}
     assert {name for _, ours, theirs, _ in GOALS for name in (ours, theirs)} <= known
     assert {theirs for _, _, theirs, _ in BY_KEYS_GOALS} == {'ours before', FEAST.name}
     found = {name: runs(100) for name in known} | {'ours': runs(1200)}

@@ -29,9 +29,10 @@ from mlref.consumer import Consumer, send_events
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
 from mlref.ingest import ingest, read_position
+from mlref.journaled_log import append_together
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
-from mlref.log import LocalLog, append_together
+from mlref.log import LocalLog
 from mlref.log_care import Retention, StoredBlock, convert_log, retained_from, trim_log, verify_log
 from mlref.log_position import LogPosition, check_position, position_at
 from mlref.model_server import PredictionRow, encode_row
@@ -180,7 +181,8 @@ READS = """
 import sys
 from pathlib import Path
 from mlref.core import MlrefError
-from mlref.log import LocalLog, append_together
+from mlref.journaled_log import append_together
+from mlref.log import LocalLog
 try:
     log = LocalLog(Path(sys.argv[1]), readonly=True)
     read = log.read('t', 0, 10**6)
@@ -506,7 +508,8 @@ def test_a_prediction_says_when_it_was_answered_and_goes_by_policy(tmp_path):
 APPENDS = """
 import sys
 from pathlib import Path
-from mlref.log import LocalLog, append_together
+from mlref.journaled_log import append_together
+from mlref.log import LocalLog
 log = LocalLog(Path(sys.argv[1]))
 for line in sys.stdin:
     print(log.append('t', [line.strip().encode()]), flush=True)

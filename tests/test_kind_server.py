@@ -473,12 +473,12 @@ def cores_of(folder):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one core: there is no choice')
 def test_a_worker_that_is_pinned_keeps_all_its_threads_on_one_core(served, tmp_path):
-    for pin, at in ((True, tmp_path / 'pinned'), (None, tmp_path / 'free')):
+    for pin, at in ((None, tmp_path / 'pinned'), (False, tmp_path / 'free')):
         at.mkdir()
         with start_copy(served, at, pin=pin) as (server, _):  # one worker, and more cores
             # the thread that writes begins with the first prediction
             assert server.post(server.infer, server.tensor(ONE))[0] == 200
-            if pin:
+            if pin is None:
                 wait_for(lambda at=at: [len(cores) for cores in cores_of(at)] == [1])
             else:
                 time.sleep(2.5)  # seconds in which another would have been pinned
