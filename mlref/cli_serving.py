@@ -141,20 +141,7 @@ class LogFollower:
         known = read_partitions(self.lake, topic)
         own = own_partitions(list_partitions(self.log, topic), known, self.settings.share)
         for part in sorted(own - set(self.consumer.at)):
-            self.consumer.assign(part, self.begin(part))
-
-    def begin(self, part: int) -> 'LogPosition':
-        "Where the lake stands in a partition `part`; a new one begins with the oldest message kept"
-        from mlref.ingest import read_position
-        from mlref.log_position import LogPosition, position_at
-
-        topic = self.settings.topic
-        position = read_position(self.lake, topic, part)
-        oldest = self.log.start(topic, part)
-        if not oldest or position != LogPosition():
-            return position
-        print_progress(f'{topic}/{part}: begins at {oldest:,}, nothing before it is kept')
-        return position_at(self.log, topic, oldest, part)
+            self.consumer.assign(part, _begin_partition(self, part))
 
     def note(self, batch: 'MessageBatch') -> None:
         "Tell of a batch that is committed"
@@ -185,6 +172,20 @@ class LogFollower:
         if self.settings.once:
             self.stop.set()
         self.stop.wait(self.settings.every)
+
+# %% ../nbs/49_cli_serving.ipynb #e4900062
+def _begin_partition(follower: 'LogFollower', part: int) -> 'LogPosition':
+    "Where its lake stands in a partition; a new lake begins with the oldest message that is kept"
+    from mlref.ingest import read_position
+    from mlref.log_position import LogPosition, position_at
+
+    topic = follower.settings.topic
+    position = read_position(follower.lake, topic, part)
+    oldest = follower.log.start(topic, part)
+    if not oldest or position != LogPosition():
+        return position
+    print_progress(f'{topic}/{part}: begins at {oldest:,}, nothing before it is kept')
+    return position_at(follower.log, topic, oldest, part)
 
 # %% ../nbs/49_cli_serving.ipynb #e4900014
 def summarize_ingest(
