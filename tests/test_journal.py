@@ -1,5 +1,6 @@
 """A journal before a log: killed, cut short, damaged, read while it is written, one writer"""
 
+import errno
 import fcntl
 import os
 import signal
@@ -8,6 +9,8 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from mlref.journaled_log import JournaledLog
 from mlref.log import LocalLog
 from mlref.log_care import Retention, trim_log, verify_log
 from mlref.log_position import check_log
+from mlref.partitions import check_partition
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 SMALL = 8 * PAGE_BYTES  # a journal that is full after a few batches
@@ -123,7 +127,7 @@ def test_a_write_that_was_cut_short_is_none(written):
     whole = (written / JOURNAL).read_bytes()
     begins = records_of(whole)
     counts = []
-    for cut in range(0, begins[-1] + PAGE_BYTES, 512):
+    for cut in range(PAGE_BYTES, begins[-1] + PAGE_BYTES, 512):
         (written / JOURNAL).write_bytes(whole[:cut] + bytes(len(whole) - cut))
         counts.append(read_numbers(written))
     assert counts[0] == 0 and sorted(counts) == counts and len({*counts}) == 6
@@ -166,18 +170,62 @@ def test_what_was_moved_does_not_count_again(written):
         assert check_numbers(log) == end
 
 
-def test_a_journal_that_is_gone_is_missed(written):
-    (written / JOURNAL).unlink()
-    with pytest.raises(MlrefError, match='put it back'):
-        read_numbers(written)
-
-
-def test_a_journal_of_another_log_adds_nothing(written, tmp_path):
+def test_a_journal_that_is_not_the_one_it_was_is_missed(written, tmp_path):
+    whole = (written / JOURNAL).read_bytes()
+    end = read_numbers(written)
     with closing(JournaledLog(tmp_path / 'other')) as other:
         other.append('t', [b'of another log'])
         stolen = (tmp_path / 'other' / JOURNAL).read_bytes()
-    (written / JOURNAL).write_bytes(stolen)
-    assert read_numbers(written) == 0
+    last = records_of(whole)[-1]
+    wrong = {
+        'removed': (None, 'put it back'),
+        'empty': (b'', 'put it back'),
+        'blank': (bytes(len(whole)), 'damaged or replaced'),
+        'of another log': (stolen, 'damaged or replaced'),
+        'without its last page': (whole[:-PAGE_BYTES], 'cut off'),
+        'without its last record': (whole[:last], 'cut off'),
+        'begun again': (whole[:PAGE_BYTES], 'cut off'),
+    }
+    for data, said in wrong.values():
+        (written / JOURNAL).unlink()
+        if data is not None:
+            (written / JOURNAL).write_bytes(data)
+        with pytest.raises(MlrefError, match=said):
+            read_numbers(written)
+        for _ in range(2):  # the first has not made a new one
+            with pytest.raises(MlrefError, match=said):
+                JournaledLog(written)
+        (written / JOURNAL).write_bytes(whole)
+    assert read_numbers(written) == end
+    with closing(JournaledLog(written)) as log:
+        assert check_numbers(log) == end
+
+
+def test_a_journal_that_was_closed_in_order_may_be_replaced(written):
+    JournaledLog(written).close()
+    end = read_numbers(written)
+    for data in (None, b'', bytes(5_000)):
+        (written / JOURNAL).unlink()
+        if data is not None:
+            (written / JOURNAL).write_bytes(data)
+        assert read_numbers(written) == end
+        with closing(JournaledLog(written)) as log:
+            assert log.append('t', [b'%d' % end]) == end
+        end += 1
+
+
+def test_an_older_copy_of_a_closed_log_is_not_continued_by_later_records(written):
+    JournaledLog(written).close()
+    older = (written / 'data.mdb').read_bytes()
+    end = read_numbers(written)
+    with closing(JournaledLog(written)) as log:
+        for i in range(3):
+            log.append('t', [b'later %d' % i])
+    (written / 'data.mdb').write_bytes(older)
+    with closing(JournaledLog(written)) as log:
+        assert check_numbers(log) == end
+        assert log.append('t', [b'%d' % end]) == end
+        assert check_numbers(log) == end + 1
 
 
 def test_files_that_were_copied_at_different_moments_are_refused(tmp_path):
@@ -196,7 +244,7 @@ def test_there_is_one_writer(tmp_path):
     with writer(tmp_path / 'log') as process:
         process.stdout.readline()
         with pytest.raises(MlrefError, match='the only writer'):
-            JournalFile(tmp_path / 'log', patience=0.2)
+            JournalFile(tmp_path / 'log', 0, patience=0.2)
         with closing(LocalLog(tmp_path / 'log')) as plain:
             with pytest.raises(MlrefError, match='in its journal first'):
                 plain.append('t', [b'in between'])
@@ -263,3 +311,221 @@ def test_it_is_a_log(tmp_path):
         check_log(log, 'again')
     with closing(JournaledLog(tmp_path / 'log')) as log:
         check_log(log, 'more')
+
+
+def fail_after(monkeypatch, whole, errors=1):
+    "The next writes of a journal report an error, with all of it in the file or half of it"
+    write = os.pwrite
+    left = [errors]
+
+    def broken(file, data, at):
+        if not left[0]:
+            return write(file, data, at)
+        left[0] -= 1
+        write(file, data if whole else data[: len(data) // 2], at)
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(os, 'pwrite', broken)
+    return left
+
+
+@pytest.mark.parametrize('whole', [True, False])
+@pytest.mark.parametrize('errors', [1, 2])
+@pytest.mark.parametrize('before', [0, 3])
+def test_what_failed_is_not_there_and_what_follows_is(tmp_path, monkeypatch, before, errors, whole):
+    folder = tmp_path / 'log'
+    log = JournaledLog(folder, journal_bytes=SMALL)
+    for i in range(before):
+        log.append('t', [b'%d' % i])
+    fail_after(monkeypatch, whole, errors)  # with two, it cannot be blanked either
+    with pytest.raises(MlrefError, match='nothing of this batch was kept'):
+        log.append('t', [b'failed', b'x' * 9_000])
+    if errors == 1:
+        assert check_numbers(log) == before
+    log.append('u', [b'another partition'])
+    assert check_numbers(log) == before
+    for i in range(before, before + 4):
+        assert log.append('t', [b'%d' % i]) == i
+        assert check_numbers(log) == i + 1
+    log.close()
+    with closing(JournaledLog(folder)) as log:
+        assert check_numbers(log) == before + 4
+        assert log.read('u', 0, 9) == [b'another partition']
+
+
+@pytest.mark.parametrize('before', [0, 3])
+def test_what_failed_does_not_come_back_with_the_next_writer(tmp_path, monkeypatch, before):
+    log = JournaledLog(tmp_path / 'log', journal_bytes=SMALL)
+    for i in range(before):
+        log.append('t', [b'%d' % i])
+    fail_after(monkeypatch, True, 2)
+    with pytest.raises(MlrefError, match='nothing of this batch was kept'):
+        log.append('t', [b'failed'])
+    log.close()
+    with closing(JournaledLog(tmp_path / 'log')) as log:
+        assert check_numbers(log) == before
+        assert log.append('t', [b'%d' % before]) == before
+        assert check_numbers(log) == before + 1
+
+
+def test_an_error_behind_the_commit_moves_nothing_twice(tmp_path, monkeypatch):
+    with closing(JournaledLog(tmp_path / 'log', journal_bytes=SMALL)) as log:
+        for i in range(4):
+            log.append('t', [b'%d' % i])
+        with monkeypatch.context() as broken:
+            broken.setattr(log.sweep, 'after_commit', lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                log.empty_journal()
+        assert check_numbers(log) == 4
+        log.empty_journal()
+        assert check_numbers(log) == 4
+        assert log.append('t', [b'4']) == 4
+        assert check_numbers(log) == 5
+
+
+def test_a_short_write_goes_on(tmp_path, monkeypatch):
+    write = os.pwrite
+    monkeypatch.setattr(os, 'pwrite', lambda file, data, at: write(file, data[:1_000], at))
+    with closing(JournaledLog(tmp_path / 'log', journal_bytes=SMALL)) as log:
+        for i in range(0, 300, 100):
+            log.append('t', [b'%d' % j for j in range(i, i + 100)])
+        log.append('u', [b'x' * 9_000])
+        assert check_numbers(log) == 300
+    assert (tmp_path / 'log' / JOURNAL).stat().st_size == SMALL + PAGE_BYTES
+
+
+def test_a_reader_that_is_held_up_sees_no_damage(tmp_path, monkeypatch):
+    "It has read the page where a record will be, two are written, and it reads on"
+    with closing(JournaledLog(tmp_path / 'log', journal_bytes=SMALL)) as log:
+        log.append('t', [b'0'])
+        read = Path.read_bytes
+        rounds = []
+
+        def held_up(path):
+            data = read(path)
+            if len(rounds) < 2:
+                rounds.append(log.held.at)
+                passed = PAGE_BYTES + log.held.at + PAGE_BYTES
+                end = 1 + 2 * len(rounds)
+                log.append('t', [b'%d' % (end - 2)])
+                log.append('t', [b'%d' % (end - 1)])
+                data = data[:passed] + read(path)[passed:]
+            return data
+
+        monkeypatch.setattr(Path, 'read_bytes', held_up)
+        assert check_numbers(log) == 5
+        assert len(rounds) == 2
+
+
+def test_a_reader_that_is_overtaken_by_a_large_batch_looks_again(tmp_path, monkeypatch):
+    "The batch goes past the journal, and the next message stands in the journal already"
+    with closing(JournaledLog(tmp_path / 'log', journal_bytes=SMALL)) as log:
+        log.append('t', [b'0'])
+        log.empty_journal()
+        read = Path.read_bytes
+        rounds = []
+
+        def held_up(path):
+            if not rounds:
+                rounds.append(path)
+                assert log.append('t', [b'%d' % i for i in range(1, 9_000)]) == 1
+                assert log.append('t', [b'9000']) == 9_000
+            return read(path)
+
+        monkeypatch.setattr(Path, 'read_bytes', held_up)
+        assert log.read('t', 0, 10_000) == [b'%d' % i for i in range(9_001)]
+        assert rounds
+
+
+def test_closed_it_takes_nothing_and_touches_no_other_file(tmp_path):
+    log = JournaledLog(tmp_path / 'log')
+    log.append('t', [b'0'])
+    number = log.journal.file
+    log.close()
+    other = os.open(tmp_path / 'other', os.O_RDWR | os.O_CREAT)
+    os.write(other, b'of somebody else')
+    os.dup2(other, number)  # as the system gives it out again, sooner or later
+    with pytest.raises(MlrefError, match='is closed'):
+        log.append('t', [b'1'])
+    with pytest.raises(MlrefError, match='is closed'):
+        log.empty_journal()
+    log.close()
+    assert os.pread(other, 99, 0) == b'of somebody else'
+    os.close(other)
+    os.close(number)
+    assert read_numbers(tmp_path / 'log') == 1
+
+
+def test_one_that_is_forgotten_lets_go(tmp_path):
+    log = JournaledLog(tmp_path / 'log')
+    log.append('t', [b'0'])
+    del log
+    with closing(JournaledLog(tmp_path / 'log')) as log:
+        assert check_numbers(log) == 1
+
+
+def test_a_fork_leaves_it_to_its_process(tmp_path):
+    log = JournaledLog(tmp_path / 'log')
+    log.append('t', [b'0'])
+    child = os.fork()
+    if not child:
+        refused = 0
+        for act in (partial(log.append, 't', [b'of the fork']), log.empty_journal):
+            try:
+                act()
+            except MlrefError as error:
+                refused += 'forked' in str(error)
+        log.close()
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert log.append('t', [b'1']) == 1
+    assert check_numbers(log) == 2
+    log.close()
+    assert read_numbers(tmp_path / 'log') == 2
+
+
+@pytest.mark.parametrize('size', [0, -1, True, 100, PAGE_BYTES - 1, 1e5, None, '4096'])
+def test_a_size_that_is_none_is_told(tmp_path, size):
+    with pytest.raises(MlrefError, match='whole number from 4096 as the bytes of a journal'):
+        JournaledLog(tmp_path / 'log', journal_bytes=size)
+    with closing(JournaledLog(tmp_path / 'log', journal_bytes=PAGE_BYTES)) as log:
+        check_log(log, 'checked')
+
+
+def test_it_is_opened_with_another_size(tmp_path):
+    end = 0
+    for size in (5_000, 9 * PAGE_BYTES - 1, PAGE_BYTES, 3 * 2**20, 2 * PAGE_BYTES):
+        code = WRITER.replace(f'journal_bytes={SMALL}', f'journal_bytes={size}')
+        command = [sys.executable, '-c', code + 'import os; os._exit(0)', str(tmp_path), '40']
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert read_numbers(tmp_path) == int(said.split()[-1]) > end
+        end = int(said.split()[-1])
+
+
+def test_batches_without_messages_are_refused(tmp_path):
+    where, other = check_partition('t', 0), check_partition('u', 0)
+    with closing(JournaledLog(tmp_path / 'log', journal_bytes=SMALL)) as log:
+        for wrong in ([], ['text'], None, b'bytes'):
+            with pytest.raises(MlrefError, match='expected (a list of )?messages'):
+                log.append_batches({other: [b'1'], where: wrong})
+        for _ in range(30):
+            assert log.append_batches({}) == []
+        assert (tmp_path / 'log' / JOURNAL).stat().st_size == SMALL + PAGE_BYTES
+        with pytest.raises(MlrefError, match='at most 256 partitions'):
+            log.append_batches({check_partition('many', i): [b'1'] for i in range(300)})
+        assert (log.end('t'), log.end('u'), log.end('many', 3)) == (0, 0, 0)
+    with closing(JournaledLog(tmp_path / 'log')) as log:
+        assert log.end('u') == 0
+
+
+def test_messages_of_any_size_keep_their_order(tmp_path):
+    draw = np.random.default_rng(2)
+    sizes = [0, 0, 1, 10_000_000, *draw.integers(0, 5_000, 200), 0, 600_000, 0]
+    with closing(JournaledLog(tmp_path / 'log', size=2**26)) as log:
+        for i, size in enumerate(sizes):
+            message = bytes([i % 256]) * int(size)
+            assert log.append('t', [message]) == i
+            assert log.read('t', i, 1) == [message]
+        assert log.append('u', [b''] * 200_000) == 0
+        assert log.append('u', [b'behind']) == 200_000
+        assert [len(each) for each in log.read('t', 0, 999)] == sizes
