@@ -174,13 +174,10 @@ class JournaledLog(LocalLog):
     def close(self) -> None:
         "Let go of the files; what the journal holds is moved, or stays readable where it is"
         with self.appending:
-            writer, self.writer = self.writer, 0
             try:
-                if writer == os.getpid():
-                    _empty_journal(self, in_use=False)
+                _end_writing(self)
             finally:
                 self.journal.close()
-                super().close()
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca000e
 def _check_writer(log: JournaledLog) -> None:
@@ -251,6 +248,16 @@ def _append_past(log: JournaledLog, batches: Mapping[Partition, list[bytes]]) ->
     log.held.ends.clear()  # they are found again, also after an error
     state = JournalState(log.held.sequence, log.journal.size)
     return write_atomically(log, _put_all, log, batches, log.epoch, state)
+
+
+def _end_writing(log: JournaledLog) -> None:
+    writer, log.writer = log.writer, 0
+    if writer != os.getpid():
+        return  # closing LMDB in a fork would spoil it for both
+    try:
+        _empty_journal(log, in_use=False)
+    finally:
+        LocalLog.close(log)
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0022
 def append_together(
