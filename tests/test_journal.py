@@ -1,8 +1,10 @@
 """A journal before a log: killed, cut short, damaged, read while it is written, one writer"""
 
+import asyncio
 import errno
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import numpy as np
 import pytest
 
 from mlref.core import MlrefError
+from mlref.dead_letters import Outage
+from mlref.group_commit import GroupCommit
 from mlref.journal import JOURNAL, PAGE_BYTES, JournalFile
 from mlref.journaled_log import JournaledLog
 from mlref.log import LocalLog
@@ -265,6 +269,160 @@ def test_the_next_writer_waits_for_the_one_that_ends(tmp_path):
 def test_its_writes_return_when_they_are_on_disk(tmp_path):
     with closing(JournaledLog(tmp_path / 'log')) as log:
         assert fcntl.fcntl(log.journal.file, fcntl.F_GETFL) & os.O_DSYNC
+
+
+def test_a_new_journal_is_on_disk_with_its_name(tmp_path, monkeypatch):
+    sync = os.fsync
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda file: (synced.append(os.fstat(file)), sync(file)))
+    with closing(JournaledLog(tmp_path / 'log')) as log:
+        assert [os.fstat(log.journal.file), os.stat(tmp_path / 'log')] == [
+            each for each in synced if each.st_ino != os.stat(tmp_path / 'log' / 'data.mdb').st_ino
+        ][-2:]
+
+
+@pytest.mark.parametrize('name', [JOURNAL, 'data.mdb'])
+def test_a_file_that_was_replaced_while_it_was_written_is_told(tmp_path, name):
+    file = tmp_path / 'log' / name
+    log = JournaledLog(tmp_path / 'log')
+    log.append('t', [b'0'])
+    file.rename(tmp_path / 'aside')
+    file.write_bytes((tmp_path / 'aside').read_bytes())
+    with pytest.raises(MlrefError, match='replaced while it was in use'):
+        log.append('t', [b'lost'])
+    (tmp_path / 'aside').rename(file)
+    assert log.append('t', [b'1']) == 1
+    log.close()
+    assert read_numbers(tmp_path / 'log') == 2
+
+
+def test_a_closed_journal_writes_nowhere(tmp_path):
+    journal = JournalFile(tmp_path, 0)
+    journal.close()
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        journal.write(0, bytes(PAGE_BYTES))
+
+
+@contextmanager
+def files_up_to(size):
+    "As on a disk that is full: no file grows beyond so many bytes"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_without_room_for_a_journal_there_is_no_log_yet(tmp_path):
+    LocalLog(tmp_path / 'log').close()
+    for size in (40_000, 2**18, 2**19):
+        with files_up_to(size), pytest.raises(MlrefError, match='journal, got File too large'):
+            JournaledLog(tmp_path / 'log')
+    with closing(JournaledLog(tmp_path / 'log')) as log:
+        check_log(log, 'checked')
+
+
+async def wait_until(condition):
+    for _ in range(400):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError('it did not come')
+
+
+@pytest.mark.parametrize('durability', ['answer', 'async'])
+def test_a_group_on_a_full_disk_is_told_and_goes_on_when_there_is_room(tmp_path, durability):
+    log = JournaledLog(tmp_path / 'log', journal_bytes=SMALL)
+    accepted = []
+
+    async def add(group, size):
+        message = b'%d ' % len(accepted) + bytes(size)
+        offset = await group.append('t', [message])
+        assert offset in (None, len(accepted))
+        accepted.append(message)
+
+    async def work():
+        group = GroupCommit(log, durability=durability)
+        size = (tmp_path / 'log' / 'data.mdb').stat().st_size
+        with files_up_to(size + 40_000):
+            if durability == 'answer':
+                with pytest.raises(Outage, match='expected room on the disk'):
+                    for _ in range(100):
+                        await add(group, 3_000)
+                assert group.could_be_lost == 0
+            else:
+                for _ in range(100):
+                    await add(group, 3_000)
+                    await asyncio.sleep(0.001)
+                await wait_until(lambda: group.trouble is not None)
+                assert 0 < group.could_be_lost < len(accepted)
+            assert 'room on the disk' in str(group.trouble)
+        if durability == 'answer':
+            await add(group, 3_000)
+        await wait_until(lambda: group.could_be_lost == 0 and group.trouble is None)
+        await group.close()
+
+    asyncio.run(work())
+    assert len(accepted) > 5
+    assert log.read('t', 0, 10**6) == accepted
+    log.close()
+    with closing(LocalLog(tmp_path / 'log', readonly=True)) as log:
+        assert log.read('t', 0, 10**6) == accepted
+
+
+def test_nothing_of_durability_none_is_written(tmp_path):
+    async def work():
+        group = GroupCommit(log, durability='none')
+        await group.append('t', [b'0', b'1'])
+        await group.close()
+        return group.could_be_lost
+
+    with closing(JournaledLog(tmp_path / 'log')) as log:
+        assert asyncio.run(work()) == 2
+        assert log.end('t') == 0
+
+
+def test_a_log_without_a_journal_is_continued_and_given_back(tmp_path):
+    "By a plain writer, a process that is killed, a plain writer that must wait, one with a journal"
+    with closing(LocalLog(tmp_path)) as log:
+        for i in range(0, 900, 3):
+            log.append('t', [b'%d' % j for j in range(i, i + 3)])
+        epoch = log.epoch
+    with writer(tmp_path) as process:
+        for _ in range(40):
+            process.stdout.readline()
+        kill(process)
+    end = read_numbers(tmp_path)
+    assert end > 900
+    with closing(LocalLog(tmp_path)) as log:
+        assert log.epoch_of('t', 899) == epoch != log.epoch_of('t', 900)
+        with pytest.raises(MlrefError, match='in its journal first'):
+            log.append('t', [b'%d' % end])
+    JournaledLog(tmp_path).close()
+    with closing(LocalLog(tmp_path)) as log:
+        assert log.append('t', [b'%d' % end]) == end
+    with closing(JournaledLog(tmp_path)) as log:
+        assert log.append('t', [b'%d' % (end + 1)]) == end + 1
+        assert check_numbers(log) == end + 2
+
+
+def test_retention_while_messages_are_in_the_journal_alone(tmp_path):
+    "By age and size, with a clock that goes backwards, also of a partition that has no block yet"
+    now = [10_000.0]
+    with closing(JournaledLog(tmp_path, clock=lambda: now[0], journal_bytes=SMALL)) as log:
+        log.append('t', [b'0', b'1'])
+        for policy in (Retention(seconds=1.0), Retention(size=1)):
+            assert trim_log(log, 't', policy) == 0
+        assert check_numbers(log) == 2
+        log.empty_journal()
+        now[0] -= 5_000
+        log.append('t', [b'2'] + [b'%d' % i for i in range(3, 12_000)])
+        now[0] += 9_000
+        log.append('t', [b'12000'])
+        start = trim_log(log, 't', Retention(seconds=1.0))
+        assert 2 < start < 12_000 == log.end('t') - 1
+        assert log.read('t', start, 10**6) == [b'%d' % i for i in range(start, 12_001)]
 
 
 def test_threads_take_turns(tmp_path):
