@@ -10,23 +10,26 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mlref.journaled_log
+import mlref.log
 from mlref.core import MlrefError
 from mlref.dead_letters import Outage
 from mlref.group_commit import GroupCommit
 from mlref.journal import JOURNAL, PAGE_BYTES, JournalFile
 from mlref.journaled_log import JournaledLog
-from mlref.log import LocalLog
+from mlref.log import LocalLog, append_batches
 from mlref.log_care import Retention, trim_log, verify_log
 from mlref.log_position import check_log
 from mlref.partitions import check_partition
 
+TOPIC, OTHER = check_partition('t', 0), check_partition('u', 0)
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 SMALL = 8 * PAGE_BYTES  # a journal that is full after a few batches
 WRITER = f"""
@@ -91,6 +94,78 @@ def test_killed_at_any_moment_it_has_all_that_was_accepted_once(tmp_path):
     with closing(LocalLog(tmp_path / 'log')) as log:
         assert verify_log(log, 't') == {0: end}
         assert log.append('t', [b'by a plain writer, since it was closed in order']) == end
+
+
+class Steps:
+    "Ends its process at a step: before, within and behind each write and each transaction"
+
+    def __init__(self, last):
+        self.left = last
+
+    def pass_one(self):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+    def write(self, write, file, data, at):
+        self.pass_one()
+        half = len(data) // 2
+        written = write(file, data[:half], at) if half else 0
+        self.pass_one()
+        written += write(file, data[half:], at + half)
+        self.pass_one()
+        return written
+
+    def commit(self, commit, log, work, *inputs):
+        def watched(*some):
+            self.pass_one()
+            found = work(*some)
+            self.pass_one()
+            return found
+
+        found = commit(log, watched, *inputs)
+        self.pass_one()
+        return found
+
+
+def write_until(folder, last, told):
+    "The child of a fork: one life of a writer, which ends at a step"
+    steps = Steps(last)
+    os.pwrite = partial(steps.write, os.pwrite)
+    for module in (mlref.log, mlref.journaled_log):
+        module.write_atomically = partial(steps.commit, module.write_atomically)
+    log = JournaledLog(folder, journal_bytes=2 * PAGE_BYTES)
+    for size in (1, 900, 1, 1, 2_000, 1, 700):
+        at = log.end('t')
+        numbers = [b'%d' % i for i in range(at, at + size)]
+        assert log.append_batches({TOPIC: numbers, OTHER: numbers}) == [at, at]
+        os.write(told, b'%d\n' % (at + size))
+    log.close()
+
+
+def test_killed_at_every_step_it_has_all_that_was_accepted_once(tmp_path):
+    ends = []
+    for last in range(400):
+        read, told = os.pipe()
+        child = os.fork()
+        if not child:
+            with suppress(BaseException):
+                write_until(tmp_path, last, told)
+                os._exit(0)
+            os._exit(1)
+        os.close(told)
+        state = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with open(read) as said:
+            accepted = [int(line) for line in said]
+        assert state in (0, -signal.SIGKILL)
+        if (tmp_path / 'data.mdb').exists():
+            with closing(LocalLog(tmp_path, readonly=True)) as log:
+                ends.append(check_numbers(log))
+                assert log.read('u', 0, 10**6) == log.read('t', 0, 10**6)
+                assert ends[-1] >= max([0, *accepted, *ends[:-1]])
+        if state == 0:
+            break
+    assert 35 < last < 399 and ends[-1] > 10_000
 
 
 def test_a_reader_follows_a_writer_while_its_journal_is_emptied(tmp_path):
@@ -666,6 +741,10 @@ def test_batches_without_messages_are_refused(tmp_path):
         for wrong in ([], ['text'], None, b'bytes'):
             with pytest.raises(MlrefError, match='expected (a list of )?messages'):
                 log.append_batches({other: [b'1'], where: wrong})
+        with closing(LocalLog(tmp_path / 'plain')) as plain:
+            with pytest.raises(MlrefError, match='leave it out'):
+                append_batches(plain, {other: [b'1'], where: []})
+            assert (plain.end('t'), plain.end('u')) == (0, 0)
         for _ in range(30):
             assert log.append_batches({}) == []
         assert (tmp_path / 'log' / JOURNAL).stat().st_size == SMALL + PAGE_BYTES
