@@ -237,14 +237,22 @@ def test_damage_before_the_last_record_is_told(written):
             JournaledLog(written)
 
 
+def epoch_of(folder):
+    with closing(LocalLog(folder, readonly=True)) as log:
+        assert log.epoch_of('t', log.end('t') - 1) == log.epoch_of('t', 0)
+        return log.epoch_of('t', 0)
+
+
 def test_what_was_moved_does_not_count_again(written):
     before = (written / JOURNAL).read_bytes()
     end = read_numbers(written)
+    epoch = epoch_of(written)
     code = 'import sys; from pathlib import Path; from mlref.journaled_log import JournaledLog;'
     code += 'JournaledLog(Path(sys.argv[1])); import os; os._exit(0)'  # moves, and dies
     subprocess.run([sys.executable, '-c', code, str(written)], check=True)
     assert (written / JOURNAL).read_bytes()[: len(before)] == before
     assert read_numbers(written) == end
+    assert epoch_of(written) == epoch
     with closing(JournaledLog(written)) as log:
         assert check_numbers(log) == end
 
