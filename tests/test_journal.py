@@ -381,9 +381,16 @@ def test_a_file_that_was_replaced_while_it_was_written_is_told(tmp_path, name):
 
 def test_a_closed_journal_writes_nowhere(tmp_path):
     journal = JournalFile(tmp_path, 0)
+    number = journal.file
     journal.close()
+    other = os.open(tmp_path / 'other', os.O_RDWR | os.O_CREAT)
+    os.dup2(other, number)  # as the system gives it out again, sooner or later
     with pytest.raises(OSError, match='Bad file descriptor'):
         journal.write(0, bytes(PAGE_BYTES))
+    journal.close()
+    assert os.fstat(number).st_size == 0
+    os.close(number)
+    os.close(other)
 
 
 @contextmanager
