@@ -389,8 +389,8 @@ def test_a_closed_journal_writes_nowhere(tmp_path):
         journal.write(0, bytes(PAGE_BYTES))
     journal.close()
     assert os.fstat(number).st_size == 0
-    os.close(number)
-    os.close(other)
+    for each in {number, other}:
+        os.close(each)
 
 
 @contextmanager
@@ -699,8 +699,8 @@ def test_closed_it_takes_nothing_and_touches_no_other_file(tmp_path):
         log.empty_journal()
     log.close()
     assert os.pread(other, 99, 0) == b'of somebody else'
-    os.close(other)
-    os.close(number)
+    for each in {number, other}:
+        os.close(each)
     assert read_numbers(tmp_path / 'log') == 1
 
 
