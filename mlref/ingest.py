@@ -201,13 +201,15 @@ def commit_batch(
     topic: str,
     after: LogPosition,  # Behind its last message
     part: int = 0,  # Partition
+    first: int = 0,  # Offset at which a lake begins that has read nothing of it
 ) -> IngestCounts:
     "Commit what follows from a batch; raises `MlrefError` when it does not begin where the lake is"
     position = _position(lake, topic, part)
     start = after.offset - len(batch.messages)
-    if start != position.log.offset or position.log.log not in ('', after.log):
+    wanted = first if position.log == LogPosition() else position.log.offset
+    if start != wanted or position.log.log not in ('', after.log):
         raise MlrefError(
-            f'expected the messages of {topic}/{part} from offset {position.log.offset:,} of log'
+            f'expected the messages of {topic}/{part} from offset {wanted:,} of log'
             f' {position.log.log[:8] or "any"}, got them from {start:,} of {after.log[:8]}; read'
             ' on from read_position()'
         )
@@ -247,7 +249,7 @@ def ingest(
 # %% ../nbs/05a_ingest.ipynb #29e7e2c7
 def follow_log(
     lake: Lake,
-    consumer: Consumer,  # At the positions of the lake
+    consumer: Consumer,  # At the positions of the lake; of what it has not read, anywhere
     rules: tuple[Rule, ...],  # The contract
     stop: Callable[[], bool],  # Asked between transactions
     wait: Callable[[], None],  # Called when nothing waits
@@ -262,7 +264,7 @@ def follow_log(
             wait()
             continue
         checked = check_messages(found.messages, lake.schema, rules)
-        counts += commit_batch(lake, checked, found.topic, found.after, found.part)
+        counts += commit_batch(lake, checked, found.topic, found.after, found.part, found.start)
         consumer.done(found)
         say(found)
     return counts

@@ -115,6 +115,30 @@ def test_half_a_cluster_loses_nothing_and_the_other_half_goes_on(mock):
     log.close()
 
 
+def test_what_kafka_removed_unread_is_told_and_a_new_lake_begins_with_what_is_kept(mock, tmp_path):
+    mock.create('short.events', 1)
+    address, lake = f'{mock.address}/short', tmp_path / 'lake.duckdb'
+    produce(mock, 'short.events', MESSAGES[:40], range(NOW, NOW + 40))
+    assert hear(follow(address, lake, '--once'))[0] == 0
+    large = [b'%d' % i + bytes(200_000) for i in range(60)]  # the mock keeps 5 MB of a partition
+    produce(mock, 'short.events', large, range(NOW, NOW + 60))
+    produce(mock, 'short.events', MESSAGES[40:], range(NOW, NOW + 40))
+    log = KafkaLog(address)
+    oldest = log.start('events')
+    assert 40 < oldest < 100
+    for _ in range(2):  # it does not go on behind them by itself
+        status, said = hear(follow(address, lake, '--once'))
+        assert status == 1 and 'expected events/0 to hold offset 40, up to which it was' in said
+    new = follow(address, tmp_path / 'new.duckdb', '--once')
+    said = new.communicate(timeout=120)[1]
+    assert new.returncode == 0 and f'begins at {oldest}, nothing before it is kept' in said
+    assert sorted(read_ids(tmp_path / 'new.duckdb')) == sorted(EVENTS['event_id'][40:].to_list())
+    again = follow(address, tmp_path / 'new.duckdb', '--once')
+    said = again.communicate(timeout=120)[1]
+    assert again.returncode == 0 and 'begins at' not in said
+    log.close()
+
+
 CLOCKS = {
     'a day late': [NOW - DAY + i for i in range(80)],
     'a day early': [NOW + DAY + i for i in range(80)],
