@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PAGE_BYTES', 'JOURNAL', 'JOURNAL_BYTES', 'JournalRecord', 'journal_seed', 'pack_journal_record',
-           'unpack_journal_record', 'JournalScan', 'scan_journal', 'damaged_journal', 'messages_of', 'JournalFile',
-           'read_journal', 'JournalState', 'pack_journal_state', 'unpack_journal_state']
+           'unpack_journal_record', 'JournalScan', 'last_number', 'scan_journal', 'damaged_journal', 'messages_of',
+           'JournalState', 'pack_journal_state', 'unpack_journal_state', 'JournalFile', 'read_journal', 'read_records']
 
 # %% ../nbs/02e_journal.ipynb #02e00005
 import fcntl
 import os
 import struct
 import time
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from typing import NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
-from .addresses import check_place, note_place
+from .addresses import FilePlace, check_place
 from .core import MlrefError
 from .edges import explain_errors
+from .partitions import check_offset
 
 # %% ../nbs/02e_journal.ipynb #02e00009
 PAGE_BYTES = 4096
@@ -112,6 +114,14 @@ def _pages_from(data: bytes, at: int, seed: int) -> Iterator[JournalRecord]:
             yield found[0]
 
 
+def last_number(
+    data: bytes,  # A journal
+    seed: int,  # From `journal_seed`
+) -> int:  # 0 without a record
+    "The highest number of a record, whether it counts or not"
+    return max([each.sequence for each in _pages_from(data, 0, seed)], default=0)
+
+
 def scan_journal(
     data: bytes,  # A journal
     seed: int,  # From `journal_seed`
@@ -147,6 +157,35 @@ def messages_of(
     "What records hold of one partition"
     return [message for each in records for message in each.batches.get(partition, ())]
 
+# %% ../nbs/02e_journal.ipynb #02e0001b
+_STATE = struct.Struct('<QQ')
+
+
+class JournalState(NamedTuple):
+    "What a log knows of its journal"
+
+    sequence: int = 0  # Of the last record that was moved into the log
+    size: int = 0  # Bytes for records in its file; 0 = closed in order, there are no others
+
+    @property
+    def in_use(self) -> bool:
+        "May there be other records?"
+        return self.size > 0
+
+
+def pack_journal_state(
+    state: JournalState,
+) -> bytes:
+    "A state as the log keeps it"
+    return _STATE.pack(*state)
+
+
+def unpack_journal_state(
+    stored: bytes | memoryview | None,  # None = it never had a journal
+) -> JournalState:
+    "A state as it was kept"
+    return JournalState() if stored is None else JournalState(*_STATE.unpack(stored))
+
 # %% ../nbs/02e_journal.ipynb #02e00013
 JOURNAL = 'journal'  # the file, in the folder of its log
 JOURNAL_BYTES = 2**19  # of records, until they are moved into the log
@@ -167,12 +206,38 @@ def _lock_file(file: int, path: Path, patience: float) -> None:
         time.sleep(0.05)
 
 
-def _fill_file(file: int, size: int) -> None:
-    "Bring a file to its size, on disk"
-    at = os.fstat(file).st_size
-    if at < size:
-        os.pwrite(file, bytes(size - at), at)
-        os.fsync(file)
+def _write_all(file: int, data: bytes, at: int) -> None:
+    "Write at a byte of a file; the system may take a part at a time"
+    rest = memoryview(data)
+    while len(rest) > 0:
+        written = os.pwrite(file, rest, at)
+        rest = rest[written:]
+        at += written
+
+# %% ../nbs/02e_journal.ipynb #02e00023
+_STEP = 2**20  # bytes that are filled at once
+
+
+def _start_page(seed: int) -> bytes:
+    "What the file of a log begins with"
+    return pack_journal_record(JournalRecord(0, 0, {}), seed)
+
+
+def _begin_file(file: int, size: int, seed: int) -> None:
+    "Bring a file to its size, on disk, with its first page"
+    for at in range(os.fstat(file).st_size, size, _STEP):
+        _write_all(file, bytes(min(_STEP, size - at)), at)
+    _write_all(file, _start_page(seed), 0)
+    os.fsync(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    "A new name in a folder is on disk too"
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 # %% ../nbs/02e_journal.ipynb #02e00014
 class JournalFile:
@@ -181,68 +246,74 @@ class JournalFile:
     def __init__(
         self,
         folder: Path,  # Of the log
-        size: int = JOURNAL_BYTES,  # Bytes; those of a file that is there already are kept
+        seed: int,  # From `journal_seed`
+        size: int = JOURNAL_BYTES,  # Bytes of records, a page or more; a file only grows
         patience: float = _PATIENCE,  # Seconds to wait for a process that has it
     ):
+        check_offset('the bytes of a journal', size, PAGE_BYTES)
         self.path = folder / JOURNAL
+        self.size = size
         with explain_errors(f'to write {self.path}', 'make room, or choose another folder'):
             how = os.O_RDWR | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC
             self.file = os.open(self.path, how, 0o644)
+            self._release = weakref.finalize(self, os.close, self.file)
             try:
                 _lock_file(self.file, self.path, patience)
-                _fill_file(self.file, size)
+                _begin_file(self.file, PAGE_BYTES + size, seed)
+                _sync_folder(folder)
             except BaseException:
-                os.close(self.file)
+                self.close()
                 raise
-        self.size = size
-        self.place = note_place(self.path)
+            found = os.fstat(self.file)  # not by its name, which may lead elsewhere by now
+            self.place = FilePlace(os.path.abspath(self.path), found.st_dev, found.st_ino)
 
     def write(
         self,
-        at: int,  # Byte at which a page begins
+        at: int,  # Byte of the records at which a page begins
         record: bytes,  # From `pack_journal_record`
     ) -> None:
         "Write a record, on disk when this returns; raises `MlrefError`, or `OSError` of the disk"
         check_place(self.place, 'the journal')
-        rest = memoryview(record)
-        while len(rest) > 0:
-            written = os.pwrite(self.file, rest, at)
-            rest = rest[written:]
-            at += written
+        _write_all(self.file, record, PAGE_BYTES + at)
 
     def close(self) -> None:
-        "Let another process write"
-        os.close(self.file)
+        "Let another process write; once more does nothing"
+        self._release()
+        self.file = -1  # its number may be another file's from now on
 
-
+# %% ../nbs/02e_journal.ipynb #02e00024
 def read_journal(
     folder: Path,  # Of the log
-) -> bytes:
-    "All of a journal; raises `MlrefError` when it is not there"
+    seed: int,  # From `journal_seed`
+    size: int,  # Bytes of records that are in use
+) -> bytes:  # Of the records
+    "A journal from disk; raises `MlrefError` when it is not there, cut off, or another one"
     advice = 'messages that were accepted may be in it alone: put it back'
     with explain_errors(f'the journal of the log in {folder}', advice):
-        return (folder / JOURNAL).read_bytes()
+        data = (folder / JOURNAL).read_bytes()
+    if not data.startswith(_start_page(seed)):
+        raise MlrefError(
+            f'expected the journal of the log in {folder}, its file does not begin as that one'
+            f' does: it was damaged or replaced; {advice}'
+        )
+    if len(data) < PAGE_BYTES + size:
+        raise MlrefError(
+            f'expected {PAGE_BYTES + size:,} bytes in {folder / JOURNAL}, found {len(data):,}: it'
+            f' was cut off; {advice}'
+        )
+    return data[PAGE_BYTES : PAGE_BYTES + size]
 
-# %% ../nbs/02e_journal.ipynb #02e0001b
-_STATE = struct.Struct('<Q?')
-
-
-class JournalState(NamedTuple):
-    "What a log knows of its journal"
-
-    sequence: int = 0  # Of the last record that was moved into the log
-    in_use: bool = False  # May there be others?
-
-
-def pack_journal_state(
-    state: JournalState,
-) -> bytes:
-    "A state as the log keeps it"
-    return _STATE.pack(*state)
-
-
-def unpack_journal_state(
-    stored: bytes | memoryview | None,  # None = it never had a journal
-) -> JournalState:
-    "A state as it was kept"
-    return JournalState() if stored is None else JournalState(*_STATE.unpack(stored))
+# %% ../nbs/02e_journal.ipynb #02e00026
+def read_records(
+    folder: Path,  # Of the log
+    seed: int,  # From `journal_seed`
+    state: JournalState,  # Of the log, in use
+) -> JournalScan:
+    "What counts of a journal on disk, also while it is written; raises `MlrefError` without it"
+    scan = scan_journal(read_journal(folder, seed, state.size), seed, state.sequence)
+    while scan.gap:
+        again = scan_journal(read_journal(folder, seed, state.size), seed, state.sequence)
+        if len(again.records) <= len(scan.records):
+            return again
+        scan = again
+    return scan

@@ -6,10 +6,11 @@
 __all__ = ['JournaledLog', 'append_together']
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0004
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,19 @@ import lmdb
 
 from .addresses import check_place
 from .blocks import Partition
+from .core import MlrefError
 from mlref.journal import (
     JOURNAL_BYTES,
+    PAGE_BYTES,
     JournalFile,
     JournalRecord,
     JournalState,
     damaged_journal,
     journal_seed,
+    last_number,
     pack_journal_record,
     read_journal,
-    scan_journal,
+    read_records,
 )
 from .lmdb_files import explain_lmdb
 from mlref.log import (
@@ -40,7 +44,7 @@ from mlref.log import (
     read_moment,
     write_atomically,
 )
-from .partitions import check_batch, check_partition
+from .partitions import check_batch, check_batches, check_partition
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0008
 def _merge_records(records: list[JournalRecord]) -> dict[Partition, list[bytes]]:
@@ -60,8 +64,10 @@ def _put_all(
     epoch: int,
     state: JournalState,
 ) -> list[int]:
-    "Offset of the first message of each partition"
-    first = put_batches(txn, log, batches, epoch)
+    "Offset of the first message of each partition; none when all of it was moved before"
+    first: list[int] = []
+    if journal_state(txn, log).sequence < state.sequence:
+        first = put_batches(txn, log, batches, epoch)
     put_journal_state(txn, log, state)
     return first
 
@@ -71,21 +77,37 @@ def _read_state(log: LocalLog) -> JournalState:
         return journal_state(txn, log)
 
 
-def _take_over(log: LocalLog) -> int:
+def _open_journal(log: LocalLog, size: int) -> JournalFile:
+    "The journal of a log; raises `MlrefError` for one that should be there and is not"
+    state = _read_state(log)
+    seed = journal_seed(log.id)
+    if state.in_use:
+        read_journal(log.folder, seed, state.size)
+    return JournalFile(log.folder, seed, size)
+
+
+def _left_behind(log: LocalLog, state: JournalState) -> list[JournalRecord]:
+    "What a process before accepted and did not move"
+    if not state.in_use:
+        return []
+    found = read_records(log.folder, journal_seed(log.id), state)
+    if found.gap:
+        raise damaged_journal(log.folder, state.sequence + len(found.records) + 1)
+    return found.records
+
+# %% ../nbs/03ca_journaled_log.ipynb #03ca0024
+def _take_over(log: LocalLog, size: int) -> int:
     "Move what was left; the number of the last record"
     state = _read_state(log)
-    records: list[JournalRecord] = []
-    if state.in_use:
-        found = scan_journal(read_journal(log.folder), journal_seed(log.id), state.sequence)
-        records = found.records
-        if found.gap:
-            raise damaged_journal(log.folder, state.sequence + len(records) + 1)
+    records = _left_behind(log, state)
     batches = _merge_records(records)
     for where in batches:
         ensure_table(log, where)
-    sequence = state.sequence + len(records)
+    seed = journal_seed(log.id)
+    newest = last_number(read_journal(log.folder, seed, size), seed)
+    sequence = max(state.sequence + len(records), newest)
     epoch = records[0].epoch if records else log.epoch
-    write_atomically(log, _put_all, log, batches, epoch, JournalState(sequence, True))
+    write_atomically(log, _put_all, log, batches, epoch, JournalState(sequence, size))
     return sequence
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca000c
@@ -113,13 +135,12 @@ class JournaledLog(LocalLog):
         self.owns_journal = True
         self.seed = journal_seed(self.id)
         self.appending = threading.Lock()
-        self.held = _Held()
         with ExitStack() as undo:
             undo.callback(self.env.close)
-            self.journal = JournalFile(self.folder, journal_bytes)
-            undo.callback(self.journal.close)
-            self.held.sequence = _take_over(self)
+            self.journal = undo.enter_context(closing(_open_journal(self, journal_bytes)))
+            self.held = _Held(_take_over(self, journal_bytes))
             undo.pop_all()
+        self.writer = os.getpid()  # 0 = nobody, it is closed
 
     def append(self, topic: str, messages: list[bytes], partition: int = 0) -> int:
         "Add a batch, on disk when its first offset is returned; raises `MlrefError` without room"
@@ -134,30 +155,39 @@ class JournaledLog(LocalLog):
         batches: Mapping[Partition, list[bytes]],  # Messages, one or more each
     ) -> list[int]:  # Offset of the first message of each
         "Add to several partitions at once, all of it or nothing; raises `MlrefError` as `append`"
+        check_batches(batches)
         with self.appending:
+            _check_writer(self)
             packed = _pack_batches(self, batches)
             if self.held.at + len(packed) > self.journal.size:
                 _empty_journal(self)
             if len(packed) > self.journal.size:
                 return _append_past(self, batches)
-            _write_record(self, packed)
-            return _accept(self, batches)
+            return _accept(self, batches, packed)
 
     def empty_journal(self) -> None:
         "Move what the journal holds into the log; raises `MlrefError` as `append`"
         with self.appending:
+            _check_writer(self)
             _empty_journal(self)
 
     def close(self) -> None:
         "Let go of the files; what the journal holds is moved, or stays readable where it is"
-        try:
-            with self.appending:
-                _empty_journal(self, in_use=False)
-        finally:
-            self.journal.close()
-            super().close()
+        with self.appending:
+            try:
+                _end_writing(self)
+            finally:
+                self.journal.close()
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca000e
+def _check_writer(log: JournaledLog) -> None:
+    if log.writer != os.getpid():
+        state = 'was opened by the process this one was forked from' if log.writer else 'is closed'
+        raise MlrefError(
+            f'expected a log that this process has open, {log.folder} {state}; open it again'
+        )
+
+
 def _find_end(log: JournaledLog, where: Partition) -> int:
     "Where a partition ends, with what is accepted"
     if where not in log.held.ends:
@@ -167,17 +197,6 @@ def _find_end(log: JournaledLog, where: Partition) -> int:
     return log.held.ends[where]
 
 
-def _accept(log: JournaledLog, batches: Mapping[Partition, list[bytes]]) -> list[int]:
-    "Count a record that is on disk; the first offset of each batch"
-    log.held.sequence += 1
-    first = []
-    for where, messages in batches.items():
-        first.append(log.held.ends[where])
-        log.held.ends[where] += len(messages)
-        log.held.pending.setdefault(where, []).extend(messages)
-    return first
-
-# %% ../nbs/03ca_journaled_log.ipynb #03ca0023
 def _pack_batches(log: JournaledLog, batches: Mapping[Partition, list[bytes]]) -> bytes:
     "The next record of the journal; its partitions are there"
     for where in batches:
@@ -185,20 +204,39 @@ def _pack_batches(log: JournaledLog, batches: Mapping[Partition, list[bytes]]) -
     messages = {where.name: some for where, some in batches.items()}
     return pack_journal_record(JournalRecord(log.held.sequence + 1, log.epoch, messages), log.seed)
 
-# %% ../nbs/03ca_journaled_log.ipynb #03ca000f
-def _write_record(log: JournaledLog, packed: bytes) -> None:
+# %% ../nbs/03ca_journaled_log.ipynb #03ca0023
+def _write_record(log: JournaledLog, at: int, packed: bytes) -> None:
     check_place(log.place, 'the log')
     try:
-        log.journal.write(log.held.at, packed)
+        log.journal.write(at, packed)
     except OSError as error:
+        with suppress(OSError, MlrefError):
+            log.journal.write(at, bytes(PAGE_BYTES))
         raise explain_lmdb(error, log.folder, log.settings) from None
-    log.held.at += len(packed)
 
+# %% ../nbs/03ca_journaled_log.ipynb #03ca0025
+def _accept(
+    log: JournaledLog, batches: Mapping[Partition, list[bytes]], packed: bytes
+) -> list[int]:
+    "Write a record and count it; the first offset of each batch"
+    held = log.held
+    at = held.at
+    held.sequence += 1
+    held.at = log.journal.size  # after an error it is emptied first
+    _write_record(log, at, packed)
+    first = []
+    for where, messages in batches.items():
+        first.append(held.ends[where])
+        held.ends[where] += len(messages)
+        held.pending.setdefault(where, []).extend(messages)
+    held.at = at + len(packed)
+    return first
 
+# %% ../nbs/03ca_journaled_log.ipynb #03ca000f
 def _empty_journal(log: JournaledLog, in_use: bool = True) -> None:
-    if not log.held.pending and in_use:
+    if log.held.at == 0 and in_use:
         return
-    state = JournalState(log.held.sequence, in_use)
+    state = JournalState(log.held.sequence, log.journal.size if in_use else 0)
     write_atomically(log, _put_all, log, log.held.pending, log.epoch, state)
     log.held.pending = {}
     log.held.at = 0
@@ -206,10 +244,20 @@ def _empty_journal(log: JournaledLog, in_use: bool = True) -> None:
 
 def _append_past(log: JournaledLog, batches: Mapping[Partition, list[bytes]]) -> list[int]:
     "Add to the log itself; the journal is empty"
-    first = write_atomically(log, put_batches, log, batches, log.epoch)
-    for where, messages in batches.items():
-        log.held.ends[where] += len(messages)
-    return first
+    log.held.sequence += 1
+    log.held.ends.clear()  # they are found again, also after an error
+    state = JournalState(log.held.sequence, log.journal.size)
+    return write_atomically(log, _put_all, log, batches, log.epoch, state)
+
+
+def _end_writing(log: JournaledLog) -> None:
+    writer, log.writer = log.writer, 0
+    if writer != os.getpid():
+        return  # closing LMDB in a fork would spoil it for both
+    try:
+        _empty_journal(log, in_use=False)
+    finally:
+        LocalLog.close(log)
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0022
 def append_together(
@@ -219,7 +267,5 @@ def append_together(
 ) -> dict[str, int]:  # Topic -> offset of its first message
     "Add to several topics at once, all of it or nothing; raises `MlrefError` as `append`"
     placed = {check_partition(topic, partition): some for topic, some in batches.items()}
-    for messages in placed.values():
-        check_batch(messages)
     add = log.append_batches if isinstance(log, JournaledLog) else partial(append_batches, log)
     return dict(zip(batches, add(placed), strict=True))

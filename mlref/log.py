@@ -37,12 +37,17 @@ from mlref.journal import (
     journal_seed,
     messages_of,
     pack_journal_state,
-    read_journal,
-    scan_journal,
+    read_records,
     unpack_journal_state,
 )
 from .lmdb_files import LmdbSettings, ReaderSweep, begin_read, explain_lmdb, open_lmdb
-from .partitions import check_batch, check_offset, check_partition, out_of_range
+from mlref.partitions import (
+    check_batch,
+    check_batches,
+    check_offset,
+    check_partition,
+    out_of_range,
+)
 
 # %% ../nbs/03_log.ipynb #ea133d3c
 @runtime_checkable
@@ -233,7 +238,8 @@ def _open_table(log: LocalLog, name: bytes) -> Any:
 
 def _find_named(log: LocalLog, name: str) -> Any:
     if name not in log.tables:
-        with suppress(lmdb.NotFoundError):
+        # none is left for one more, so all there are have been opened
+        with suppress(lmdb.NotFoundError, lmdb.DbsFullError):
             log.tables[name] = _open_table(log, name.encode())
     return log.tables.get(name)
 
@@ -289,7 +295,7 @@ def _read_tail(log: LocalLog, txn: lmdb.Transaction) -> list[JournalRecord]:
     state = journal_state(txn, log)
     if not state.in_use:
         return []
-    scan = scan_journal(read_journal(log.folder), journal_seed(log.id), state.sequence)
+    scan = read_records(log.folder, journal_seed(log.id), state)
     with begin_read(log.env) as now:
         if journal_state(now, log) != state:
             raise _Overtaken
@@ -484,6 +490,7 @@ def append_batches(
     batches: Mapping[Partition, list[bytes]],  # Messages, one or more each
 ) -> list[int]:  # Offset of the first message of each
     "Add to several partitions at once, all of it or nothing; raises `MlrefError` as `append`"
+    check_batches(batches)
     for where in batches:
         ensure_table(log, where)
     return write_atomically(log, put_batches, log, batches, log.epoch)
