@@ -31,7 +31,7 @@ SCOPES = ('predict', 'write', 'admin')
 
 @dataclass(frozen=True)
 class AccessKey:
-    "Who may do what, as the file of keys has it"
+    "Who may do what, as the file of keys has it; raises `MlrefError` for an unknown scope"
 
     id: str  # Of the key; not secret
     client: str  # Whose it is: stands beside what is logged

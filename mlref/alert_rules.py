@@ -52,7 +52,10 @@ def _check_duration(text: str, what: str) -> None:
 
 @dataclass(frozen=True)
 class BurnWindow:
-    "How fast an error budget may burn, over a long and a short window"
+    """How fast an error budget may burn, over a long and a short window
+
+    Raises `MlrefError` for what Prometheus does not take for a duration.
+    """
 
     long: str  # A duration of Prometheus, e.g. '1h'
     short: str  # The same, e.g. '5m'
@@ -75,7 +78,10 @@ BURN_WINDOWS = (
 # %% ../nbs/15g_alert_rules.ipynb #15ad000d
 @dataclass(frozen=True)
 class ServingObjective:
-    "What a server promises, and when its people are told that it does not hold"
+    """What a server promises, and when its people are told that it does not hold
+
+    Raises `MlrefError` for a number that is out of its range.
+    """
 
     answered: float = 0.999  # Share of requests that are not answered by a 5xx
     within: float = 0.1  # Seconds; an edge of the histogram

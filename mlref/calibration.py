@@ -122,7 +122,10 @@ def _fit_map(
 # %% ../nbs/12b_calibration.ipynb #c5ffcc0b
 @dataclass(frozen=True)
 class CalibrationPolicy:
-    "Which labels a map is fitted to, and how far it may move the scores"
+    """Which labels a map is fitted to, and how far it may move the scores
+
+    Raises `MlrefError` for less than a day of labels, or a negative strength.
+    """
 
     calendar: Calendar = Calendar()  # What a day is, and when a label of either outcome is known
     weeks: float = 3  # Length of the window
@@ -203,7 +206,7 @@ def trailing_calibration(
 # %% ../nbs/12b_calibration.ipynb #8eb2add2
 @dataclass(frozen=True)
 class CalibrationHistory:
-    "The maps of several days, oldest first; arrays are parallel"
+    "The maps of several days, oldest first; arrays are parallel; raises `MlrefError` without one"
 
     at: np.ndarray  # When each was fitted, int64 minutes UTC
     shift: np.ndarray  # Of each, float64

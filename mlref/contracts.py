@@ -28,7 +28,7 @@ RULE_ACTIONS = ('info', 'warn', 'quarantine', 'fail')
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    "One thing that must hold of each event of some kinds"
+    "One thing that must hold of each event of some kinds; raises `MlrefError` for no expression"
 
     name: str  # What the quarantine and the metrics call it
     kinds: tuple[str, ...] = ()  # The kinds of event it speaks of; none named = every event

@@ -161,7 +161,10 @@ _Times = TypeVar('_Times')  # a number, an array, or a polars expression or colu
 
 @dataclass(frozen=True)
 class Calendar:
-    "When a scoring day begins, how far ahead is scored, and when every label is known"
+    """When a scoring day begins, how far ahead is scored, and when every label is known
+
+    Raises `MlrefError` for times that no day has.
+    """
 
     day_begins: int = 0  # Minutes after 00:00 UTC
     horizon: int = 0  # Minutes from the cut-off to the event that is predicted
@@ -362,7 +365,10 @@ def describe_machine() -> dict[str, str | int | None]:  # cpu, cores, python
 # %% ../nbs/01_core.ipynb #0fad5ff2
 @dataclass(frozen=True)
 class TrainingSet:
-    "Feature rows with the times that belong to them; arrays are parallel, one entry per row"
+    """Feature rows with the times that belong to them; arrays are parallel, one entry per row
+
+    Raises `MlrefError` for arrays of another kind or length.
+    """
 
     ids: np.ndarray  # What each row is about, str
     cutoff: np.ndarray  # int64 minutes UTC: only facts known by then are in X

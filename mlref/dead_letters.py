@@ -39,7 +39,7 @@ def explain_failure(error: BaseException) -> str:
 # %% ../nbs/03a_dead_letters.ipynb #50d3bb40
 @dataclass(frozen=True)
 class PoisonPolicy:
-    "When a message is given up, and when the whole batch is"
+    "When a message is given up, and when the whole batch is; raises `MlrefError` without a try"
 
     max_tries: int = 3  # Of one message before it is set aside
     max_dead: int = 100  # Messages of a batch that may be set aside

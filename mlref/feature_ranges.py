@@ -19,7 +19,10 @@ from .arguments import MlrefError, check_fields
 # %% ../nbs/13b_feature_ranges.ipynb #13b0000a
 @dataclass(frozen=True)
 class FeatureRanges:
-    "The smallest and the largest finite value of each feature that a model was trained on"
+    """The smallest and the largest finite value of each feature that a model was trained on
+
+    Raises `MlrefError` for a low above its high, or another number of them.
+    """
 
     low: tuple[float | None, ...]  # In the order of the features; None = no row had a value
     high: tuple[float | None, ...]  # As `low`

@@ -22,7 +22,7 @@ from .versions import canonical_code
 # %% ../nbs/06_features.ipynb #c4fafaa4
 @dataclass(frozen=True, kw_only=True)
 class Entity:
-    "Whom a fact is about"
+    "Whom a fact is about; raises `MlrefError` for a key that is named twice"
 
     name: str  # e.g. 'customer'
     # Columns that tell one from another: text, whole numbers, dates, times; () = one for all
@@ -38,7 +38,7 @@ SourceKind = Literal['last', 'aggregate']
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
-    "A kind of fact: when known, about whom, which values"
+    "A kind of fact: when known, about whom, which values; raises `MlrefError` for a name twice"
 
     name: str  # Unique in a feature set
     values: Mapping[str, str]  # Value -> its unit
@@ -76,7 +76,10 @@ ROW_STATS = ('min', 'max', 'distinct')  # need the rows of a window themselves
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureView:
-    "Numbers of a source for an entity: the last value, or statistics of windows that end at T"
+    """Numbers of a source for an entity: the last value, or statistics of windows that end at T
+
+    Raises `MlrefError` for a statistic that its source, or a window, does not have.
+    """
 
     name: str  # Its columns begin with it
     entity: Entity
@@ -211,7 +214,7 @@ def view_definition(view: FeatureView) -> dict[str, Any]:
 # %% ../nbs/06_features.ipynb #e374b885
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OnDemand:
-    "Columns computed when asked"
+    "Columns computed when asked; raises `MlrefError` for a name that is given twice"
 
     name: str  # Unique in a feature set
     outputs: tuple[str, ...]  # Names of its columns, in order

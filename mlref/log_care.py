@@ -26,7 +26,7 @@ from .partitions import check_partition
 # %% ../nbs/03c_log_care.ipynb #03c0000a
 @dataclass(frozen=True)
 class Retention:
-    "What of a partition is kept; None = no limit"
+    "What of a partition is kept; None = no limit; raises `MlrefError` for a limit of 0"
 
     seconds: float | None = None  # Messages that are not older
     size: int | None = None  # Bytes of the newest blocks

@@ -23,7 +23,7 @@ from .core import MlrefError, text_fault
 # %% ../nbs/01a_messages.ipynb #01ac0002
 @dataclass(frozen=True, kw_only=True)
 class MessageLimits:
-    "What the messages of a schema may hold at most"
+    "What the messages of a schema may hold at most; raises `MlrefError` for a limit below 1"
 
     max_message_bytes: int = 2**20  # Of one message, undecoded
     max_nesting_depth: int = 32  # Of objects and lists in one another

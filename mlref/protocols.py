@@ -70,7 +70,7 @@ class Reply(NamedTuple):
 # %% ../nbs/15a_protocols.ipynb #15a0000e
 @dataclass(frozen=True)
 class Limits:
-    "What one request may hold at most"
+    "What one request may hold at most; raises `MlrefError` for a limit below 1"
 
     max_body_bytes: int = 8 * 2**20  # Compressed, and again when it is not
     max_rows: int = 4096  # To be scored
@@ -279,7 +279,7 @@ def decode_json(
 # %% ../nbs/15a_protocols.ipynb #15a00022
 @dataclass(frozen=True)
 class Signature:
-    "What a model is given"
+    "What a model is given; raises `MlrefError` without features, or for ranges of others"
 
     names: tuple[str, ...]  # Of its features, in order
     nan: Literal['refuse', 'allow'] = 'allow'  # What is done with a missing value

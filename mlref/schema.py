@@ -71,7 +71,7 @@ def _check_types(columns: Mapping[str, ColumnType], name: str) -> None:
 
 @dataclass(frozen=True)
 class EventSchema:
-    "The columns and kinds of a problem's events"
+    "The columns and kinds of a problem's events; raises `MlrefError` for what none can have"
 
     payload: Mapping[str, ColumnType]  # Columns beyond EVENT_COLUMNS, in order
     kinds: tuple[str, ...]  # In their order of delivery within one minute
@@ -171,7 +171,10 @@ def _exact_column(name: str, kind: ColumnType, values: Sequence[Any]) -> pl.Seri
 
 @dataclass(frozen=True)
 class TableSchema:
-    "A table of the lake, as the module that owns it declares it"
+    """A table of the lake, as the module that owns it declares it
+
+    Raises `MlrefError` for a name that is none, or a key that is no column.
+    """
 
     name: str
     columns: Mapping[str, ColumnType]  # In order

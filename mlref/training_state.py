@@ -31,7 +31,10 @@ from .training_step import Loss, default_device, rank_and_size
 # %% ../nbs/10e_training_state.ipynb #8daef103
 @dataclass(frozen=True)
 class TrainConfig:
-    "The settings of a fit: what they change, the weights show"
+    """The settings of a fit: what they change, the weights show
+
+    Raises `MlrefError` for a number that is out of its range.
+    """
 
     seed: int = 0  # Of first weights, order and dropout
     epochs: int = 6  # Passes over the rows, at most

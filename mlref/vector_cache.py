@@ -48,7 +48,10 @@ class RunningDigest:
 # %% ../nbs/07d_vector_cache.ipynb #07dc000d
 @dataclass(frozen=True)
 class VectorCache:
-    "Where the vectors of closed blocks lie; files may be deleted at any time"
+    """Where the vectors of closed blocks lie; files may be deleted at any time
+
+    Raises `MlrefError` for blocks of less than a day.
+    """
 
     folder: Path  # Made when missing
     days: int = 7  # Of a block

@@ -24,7 +24,7 @@ _LONGEST = 86_400.0  # seconds
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    "Which brokers, and how patient a client is"
+    "Which brokers, and how patient a client is; raises `MlrefError` for what is no address"
 
     brokers: str  # HOST:PORT, several with commas
     user: str = ''

@@ -34,7 +34,10 @@ from ..vectors import compute_vectors
 # %% ../../nbs/32a_ray_backfill.ipynb #73062c2d
 @dataclass(frozen=True)
 class Backfill:
-    "A table that is to be computed in parts; a description, which travels"
+    """A table that is to be computed in parts; a description, which travels
+
+    Raises `MlrefError` for a folder that is no absolute path, or less than one part.
+    """
 
     folder: Path  # Of snapshots, absolute; every worker sees it
     name: str  # Of the snapshot

@@ -130,7 +130,10 @@ def ray_autoscaling(
 # %% ../../nbs/32c_ray_serve.ipynb #32c00022
 @dataclass(frozen=True)
 class RayServing:
-    "A model server that Ray Serve is to run"
+    """A model server that Ray Serve is to run
+
+    Raises `MlrefError` for a number that is out of its range.
+    """
 
     options: ServeOptions  # As for `mlref serve`; every machine has its folders
     scaling: AutoscalingConfig = field(default_factory=AutoscalingConfig)

@@ -162,7 +162,7 @@ VERSION = (7, 0)  # the oldest that is taken
 
 @dataclass(frozen=True)
 class RedisSettings:
-    "How patient a client is"
+    "How patient a client is; raises `MlrefError` for a time that is out of its range"
 
     timeout: float = 5.0  # Seconds that one answer may take
     connect: float = 1.0  # Seconds that a connection may take
