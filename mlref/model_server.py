@@ -211,6 +211,7 @@ class ModelServer:
     counts: VariantMeters | None = None  # Of versions that are compared; None = none are
     second: SecondLevel | None = None  # Scores that servers share; None = none are
     traces: RequestTraces | None = None  # Of requests; None = nobody wants them
+    at_end: Callable[[], object] | None = None  # Called when all is written
 
     def __post_init__(self):
         self.watch = watch_store(self.store)
@@ -236,6 +237,8 @@ class ModelServer:
         for log in (self.log, self.events):
             await log.close()
         self.watch.close()
+        if self.at_end is not None:
+            self.at_end()
 
 # %% ../nbs/16g_model_server.ipynb #16d1001b
 def count_cache(

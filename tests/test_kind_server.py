@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import pytest
@@ -21,8 +21,16 @@ from mlref.access import make_key, write_keys
 from mlref.bundle import write_bundle
 from mlref.core import MlrefError
 from mlref.edges import child_environment
+from mlref.log import LocalLog
 from mlref.publisher import ServeOptions
-from mlref.serving_state import publish_state, read_notes, read_state, set_workers, with_champion
+from mlref.serving_state import (
+    prediction_log,
+    publish_state,
+    read_notes,
+    read_state,
+    set_workers,
+    with_champion,
+)
 from server_fixture import endless_model, start_copy
 
 ONE = np.array([[3, 2.5]], np.float32)
@@ -483,6 +491,17 @@ def test_a_worker_that_is_pinned_keeps_all_its_threads_on_one_core(served, tmp_p
             else:
                 time.sleep(2.5)  # seconds in which another would have been pinned
                 assert cores_of(at) == [os.sched_getaffinity(0)]
+
+
+def test_a_worker_that_ends_in_order_leaves_an_empty_journal(served, tmp_path):
+    with start_copy(served, tmp_path) as (server, process):
+        assert server.post(server.infer, server.tensor(ONE))[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    with closing(LocalLog(prediction_log(tmp_path, 0))) as log:
+        assert log.end('vectors') == 1
+        # refused as long as there is a journal that may hold more
+        assert log.append('vectors', [b'{}']) == 1
 
 
 FEW = """
