@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -211,7 +212,7 @@ class ModelServer:
     counts: VariantMeters | None = None  # Of versions that are compared; None = none are
     second: SecondLevel | None = None  # Scores that servers share; None = none are
     traces: RequestTraces | None = None  # Of requests; None = nobody wants them
-    at_end: Callable[[], object] | None = None  # Called when all is written
+    at_end: ExitStack = field(default_factory=ExitStack)  # Closed when all is written
 
     def __post_init__(self):
         self.watch = watch_store(self.store)
@@ -234,11 +235,9 @@ class ModelServer:
         self.draining = True
         set_versions(self, {})
         await asyncio.gather(*self.ending)
-        for log in (self.log, self.events):
-            await log.close()
+        await asyncio.gather(self.log.close(), self.events.close())
         self.watch.close()
-        if self.at_end is not None:
-            self.at_end()
+        self.at_end.close()
 
 # %% ../nbs/16g_model_server.ipynb #16d1001b
 def count_cache(

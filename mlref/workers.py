@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from .followers import StateFollower
 from .heartbeats import Watchdog, beat
 from .journaled_log import JournaledLog
 from .log import LocalLog
-from .model_server import ModelServer
 from .observe import Meters, ServerMetrics, write_sample
 from .process_metrics import worker_sample
 from mlref.publisher import (
@@ -60,11 +58,6 @@ from .shared_scores import open_shared_scores
 from .traces import open_traces
 
 # %% ../nbs/17f_workers.ipynb #6b95a0a4
-def _close_logs(server: ModelServer) -> None:
-    server.log_file.close()
-    server.event_file.close()
-
-
 def _open_run(
     run: ServeOptions,  # Of one task
     index: int,
@@ -85,7 +78,8 @@ def _open_run(
         durability=run.durability,
     )
     server.limiter = limiter
-    server.at_end = partial(_close_logs, server)
+    server.at_end.callback(server.log_file.close)
+    server.at_end.callback(server.event_file.close)
     server.second = open_shared_scores(Path(run.home))
     follower = StateFollower(run, server, index)
     follower.opened[bundle.digest] = bundle
