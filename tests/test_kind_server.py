@@ -311,7 +311,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced_while_others_answer(watched,
         while before <= {note.pid for note in read_notes(folder)}:
             assert server.post(server.infer, server.tensor(ONE))[0] == 200
             assert time.monotonic() < began + 30
-        assert time.monotonic() > began + 2  # and not before its time
+        assert time.monotonic() > began + 1  # silence counts from its last heartbeat
     wait_for(lambda: len(read_notes(folder)) == 2, 30)
     assert len(before & {note.pid for note in read_notes(folder)}) == 1
     assert server.post(server.infer, server.tensor(ONE))[0] == 200
@@ -323,6 +323,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced_while_others_answer(watched,
 @pytest.mark.parametrize('whom', ['the supervisor alone', 'all of them'])
 def test_workers_are_left_alone_when_their_supervisor_was_held_up_as_well(watched, whom):
     server, process, folder, _ = watched
+    wait_for(lambda: len(read_notes(folder)) == 2)
     workers = [note.pid for note in read_notes(folder)]
     stopped = [process.pid, *(workers if whom == 'all of them' else [])]
     for pid in stopped:
