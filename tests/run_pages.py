@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from test_outputs import PAGES as SHOWN
 
@@ -45,6 +46,7 @@ class Ran:
     passed: bool
     seconds: float
     cpu_seconds: float  # of it and of what it waited for; 0 when it did not come to its end
+    said: str  # all that it wrote
 
 
 def find_pages(
@@ -75,6 +77,7 @@ def place(path: Path) -> int:
 def execute(
     path: Path,
     cpu_seconds: Synchronized,  # gets what it took
+    said: Path,  # gets what it writes
 ) -> None:
     "Run a page in this process, which ends with 1 when it fails"
     import faulthandler
@@ -82,6 +85,9 @@ def execute(
     import signal
 
     gc.freeze()  # what was imported before the fork is not looked at by every garbage collection
+    with said.open('wb') as file:  # also what its child processes write
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
 
     from nbdev.test import get_config, test_nb
 
@@ -102,19 +108,37 @@ def run_page(
 
     start = time.monotonic()
     cpu_seconds = context.Value('d', 0.0)
-    process = context.Process(target=execute, args=(path, cpu_seconds))
-    process.start()
-    process.join(limit)
-    if process.is_alive():
-        print(f'{path.name}: expected to end within {limit:.0f} s; where it stood:', flush=True)
-        os.kill(process.pid, signal.SIGUSR1)
-        process.join(AFTER_LIMIT)
-        process.kill()
-        process.join()
+    with TemporaryDirectory(prefix='mlref-page-') as folder:
+        file = Path(folder) / 'said'
+        process = context.Process(target=execute, args=(path, cpu_seconds, file))
+        process.start()
+        process.join(limit)
+        late = process.is_alive()
+        if late:
+            os.kill(process.pid, signal.SIGUSR1)
+            process.join(AFTER_LIMIT)
+            process.kill()
+            process.join()
+        said = file.read_text(errors='replace') if file.exists() else ''
+    if late:
+        said = f'expected to end within {limit:.0f} s; where it stood:\n{said}'
     seconds = time.monotonic() - start
     state = 'ok' if process.exitcode == 0 else f'FAILED, exit status {process.exitcode}'
-    print(f'{path.name}: {state}, {seconds:.1f} s, {cpu_seconds.value:.1f} CPU s', flush=True)
-    return Ran(path.name, process.exitcode == 0, seconds, cpu_seconds.value)
+    end = f'{path.name}: {state}, {seconds:.1f} s, {cpu_seconds.value:.1f} CPU s'
+    print(f'{said.strip()}\n{end}'.strip(), flush=True)
+    return Ran(path.name, process.exitcode == 0, seconds, cpu_seconds.value, said)
+
+
+def describe_failures(
+    ran: list[Ran],
+    lines: int = 25,  # of the end of what each failed page wrote
+) -> str:
+    "The failed pages, each with the end of what it wrote; empty when none failed"
+    told = []
+    for each in ran:
+        if not each.passed:
+            told += [f'-- {each.name} FAILED:', *each.said.strip().splitlines()[-lines:]]
+    return '\n'.join(told)
 
 
 def main(
@@ -124,6 +148,7 @@ def main(
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--limit', type=float, default=600, help='seconds of a page')
     parser.add_argument('--without', default='', help='names to leave out, a regular expression')
+    parser.add_argument('--failures', type=Path, help='a file that gets which failed, and why')
     parser.add_argument('page', nargs='?', default='', help='part of the names to run')
     given = parser.parse_args(words)
     os.environ['IN_TEST'] = '1'
@@ -143,6 +168,8 @@ def main(
     failed = [each.name for each in ran if not each.passed]
     cpu = sum(each.cpu_seconds for each in ran)
     print(f'{len(ran)} pages, {cpu:.0f} CPU s, failed: {", ".join(failed) or "none"}')
+    if given.failures:
+        given.failures.write_text(describe_failures(ran))
     return int(bool(failed))
 
 

@@ -98,9 +98,11 @@ def end_group(
 def run_pages(
     limit: float,  # seconds of all of them
     each: float,  # seconds of one
+    failures: Path,  # a file that gets which failed, and why
 ) -> int:
     "Exit status of all pages"
-    return run_command((*PAGES, '--limit', str(each), *left_out()), limit)
+    words = ('--limit', str(each), '--failures', failures)
+    return run_command((*PAGES, *words, *left_out()), limit)
 
 
 def run_steps(
@@ -121,29 +123,50 @@ def run_steps(
     return failed
 
 
+def name_steps(
+    deep: bool,  # with the large counts
+    failures: Path,  # a file that gets which pages failed, and why
+) -> dict[str, Callable[[], int]]:
+    "What is run, in this order: name -> a function that gives its exit status"
+    pages, tests, page = PAGES_LIMIT, TESTS_LIMIT, PAGE_LIMIT
+    longer: tuple[str, ...] = ()
+    if deep:
+        pages = tests = page = DEEP_LIMIT
+        longer = ('--timeout', str(DEEP_LIMIT), '-o', 'faulthandler_timeout=0')
+    return {
+        f'check ({", ".join(STEPS)})': check,
+        'every page': lambda: run_pages(pages, page, failures),
+        'pytest': lambda: run_command((*TESTS, *longer), tests),
+    }
+
+
+def describe_end(
+    failed: list[str],  # names of steps
+    failures: Path,  # of run_pages
+) -> str:
+    "The last lines: which pages failed and why, then which steps"
+    # once more, since thousands of lines of the tests came after the pages
+    pages = failures.read_text() if failures.exists() else ''
+    state = f'FAILED: {", ".join(failed)}' if failed else 'ok'
+    end = f'== {state}. Parts still without page, module, test or result: {empty_cells()}'
+    return f'{pages}\n{end}'.strip()
+
+
 def main(
     words: list[str],  # of the command line
 ) -> int:
     "Run the steps one after the other, all of them, and say which failed"
     if unknown := [word for word in words if word != '--deep']:
         sys.exit(f'expected nothing or --deep, got {" ".join(unknown)}')
-    deep = str(int('--deep' in words))
+    deep = '--deep' in words
     # two pages, then two files of tests, run side by side on two cores
-    os.environ.update(MLREF_DEEP=deep, MPLBACKEND='agg', OMP_NUM_THREADS='1')
-    pages, tests = (DEEP_LIMIT, DEEP_LIMIT) if deep == '1' else (PAGES_LIMIT, TESTS_LIMIT)
-    page = DEEP_LIMIT if deep == '1' else PAGE_LIMIT
-    each = ('--timeout', str(DEEP_LIMIT), '-o', 'faulthandler_timeout=0') if deep == '1' else ()
-    steps = {
-        f'check ({", ".join(STEPS)})': check,
-        'every page': lambda: run_pages(pages, page),
-        'pytest': lambda: run_command((*TESTS, *each), tests),
-    }
+    os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')
     # what one process of this run made of the raw files, the others map
     with TemporaryDirectory(prefix='mlref-cache-') as cache:
         os.environ['MLREF_CACHE'] = cache
-        failed = run_steps(steps)
-    state = f'FAILED: {", ".join(failed)}' if failed else 'ok'
-    print(f'== {state}. Parts still without page, module, test or result: {empty_cells()}')
+        failures = Path(cache) / 'failures'
+        failed = run_steps(name_steps(deep, failures))
+        print(describe_end(failed, failures))
     return int(bool(failed))
 
 

@@ -8,6 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import run_pages
+import suite
 
 CONTEXT = multiprocessing.get_context('forkserver')
 
@@ -34,7 +35,19 @@ def test_a_page_passes_when_it_came_to_its_end(tmp_path, capfd, code, limit, pas
     assert (ran.name, ran.passed) == ('page.ipynb', passes)
     assert (ran.cpu_seconds > 0) == ('exit' not in code and 'sleep' not in code)
     assert says in capfd.readouterr().out
+    assert run_pages.describe_failures([ran]).startswith('-- page.ipynb FAILED:') != passes
     assert time.monotonic() - start < limit + 60
+
+
+def test_the_last_lines_of_a_run_say_which_page_failed_and_why(tmp_path):
+    code = "print('before')\nassert 1 + 1 == 3, 'one and one'"
+    ran = run_pages.run_page(CONTEXT, write_page(tmp_path, code), 60)
+    failures = tmp_path / 'failures'
+    failures.write_text(run_pages.describe_failures([ran, ran]))
+    end = suite.describe_end(['every page'], failures)
+    assert end.startswith('-- page.ipynb FAILED:') and 'AssertionError: one and one' in end
+    assert '== FAILED: every page. Parts' in end.splitlines()[-1]
+    assert suite.describe_end([], tmp_path / 'none').startswith('== ok. Parts')
 
 
 def test_every_page_is_run_once_but_those_that_others_run():
