@@ -26,9 +26,17 @@ from mlref.blocks import (
     unpack_block,
 )
 from mlref.consumer import Consumer, send_events
+from mlref.contracts import check_messages
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
-from mlref.ingest import ingest, read_position
+from mlref.ingest import (
+    IngestCounts,
+    commit_batch,
+    follow_log,
+    ingest,
+    read_position,
+    start_position,
+)
 from mlref.journaled_log import append_together
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
@@ -413,6 +421,61 @@ def test_a_consumer_behind_the_floor_is_told(tmp_path):
     log = LocalLog(tmp_path / 'log')
     assert (log.start('t'), log.append('t', [b'on'])) == (start, 3000)
     log.close()
+
+
+def ingest_once(lake, log):
+    return ingest(lake, log, 't', (), batch=70)
+
+
+def follow_once(lake, log):
+    consumer = Consumer(log, 't', {0: start_position(lake, log, 't')})
+    rounds = []
+    wait = partial(rounds.append, 1)
+    return follow_log(lake, consumer, (), lambda: bool(rounds), wait, batch=70)
+
+
+@pytest.mark.parametrize('read', [ingest_once, follow_once])
+def test_a_new_lake_begins_with_what_is_kept_and_counts_what_is_not(read, log, tmp_path):
+    oldest = trim_log(log, 't', Retention(size=1))
+    assert 100 < oldest < 3000
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    counts = read(lake, log)
+    assert (counts.skipped, counts.messages) == (oldest, 3000 - oldest)
+    assert lake.sql('select min(off) as first from dead_letters')['first'][0] == oldest
+    log.append('t', MESSAGES[:10])
+    assert read(lake, log) == IngestCounts(messages=10, dead=10)
+    said = lake.sql("select action, broken, says from quality where name = 'skipped messages'")
+    assert said.rows() == [
+        ('warn', oldest, f'the lake begins at offset {oldest:,}; no message before it was read')
+    ]
+    lake.close()
+
+
+def test_what_is_removed_before_the_first_commit_is_counted_with_it(log, tmp_path):
+    "A process that is killed before its first commit has said nothing; the next one says it all"
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    assert start_position(lake, log, 't').offset == 0
+    oldest = trim_log(log, 't', Retention(size=1))
+    with pytest.raises(MlrefError, match='from its first message on, .*begins at .*retention'):
+        check_position(log, 't', LogPosition())
+    assert start_position(lake, log, 't') == LogPosition(oldest, log.id)
+    assert ingest(lake, log, 't', ()).skipped == oldest
+    trim_log(log, 't', Retention(size=1))
+    log.append('t', MESSAGES)
+    trim_log(log, 't', Retention(size=1))
+    assert log.start('t') > 3000
+    with pytest.raises(MlrefError, match='up to which it was read'):  # it has a place of its own
+        ingest(lake, log, 't', ())
+    lake.close()
+
+
+@pytest.mark.parametrize('first', [0, 5])
+def test_a_batch_that_leaves_out_kept_messages_is_refused(first, log, tmp_path):
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    batch = check_messages(log.read('t', 6, 4), FLIGHT_SCHEMA, ())
+    with pytest.raises(MlrefError, match=f'from offset {first} .*, got them from 6'):
+        commit_batch(lake, batch, 't', position_at(log, 't', 10), first=first)
+    lake.close()
 
 
 @pytest.mark.parametrize(
