@@ -103,13 +103,14 @@ class SecondLevel:
         "Tell what is known of some keys, within the bound; called in an event loop"
         now = time.monotonic()
         question = _Question(keys, tell)
-        hangs = self.busy_since and now > self.busy_since + self.wait
+        hangs = self.busy_since and now >= self.busy_since + self.wait
         if hangs or now < self.rests_until:
             question.give_up()
             return
         self.questions.append(question)
-        asyncio.get_running_loop().call_later(self.wait, question.give_up)
         _go_on(self)
+        # after it: who asks when this one is given up finds that the call hangs
+        asyncio.get_running_loop().call_later(self.wait, question.give_up)
 
     def keep(self, scores: Mapping[CacheKey, float]) -> None:
         "Have `scores` kept, when there is time for it; called in an event loop"
