@@ -25,7 +25,7 @@ from mlref.blocks import (
     read_head,
     unpack_block,
 )
-from mlref.consumer import Consumer, send_events
+from mlref.consumer import Consumer, list_partitions, send_events
 from mlref.contracts import check_messages
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
@@ -145,6 +145,10 @@ def test_a_log_of_an_earlier_release_is_refused_and_can_be_copied(tmp_path):
     for readonly in (False, True):
         with pytest.raises(MlrefError, match='another release; .*convert_log'):
             LocalLog(tmp_path / 'old', readonly=readonly)
+    with lmdb.open(str(tmp_path / 'none'), max_dbs=4, map_size=2**24) as env:
+        env.open_db(b'of something else')
+    with pytest.raises(MlrefError, match="a partition such as events/0, got 'of something else'"):
+        convert_log(tmp_path / 'none', tmp_path / 'never')
     assert convert_log(tmp_path / 'old', tmp_path / 'new') == {'events/0': 100, 'events/1': 101}
     assert LocalLog(tmp_path / 'new').read('events', 0, 999, 1) == [b'%d' % i for i in range(101)]
     with pytest.raises(MlrefError, match='choose another folder'):
@@ -414,6 +418,10 @@ def test_a_consumer_behind_the_floor_is_told(tmp_path):
     ):
         with pytest.raises(MlrefError, match='(removed by retention|it holds 1,)'):
             act()
+    with pytest.raises(MlrefError, match='removed by retention'):
+        log.epoch_of('t', start - 1)
+    with pytest.raises(MlrefError, match='up to its end at 3,000'):
+        log.epoch_of('t', 3000)
     check_position(log, 't', at_start)
     assert log.read('t', 2000, 5000) == MESSAGES[2000:]
     assert verify_log(log, 't') == {0: 3000 - start}
@@ -504,6 +512,13 @@ def test_a_message_that_is_not_bytes_is_refused_with_its_batch(message, log):
     assert log.end('t') == 3000
 
 
+def test_partitions_are_listed_by_the_whole_name_of_their_topic(log):
+    for topic, part in (('t', 12), ('t', 3), ('tt', 1), ('t.t', 2), ('T', 4)):
+        log.append(topic, [b'x'], part)
+    found = {topic: list_partitions(log, topic) for topic in ('t', 'tt', 't.', '', '!log')}
+    assert found == {'t': [0, 3, 12], 'tt': [1], 't.': [], '': [], '!log': []}
+
+
 def test_empty_messages_are_messages_and_an_empty_batch_is_none(tmp_path):
     log = LocalLog(tmp_path / 'log')
     assert [log.append('t', batch) for batch in ([], [b''], [b'', b''], [], (b'x',))] == [
@@ -528,9 +543,9 @@ def test_a_number_that_is_none_is_refused(wrong, log):
         lambda: log.append('t', [b'x'], wrong),
         lambda: log.epoch_of('t', wrong),
     ):
-        with pytest.raises(MlrefError, match='expected a whole number from'):
+        with pytest.raises(MlrefError, match='expected the .* as a whole number from'):
             act()
-    with pytest.raises(MlrefError, match='from 1 as the limit'):
+    with pytest.raises(MlrefError, match='the limit as a whole number from 1'):
         log.read('t', 0, 0)
 
 
