@@ -14,6 +14,8 @@ import pytest
 from programs import browser, need
 
 ROOT = Path(__file__).parent.parent
+SECONDS = 120  # that a browser may take on a busy machine; the reference alone takes it ten
+pytestmark = pytest.mark.timeout(900)  # the site is built in one
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -49,6 +51,7 @@ def chromium():
 def new_page(chromium, url):
     "A page that remembers nothing of others, and whose errors and other addresses are none"
     p = chromium.new_page(viewport={'width': 1360, 'height': 900})
+    p.set_default_timeout(SECONDS * 1000)
     wrong = []
     p.on(
         'request',
