@@ -135,13 +135,17 @@ class LogFollower:
     def find_partitions(self) -> None:
         "Read on where the lake stands, also in partitions that are new; raises as `Consumer`"
         from mlref.consumer import list_partitions, own_partitions
-        from mlref.ingest import read_partitions
+        from mlref.ingest import read_partitions, start_position
 
         topic = self.settings.topic
         known = read_partitions(self.lake, topic)
         own = own_partitions(list_partitions(self.log, topic), known, self.settings.share)
         for part in sorted(own - set(self.consumer.at)):
-            self.consumer.assign(part, _begin_partition(self, part))
+            position = start_position(self.lake, self.log, topic, part)
+            if position.offset and part not in known:
+                begins = f'begins at {position.offset:,}, nothing before it is kept'
+                print_progress(f'{topic}/{part}: {begins}')
+            self.consumer.assign(part, position)
 
     def note(self, batch: 'MessageBatch') -> None:
         "Tell of a batch that is committed"
@@ -172,20 +176,6 @@ class LogFollower:
         if self.settings.once:
             self.stop.set()
         self.stop.wait(self.settings.every)
-
-# %% ../nbs/49_cli_serving.ipynb #e4900062
-def _begin_partition(follower: 'LogFollower', part: int) -> 'LogPosition':
-    "Where its lake stands in a partition; a new lake begins with the oldest message that is kept"
-    from mlref.ingest import read_position
-    from mlref.log_position import LogPosition, position_at
-
-    topic = follower.settings.topic
-    position = read_position(follower.lake, topic, part)
-    oldest = follower.log.start(topic, part)
-    if not oldest or position != LogPosition():
-        return position
-    print_progress(f'{topic}/{part}: begins at {oldest:,}, nothing before it is kept')
-    return position_at(follower.log, topic, oldest, part)
 
 # %% ../nbs/49_cli_serving.ipynb #e4900014
 def summarize_ingest(

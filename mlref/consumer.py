@@ -20,6 +20,7 @@ from .events import encode_events
 from .lmdb_files import begin_read
 from .log import LocalLog, Log
 from .log_position import LogPosition, check_position, position_at
+from .partitions import split_partition
 from .schema import EventSchema
 
 # %% ../nbs/03b_consumer.ipynb #11bee1f6
@@ -136,8 +137,8 @@ def list_partitions(
         return log.partitions(topic)
     with begin_read(log.env) as txn:
         names = [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
-    split = (name.rpartition('/') for name in names)
-    return sorted(int(part) for owner, _, part in split if owner == topic)
+    own = [name for name in names if name.startswith(f'{topic}/')]
+    return sorted(split_partition(name)[1] for name in own)
 
 
 def assigned_partitions(

@@ -21,7 +21,7 @@ from .consumer import list_partitions
 from .core import MlrefError
 from .lmdb_files import LmdbSettings, begin_read, open_lmdb
 from .log import LocalLog, find_table, read_moment, write_atomically
-from .partitions import check_partition
+from .partitions import check_partition, split_partition
 
 # %% ../nbs/03c_log_care.ipynb #03c0000a
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ def _copy_partition(
     name: str,  # e.g. 'events/0'
     log: LocalLog,
 ) -> int:  # Messages
-    topic, _, part = name.rpartition('/')
+    topic, part = split_partition(name)
     table = earlier.open_db(name.encode(), create=False)
     with earlier.begin() as txn, txn.cursor(table) as cursor:
         waiting = cursor.iternext(keys=False, values=True)
         while some := list(islice(waiting, 10_000)):
-            log.append(topic, some, int(part))
-    return log.end(topic, int(part))
+            log.append(topic, some, part)
+    return log.end(topic, part)
 
 
 def convert_log(

@@ -37,6 +37,25 @@ def position_at(
     return LogPosition(offset, log.identity(topic), epoch)
 
 # %% ../nbs/03a_positions.ipynb #03d0000c
+_REMEDY = 'restore that log, or start a new lake and store'
+
+
+def _check_held(where: str, position: LogPosition, start: int, end: int) -> None:
+    "Raise `MlrefError` for an offset that a partition does not hold, with its end"
+    if start <= position.offset <= end:
+        return
+    if position == LogPosition():
+        raise MlrefError(
+            f'expected {where} from its first message on, as nothing of it was read yet, it begins'
+            f' at {start:,}: older messages were removed by retention; begin at {start:,}, or'
+            ' restore an older copy of the log'
+        )
+    raise MlrefError(
+        f'expected {where} to hold offset {position.offset:,}, up to which it was read, it holds'
+        f' {start:,} to {end:,}; {_REMEDY}'
+    )
+
+
 def check_position(
     log: Log,
     topic: str,
@@ -46,24 +65,17 @@ def check_position(
     "Raise `MlrefError` unless a log goes on where this position ends"
     found = log.identity(topic)
     where = f'{topic}/{partition}'
-    remedy = 'restore that log, or start a new lake and store'
     if position.log and position.log != found:
         raise MlrefError(
             f'expected the log {position.log}, of which {where} was read up to offset'
-            f' {position.offset:,}, got the log {found}; {remedy}'
+            f' {position.offset:,}, got the log {found}; {_REMEDY}'
         )
-    start = log.start(topic, partition)
-    end = log.end(topic, partition)
-    if not start <= position.offset <= end:
-        raise MlrefError(
-            f'expected {where} to hold offset {position.offset:,}, up to which it was read, it'
-            f' holds {start:,} to {end:,}; {remedy}'
-        )
+    _check_held(where, position, log.start(topic, partition), log.end(topic, partition))
     here = position_at(log, topic, position.offset, partition)
     if position.epoch and here.epoch and position.epoch != here.epoch:
         raise MlrefError(
             f'expected the messages of {where} that were read up to offset {position.offset:,}, got'
-            f' a copy of the log that went on differently; {remedy}'
+            f' a copy of the log that went on differently; {_REMEDY}'
         )
 
 # %% ../nbs/03a_positions.ipynb #298991aa

@@ -136,6 +136,9 @@ def test_what_kafka_removed_unread_is_told_and_a_new_lake_begins_with_what_is_ke
     again = follow(address, tmp_path / 'new.duckdb', '--once')
     said = again.communicate(timeout=120)[1]
     assert again.returncode == 0 and 'begins at' not in said
+    own = Lake(tmp_path / 'own.duckdb', SCHEMA)
+    assert ingest(own, log, 'events', ()).skipped == oldest
+    own.close()
     log.close()
 
 

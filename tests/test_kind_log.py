@@ -25,10 +25,18 @@ from mlref.blocks import (
     read_head,
     unpack_block,
 )
-from mlref.consumer import Consumer, send_events
+from mlref.consumer import Consumer, list_partitions, send_events
+from mlref.contracts import check_messages
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
-from mlref.ingest import ingest, read_position
+from mlref.ingest import (
+    IngestCounts,
+    commit_batch,
+    follow_log,
+    ingest,
+    read_position,
+    start_position,
+)
 from mlref.journaled_log import append_together
 from mlref.lake import Lake, insert_rows
 from mlref.lmdb_files import measure_readers, read_meta_pages
@@ -137,6 +145,10 @@ def test_a_log_of_an_earlier_release_is_refused_and_can_be_copied(tmp_path):
     for readonly in (False, True):
         with pytest.raises(MlrefError, match='another release; .*convert_log'):
             LocalLog(tmp_path / 'old', readonly=readonly)
+    with lmdb.open(str(tmp_path / 'none'), max_dbs=4, map_size=2**24) as env:
+        env.open_db(b'of something else')
+    with pytest.raises(MlrefError, match="a partition such as events/0, got 'of something else'"):
+        convert_log(tmp_path / 'none', tmp_path / 'never')
     assert convert_log(tmp_path / 'old', tmp_path / 'new') == {'events/0': 100, 'events/1': 101}
     assert LocalLog(tmp_path / 'new').read('events', 0, 999, 1) == [b'%d' % i for i in range(101)]
     with pytest.raises(MlrefError, match='choose another folder'):
@@ -406,6 +418,10 @@ def test_a_consumer_behind_the_floor_is_told(tmp_path):
     ):
         with pytest.raises(MlrefError, match='(removed by retention|it holds 1,)'):
             act()
+    with pytest.raises(MlrefError, match='removed by retention'):
+        log.epoch_of('t', start - 1)
+    with pytest.raises(MlrefError, match='up to its end at 3,000'):
+        log.epoch_of('t', 3000)
     check_position(log, 't', at_start)
     assert log.read('t', 2000, 5000) == MESSAGES[2000:]
     assert verify_log(log, 't') == {0: 3000 - start}
@@ -413,6 +429,61 @@ def test_a_consumer_behind_the_floor_is_told(tmp_path):
     log = LocalLog(tmp_path / 'log')
     assert (log.start('t'), log.append('t', [b'on'])) == (start, 3000)
     log.close()
+
+
+def ingest_once(lake, log):
+    return ingest(lake, log, 't', (), batch=70)
+
+
+def follow_once(lake, log):
+    consumer = Consumer(log, 't', {0: start_position(lake, log, 't')})
+    rounds = []
+    wait = partial(rounds.append, 1)
+    return follow_log(lake, consumer, (), lambda: bool(rounds), wait, batch=70)
+
+
+@pytest.mark.parametrize('read', [ingest_once, follow_once])
+def test_a_new_lake_begins_with_what_is_kept_and_counts_what_is_not(read, log, tmp_path):
+    oldest = trim_log(log, 't', Retention(size=1))
+    assert 100 < oldest < 3000
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    counts = read(lake, log)
+    assert (counts.skipped, counts.messages) == (oldest, 3000 - oldest)
+    assert lake.sql('select min(off) as first from dead_letters')['first'][0] == oldest
+    log.append('t', MESSAGES[:10])
+    assert read(lake, log) == IngestCounts(messages=10, dead=10)
+    said = lake.sql("select action, broken, says from quality where name = 'skipped messages'")
+    assert said.rows() == [
+        ('warn', oldest, f'the lake begins at offset {oldest:,}; no message before it was read')
+    ]
+    lake.close()
+
+
+def test_what_is_removed_before_the_first_commit_is_counted_with_it(log, tmp_path):
+    "A process that is killed before its first commit has said nothing; the next one says it all"
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    assert start_position(lake, log, 't').offset == 0
+    oldest = trim_log(log, 't', Retention(size=1))
+    with pytest.raises(MlrefError, match='from its first message on, .*begins at .*retention'):
+        check_position(log, 't', LogPosition())
+    assert start_position(lake, log, 't') == LogPosition(oldest, log.id)
+    assert ingest(lake, log, 't', ()).skipped == oldest
+    trim_log(log, 't', Retention(size=1))
+    log.append('t', MESSAGES)
+    trim_log(log, 't', Retention(size=1))
+    assert log.start('t') > 3000
+    with pytest.raises(MlrefError, match='up to which it was read'):  # it has a place of its own
+        ingest(lake, log, 't', ())
+    lake.close()
+
+
+@pytest.mark.parametrize('first', [0, 5])
+def test_a_batch_that_leaves_out_kept_messages_is_refused(first, log, tmp_path):
+    lake = Lake(tmp_path / 'l.duckdb', FLIGHT_SCHEMA)
+    batch = check_messages(log.read('t', 6, 4), FLIGHT_SCHEMA, ())
+    with pytest.raises(MlrefError, match=f'from offset {first} .*, got them from 6'):
+        commit_batch(lake, batch, 't', position_at(log, 't', 10), first=first)
+    lake.close()
 
 
 @pytest.mark.parametrize(
@@ -441,6 +512,13 @@ def test_a_message_that_is_not_bytes_is_refused_with_its_batch(message, log):
     assert log.end('t') == 3000
 
 
+def test_partitions_are_listed_by_the_whole_name_of_their_topic(log):
+    for topic, part in (('t', 12), ('t', 3), ('tt', 1), ('t.t', 2), ('T', 4)):
+        log.append(topic, [b'x'], part)
+    found = {topic: list_partitions(log, topic) for topic in ('t', 'tt', 't.', '', '!log')}
+    assert found == {'t': [0, 3, 12], 'tt': [1], 't.': [], '': [], '!log': []}
+
+
 def test_empty_messages_are_messages_and_an_empty_batch_is_none(tmp_path):
     log = LocalLog(tmp_path / 'log')
     assert [log.append('t', batch) for batch in ([], [b''], [b'', b''], [], (b'x',))] == [
@@ -465,9 +543,9 @@ def test_a_number_that_is_none_is_refused(wrong, log):
         lambda: log.append('t', [b'x'], wrong),
         lambda: log.epoch_of('t', wrong),
     ):
-        with pytest.raises(MlrefError, match='expected a whole number from'):
+        with pytest.raises(MlrefError, match='expected the .* as a whole number from'):
             act()
-    with pytest.raises(MlrefError, match='from 1 as the limit'):
+    with pytest.raises(MlrefError, match='the limit as a whole number from 1'):
         log.read('t', 0, 0)
 
 
