@@ -278,6 +278,32 @@ def find_notebooks() -> list[Path]:
     return [path for path in found if '.ipynb_checkpoints' not in path.parts]
 
 
+def introduction(
+    path: Path,  # a notebook as it is written
+) -> str:
+    "What the first cell says after the title and the line below it, which is all nbdev keeps"
+    cells = json.loads(path.read_text())['cells']
+    first = joined(cells[0]['source']) if cells else ''
+    blocks = first.strip().split('\n\n')
+    named = blocks[0].startswith('# ')
+    rest = blocks[2:] if len(blocks) > 1 and blocks[1].startswith('> ') else blocks[1:]
+    return '\n\n'.join(rest) if named else ''
+
+
+def restore_introduction(
+    path: Path,  # a notebook as it is written
+    processed: Path,  # the same as nbdev shows it; a cell is put behind its front matter
+) -> None:
+    "No paragraph of a page is lost on the site"
+    text = introduction(path)
+    if text:
+        notebook = json.loads(processed.read_text())
+        kinds = [cell['cell_type'] for cell in notebook['cells']]
+        cell = {'cell_type': 'markdown', 'id': 'introduction', 'metadata': {}, 'source': text}
+        notebook['cells'].insert(kinds.index('raw') + 1, cell)
+        processed.write_text(json.dumps(notebook))
+
+
 def process_notebooks(
     folder: Path,  # of the notebooks as nbdev shows them
 ) -> None:
@@ -293,6 +319,8 @@ def process_notebooks(
     # leaving a pool kills its processes: IPython ends with a garbage collection for every page
     with multiprocessing.get_context('spawn').Pool() as pool:
         pool.map(main, given, chunksize=1)
+    for path, to, _ in given:
+        restore_introduction(path, to)
 
 
 def build(
