@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from fastcore import docments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 os.environ |= {'NO_MKDOCS_2_WARNING': '1', 'DISABLE_MKDOCS_2_WARNING': 'true'}
+# a function of a page that imports what may not be installed is no mistake
+warnings.filterwarnings('ignore', 'Found cells containing imports')
 GROUPS = (  # of the menu: title, first and last number of its pages
     ('Begin', 0, 0),
     ('Data', 1, 5),
@@ -39,6 +42,8 @@ IMAGES = (('image/svg+xml', 'svg'), ('image/png', 'png'))
 MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
 PUBLIC_LINK = r'([\w/.-]+?)\.html'
 PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)')
+NESTED_LINK = re.compile(r'\[((?:[^][]|\[[^][]*\]\([^)]*\))*)\](?=\()')
+INNER_LINK = re.compile(r'\[([^][]*)\]\([^)]*\)')
 METHOD_LINK = re.compile(r'(\.md#\w+)\.\w+\)')
 NOTEBOOK_LINK = re.compile(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]*_)?([\w-]+)\.ipynb')
 RESULT_LINK = re.compile(r'\]\((?:\.\./)+reports/results/')
@@ -73,6 +78,11 @@ def page_link(match: re.Match) -> str:
     return f']({match[1] or ""}{match[2]}.md'
 
 
+def flat_link(match: re.Match) -> str:
+    "The text of a link without the links that nbdev put into it"
+    return f'[{INNER_LINK.sub(r"\1", match[1])}]'
+
+
 def admonition(match: re.Match) -> str:
     "A callout as mkdocs writes it"
     return f'!!! {match[1]}\n\n' + re.sub('^', '    ', match[2], flags=re.MULTILINE)
@@ -89,6 +99,7 @@ def relink(
     site = re.escape(f'{config.doc_host}{config.doc_baseurl}/')
     text = re.sub(site + PUBLIC_LINK, rf'{up}\1.md', text)
     text = PRIVATE_LINK.sub(r'\1', text)  # private names have no place in the reference
+    text = NESTED_LINK.sub(flat_link, text)
     text = METHOD_LINK.sub(r'\1)', text)  # a method is described with its class
     text = NOTEBOOK_LINK.sub(page_link, text)
     text = RESULT_LINK.sub(f']({up}results/', text)
