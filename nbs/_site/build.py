@@ -80,7 +80,7 @@ def page_link(match: re.Match) -> str:
 
 def flat_link(match: re.Match) -> str:
     "The text of a link without the links that nbdev put into it"
-    return f'[{INNER_LINK.sub(r"\1", match[1])}]'
+    return '[' + INNER_LINK.sub(r'\1', match[1]) + ']'
 
 
 def admonition(match: re.Match) -> str:
