@@ -292,9 +292,10 @@ def find_notebooks() -> list[Path]:
 def introduction(
     path: Path,  # a notebook as it is written
 ) -> str:
-    "What the first cell says after the title and the line below it, which is all nbdev keeps"
+    "What the cell of the title says below the first line; nbdev keeps title and line alone"
     cells = json.loads(path.read_text())['cells']
-    first = joined(cells[0]['source']) if cells else ''
+    told = [joined(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
+    first = told[0] if told else ''
     blocks = first.strip().split('\n\n')
     named = blocks[0].startswith('# ')
     rest = blocks[2:] if len(blocks) > 1 and blocks[1].startswith('> ') else blocks[1:]
