@@ -28,7 +28,15 @@ from mlref.block_tables import (
     read_blocks,
     start_offset,
 )
-from .blocks import GrowingBlock, Partition, pack_block, pack_offset, read_head, split_batch
+from mlref.blocks import (
+    LAST_OFFSET,
+    GrowingBlock,
+    Partition,
+    pack_block,
+    pack_offset,
+    read_head,
+    split_batch,
+)
 from .core import MlrefError
 from mlref.journal import (
     JournalRecord,
@@ -176,9 +184,9 @@ class LocalLog:
     def read(self, topic: str, start: int, limit: int, partition: int = 0) -> list[bytes]:
         "At most `limit` messages from offset `start` on; fewer only at the end"
         where = check_partition(topic, partition)
-        check_number(start, 'the first offset', 0, whole=True)
+        check_number(start, 'the first offset', 0, LAST_OFFSET, whole=True)
         check_number(limit, 'the limit', 1, whole=True)
-        return _read(self, where, start, limit)
+        return _read(self, where, int(start), int(limit))  # NumPy's own has no `to_bytes`
 
     def start(self, topic: str, partition: int = 0) -> int:
         "The offset of the oldest message that is kept"
@@ -195,8 +203,8 @@ class LocalLog:
 
     def epoch_of(self, topic: str, offset: int, partition: int = 0) -> int:
         "What the writer of a message drew when it opened the log"
-        check_number(offset, 'the offset', 0, whole=True)
-        return _read_epoch(self, check_partition(topic, partition), offset)
+        check_number(offset, 'the offset', 0, LAST_OFFSET, whole=True)
+        return _read_epoch(self, check_partition(topic, partition), int(offset))
 
     def close(self) -> None:
         "Let go of the files"
