@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .arguments import check_fields, check_number
-from .core import MlrefError
+from .core import DAY_S, MlrefError
 from .observe import BUCKETS, METRIC_FAMILIES
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad000a
@@ -221,11 +221,8 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
     return [unreadable, stale, one, letters]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0031
-_DAY = 86_400  # seconds
-
-
 def _old(metric: str, days: float) -> str:
-    return f'time() - {metric} > {days * _DAY:.0f}'
+    return f'time() - {metric} > {days * DAY_S:.0f}'
 
 
 def _ticket(alert: str, expr: str, says: str, objective: ServingObjective) -> AlertRule:

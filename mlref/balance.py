@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from .addresses import split_address
-from .arguments import check_choice, check_distinct, check_fields, check_number
+from .arguments import LONGEST_WAIT_S, check_choice, check_distinct, check_fields, check_number
 from .core import MlrefError
 from .protocols import Limits
 from .reading_turns import ConnectionLimits
@@ -93,7 +93,7 @@ class ProxyTimeouts:
     def __post_init__(self):
         check_fields(self)
         for name in ('connect_s', 'answer_s', 'client_s', 'idle_s'):
-            check_number(getattr(self, name), name, low=0.001, high=86_400)
+            check_number(getattr(self, name), name, low=0.001, high=LONGEST_WAIT_S)
 
 
 def proxy_timeouts(

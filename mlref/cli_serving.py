@@ -22,8 +22,8 @@ import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
 from .addresses import local_file
-from .arguments import check_distinct, check_number
-from .core import MlrefError
+from .arguments import LONGEST_WAIT_S, check_distinct, check_number
+from .core import DAY_S, MlrefError
 from .edges import check_writable
 from .group_commit import Durability
 from .pipeline import run_command
@@ -96,7 +96,7 @@ class IngestSettings:
 
     def check(self) -> None:
         "Raises `MlrefError` when the log is not there or a number makes no sense"
-        check_number(self.every, '--every', 0.001, 86_400)
+        check_number(self.every, '--every', 0.001, LONGEST_WAIT_S)
         from mlref.consumer import read_share
 
         read_share(self.share)
@@ -285,7 +285,7 @@ def _trim(settings: TrimSettings) -> CommandResult:
 
     if settings.days is None and settings.size is None:
         raise MlrefError('expected --days or --size, got neither; say what is kept')
-    seconds = None if settings.days is None else settings.days * 86_400
+    seconds = None if settings.days is None else settings.days * DAY_S
     policy = Retention(seconds=seconds, size=settings.size)
     folder = settings.log
     if folder is None:

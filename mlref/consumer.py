@@ -15,17 +15,18 @@ from typing import Protocol
 
 import polars as pl
 
+from .arguments import check_number
 from .core import MlrefError, encode_text
 from .events import encode_events
 from .lmdb_files import begin_read
 from .log import LocalLog, Log
 from .log_position import LogPosition, check_position, position_at
+from .partitions import LAST_PARTITION, split_partition
 from .schema import EventSchema
 
 # %% ../nbs/03b_consumer.ipynb #11bee1f6
 def _check_parts(parts: int) -> None:
-    if parts < 1:
-        raise MlrefError(f'expected at least one partition, got {parts}')
+    check_number(parts, 'the number of partitions', 1, LAST_PARTITION, whole=True)
 
 
 def partition_of(
@@ -136,8 +137,8 @@ def list_partitions(
         return log.partitions(topic)
     with begin_read(log.env) as txn:
         names = [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
-    split = (name.rpartition('/') for name in names)
-    return sorted(int(part) for owner, _, part in split if owner == topic)
+    own = [name for name in names if name.startswith(f'{topic}/')]
+    return sorted(split_partition(name)[1] for name in own)
 
 
 def assigned_partitions(

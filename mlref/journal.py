@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAGE_BYTES', 'JOURNAL', 'JOURNAL_BYTES', 'JournalRecord', 'journal_seed', 'pack_journal_record',
-           'unpack_journal_record', 'JournalScan', 'last_number', 'scan_journal', 'damaged_journal', 'messages_of',
-           'JournalState', 'pack_journal_state', 'unpack_journal_state', 'JournalFile', 'read_journal', 'read_records']
+           'unpack_journal_record', 'JournalScan', 'last_number', 'scan_journal', 'messages_of', 'JournalState',
+           'pack_journal_state', 'unpack_journal_state', 'accepted_records', 'JournalFile', 'journal_body',
+           'read_journal', 'read_records']
 
 # %% ../nbs/02e_journal.ipynb #02e00005
 import fcntl
@@ -23,9 +24,9 @@ from typing import NamedTuple
 from zlib_ng.zlib_ng import crc32
 
 from .addresses import FilePlace, check_place
+from .arguments import check_number
 from .core import MlrefError
 from .edges import explain_errors
-from .partitions import check_offset
 
 # %% ../nbs/02e_journal.ipynb #02e00009
 PAGE_BYTES = 4096
@@ -138,17 +139,6 @@ def scan_journal(
     last = after + len(records)
     return JournalScan(records, any(each.sequence > last for each in _pages_from(data, at, seed)))
 
-# %% ../nbs/02e_journal.ipynb #02e0001e
-def damaged_journal(
-    folder: Path,  # Of the log
-    sequence: int,  # Number of the record that is missing
-) -> MlrefError:
-    "What is said of a journal with a gap"
-    return MlrefError(
-        f'expected record {sequence:,} in the journal of {folder}, found a later one: it is'
-        ' damaged, or was copied while it was written; restore both files from a copy'
-    )
-
 # %% ../nbs/02e_journal.ipynb #02e0001f
 def messages_of(
     records: list[JournalRecord],  # In order
@@ -186,6 +176,21 @@ def unpack_journal_state(
     "A state as it was kept"
     return JournalState() if stored is None else JournalState(*_STATE.unpack(stored))
 
+# %% ../nbs/02e_journal.ipynb #02e0001e
+def accepted_records(
+    scan: JournalScan,
+    folder: Path,  # Of the log
+    state: JournalState,  # By which it was scanned
+) -> list[JournalRecord]:  # In order
+    "The records of a journal; raises `MlrefError` when one is missing between them"
+    if scan.gap:
+        missing = state.sequence + len(scan.records) + 1
+        raise MlrefError(
+            f'expected record {missing:,} in the journal of {folder}, found a later one: it is'
+            ' damaged, or was copied while it was written; restore both files from a copy'
+        )
+    return scan.records
+
 # %% ../nbs/02e_journal.ipynb #02e00013
 JOURNAL = 'journal'  # the file, in the folder of its log
 JOURNAL_BYTES = 2**19  # of records, until they are moved into the log
@@ -214,6 +219,17 @@ def _write_all(file: int, data: bytes, at: int) -> None:
         rest = rest[written:]
         at += written
 
+# %% ../nbs/02e_journal.ipynb #02e0002c
+_ADVICE = 'messages that were accepted may be in it alone: put it back'
+
+
+def _open_file(path: Path, must_exist: bool) -> int:
+    how = os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC
+    if must_exist:
+        with explain_errors(f'the journal of the log in {path.parent}', _ADVICE):
+            return os.open(path, how)
+    return os.open(path, how | os.O_CREAT, 0o644)
+
 # %% ../nbs/02e_journal.ipynb #02e00023
 _STEP = 2**20  # bytes that are filled at once
 
@@ -240,8 +256,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(opened)
 
 # %% ../nbs/02e_journal.ipynb #02e00014
+_NO_ROOM = 'make room, or choose another folder'
+
+
 class JournalFile:
-    "The file of a journal, for its one writer"
+    "The file of a journal, for its one writer; it is locked from the start, and changed by `begin`"
 
     def __init__(
         self,
@@ -249,23 +268,37 @@ class JournalFile:
         seed: int,  # From `journal_seed`
         size: int = JOURNAL_BYTES,  # Bytes of records, a page or more; a file only grows
         patience: float = _PATIENCE,  # Seconds to wait for a process that has it
+        must_exist: bool = False,  # Is one that is missing an error?
     ):
-        check_offset('the bytes of a journal', size, PAGE_BYTES)
+        check_number(size, 'the bytes of a journal', PAGE_BYTES, whole=True)
         self.path = folder / JOURNAL
+        self.seed = seed
         self.size = size
-        with explain_errors(f'to write {self.path}', 'make room, or choose another folder'):
-            how = os.O_RDWR | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC
-            self.file = os.open(self.path, how, 0o644)
+        with explain_errors(f'to write {self.path}', _NO_ROOM):
+            self.file = _open_file(self.path, must_exist)
             self._release = weakref.finalize(self, os.close, self.file)
             try:
                 _lock_file(self.file, self.path, patience)
-                _begin_file(self.file, PAGE_BYTES + size, seed)
-                _sync_folder(folder)
             except BaseException:
                 self.close()
                 raise
             found = os.fstat(self.file)  # not by its name, which may lead elsewhere by now
             self.place = FilePlace(os.path.abspath(self.path), found.st_dev, found.st_ino)
+
+    def read(self) -> bytes:
+        "The file as it is now, which may be empty or another one; raises `MlrefError`"
+        with (
+            explain_errors(f'to read {self.path}', 'see that the disk is whole'),
+            open(self.file, 'rb', closefd=False) as stored,
+        ):
+            stored.seek(0)
+            return stored.read()
+
+    def begin(self) -> None:
+        "Bring it to its size with its first page, on disk; its records stay; raises `MlrefError`"
+        with explain_errors(f'to write {self.path}', _NO_ROOM):
+            _begin_file(self.file, PAGE_BYTES + self.size, self.seed)
+            _sync_folder(self.path.parent)
 
     def write(
         self,
@@ -282,26 +315,35 @@ class JournalFile:
         self.file = -1  # its number may be another file's from now on
 
 # %% ../nbs/02e_journal.ipynb #02e00024
+def journal_body(
+    stored: bytes,  # The file of a journal
+    folder: Path,  # Of the log
+    seed: int,  # From `journal_seed`
+    size: int,  # Bytes of records that are in use
+) -> bytes:  # Of the records
+    "What a journal holds; raises `MlrefError` when it is cut off, or another one"
+    if not stored.startswith(_start_page(seed)):
+        raise MlrefError(
+            f'expected the journal of the log in {folder}, its file does not begin as that one'
+            f' does: it was damaged or replaced; {_ADVICE}'
+        )
+    if len(stored) < PAGE_BYTES + size:
+        raise MlrefError(
+            f'expected {PAGE_BYTES + size:,} bytes in {folder / JOURNAL}, found {len(stored):,}: it'
+            f' was cut off; {_ADVICE}'
+        )
+    return stored[PAGE_BYTES : PAGE_BYTES + size]
+
+
 def read_journal(
     folder: Path,  # Of the log
     seed: int,  # From `journal_seed`
     size: int,  # Bytes of records that are in use
 ) -> bytes:  # Of the records
-    "A journal from disk; raises `MlrefError` when it is not there, cut off, or another one"
-    advice = 'messages that were accepted may be in it alone: put it back'
-    with explain_errors(f'the journal of the log in {folder}', advice):
-        data = (folder / JOURNAL).read_bytes()
-    if not data.startswith(_start_page(seed)):
-        raise MlrefError(
-            f'expected the journal of the log in {folder}, its file does not begin as that one'
-            f' does: it was damaged or replaced; {advice}'
-        )
-    if len(data) < PAGE_BYTES + size:
-        raise MlrefError(
-            f'expected {PAGE_BYTES + size:,} bytes in {folder / JOURNAL}, found {len(data):,}: it'
-            f' was cut off; {advice}'
-        )
-    return data[PAGE_BYTES : PAGE_BYTES + size]
+    "A journal from disk, also while it is written; raises `MlrefError` as `journal_body`"
+    with explain_errors(f'the journal of the log in {folder}', _ADVICE):
+        stored = (folder / JOURNAL).read_bytes()
+    return journal_body(stored, folder, seed, size)
 
 # %% ../nbs/02e_journal.ipynb #02e00026
 def read_records(

@@ -26,12 +26,12 @@ from mlref.journal import (
     JournalFile,
     JournalRecord,
     JournalState,
-    damaged_journal,
+    accepted_records,
+    journal_body,
     journal_seed,
     last_number,
     pack_journal_record,
-    read_journal,
-    read_records,
+    scan_journal,
 )
 from .lmdb_files import explain_lmdb
 from mlref.log import (
@@ -41,10 +41,11 @@ from mlref.log import (
     journal_state,
     put_batches,
     put_journal_state,
+    read_end,
     read_moment,
     write_atomically,
 )
-from .partitions import check_batch, check_batches, check_partition
+from .partitions import check_batch, check_batches, check_partition, split_partition
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0008
 def _merge_records(records: list[JournalRecord]) -> dict[Partition, list[bytes]]:
@@ -52,8 +53,8 @@ def _merge_records(records: list[JournalRecord]) -> dict[Partition, list[bytes]]
     merged: dict[Partition, list[bytes]] = {}
     for record in records:
         for name, messages in record.batches.items():
-            topic, _, number = name.rpartition('/')
-            merged.setdefault(check_partition(topic, int(number)), []).extend(messages)
+            where = check_partition(*split_partition(name))
+            merged.setdefault(where, []).extend(messages)
     return merged
 
 
@@ -77,37 +78,33 @@ def _read_state(log: LocalLog) -> JournalState:
         return journal_state(txn, log)
 
 
-def _open_journal(log: LocalLog, size: int) -> JournalFile:
-    "The journal of a log; raises `MlrefError` for one that should be there and is not"
-    state = _read_state(log)
-    seed = journal_seed(log.id)
-    if state.in_use:
-        read_journal(log.folder, seed, state.size)
-    return JournalFile(log.folder, seed, size)
-
-
-def _left_behind(log: LocalLog, state: JournalState) -> list[JournalRecord]:
+def _left_behind(log: LocalLog, state: JournalState, stored: bytes) -> list[JournalRecord]:
     "What a process before accepted and did not move"
     if not state.in_use:
         return []
-    found = read_records(log.folder, journal_seed(log.id), state)
-    if found.gap:
-        raise damaged_journal(log.folder, state.sequence + len(found.records) + 1)
-    return found.records
+    seed = journal_seed(log.id)
+    body = journal_body(stored, log.folder, seed, state.size)
+    return accepted_records(scan_journal(body, seed, state.sequence), log.folder, state)
+
+
+def _newest_number(journal: JournalFile, stored: bytes) -> int:
+    "The highest number of a record among the pages that will be written to"
+    pages = stored[PAGE_BYTES : PAGE_BYTES + journal.size]
+    return last_number(pages.ljust(journal.size, b'\0'), journal.seed)  # as `begin` fills it up
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0024
-def _take_over(log: LocalLog, size: int) -> int:
+def _take_over(log: LocalLog, journal: JournalFile) -> int:
     "Move what was left; the number of the last record"
-    state = _read_state(log)
-    records = _left_behind(log, state)
+    state = _read_state(log)  # again: the process that had the lock may have changed it
+    stored = journal.read()
+    records = _left_behind(log, state, stored)
+    sequence = max(state.sequence + len(records), _newest_number(journal, stored))
+    journal.begin()
     batches = _merge_records(records)
     for where in batches:
         ensure_table(log, where)
-    seed = journal_seed(log.id)
-    newest = last_number(read_journal(log.folder, seed, size), seed)
-    sequence = max(state.sequence + len(records), newest)
     epoch = records[0].epoch if records else log.epoch
-    write_atomically(log, _put_all, log, batches, epoch, JournalState(sequence, size))
+    write_atomically(log, _put_all, log, batches, epoch, JournalState(sequence, journal.size))
     return sequence
 
 # %% ../nbs/03ca_journaled_log.ipynb #03ca000c
@@ -137,8 +134,10 @@ class JournaledLog(LocalLog):
         self.appending = threading.Lock()
         with ExitStack() as undo:
             undo.callback(self.env.close)
-            self.journal = undo.enter_context(closing(_open_journal(self, journal_bytes)))
-            self.held = _Held(_take_over(self, journal_bytes))
+            in_use = _read_state(self).in_use
+            journal = JournalFile(self.folder, self.seed, journal_bytes, must_exist=in_use)
+            self.journal = undo.enter_context(closing(journal))
+            self.held = _Held(_take_over(self, journal))
             undo.pop_all()
         self.writer = os.getpid()  # 0 = nobody, it is closed
 
@@ -192,8 +191,7 @@ def _find_end(log: JournaledLog, where: Partition) -> int:
     "Where a partition ends, with what is accepted"
     if where not in log.held.ends:
         ensure_table(log, where)
-        topic, _, number = where.name.rpartition('/')
-        log.held.ends[where] = LocalLog.end(log, topic, int(number))
+        log.held.ends[where] = read_end(log, where)
     return log.held.ends[where]
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTITIONS', 'Log', 'LocalLog', 'find_table', 'read_moment', 'journal_state', 'put_journal_state', 'write_atomically',
-           'ensure_table', 'put_batches', 'append_batches']
+           'read_end', 'ensure_table', 'put_batches', 'append_batches']
 
 # %% ../nbs/03_log.ipynb #4e61bb88
 import secrets
@@ -13,27 +13,35 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import lmdb
 
 from .addresses import check_place, local_file, note_place
+from .arguments import check_number
+from mlref.block_tables import (
+    blocks_from,
+    end_offset,
+    held_offsets,
+    read_blocks,
+    start_offset,
+)
 from mlref.blocks import (
+    LAST_OFFSET,
     GrowingBlock,
     Partition,
     pack_block,
     pack_offset,
     read_head,
     split_batch,
-    unpack_block,
-    unpack_offset,
 )
 from .core import MlrefError
 from mlref.journal import (
     JournalRecord,
     JournalState,
-    damaged_journal,
+    accepted_records,
     journal_seed,
     messages_of,
     pack_journal_state,
@@ -41,13 +49,7 @@ from mlref.journal import (
     unpack_journal_state,
 )
 from .lmdb_files import LmdbSettings, ReaderSweep, begin_read, explain_lmdb, open_lmdb
-from mlref.partitions import (
-    check_batch,
-    check_batches,
-    check_offset,
-    check_partition,
-    out_of_range,
-)
+from .partitions import check_batch, check_batches, check_partition, out_of_range
 
 # %% ../nbs/03_log.ipynb #ea133d3c
 @runtime_checkable
@@ -148,23 +150,6 @@ def _open_log(folder: Path, settings: LmdbSettings) -> tuple[lmdb.Environment, s
         raise
     return env, identity
 
-# %% ../nbs/03_log.ipynb #03d00003
-def _find_end(txn: lmdb.Transaction, table: Any, partition: Partition) -> int:
-    if table is None:
-        return 0
-    with txn.cursor(table) as cursor:
-        if not cursor.last():
-            return 0
-        key, block = cursor.item()
-        return unpack_offset(key) + read_head(block, partition, key).count
-
-
-def _find_start(txn: lmdb.Transaction, table: Any) -> int:
-    if table is None:
-        return 0
-    with txn.cursor(table) as cursor:
-        return unpack_offset(cursor.key()) if cursor.first() else 0
-
 # %% ../nbs/03_log.ipynb #9d610307
 class LocalLog:
     "A durable log in a folder: one append at a time, any number of reading processes"
@@ -199,19 +184,18 @@ class LocalLog:
     def read(self, topic: str, start: int, limit: int, partition: int = 0) -> list[bytes]:
         "At most `limit` messages from offset `start` on; fewer only at the end"
         where = check_partition(topic, partition)
-        check_offset('the first offset', start, 0)
-        check_offset('the limit', limit, 1)
-        return _undisturbed(_read, self, where, start, limit)
+        check_number(start, 'the first offset', 0, LAST_OFFSET, whole=True)
+        check_number(limit, 'the limit', 1, whole=True)
+        return _read(self, where, int(start), int(limit))  # NumPy's own has no `to_bytes`
 
     def start(self, topic: str, partition: int = 0) -> int:
         "The offset of the oldest message that is kept"
         with read_moment(self, check_partition(topic, partition)) as (txn, table):
-            return _find_start(txn, table)
+            return start_offset(txn, table)
 
     def end(self, topic: str, partition: int = 0) -> int:
         "The offset that the next message will get"
-        where = check_partition(topic, partition)
-        return _undisturbed(_read_end, self, where)
+        return read_end(self, check_partition(topic, partition))
 
     def identity(self, topic: str) -> str:
         "What was drawn when the log was made; the same for all its topics"
@@ -219,8 +203,8 @@ class LocalLog:
 
     def epoch_of(self, topic: str, offset: int, partition: int = 0) -> int:
         "What the writer of a message drew when it opened the log"
-        check_offset('the offset', offset, 0)
-        return _undisturbed(_epoch_of, self, check_partition(topic, partition), offset)
+        check_number(offset, 'the offset', 0, LAST_OFFSET, whole=True)
+        return _read_epoch(self, check_partition(topic, partition), int(offset))
 
     def close(self) -> None:
         "Let go of the files"
@@ -267,6 +251,7 @@ def read_moment(log: LocalLog, where: Partition) -> Iterator[tuple[lmdb.Transact
 # %% ../nbs/03_log.ipynb #03e00002
 _JOURNAL = b'journal'
 _Result = TypeVar('_Result')
+_Inputs = ParamSpec('_Inputs')
 
 
 class _Overtaken(Exception):
@@ -299,16 +284,19 @@ def _read_tail(log: LocalLog, txn: lmdb.Transaction) -> list[JournalRecord]:
     with begin_read(log.env) as now:
         if journal_state(now, log) != state:
             raise _Overtaken
-    if scan.gap:
-        raise damaged_journal(log.folder, state.sequence + len(scan.records) + 1)
-    return scan.records
+    return accepted_records(scan, log.folder, state)
 
 # %% ../nbs/03_log.ipynb #03e00003
-def _undisturbed(read: Callable[..., _Result], *inputs: Any) -> _Result:
-    "Read, and again where the writer came between"
-    while True:
-        with suppress(_Overtaken):
-            return read(*inputs)
+def _undisturbed(read: Callable[_Inputs, _Result]) -> Callable[_Inputs, _Result]:
+    "Read again where the writer came between"
+
+    @wraps(read)
+    def read_again(*inputs: _Inputs.args, **named: _Inputs.kwargs) -> _Result:
+        while True:
+            with suppress(_Overtaken):
+                return read(*inputs, **named)
+
+    return read_again
 
 # %% ../nbs/03_log.ipynb #03d00005
 def write_atomically(
@@ -331,80 +319,59 @@ def write_atomically(
     log.sweep.after_commit()
     return result
 
-# %% ../nbs/03_log.ipynb #03a00006
-def _blocks_from(
-    txn: lmdb.Transaction, table: Any, start: int
-) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
-    "Key and block: the one that holds an offset, or the last one before it, and those that follow"
-    with txn.cursor(table) as cursor:
-        found = cursor.set_range(pack_offset(start))
-        if not found:
-            found = cursor.last()
-        elif unpack_offset(cursor.key()) > start:
-            found = cursor.prev()
-        if found:
-            yield from cursor.iternext()
-
-
-def _held(txn: lmdb.Transaction, table: Any, where: Partition) -> range:
-    "The offsets of a partition"
-    return range(_find_start(txn, table), _find_end(txn, table, where))
-
-# %% ../nbs/03_log.ipynb #03a00007
-def _read_blocks(
-    blocks: Iterator[tuple[bytes | memoryview, bytes | memoryview]],
-    where: Partition,
-    start: int,
-    limit: int,
-) -> list[bytes]:
-    "Messages from neighbouring blocks; raises `MlrefError` where one is missing"
-    messages: list[bytes] = []
-    for key, block in blocks:
-        first = unpack_offset(key)
-        skip = 0 if messages else start - first
-        if messages and first != start + len(messages):
-            raise MlrefError(
-                f'expected the messages of {where.name} from offset {start + len(messages):,} on,'
-                f' found the next at {first:,}: the file is damaged; restore it from a copy'
-            )
-        messages += unpack_block(block, where, key, skip, limit - len(messages))
-        if len(messages) >= limit:
-            break
-    return messages
-
 # %% ../nbs/03_log.ipynb #03d00007
+@_undisturbed
 def _read(log: LocalLog, where: Partition, start: int, limit: int) -> list[bytes]:
     with read_moment(log, where) as (txn, table):
         messages: list[bytes] = []
         if table is not None:
-            messages = _read_blocks(_blocks_from(txn, table, start), where, start, limit)
+            messages = read_blocks(blocks_from(txn, table, start), where, start, limit)
         if len(messages) >= limit:
             return messages
-        held = _held(txn, table, where)
+        held = held_offsets(txn, table, where)
         tail = messages_of(_read_tail(log, txn), where.name)
         if not held.start <= start <= held.stop + len(tail):
             raise out_of_range(where, start, range(held.start, held.stop + len(tail)), log.folder)
         return messages + tail[max(start - held.stop, 0) :][: limit - len(messages)]
 
 
-def _read_end(log: LocalLog, where: Partition) -> int:
+@_undisturbed
+def read_end(
+    log: LocalLog,
+    where: Partition,
+) -> int:  # The offset of the next message
+    "Where a partition ends, with what its journal holds; raises `MlrefError` as `read_moment`"
     with read_moment(log, where) as (txn, table):
-        return _find_end(txn, table, where) + len(messages_of(_read_tail(log, txn), where.name))
+        tail = messages_of(_read_tail(log, txn), where.name)
+        return end_offset(txn, table, where) + len(tail)
 
 # %% ../nbs/03_log.ipynb #03e00004
-def _epoch_of(log: LocalLog, where: Partition, offset: int) -> int:
+def _epoch_in_journal(
+    records: list[JournalRecord], where: Partition, held: range, offset: int
+) -> int | None:
+    "The epoch of a message behind those of the file; None when there is none"
+    end = held.stop
+    for record in records:
+        end += len(record.batches.get(where.name, ()))
+        if held.stop <= offset < end:
+            return record.epoch
+    return None
+
+# %% ../nbs/03_log.ipynb #03e00007
+@_undisturbed
+def _read_epoch(log: LocalLog, where: Partition, offset: int) -> int:
     with read_moment(log, where) as (txn, table):
-        held = _held(txn, table, where)
-        end = held.stop
-        for record in _read_tail(log, txn):
-            begin = end
-            end += len(record.batches.get(where.name, ()))
-            if begin <= offset < end:
-                return record.epoch
-        if not held.start <= offset < end:
-            raise out_of_range(where, offset + 1, range(held.start, end), log.folder)
-        key, block = next(_blocks_from(txn, table, offset))
-        return read_head(block, where, key).epoch
+        held = held_offsets(txn, table, where)
+        if offset in held:  # the journal need not be read
+            key, block = next(blocks_from(txn, table, offset))
+            return read_head(block, where, key).epoch
+        records = _read_tail(log, txn)
+        epoch = _epoch_in_journal(records, where, held, offset)
+        if epoch is None:
+            end = held.stop + len(messages_of(records, where.name))
+            asked = offset if offset < held.start else offset + 1  # the end itself has no epoch
+            raise out_of_range(where, asked, range(held.start, end), log.folder)
+        return epoch
 
 # %% ../nbs/03_log.ipynb #da030003
 def _make_table(txn: lmdb.Transaction, log: LocalLog, name: str) -> Any:

@@ -21,7 +21,7 @@ from .consumer import list_partitions
 from .core import MlrefError
 from .lmdb_files import LmdbSettings, begin_read, open_lmdb
 from .log import LocalLog, find_table, read_moment, write_atomically
-from .partitions import check_partition
+from .partitions import check_partition, split_partition
 
 # %% ../nbs/03c_log_care.ipynb #03c0000a
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def trim_log(
     partition: int = 0,
 ) -> int:  # The offset at which the partition begins now
     "Remove what a policy does not keep; raises `MlrefError` as `append` does"
+    if unread is not None:
+        check_number(unread, 'the first offset that is unread', 0, whole=True)
     blocks = stored_blocks(log, topic, partition)
     first = retained_from(blocks, policy, log.clock())
     if unread is not None:
@@ -119,21 +121,34 @@ def verify_log(
         counts[part] = at - start
     return counts
 
+# %% ../nbs/03c_log_care.ipynb #03c00018
+def _check_offsets(txn: lmdb.Transaction, table: Any, name: str) -> None:
+    "Raise `MlrefError` unless a copy, which begins at 0, gives each message its old offset"
+    count = txn.stat(table)['entries']
+    with txn.cursor(table) as cursor:
+        end = unpack_offset(cursor.key()) + 1 if cursor.last() else 0
+    if end != count:
+        raise MlrefError(
+            f'expected the messages of {name} at each offset from 0 to {end - 1:,}, {end - count:,}'
+            ' of them are missing; restore the log from a copy'
+        )
+
 # %% ../nbs/03c_log_care.ipynb #03d00011
 def _copy_partition(
     earlier: lmdb.Environment,
     name: str,  # e.g. 'events/0'
     log: LocalLog,
 ) -> int:  # Messages
-    topic, _, part = name.rpartition('/')
+    topic, part = split_partition(name)
     table = earlier.open_db(name.encode(), create=False)
     with earlier.begin() as txn, txn.cursor(table) as cursor:
+        _check_offsets(txn, table, name)
         waiting = cursor.iternext(keys=False, values=True)
         while some := list(islice(waiting, 10_000)):
-            log.append(topic, some, int(part))
-    return log.end(topic, int(part))
+            log.append(topic, some, part)
+    return log.end(topic, part)
 
-
+# %% ../nbs/03c_log_care.ipynb #03c00019
 def convert_log(
     earlier: Path,  # Folder of a log of an earlier release
     folder: Path,  # Of the new one; there must be none yet

@@ -26,12 +26,12 @@ import numpy as np
 # %% ../nbs/16g_model_server.ipynb #e14bbacf
 from .access import RateLimiter
 from .admission import Admission
-from .arguments import check_fields, check_number
+from .arguments import LONGEST_WAIT_S, check_fields, check_number
 from .batching import Batcher, Told
 from .blocks import BLOCK_BYTES
 from .bundle import ServingBundle
 from .compiled_vectors import compile_vectors
-from .core import MlrefError, format_time
+from .core import DAY, MlrefError, format_time
 from .dead_letters import Outage
 from .feature_status import find_status_places
 from .feed_times import decode_feeds
@@ -60,12 +60,12 @@ class ServerSettings:
     cache_bytes: int = 8 * 2**20  # Of scores that a version remembers; 0 = it remembers none
     deadline: float = 5.0  # Seconds until an answer is no longer wanted
     max_age: int | None = None  # Minutes that the store may be behind the wall clock; None = any
-    max_ahead: int = 366 * 1440  # Minutes that may be asked about beyond the store's clock
+    max_ahead: int = 366 * DAY  # Minutes that may be asked about beyond the store's clock
     min_room: int = 64 * 2**20  # Bytes that must be free on the disk of the log
 
     def __post_init__(self):
         check_fields(self)
-        check_number(self.deadline, 'deadline of a server', 0.001, 86_400)
+        check_number(self.deadline, 'deadline of a server', 0.001, LONGEST_WAIT_S)
         for name in ('max_batch', 'max_queue', 'max_ahead'):
             check_number(getattr(self, name), f'{name} of a server', 1, 2**31 - 1)
         if self.max_age is not None:

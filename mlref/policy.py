@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 import polars as pl
 
 from .alarms import AlarmRule
-from .approval import MOST_DAYS
-from .arguments import check_choice, check_fields, check_number
+from .arguments import LONGEST_DAYS, check_choice, check_fields, check_number
 from .checks import CheckResult
 from .compress import ENGINES
 from .core import DAY, Calendar, digest
@@ -97,7 +96,7 @@ _LIMITS = {  # of whole numbers of days
     'stop': (1, 10**6),
     'block': (1, 10**6),
     'shadow_days': (0, 10**6),
-    'approval_days': (1, MOST_DAYS),
+    'approval_days': (1, LONGEST_DAYS),
     'cooldown': (0, 10**6),
     'refresh': (0, 10**6),
 }

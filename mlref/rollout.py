@@ -13,16 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from math import inf, nan
 from typing import Literal
 
-from .arguments import MlrefError, check_choice, check_fields, check_number, check_type
+from mlref.arguments import (
+    LONGEST_DAYS,
+    MlrefError,
+    check_choice,
+    check_fields,
+    check_number,
+    check_type,
+)
 from .core import DAY, check_minute, format_time
 from .edges import parse_json
 from .evaluate import Estimate
 from .route import RoutingPlan, Split
 
 # %% ../nbs/17a_rollout.ipynb #17a0000a
-_LONGEST = 3650 * DAY  # ten years: what is beyond is a slip, and never infinite
-
-
 @dataclass(frozen=True)
 class RolloutStep:
     "A stage of a rollout; raises `MlrefError` for a setting out of its bounds"
@@ -35,7 +39,7 @@ class RolloutStep:
         check_fields(self)
         check_number(self.share, 'the share of a step', 0, 1)
         check_number(self.requests, 'the requests of a step', 0, 1e9)
-        check_number(self.minutes, 'the minutes of a step', 0, _LONGEST)
+        check_number(self.minutes, 'the minutes of a step', 0, LONGEST_DAYS * DAY)
 
 
 STEPS = (
@@ -65,7 +69,7 @@ class RolloutPolicy:
         check_number(self.margin, 'the margin of a rollout', 0, 1)
         check_number(self.spread, 'the spread of a rollout', 1e-12, 1)
         check_number(self.alpha, 'alpha of a rollout', 1e-9, 0.5)
-        check_number(self.max_days, 'max_days of a rollout', 1, _LONGEST // DAY)
+        check_number(self.max_days, 'max_days of a rollout', 1, LONGEST_DAYS)
         shares = [step.share for step in self.steps]
         if not shares or shares != sorted(shares):
             raise MlrefError(

@@ -95,7 +95,7 @@ def prediction_counts(task: Task) -> list[Count]:
 
 def decision_counts(task: Task) -> list[Count]:
     "What was decided, and on what"
-    begins = f'day * 1440 + {task.calendar.day_begins}'
+    begins = f'day * {DAY} + {task.calendar.day_begins}'
     actions = ('alarm', 'retrain', 'trial', 'wait', 'refuse', 'promote')
     query = "select count(*) from decisions where action = '{}'"
     return [

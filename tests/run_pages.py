@@ -33,8 +33,9 @@ IMPORTED = (
 LONGEST = ('13_', '22d_', '20_', '32b_', '12b_', '32c_', '31d_', '18_fleet', '12c_', '17ba_')
 LONGEST += ('11a_', '17f_', '22c_', '17e_', 'bring_your_own_task', '16d_', '12a_', '07b_')
 LONGEST += ('observe_it', '11c_', '13d_', '09_', '22ab_', '22e_', 'move_to_kafka', 'move_to_ray')
-# these wait, most of their time: for a cluster to notice a death, for processes to follow a file
-WAITING = ('31d_', '17f_')
+# these wait, most of their time: for a cluster to begin or to notice a death, for processes to
+# follow a file; one after the other, so that no two clusters of Ray begin at once
+WAITING = ('32b_', '31d_', '32c_', '17f_', '32a_', 'observe_it', 'move_to_kafka', '30_kafka')
 AFTER_LIMIT = 1  # seconds for a page to show where it stood
 
 

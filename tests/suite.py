@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO
 
 from check import STEPS, check
 from checks.parts import empty_cells
@@ -28,20 +29,62 @@ NEEDS = {  # program, or package of an extra -> beginnings of the pages that use
     'package opentelemetry.exporter': '15p',
     'package ray': '32|move_to_ray',
 }
-TESTS = (
+PYTEST = (
     *(sys.executable, '-m', 'pytest', '-q'),
-    # long ones that would come late begin first, so that no worker is left with one at the end
-    *('tests/test_pipeline.py', 'tests/test_site.py', 'tests/test_train.py'),
-    *('tests/test_serve.py', 'tests/test_steps.py', 'tests'),
-    *('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder'),
+    *('--dist', 'loadfile', '--no-loadscope-reorder'),
     *('--durations', '40', '--durations-min', '5'),
     # a file whose test ends its process is begun again, without this for ever
     *('--max-worker-restart', '4'),
 )
-PAGE_LIMIT = 300  # seconds of a page: the longest takes 40
+# tests that wait, much of their time: for servers and clusters that do not answer, or to notice
+# what became of others; they run one file after the other beside the rest
+WAITING = tuple(
+    f'tests/test_{name}.py'
+    for name in ('serve', 'registry', 'kafka', 'kafka_troubles', 'redis_troubles', 'redis_served')
+)
+TESTS = (
+    *PYTEST,
+    *('-n', '2'),
+    # long ones that would come late begin first, so that no worker is left with one at the end
+    *('tests/test_pipeline.py', 'tests/test_site.py', 'tests/test_train.py'),
+    *('tests/test_steps.py', 'tests', *(f'--ignore={path}' for path in WAITING)),
+)
+BESIDE = (*PYTEST, '-n', '1', *WAITING)
+PAGE_LIMIT = 300  # seconds of a page: the longest takes 80
 PAGES_LIMIT = 2400  # seconds of all pages: they take 500
 TESTS_LIMIT = 3600  # seconds of all tests: they take 1,000; pytest.ini limits one
 DEEP_LIMIT = 6 * 3600  # seconds of either, and of one test
+
+
+@contextmanager
+def started(
+    command: tuple[str | Path, ...],
+    output: IO[str] | None = None,  # gets what it writes; None: where this process writes
+) -> Iterator[subprocess.Popen]:
+    "A command that runs at the root; what it has left ends with it when it did not end well"
+    words = [str(word) for word in command]
+    shown = {**os.environ, 'PYTHONFAULTHANDLER': '1'}
+    pipes = {'stdout': output, 'stderr': output}
+    with subprocess.Popen(words, cwd=ROOT, env=shown, process_group=0, **pipes) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() != 0:  # whatever it left; also after Ctrl-C
+                end_group(process.pid)
+
+
+def wait_for(
+    process: subprocess.Popen,
+    limit: float,  # seconds, then its processes show where each thread stands and end
+) -> int:
+    "Its exit status; 1 when it did not end in time"
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        print(f'== expected to end within {limit:.0f} s, stopped; where it stood:', flush=True)
+        os.killpg(process.pid, signal.SIGABRT)
+        time.sleep(2)  # for the stacks
+        return 1
 
 
 def run_command(
@@ -49,19 +92,23 @@ def run_command(
     limit: float,  # seconds, then its processes show where each thread stands and end
 ) -> int:
     "Exit status of a command run at the root"
-    words = [str(word) for word in command]
-    shown = {**os.environ, 'PYTHONFAULTHANDLER': '1'}
-    with subprocess.Popen(words, cwd=ROOT, env=shown, process_group=0) as process:
-        try:
-            return process.wait(limit)
-        except subprocess.TimeoutExpired:
-            print(f'== expected to end within {limit:.0f} s, stopped; where it stood:', flush=True)
-            os.killpg(process.pid, signal.SIGABRT)
-            time.sleep(2)  # for the stacks
-            return 1
-        finally:
-            if process.poll() != 0:  # whatever it left; also after Ctrl-C
-                end_group(process.pid)
+    with started(command) as process:
+        return wait_for(process, limit)
+
+
+def run_beside(
+    command: tuple[str | Path, ...],
+    beside: tuple[str | Path, ...],  # a second one, whose output is shown when both have ended
+    limit: float,  # seconds of both
+) -> int:
+    "Exit status of two commands that run side by side: 0 when both ended with that"
+    until = time.monotonic() + limit
+    with TemporaryFile('w+') as said, started(beside, said) as second, started(command) as first:
+        status = wait_for(first, limit)
+        other = wait_for(second, max(until - time.monotonic(), 1.0))
+        said.seek(0)
+        print(f'== beside it:\n{said.read()}', flush=True)
+        return status or other
 
 
 def is_there(
@@ -136,7 +183,7 @@ def name_steps(
     return {
         f'check ({", ".join(STEPS)})': check,
         'every page': lambda: run_pages(pages, page, failures),
-        'pytest': lambda: run_command((*TESTS, *longer), tests),
+        'pytest': lambda: run_beside((*TESTS, *longer), (*BESIDE, *longer), tests),
     }
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlref.arguments import MlrefError
+from mlref.core import DAY_S
 from mlref.fleet import (
-    DAY_S,
     Autoscaler,
     AutoscalingConfig,
     AutoscalingState,

@@ -237,6 +237,49 @@ def test_damage_before_the_last_record_is_told(written):
             JournaledLog(written)
 
 
+@pytest.mark.parametrize('harm', ['a gap', 'cut off', 'of another log'])
+def test_a_journal_that_is_refused_is_left_as_it_is(harm, written):
+    whole = (written / JOURNAL).read_bytes()
+    gap = records_of(whole)[1]
+    harmed = {
+        'a gap': whole[:gap] + bytes(PAGE_BYTES) + whole[gap + PAGE_BYTES :],
+        'cut off': whole[:-1],
+        'of another log': bytes(PAGE_BYTES) + whole[PAGE_BYTES:],
+    }[harm]
+    (written / JOURNAL).write_bytes(harmed)
+    for size in (SMALL, len(whole) + SMALL):
+        with pytest.raises(MlrefError, match='damaged|cut off'):
+            JournaledLog(written, journal_bytes=size)
+        assert (written / JOURNAL).read_bytes() == harmed
+
+
+def test_the_journal_is_read_once_when_its_log_is_opened(written, monkeypatch):
+    end = read_numbers(written)
+    read, read_file = JournalFile.read, Path.read_bytes
+    reads = []
+    monkeypatch.setattr(JournalFile, 'read', lambda file: (reads.append(1), read(file))[1])
+    monkeypatch.setattr(
+        Path, 'read_bytes', lambda path: (reads.append(path.name), read_file(path))[1]
+    )
+    with closing(JournaledLog(written)) as log:
+        assert reads == [1]
+        assert check_numbers(log) == end
+
+
+def test_what_was_moved_is_found_without_the_journal(written):
+    end = read_numbers(written)
+    with closing(JournaledLog(written)) as log:
+        log.append('t', [b'%d' % end])
+        (written / JOURNAL).rename(written / 'aside')
+        assert log.epoch_of('t', end - 1) == log.epoch_of('t', 0) != log.epoch
+        with pytest.raises(MlrefError, match='put it back'):
+            log.epoch_of('t', end)
+        (written / 'aside').rename(written / JOURNAL)
+        assert log.epoch_of('t', end) == log.epoch
+        with pytest.raises(MlrefError, match=f'up to its end at {end + 1:,}'):
+            log.epoch_of('t', end + 1)
+
+
 def epoch_of(folder):
     with closing(LocalLog(folder, readonly=True)) as log:
         assert log.epoch_of('t', log.end('t') - 1) == log.epoch_of('t', 0)
@@ -734,7 +777,7 @@ def test_a_fork_leaves_it_to_its_process(tmp_path):
 
 @pytest.mark.parametrize('size', [0, -1, True, 100, PAGE_BYTES - 1, 1e5, None, '4096'])
 def test_a_size_that_is_none_is_told(tmp_path, size):
-    with pytest.raises(MlrefError, match='whole number from 4096 as the bytes of a journal'):
+    with pytest.raises(MlrefError, match='the bytes of a journal as a whole number from 4096'):
         JournaledLog(tmp_path / 'log', journal_bytes=size)
     with closing(JournaledLog(tmp_path / 'log', journal_bytes=PAGE_BYTES)) as log:
         check_log(log, 'checked')

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import lmdb
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from mlref.blocks import (
     read_head,
     unpack_block,
 )
-from mlref.consumer import Consumer, send_events
+from mlref.consumer import Consumer, list_partitions, partition_of, send_events
 from mlref.contracts import check_messages
 from mlref.core import MlrefError
 from mlref.flights.events import FLIGHT_SCHEMA
@@ -145,6 +146,17 @@ def test_a_log_of_an_earlier_release_is_refused_and_can_be_copied(tmp_path):
     for readonly in (False, True):
         with pytest.raises(MlrefError, match='another release; .*convert_log'):
             LocalLog(tmp_path / 'old', readonly=readonly)
+    with lmdb.open(str(tmp_path / 'trimmed'), max_dbs=4, map_size=2**24) as env:
+        table = env.open_db(b'events/0')
+        with env.begin(write=True, db=table) as txn:
+            for i in range(40, 100):
+                txn.put(struct.pack('>Q', i), b'%d' % i)
+    with pytest.raises(MlrefError, match='from 0 to 99, 40 of them are missing'):
+        convert_log(tmp_path / 'trimmed', tmp_path / 'shifted')
+    with lmdb.open(str(tmp_path / 'none'), max_dbs=4, map_size=2**24) as env:
+        env.open_db(b'of something else')
+    with pytest.raises(MlrefError, match="a partition such as events/0, got 'of something else'"):
+        convert_log(tmp_path / 'none', tmp_path / 'never')
     assert convert_log(tmp_path / 'old', tmp_path / 'new') == {'events/0': 100, 'events/1': 101}
     assert LocalLog(tmp_path / 'new').read('events', 0, 999, 1) == [b'%d' % i for i in range(101)]
     with pytest.raises(MlrefError, match='choose another folder'):
@@ -414,6 +426,10 @@ def test_a_consumer_behind_the_floor_is_told(tmp_path):
     ):
         with pytest.raises(MlrefError, match='(removed by retention|it holds 1,)'):
             act()
+    with pytest.raises(MlrefError, match='removed by retention'):
+        log.epoch_of('t', start - 1)
+    with pytest.raises(MlrefError, match='up to its end at 3,000'):
+        log.epoch_of('t', 3000)
     check_position(log, 't', at_start)
     assert log.read('t', 2000, 5000) == MESSAGES[2000:]
     assert verify_log(log, 't') == {0: 3000 - start}
@@ -504,6 +520,13 @@ def test_a_message_that_is_not_bytes_is_refused_with_its_batch(message, log):
     assert log.end('t') == 3000
 
 
+def test_partitions_are_listed_by_the_whole_name_of_their_topic(log):
+    for topic, part in (('t', 12), ('t', 3), ('tt', 1), ('t.t', 2), ('T', 4)):
+        log.append(topic, [b'x'], part)
+    found = {topic: list_partitions(log, topic) for topic in ('t', 'tt', 't.', '', '!log')}
+    assert found == {'t': [0, 3, 12], 'tt': [1], 't.': [], '': [], '!log': []}
+
+
 def test_empty_messages_are_messages_and_an_empty_batch_is_none(tmp_path):
     log = LocalLog(tmp_path / 'log')
     assert [log.append('t', batch) for batch in ([], [b''], [b'', b''], [], (b'x',))] == [
@@ -519,6 +542,38 @@ def test_empty_messages_are_messages_and_an_empty_batch_is_none(tmp_path):
     log.close()
 
 
+def test_a_number_that_is_too_large_is_refused_where_it_comes_in(log):
+    for act in (
+        lambda: log.read('t', 2**63, 1),
+        lambda: log.read('t', 2**64, 1),
+        lambda: log.epoch_of('t', 2**64),
+        lambda: log.append('t', [b'x'], 2**31),
+        lambda: log.append('t', [b'x'], 10**600),
+        lambda: log.end('t', 10**600),
+        lambda: partition_of('a', 2**31),
+    ):
+        with pytest.raises(MlrefError, match='as a whole number from . to'):
+            act()
+    assert log.append('t', [b'x'], 2**31 - 1) == 0
+    assert len(log.read('t', 0, 2**70)) == 3000
+
+
+@pytest.mark.parametrize('kind', [np.int64, np.int32, np.uint8])
+def test_numbers_of_numpy_are_numbers(kind, log):
+    assert log.read('t', kind(3), kind(2), kind(0)) == MESSAGES[3:5]
+    assert log.epoch_of('t', kind(3)) == log.epoch
+    assert log.append('n', MESSAGES[:2], kind(1)) == 0
+    assert list_partitions(log, 'n') == [1]
+    assert trim_log(log, 't', Retention(size=1), unread=kind(0)) == 0
+
+
+@pytest.mark.parametrize('unread', [-1, 1.5, '9', True])
+def test_trimming_up_to_a_reader_that_is_nowhere_is_refused(unread, log):
+    with pytest.raises(MlrefError, match='the first offset that is unread as a whole number'):
+        trim_log(log, 't', Retention(size=1), unread=unread)
+    assert log.start('t') == 0
+
+
 @pytest.mark.parametrize('wrong', [-1, 1.5, '0', None, True, b'0', float('nan')])
 def test_a_number_that_is_none_is_refused(wrong, log):
     for act in (
@@ -528,16 +583,16 @@ def test_a_number_that_is_none_is_refused(wrong, log):
         lambda: log.append('t', [b'x'], wrong),
         lambda: log.epoch_of('t', wrong),
     ):
-        with pytest.raises(MlrefError, match='expected a whole number from'):
+        with pytest.raises(MlrefError, match='expected the .* as a whole number from'):
             act()
-    with pytest.raises(MlrefError, match='from 1 as the limit'):
+    with pytest.raises(MlrefError, match='the limit as a whole number from 1'):
         log.read('t', 0, 0)
 
 
 def test_a_stream_cannot_be_split_into_no_partitions(log):
     nothing = pl.DataFrame(schema=dict(FLIGHT_SCHEMA.columns))
-    for parts in (0, -1):
-        with pytest.raises(MlrefError, match='at least one partition'):
+    for parts in (0, -1, 1.5, '2', True, None):
+        with pytest.raises(MlrefError, match='the number of partitions as a whole number from 1'):
             send_events(log, 't', nothing, FLIGHT_SCHEMA, parts)
 
 

@@ -1,5 +1,6 @@
 """A time of another unit is refused at every door; rounding is towards 'not known yet'"""
 
+import ast
 import io
 import json
 import os
@@ -12,8 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mlref
+from mlref.arguments import LONGEST_DAYS, LONGEST_WAIT_S
 from mlref.contracts import at_clock
 from mlref.core import (
+    DAY,
+    DAY_S,
     LAST_MINUTE,
     MlrefError,
     TrainingSet,
@@ -259,3 +264,14 @@ def test_a_file_with_a_time_that_overflows_is_refused_too():
     table = io.StringIO('at,key,value\n9223372036854775807,a,1.0\n')
     with pytest.raises(MlrefError, match='in whole minutes'):
         read_source(pl.read_csv(table), FACTS)
+
+
+def test_a_day_in_seconds_and_the_longest_settings_stand_in_one_place():
+    "Two modules that mean the same bound do not each have their own"
+    found = set()
+    for module in sorted(Path(mlref.__file__).parent.rglob('*.py')):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Constant) and node.value in (86_400, 3650):
+                found.add((module.name, node.value))
+    assert found == {('arguments.py', LONGEST_WAIT_S), ('arguments.py', LONGEST_DAYS)}
+    assert DAY_S == timedelta(minutes=DAY).total_seconds() == 86_400

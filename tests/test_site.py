@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from programs import browser, need
 
 ROOT = Path(__file__).parent.parent
+SECONDS = 120  # that a browser may take on a busy machine; the reference alone takes it ten
+pytestmark = pytest.mark.timeout(900)  # the site is built in one
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -43,34 +46,54 @@ def url(site):
     s.shutdown()
 
 
-@pytest.fixture
-def page(url):
+@pytest.fixture(scope='module')
+def chromium():
     need('chromium')
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as pw:
-        b = browser(pw)
-        p = b.new_page(viewport={'width': 1360, 'height': 900})
-        wrong = []
-        p.on(
-            'request',
-            lambda r: (
-                wrong.append(r.url) if not r.url.startswith((url, 'data:', 'blob:')) else None
-            ),
-        )
-        p.on(
-            'response',
-            lambda r: (
-                wrong.append(f'{r.status} {r.url}')
-                if r.status >= 400 and 'favicon' not in r.url
-                else None
-            ),
-        )
-        p.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
-        p.on('pageerror', lambda e: wrong.append(str(e)))
-        yield p
-        b.close()
-        assert wrong == []
+        opened = browser(pw)
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def new_page(chromium, url):
+    "A page that remembers nothing of others, and whose errors and other addresses are none"
+    p = chromium.new_page(viewport={'width': 1360, 'height': 900})
+    p.set_default_timeout(SECONDS * 1000)
+    wrong = []
+    p.on(
+        'request',
+        lambda r: wrong.append(r.url) if not r.url.startswith((url, 'data:', 'blob:')) else None,
+    )
+    p.on(
+        'response',
+        lambda r: (
+            wrong.append(f'{r.status} {r.url}')
+            if r.status >= 400 and 'favicon' not in r.url
+            else None
+        ),
+    )
+    p.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
+    p.on('pageerror', lambda e: wrong.append(str(e)))
+    yield p
+    p.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def page(chromium, url):
+    with new_page(chromium, url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope='module')
+def reference(chromium, url):
+    "The reference, opened once: every exported name stands on it, so that takes seconds"
+    with new_page(chromium, url) as opened:
+        opened.goto(url + 'reference.html')
+        yield opened
 
 
 def test_search_finds_a_word_and_opens_the_page(page, url):
@@ -117,16 +140,16 @@ def anchor(module: str, name: str) -> str:
 
 
 @pytest.mark.parametrize('module', ['monitor', 'flights.events'])
-def test_the_reference_has_what_is_exported(page, url, module):
+def test_the_reference_has_what_is_exported(reference, module):
     exported = importlib.import_module(f'mlref.{module}').__all__
-    page.goto(url + 'reference.html')
     ids = [anchor(module, name) for name in exported]
-    assert [at for at in ids if page.locator(f'[id="{at}"]').count() != 1] == []
+    assert ids
+    assert [at for at in ids if reference.locator(f'[id="{at}"]').count() != 1] == []
 
 
-def test_the_reference_tells_how_to_call(page, url):
-    page.goto(url + 'reference.html#monitor.monitor')
-    assert 'Monitor(' in page.inner_text('article').replace(' ', '')
+def test_the_reference_tells_how_to_call(reference, url):
+    reference.goto(url + 'reference.html#monitor.monitor')
+    assert 'Monitor(' in reference.inner_text('article').replace(' ', '')
 
 
 def test_a_telephone_does_not_scroll_sideways(page, url):

@@ -13,13 +13,12 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ..addresses import split_address
-from ..arguments import check_fields, check_number
+from ..arguments import LONGEST_WAIT_S, check_fields, check_number
 from ..core import MlrefError, text_fault
 from ..log import check_partition
 
 # %% ../../nbs/29_kafka_address.ipynb #29a00009
 Options = dict[str, bool | float | int | str]  # as the client library calls them
-_LONGEST = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class KafkaSettings:
         for broker in self.brokers.split(','):
             split_address(broker, 'a broker of Kafka')
         for name in ('timeout', 'delivery'):
-            check_number(getattr(self, name), f'{name} of Kafka', 0.001, _LONGEST)
+            check_number(getattr(self, name), f'{name} of Kafka', 0.001, LONGEST_WAIT_S)
         if self.space:
             check_partition(self.space, 0)
 

@@ -28,7 +28,7 @@ import ray
 from ray.exceptions import RayError
 
 from ..addresses import split_address
-from ..arguments import check_number
+from ..arguments import LONGEST_WAIT_S, check_number
 from ..core import MlrefError
 
 # %% ../../nbs/32_ray.ipynb #9c04088c
@@ -255,7 +255,7 @@ class RayProcess:
     ):
         check_number(cpus, 'cpus', low=1, high=10_000, whole=True)
         check_number(store_mb, 'store_mb', low=80, whole=True)
-        check_number(seconds, 'seconds', low=1, high=86_400)
+        check_number(seconds, 'seconds', low=1, high=LONGEST_WAIT_S)
         self.cpus = cpus
         self.store_mb = store_mb
         self.settings = dict(settings or {})

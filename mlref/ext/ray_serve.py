@@ -27,11 +27,10 @@ from ray.serve.config import AutoscalingConfig as RayAutoscalingConfig
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 
 from ..access import check_exposed, read_keys
-from ..arguments import check_fields, check_name, check_number
-from ..core import MlrefError
+from ..arguments import LONGEST_WAIT_S, check_fields, check_name, check_number
+from ..core import DAY_S, MlrefError
 from .ray_cluster import require_cluster
 from mlref.fleet import (
-    DAY_S,
     AutoscalingConfig,
     AutoscalingState,
     FleetObservation,
@@ -220,7 +219,7 @@ def serve_on_ray(
     seconds: float = 60.0,  # To wait until it is ready
 ) -> str:  # Its address, http://HOST:PORT
     "Have the cluster that this process is connected to run a model server; raises `MlrefError`"
-    check_number(seconds, 'seconds', low=0, high=86_400)
+    check_number(seconds, 'seconds', low=0, high=LONGEST_WAIT_S)
     require_cluster()
     host, port = serving.address
     check_exposed(host, read_keys(Path(serving.options.folder) / 'keys.json'))

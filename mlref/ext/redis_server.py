@@ -25,7 +25,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
-from ..arguments import check_fields, check_number
+from ..arguments import LONGEST_WAIT_S, check_fields, check_number
 from ..core import MlrefError
 from ..dead_letters import Outage
 from ..edges import explain_errors
@@ -174,9 +174,9 @@ class RedisSettings:
     def __post_init__(self):
         check_fields(self)
         for name in ('timeout', 'connect', 'lease'):
-            check_number(getattr(self, name), f'{name} of Redis', 0.001, 86_400)
+            check_number(getattr(self, name), f'{name} of Redis', 0.001, LONGEST_WAIT_S)
         for name in ('patience', 'pause'):
-            check_number(getattr(self, name), f'{name} of Redis', 0, 86_400)
+            check_number(getattr(self, name), f'{name} of Redis', 0, LONGEST_WAIT_S)
 
 
 DEFAULT_SETTINGS = RedisSettings()

@@ -4,6 +4,7 @@ nbdev's pages become Markdown, and mkdocs-material makes the site of them.
 """
 
 import base64
+import gc
 import importlib
 import inspect
 import json
@@ -15,7 +16,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import yaml
@@ -51,6 +54,7 @@ TARGET = re.compile(r'\{target="_blank" style="[^"]*"\}')
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$', re.MULTILINE | re.DOTALL)
 FRAME_STYLE = re.compile(r'<style.*?</style>| border="1"', re.DOTALL)
 SOURCE_LINK = re.compile(r'^\[source\]\([^)]*\)\s*', re.MULTILINE)
+ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # of an object, another in each build
 SYMBOL = re.compile(r'^(#{2,5}) ([\w.]+)$', re.MULTILINE)
 
 
@@ -212,7 +216,7 @@ def describe_symbol(module: str, name: str) -> str:
         shown = show_doc(symbol, renderer=BasicMarkdownRenderer, title_level=3)
         text = api_text(shown._repr_markdown_(), module)
     else:
-        value = f'{name} = {repr(symbol)[:200]}'
+        value = f'{name} = {ADDRESS.sub("", repr(symbol))[:200]}'
         text = f'### `{name}` {{#{module}.{name}}}\n\n```python\n{value}\n```'
     return f'<div class="api" markdown>\n\n{text}\n\n</div>'
 
@@ -267,7 +271,7 @@ def write_folder(cache: Path, folder: str, site: Path) -> list[dict]:
 
 
 def write_site(cache: Path, site: Path) -> list[dict]:
-    "All pages as Markdown in `site`; the menu"
+    "All pages but the reference as Markdown in `site`; the menu"
     shutil.copy(ROOT / 'nbs/_site/extra.css', site)
     (site / 'results').mkdir()
     for image in (ROOT / 'reports/results').glob('*.png'):
@@ -276,7 +280,6 @@ def write_site(cache: Path, site: Path) -> list[dict]:
     begin, *rest = write_numbered(cache, site)
     for title, folder in FOLDERS:
         rest.append({title: write_folder(cache, folder, site)})
-    write_reference(site)
     glossary = {write_page(cache / 'glossary.ipynb', 'glossary.md', site): 'glossary.md'}
     shutil.copy(ROOT / 'reports' / 'card.md', site / 'card.md')
     menu = [{'Home': 'index.md'}, begin, *rest, glossary]
@@ -316,7 +319,25 @@ def restore_introduction(
         processed.write_text(json.dumps(notebook))
 
 
+def exported_modules() -> list[str]:
+    "The modules that the numbered pages export, in their order"
+    found = (exported_module(path) for path in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')))
+    return [f'mlref.{name}' for name in found if name]
+
+
+@contextmanager
+def pool_of_pages() -> Iterator[Pool]:
+    "A process for every core; what takes long to import is imported once, before they are forked"
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['nbdev.serve_drv', 'nannyml', *exported_modules()])
+    # IPython ends every page with a garbage collection, which need not look at what was imported;
+    # leaving the pool kills its processes
+    with context.Pool(initializer=gc.freeze) as pool:
+        yield pool
+
+
 def process_notebooks(
+    pool: Pool,
     folder: Path,  # of the notebooks as nbdev shows them
 ) -> None:
     "Let nbdev add what it says of exported names, on every core"
@@ -328,9 +349,7 @@ def process_notebooks(
         to = folder / path.relative_to(ROOT / 'nbs')
         to.parent.mkdir(parents=True, exist_ok=True)
         given.append((path, to, FilterDefaults))
-    # leaving a pool kills its processes: IPython ends with a garbage collection for every page
-    with multiprocessing.get_context('spawn').Pool() as pool:
-        pool.map(main, given, chunksize=1)
+    pool.map(main, given, chunksize=1)
     for path, to, _ in given:
         restore_introduction(path, to)
 
@@ -346,9 +365,12 @@ def build(
     settings = str(ROOT / 'nbs/_site/mkdocs.yml')
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / 'notebooks'
-        process_notebooks(cache)
         site = Path(folder) / 'src'
         site.mkdir()
+        with pool_of_pages() as pool:
+            reference = pool.apply_async(write_reference, [site])
+            process_notebooks(pool, cache)
+            reference.get()
         menu = write_site(cache, site)
         logging.basicConfig(level=logging.WARNING, format='%(message)s')
         paths = {'docs_dir': str(site), 'site_dir': str(out)}
