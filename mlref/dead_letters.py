@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from .arguments import check_number
 from .core import MlrefError
 
 # %% ../nbs/03a_dead_letters.ipynb #d6c109f5
@@ -45,11 +46,8 @@ class PoisonPolicy:
     max_dead: int = 100  # Messages of a batch that may be set aside
 
     def __post_init__(self):
-        if self.max_tries < 1 or self.max_dead < 0:
-            raise MlrefError(
-                f'expected at least 1 try and 0 messages or more, got {self.max_tries} and'
-                f' {self.max_dead}'
-            )
+        check_number(self.max_tries, 'max_tries of a message', 1, whole=True)
+        check_number(self.max_dead, 'max_dead of a batch', 0, whole=True)
 
     def check(
         self,

@@ -18,11 +18,11 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Literal, get_args
 
-from .arguments import MlrefError, check_choice, check_number, describe_value
+from .arguments import MlrefError, check_choice, check_number
 from .dead_letters import Outage
 from .journaled_log import append_together
 from .log import LocalLog, Log
-from .partitions import check_partition
+from .partitions import check_batch, check_partition
 
 # %% ../nbs/03d_group_commit.ipynb #03dc000c
 class BackgroundThread:
@@ -84,19 +84,8 @@ def measure_messages(
     messages: list[bytes],  # Of one append
 ) -> int:
     "Bytes that messages take while they wait; raises `MlrefError` for what is no message"
-    if not isinstance(messages, list):
-        raise MlrefError(
-            f'expected a list of messages, got {describe_value(messages)}; put one message into a'
-            ' list'
-        )
-    size = _OVERHEAD
-    for message in messages:
-        if type(message) is not bytes:
-            raise MlrefError(
-                f'expected messages of bytes, got {describe_value(message)}; encode it'
-            )
-        size += len(message) + _OVERHEAD
-    return size
+    check_batch(messages)
+    return _OVERHEAD * (1 + len(messages)) + sum(map(len, messages))
 
 # %% ../nbs/03d_group_commit.ipynb #03dc0012
 def _append_topics(

@@ -280,7 +280,7 @@ def ingest(
 # %% ../nbs/05a_ingest.ipynb #29e7e2c7
 def follow_log(
     lake: Lake,
-    consumer: Consumer,  # At the positions of the lake; of what it has not read, anywhere
+    consumer: Consumer,  # From `start_position` on; what a new lake leaves out is counted
     rules: tuple[Rule, ...],  # The contract
     stop: Callable[[], bool],  # Asked between transactions
     wait: Callable[[], None],  # Called when nothing waits

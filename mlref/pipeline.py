@@ -178,7 +178,7 @@ def run_step(
                 cwd=str(notebook.parent),
                 stdout_file=echo,
                 stderr_file=echo,
-                extra_arguments=['--log-level=40'],
+                extra_arguments=['--log-level=50'],  # a kernel told to end calls that an error
             )
     except Exception as error:  # papermill, nbclient, jupyter_client, zmq, or the disk
         raise StepFailed(f'{notebook.stem} {_why_stopped(error)}; executed so far: {out}') from None

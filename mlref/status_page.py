@@ -166,6 +166,9 @@ function curves(model) {
 
 # %% ../nbs/15o_status_page.ipynb #c6568d0b
 _CARDS = """
+// an alarm is 'missing:missing left': a measure and a rule, and the rule says it all
+const ruleName = alarm => alarm.includes(' ') ? alarm.slice(alarm.indexOf(':') + 1) : alarm;
+
 function versions(model) {
   const trial = model.facts.versions.some(each => each.scored !== null);
   const rows = model.facts.versions.map(each => [each.role, each.version,
@@ -220,6 +223,7 @@ function compare(value, low, high, write) {
 
 function health(model, status) {
   const said = model.facts.health, title = 'Model health';
+  const rules = said === null ? [] : said.alarms.map(ruleName);
   const fitted = ['Calibration fitted', model.calibrated === null ? none
     : `${age(status.at - model.calibrated)} ago`, ''];
   if (said === null) {
@@ -234,7 +238,7 @@ function health(model, status) {
     ['Calibration gap', compare(said.gap, said.gap_low, said.gap_high, signed),
       said.gap_low === null ? '' : `${signed(said.gap_low)} to ${signed(said.gap_high)}`],
     ['Drifted features', said.drifted.length ? said.drifted.join(', ') : 'none', ''],
-    ['Alarms of the monitor', said.alarms.length ? marked('bad', said.alarms.join(', ')) : 'none',
+    ['Alarms of the monitor', rules.length ? marked('bad', rules.join(', ')) : 'none',
       ''],
     ['Measured', `${age(status.at - 60 * said.measured_at)} ago`, ''], fitted];
   const judged = said.judged_end === null ? 'No day has been judged yet: labels come late.'

@@ -290,7 +290,9 @@ def _say(sentence: str) -> None:
 def _explain_usage(error: typer.TyperException) -> str:
     context = getattr(error, 'ctx', None)
     command = 'mlref' if context is None else context.command_path
-    return f'{error.format_message().rstrip(".")}; see {command} --help'
+    # a group of commands called without one says nothing: its help was shown
+    said = error.format_message().rstrip('.') or f'expected a command after {command}, got none'
+    return f'{said}; see {command} --help'
 
 # %% ../nbs/45_terminal.ipynb #e4500040
 def _explain_foreign(error: Exception) -> str:

@@ -205,3 +205,14 @@ def test_a_library_of_an_engine_speaks_in_one_line(capsys, monkeypatch):
 
         assert run_cli(partial(fail, foreign), []) == 1
         assert f'expected {name} to do its part' in capsys.readouterr().err
+
+
+GROUPS = sorted({path[0] for path in COMMANDS if len(path) > 1})
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_a_group_without_a_command_says_what_is_missing(group, capsys):
+    assert run_cli(cli.app, [group]) == 2
+    said = capsys.readouterr()
+    assert said.err.endswith(f'got none; see mlref {group} --help\n')
+    assert 'Commands' in said.out

@@ -240,9 +240,14 @@ def test_sums_that_would_overflow_together_cost_one_event_and_no_more(events, tm
     assert total == [2, 2**61 + 5]
 
 
-def test_settings_of_the_policy_are_checked():
-    with pytest.raises(MlrefError, match='at least 1 try'):
+@pytest.mark.parametrize('wrong', [-1, 0.5, '3', None, True])
+def test_settings_of_the_policy_are_checked(wrong):
+    for name in ('max_tries', 'max_dead'):
+        with pytest.raises(MlrefError, match=f'{name} of a .* as a whole number from'):
+            PoisonPolicy(**{name: wrong})
+    with pytest.raises(MlrefError, match='max_tries of a message as a whole number from 1'):
         PoisonPolicy(max_tries=0)
+    assert PoisonPolicy(max_tries=1, max_dead=0).max_dead == 0
 
 
 def test_a_message_on_which_a_rule_raises_is_dead_and_the_rest_goes_in(events, tmp_path):

@@ -1,8 +1,11 @@
 """The docs site as a reader meets it: built without a network, opened in a browser over loopback"""
 
 import functools
+import html
 import http.server
 import importlib
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -24,12 +27,19 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope='module')
-def url(tmp_path_factory):
+def site(tmp_path_factory):
     at = tmp_path_factory.mktemp('site') / 'out'
     r = subprocess.run(
         [sys.executable, 'nbs/_site/build.py', at], cwd=ROOT, capture_output=True, text=True
     )
     assert r.returncode == 0, (r.stdout + r.stderr)[-2000:]
+    assert 'Warning' not in r.stdout + r.stderr
+    return at
+
+
+@pytest.fixture(scope='module')
+def url(site):
+    at = site
     s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=at))
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{s.server_port}/'
@@ -147,3 +157,36 @@ def test_a_telephone_does_not_scroll_sideways(page, url):
     for f in ('index.html', 'glossary.html', 'reference.html', 'card.html', 'steps/live.html'):
         page.goto(url + f)
         assert page.evaluate('document.documentElement.scrollWidth') <= 390, f
+
+
+def letters(text):
+    "What is read of a text, without marks and spaces"
+    return re.sub(r'[\W_]+', '', text)
+
+
+def page_of(path, site):
+    "The page of a notebook, as letters"
+    folder = path.relative_to(ROOT / 'nbs').parent
+    stem = path.stem if folder.parts else re.sub(r'^\d+[a-z]*_', '', path.stem)
+    shown = (site / folder / f'{stem}.html').read_text()
+    return letters(html.unescape(re.sub(r'<[^>]+>', '', shown)))
+
+
+def prose(path):
+    "The paragraphs of a notebook: no table, list, block or heading"
+    cells = json.loads(path.read_text())['cells']
+    told = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
+    blocks = [each for text in told if '```' not in text for each in text.split('\n\n')]
+    return [each for each in blocks if re.match(r'[A-Z]', each) and '<' not in each]
+
+
+def test_no_paragraph_of_a_notebook_is_lost_on_the_site(site):
+    paths = [path for path in (ROOT / 'nbs').rglob('[!_.]*.ipynb') if '.' not in path.parent.name]
+    lost = [
+        (path.name, each)
+        for path in paths
+        for shown in [page_of(path, site)]
+        for each in prose(path)
+        if letters(re.sub(r'\]\([^)]*\)', '', each)) not in shown
+    ]
+    assert not lost

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from papermill import inspect_notebook
 
-from mlref.pipeline import PipelineRun, changed_parameters, execute_run
+from mlref.pipeline import PipelineRun, changed_parameters, execute_run, read_parameters
 from mlref.report import write_report
 from test_second_task import in_two_files
 
@@ -75,3 +76,10 @@ def test_what_was_changed_is_in_the_record_and_on_top_of_the_report(shop):
     line = text[text.index('Changed for this run') :].split('<')[0]
     assert 'live.kind = gbm' in line and line.endswith('Threads of a library: 1.')
     assert text.index('Changed for this run') < text.index('Decisions')
+
+
+@pytest.mark.parametrize('path', sorted(STEPS.glob('*.ipynb')), ids=lambda path: path.stem)
+def test_papermill_reads_every_parameter(path, caplog):
+    found = inspect_notebook(str(path))
+    assert found.keys() == read_parameters(path).keys()
+    assert not caplog.records  # 'Unable to parse line 21' is what a person would see of it

@@ -4,6 +4,7 @@ nbdev's pages become Markdown, and mkdocs-material makes the site of them.
 """
 
 import base64
+import gc
 import importlib
 import inspect
 import json
@@ -14,7 +15,10 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import yaml
@@ -22,6 +26,8 @@ from fastcore import docments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 os.environ |= {'NO_MKDOCS_2_WARNING': '1', 'DISABLE_MKDOCS_2_WARNING': 'true'}
+# a function of a page that imports what may not be installed is no mistake
+warnings.filterwarnings('ignore', 'Found cells containing imports')
 GROUPS = (  # of the menu: title, first and last number of its pages
     ('Begin', 0, 0),
     ('Data', 1, 5),
@@ -39,6 +45,8 @@ IMAGES = (('image/svg+xml', 'svg'), ('image/png', 'png'))
 MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
 PUBLIC_LINK = r'([\w/.-]+?)\.html'
 PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)')
+NESTED_LINK = re.compile(r'\[((?:[^][]|\[[^][]*\]\([^)]*\))*)\](?=\()')
+INNER_LINK = re.compile(r'\[([^][]*)\]\([^)]*\)')
 METHOD_LINK = re.compile(r'(\.md#\w+)\.\w+\)')
 NOTEBOOK_LINK = re.compile(r'\]\((?:nbs/)?([\w./-]*/)?(?:\d+[a-z]*_)?([\w-]+)\.ipynb')
 RESULT_LINK = re.compile(r'\]\((?:\.\./)+reports/results/')
@@ -46,6 +54,7 @@ TARGET = re.compile(r'\{target="_blank" style="[^"]*"\}')
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$', re.MULTILINE | re.DOTALL)
 FRAME_STYLE = re.compile(r'<style.*?</style>| border="1"', re.DOTALL)
 SOURCE_LINK = re.compile(r'^\[source\]\([^)]*\)\s*', re.MULTILINE)
+ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # of an object, another in each build
 SYMBOL = re.compile(r'^(#{2,5}) ([\w.]+)$', re.MULTILINE)
 
 
@@ -73,6 +82,11 @@ def page_link(match: re.Match) -> str:
     return f']({match[1] or ""}{match[2]}.md'
 
 
+def flat_link(match: re.Match) -> str:
+    "The text of a link without the links that nbdev put into it"
+    return '[' + INNER_LINK.sub(r'\1', match[1]) + ']'
+
+
 def admonition(match: re.Match) -> str:
     "A callout as mkdocs writes it"
     return f'!!! {match[1]}\n\n' + re.sub('^', '    ', match[2], flags=re.MULTILINE)
@@ -89,6 +103,7 @@ def relink(
     site = re.escape(f'{config.doc_host}{config.doc_baseurl}/')
     text = re.sub(site + PUBLIC_LINK, rf'{up}\1.md', text)
     text = PRIVATE_LINK.sub(r'\1', text)  # private names have no place in the reference
+    text = NESTED_LINK.sub(flat_link, text)
     text = METHOD_LINK.sub(r'\1)', text)  # a method is described with its class
     text = NOTEBOOK_LINK.sub(page_link, text)
     text = RESULT_LINK.sub(f']({up}results/', text)
@@ -201,7 +216,7 @@ def describe_symbol(module: str, name: str) -> str:
         shown = show_doc(symbol, renderer=BasicMarkdownRenderer, title_level=3)
         text = api_text(shown._repr_markdown_(), module)
     else:
-        value = f'{name} = {repr(symbol)[:200]}'
+        value = f'{name} = {ADDRESS.sub("", repr(symbol))[:200]}'
         text = f'### `{name}` {{#{module}.{name}}}\n\n```python\n{value}\n```'
     return f'<div class="api" markdown>\n\n{text}\n\n</div>'
 
@@ -256,7 +271,7 @@ def write_folder(cache: Path, folder: str, site: Path) -> list[dict]:
 
 
 def write_site(cache: Path, site: Path) -> list[dict]:
-    "All pages as Markdown in `site`; the menu"
+    "All pages but the reference as Markdown in `site`; the menu"
     shutil.copy(ROOT / 'nbs/_site/extra.css', site)
     (site / 'results').mkdir()
     for image in (ROOT / 'reports/results').glob('*.png'):
@@ -265,7 +280,6 @@ def write_site(cache: Path, site: Path) -> list[dict]:
     begin, *rest = write_numbered(cache, site)
     for title, folder in FOLDERS:
         rest.append({title: write_folder(cache, folder, site)})
-    write_reference(site)
     glossary = {write_page(cache / 'glossary.ipynb', 'glossary.md', site): 'glossary.md'}
     shutil.copy(ROOT / 'reports' / 'card.md', site / 'card.md')
     menu = [{'Home': 'index.md'}, begin, *rest, glossary]
@@ -278,7 +292,52 @@ def find_notebooks() -> list[Path]:
     return [path for path in found if '.ipynb_checkpoints' not in path.parts]
 
 
+def introduction(
+    path: Path,  # a notebook as it is written
+) -> str:
+    "What the cell of the title says below the first line; nbdev keeps title and line alone"
+    cells = json.loads(path.read_text())['cells']
+    told = [joined(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
+    first = told[0] if told else ''
+    blocks = first.strip().split('\n\n')
+    named = blocks[0].startswith('# ')
+    rest = blocks[2:] if len(blocks) > 1 and blocks[1].startswith('> ') else blocks[1:]
+    return '\n\n'.join(rest) if named else ''
+
+
+def restore_introduction(
+    path: Path,  # a notebook as it is written
+    processed: Path,  # the same as nbdev shows it; a cell is put behind its front matter
+) -> None:
+    "No paragraph of a page is lost on the site"
+    text = introduction(path)
+    if text:
+        notebook = json.loads(processed.read_text())
+        kinds = [cell['cell_type'] for cell in notebook['cells']]
+        cell = {'cell_type': 'markdown', 'id': 'introduction', 'metadata': {}, 'source': text}
+        notebook['cells'].insert(kinds.index('raw') + 1, cell)
+        processed.write_text(json.dumps(notebook))
+
+
+def exported_modules() -> list[str]:
+    "The modules that the numbered pages export, in their order"
+    found = (exported_module(path) for path in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')))
+    return [f'mlref.{name}' for name in found if name]
+
+
+@contextmanager
+def pool_of_pages() -> Iterator[Pool]:
+    "A process for every core; what takes long to import is imported once, before they are forked"
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['nbdev.serve_drv', 'nannyml', *exported_modules()])
+    # IPython ends every page with a garbage collection, which need not look at what was imported;
+    # leaving the pool kills its processes
+    with context.Pool(initializer=gc.freeze) as pool:
+        yield pool
+
+
 def process_notebooks(
+    pool: Pool,
     folder: Path,  # of the notebooks as nbdev shows them
 ) -> None:
     "Let nbdev add what it says of exported names, on every core"
@@ -290,9 +349,9 @@ def process_notebooks(
         to = folder / path.relative_to(ROOT / 'nbs')
         to.parent.mkdir(parents=True, exist_ok=True)
         given.append((path, to, FilterDefaults))
-    # leaving a pool kills its processes: IPython ends with a garbage collection for every page
-    with multiprocessing.get_context('spawn').Pool() as pool:
-        pool.map(main, given, chunksize=1)
+    pool.map(main, given, chunksize=1)
+    for path, to, _ in given:
+        restore_introduction(path, to)
 
 
 def build(
@@ -306,9 +365,12 @@ def build(
     settings = str(ROOT / 'nbs/_site/mkdocs.yml')
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / 'notebooks'
-        process_notebooks(cache)
         site = Path(folder) / 'src'
         site.mkdir()
+        with pool_of_pages() as pool:
+            reference = pool.apply_async(write_reference, [site])
+            process_notebooks(pool, cache)
+            reference.get()
         menu = write_site(cache, site)
         logging.basicConfig(level=logging.WARNING, format='%(message)s')
         paths = {'docs_dir': str(site), 'site_dir': str(out)}
