@@ -324,6 +324,16 @@ def test_the_script_takes_every_command():
         assert f'./run {name}' in run['__doc__'] or name == 'run'
 
 
+def test_a_signal_to_the_script_ends_the_command(tmp_path):
+    beginning = 'import runpy; run = runpy.run_path("run"); run["become"]'
+    sleeper = 'import os, time; print(os.getpid(), flush=True); time.sleep(100)'
+    command = [sys.executable, '-c', f'{beginning}({[sys.executable, "-c", sleeper]!r})']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert int(process.stdout.readline()) == process.pid
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+
+
 def test_uv_is_told_what_pip_is_told_or_is_left_alone():
     run = runpy.run_path(str(ROOT / 'run'))
     mine = {'find-links': '/a /b', 'index-url': 'https://x/simple', 'cert': '/c.pem'}
