@@ -105,6 +105,11 @@ def format_number(
     return f'{value:.4g}'
 
 
+def _shown_goal(goal: str) -> str:
+    "A goal as people read numbers: '>= 20000000' is '>= 20,000,000'"
+    return re.sub(r'(?<![.\d])\d{4,}$', lambda found: f'{int(found[0]):,}', goal)
+
+
 def _measured(row: Mapping) -> str:
     band = ''
     if 'low' in row:
@@ -122,7 +127,7 @@ def count_goals(
 
 def _missed(files: Sequence[Mapping]) -> list[tuple[str, str, str, str]]:
     return [
-        (file['bench'], row['name'], _measured(row), row['goal'])
+        (file['bench'], row['name'], _measured(row), _shown_goal(row['goal']))
         for file in files
         for row in file['rows']
         if row['held'] is False
@@ -130,11 +135,9 @@ def _missed(files: Sequence[Mapping]) -> list[tuple[str, str, str, str]]:
 
 
 def _not_run(files: Sequence[Mapping]) -> list[tuple[str, str, str]]:
-    where: dict[str, list[str]] = {}  # why -> the file of each row
-    for file in files:
-        for each in file['not_run']:
-            where.setdefault(each['why'], []).append(file['bench'])
-    return [(why, str(len(names)), ', '.join(sorted({*names}))) for why, names in where.items()]
+    return [
+        (file['bench'], each['name'], each['why']) for file in files for each in file['not_run']
+    ]
 
 
 def _overview(files: Sequence[Mapping]) -> list[tuple[str, str, str, str]]:
@@ -159,7 +162,10 @@ def _about(file: Mapping) -> str:
 def _folded(file: Mapping) -> list[str]:
     "One file: its rows, behind a line that says how many goals it holds"
     held, goals = count_goals(file)
-    rows = [(row['name'], _measured(row), row['goal'], _SAID[row['held']]) for row in file['rows']]
+    rows = [
+        (row['name'], _measured(row), _shown_goal(row['goal']), _SAID[row['held']])
+        for row in file['rows']
+    ]
     rows += [(each['name'], f'not run: {each["why"]}', '', '') for each in file['not_run']]
     said = f'{file["bench"]}: {held} of {goals} goals held, {len(rows)} rows'
     summary = html_element('summary', said)
@@ -232,7 +238,7 @@ def render_card(
     lines = ['# Report card', '', *_summary(files)]
     not_run = _not_run(files)
     if not_run:
-        lines += ['## Not run', '', *markdown_table(['why', 'rows', 'files'], not_run), '']
+        lines += ['## Not run', '', *markdown_table(['file', 'what', 'why'], not_run), '']
     choices = read_choices(results.parent / 'chosen.json')
     if choices:
         lines += _tell_choices(choices)
