@@ -18,10 +18,12 @@ class Clock:
 
 class Hanging:
     def __init__(self):
-        self.asked, self.may_go_on = 0, threading.Event()
+        self.asked = 0
+        self.is_asked, self.may_go_on = threading.Event(), threading.Event()
 
     def find(self, keys):
         self.asked += 1
+        self.is_asked.set()
         self.may_go_on.wait()
         return [None] * len(keys)
 
@@ -32,6 +34,7 @@ class Hanging:
 async def ask_at_the_bound(second, clock):
     told = []
     second.ask([('a', b'x')], told.append)
+    assert second.store.is_asked.wait(60)  # by a thread
     clock.now += second.wait  # when the first question is given up, to the nanosecond
     second.ask([('a', b'y')], told.append)
     said = list(told)
