@@ -70,6 +70,10 @@ class _Position:
         "Has the lake read nothing of the partition?"
         return self.log == LogPosition()
 
+    def skipped_before(self, start: int) -> int:
+        "Messages before the first that is read, at `start`, of a new lake"
+        return start if self.is_new else 0
+
 
 def _next_commit(lake: Lake) -> int:
     return lake.sql('select coalesce(max(commit_id), 0) + 1 as n from commits')['n'][0]
@@ -201,7 +205,7 @@ def _batch_tables(
 ) -> dict[str, pl.DataFrame]:  # Table -> rows
     topic, part, start = place
     commit = position.commit
-    skipped = start if position.is_new else 0
+    skipped = position.skipped_before(start)
     newest = _newest(batch.events)
     known = [minute for minute in (position.watermark, newest) if minute is not None]
     watermark = max(known, default=None)
@@ -251,7 +255,7 @@ def commit_batch(
         good=commit['good'],
         repeated=commit['repeated'],
         dead=commit['dead'],
-        skipped=start if position.is_new else 0,
+        skipped=position.skipped_before(start),
         unknown=batch.unknown,
     )
 

@@ -139,18 +139,24 @@ def _judge_samples(
     return found
 
 # %% ../nbs/15m_status.ipynb #bd77c759
+def _alarm_state(
+    rule: AlertRule,
+    judged: Sequence[tuple[Sample, bool]],  # From `_judge_samples`
+) -> AlarmState:
+    if not _read_terms(rule.expr):
+        return 'elsewhere'
+    if not judged:
+        return 'no data'
+    return 'on' if any(holds for _, holds in judged) else 'off'
+
+
 def judge_rule(
     rule: AlertRule,
     samples: Iterable[Sample],  # Of one model
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> AlarmState:
     "Whether the condition of a rule holds at this instant, as far as gauges say it"
-    if not _read_terms(rule.expr):
-        return 'elsewhere'
-    found = _judge_samples(rule, list(samples), now)
-    if not found:
-        return 'no data'
-    return 'on' if any(holds for _, holds in found) else 'off'
+    return _alarm_state(rule, _judge_samples(rule, list(samples), now))
 
 # %% ../nbs/15m_status.ipynb #d2a36701
 _PLACE = re.compile(r'\{\{ \$labels\.(\w+) \}\}')
@@ -186,11 +192,12 @@ class Alarm:
 
 
 def _judge_alarm(rule: AlertRule, samples: Sequence[Sample], model: str, now: float) -> Alarm:
-    held = [each for each, holds in _judge_samples(rule, samples, now) if holds]
+    judged = _judge_samples(rule, samples, now)
+    held = [each for each, holds in judged if holds]
     return Alarm(
         name=rule.alert,
         severity=rule.severity,
-        state=judge_rule(rule, samples, now),
+        state=_alarm_state(rule, judged),
         says=fill_summary(rule.summary, held, model),
         wait=rule.wait,
     )

@@ -39,8 +39,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def url(site):
-    at = site
-    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=at))
+    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{s.server_port}/'
     s.shutdown()
