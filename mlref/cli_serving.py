@@ -190,7 +190,7 @@ def summarize_ingest(
     for name, count in counts.unknown.items():
         lines.append(f'{count:,} messages have the field {name}, which no column keeps')
     if refused:
-        lines.append('all were refused: see their reasons in dead_letters, and compare --task')
+        lines.append('all were refused: compare --task, and see: mlref dead-letters list')
     found = {**asdict(counts), 'positions': at}
     return CommandResult(found, '\n'.join(lines), Status.FAILED if refused else Status.OK)
 
