@@ -187,6 +187,9 @@ def budget_rules(objective: ServingObjective) -> list[PrometheusRule]:
     return [*failed, *late]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0017
+_LIVE = ' unless on (model) mlref_store_replay_end_seconds'  # a replay is old by intention
+
+
 def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
     "Alerts on the online store of a server"
     lag = 'mlref_store_lag_minutes'
@@ -199,7 +202,7 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
     )
     stale = AlertRule(
         alert='StaleFeatures',
-        expr=f'{lag} > {objective.max_lag:g}',
+        expr=f'{lag} > {objective.max_lag:g}{_LIVE}',
         severity='page',
         summary='{{ $labels.model }} is fed nothing',
         wait=objective.patience,
@@ -222,7 +225,7 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0031
 def _old(metric: str, days: float) -> str:
-    return f'time() - {metric} > {days * DAY_S:.0f}'
+    return f'time() - {metric} > {days * DAY_S:.0f}{_LIVE}'
 
 
 def _ticket(alert: str, expr: str, says: str, objective: ServingObjective) -> AlertRule:

@@ -113,9 +113,13 @@ _MEMORY = (
     ),
     Panel(
         title='Minutes that the store is behind',
-        lines={'{{model}}': 'max by (model) (mlref_store_lag_minutes)'},
+        lines={
+            '{{model}}': 'max by (model) (mlref_store_lag_minutes)',
+            '{{model}}, since its replay ended': 'time() / 60 - max by (model)'
+            ' (mlref_store_replay_end_seconds) / 60',
+        },
         unit='m',
-        says='See that the feed runs; in a replay it is years.',
+        says='See that the feed runs. A second line: the store holds a replay, old by intention.',
     ),
 )
 _FEEDS = (
