@@ -29,6 +29,7 @@ from mlref.terminal import (
     RunFolder,
     TaskAddress,
     align_columns,
+    as_typed,
     command,
     data_folder,
     print_progress,
@@ -130,7 +131,9 @@ def open_model(
 models_app = typer.Typer(
     no_args_is_help=True, help='Versions of the model: which is live, why, what differs, and back.'
 )
-Version = Annotated[str, typer.Argument(help='Number of a version; mlref models list shows them.')]
+Version = Annotated[
+    str, typer.Argument(help=as_typed('Number of a version; mlref models list shows them.'))
+]
 
 # %% ../nbs/48_cli_models.ipynb #e4800041
 def _tell_waiting(unsent: list[str], asked: 'list[AskedApproval]') -> list[str]:

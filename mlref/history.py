@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .arguments import format_count
 from .core import format_time
 from .gates import Gate
 from mlref.model_versions import (
@@ -175,7 +176,8 @@ def _view_steps(columns: dict[str, str]) -> list[LineageStep]:
     "The definitions behind the columns, and how many each makes"
     views = [view or 'unknown' for view in columns.values()]
     return [
-        LineageStep('view', f'{view}: {views.count(view)} columns') for view in sorted(set(views))
+        LineageStep('view', f'{view}: {format_count(views.count(view), "column")}')
+        for view in sorted(set(views))
     ]
 
 

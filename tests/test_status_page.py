@@ -378,7 +378,7 @@ def test_alarms_that_a_server_judges_are_what_prometheus_finds(tmp_path):
     assert len(judged) >= 7
     assert {name for name, state in seen if state == 'off'} == judged
     assert {name for name, state in seen if state == 'on'} == judged - {'StoreUnreadable'}
-    by_clock = {'StaleFeatures', 'MonitorSilent', 'CalibrationOld'}
+    by_clock = {'StaleFeatures', 'StaleFeed', 'MonitorSilent', 'CalibrationOld'}
     assert {name for name, state in seen if state == 'replay'} == by_clock
     (tmp_path / 'test.json').write_text(json.dumps({'tests': [case for case, _ in cases]}))
     command = [need('promtool'), 'test', 'rules', 'test.json']
