@@ -220,7 +220,7 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
         alert='DeadLetters',
         expr='mlref_store_dead_letters > 0',
         severity='ticket',
-        summary='{{ $labels.model }} has set events aside',
+        summary='{{ $labels.model }} has set events aside: mlref dead-letters list',
         wait=objective.patience,
     )
     return [unreadable, stale, one, letters]

@@ -119,7 +119,7 @@ def check_clock(
     says = f'{format_count(len(clocks), "batch", "batches")}, the clock went on'
     if back > max_ahead:
         at = format_time(int(clocks.filter(steps == back)[0]))
-        says = f'the clock went back by {back} minutes, to {at}: set it right, and see dead_letters'
+        says = f'the clock went back by {back} minutes, to {at}: set it right, see the dead letters'
     return CheckResult(rule='clock', action='warn', value=back, holds=back <= max_ahead, says=says)
 
 # %% ../nbs/04a_checks.ipynb #b14172e3

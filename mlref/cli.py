@@ -19,8 +19,10 @@ import typer
 from . import __version__
 from .arguments import format_count
 from .cli_balance import balance_app
+from .cli_dead_letters import letters_app
 from .cli_features import features_app
 from .cli_keys import keys_app
+from .cli_log import log_app
 from .cli_models import models_app
 from .cli_observe import observe_app
 from .cli_rollout import rollout_app
@@ -319,5 +321,7 @@ app.add_typer(features_app, name='features')
 app.add_typer(models_app, name='models')
 app.add_typer(rollout_app, name='rollout')
 app.add_typer(keys_app, name='keys')
+app.add_typer(log_app, name='log')
+app.add_typer(letters_app, name='dead-letters')
 app.add_typer(balance_app, name='balance')
 app.add_typer(observe_app)
