@@ -177,13 +177,19 @@ def _show_version(version: Version, place: RegistryPlace) -> CommandResult:
 @command(models_app, 'diff', 'mlref models diff 2 3')
 def _diff_versions(first: Version, second: Version, place: RegistryPlace) -> CommandResult:
     "What is different about two versions: data, features, parameters, packages, gates."
-    from mlref.history import diff_versions
+    from mlref.history import diff_versions, shorten_note
 
     with open_model(place) as registry:
         rows = [astuple(each) for each in diff_versions(registry, first, second)]
     head = ('of', 'name', first, second)
     found = [dict(zip(head, row, strict=True)) for row in rows]
-    return CommandResult(found, align_columns(rows) if rows else 'nothing differs')
+    if not rows:
+        return CommandResult(found, 'nothing differs')
+    lines = [
+        (row[0], row[1], shorten_note(row[1], row[2]), shorten_note(row[1], row[3])) for row in rows
+    ]
+    head = ('of', 'name', f'version {first}', f'version {second}')
+    return CommandResult(found, align_columns([head, *lines]))
 
 # %% ../nbs/48_cli_models.ipynb #e4800018
 _DECISIONS = (

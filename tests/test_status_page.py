@@ -198,7 +198,7 @@ def test_the_store_of_a_replay_is_called_that_until_something_newer_arrives(
         stale = page.locator('#alarms tr', has_text='StaleFeatures')
         wait_for_text(page, '#newest b', 'replay')
         assert stale.inner_text().startswith('– replay')
-        assert 'replay of the past' in page.locator('#sentence').inner_text()
+        assert 'holds a replay that ended' in page.locator('#sentence').inner_text()
         assert page.locator('#state').inner_text() == 'Ready'
         assert f'mlref_store_replay_end_seconds{{model="late-visits"}} {60.0 * end}' in (
             own.call('GET', '/metrics')[1].decode()
