@@ -17,6 +17,7 @@ import typer
 
 # %% ../nbs/50_cli.ipynb #c1000008
 from . import __version__
+from .arguments import format_count
 from .cli_balance import balance_app
 from .cli_dead_letters import letters_app
 from .cli_features import features_app
@@ -194,7 +195,8 @@ def _finish_run(run: PipelineRun) -> CommandResult:
     missed = [row['name'] for row in rows if row['held'] is False]
     found = {'run': run.id, 'seconds': seconds, 'missed': missed}
     found |= {'report': report, 'card': card, 'results': results}
-    text = f'{seconds:.0f} s in all, {len(missed)} goals missed; card: {card}; report: {report}'
+    goals = format_count(len(missed), 'goal')
+    text = f'{seconds:.0f} s in all, {goals} missed; card: {card}; report: {report}'
     return CommandResult(found, text)
 
 # %% ../nbs/50_cli.ipynb #c100001x

@@ -22,7 +22,7 @@ import typer
 
 # %% ../nbs/49_cli_serving.ipynb #e4900006
 from .addresses import local_file
-from .arguments import LONGEST_WAIT_S, check_distinct, check_number
+from .arguments import LONGEST_WAIT_S, check_distinct, check_number, format_count
 from .core import MlrefError
 from .edges import check_writable
 from .group_commit import Durability
@@ -185,9 +185,11 @@ def summarize_ingest(
     refused = counts.messages > 0 and counts.dead == counts.messages
     said = f'{counts.good:,} good, {counts.repeated:,} repeated, {counts.dead:,} dead'
     at = {part: position.offset for part, position in sorted(positions.items())}
-    lines = [f'stopped: {counts.messages:,} messages taken in: {said}; the lake stands at {at}']
+    taken = format_count(counts.messages, 'message')
+    lines = [f'stopped: {taken} taken in: {said}; the lake stands at {at}']
     for name, count in counts.unknown.items():
-        lines.append(f'{count:,} messages have the field {name}, which no column keeps')
+        having = format_count(count, 'message')
+        lines.append(f'{having} with the field {name}, which no column keeps')
     if refused:
         lines.append('all were refused: compare --task, and see: mlref dead-letters list')
     found = {**asdict(counts), 'positions': at}
@@ -418,7 +420,8 @@ def _load(
         return CommandResult({'stopped': True}, 'stopped')
     step = run_load_step(url, bodies, users, seconds, 0)
     found = asdict(step)
-    text = f'{users} users: {step.rate:.1f} answers/s, p50 {step.p50:g} ms, p99 {step.p99:g} ms'
+    speed = f'{step.rate:.1f} answers/s, p50 {step.p50:g} ms, p99 {step.p99:g} ms'
+    text = f'{format_count(users, "user")}: {speed}'
     failed = step.errors > 0
     status = Status.FAILED if failed else Status.OK
-    return CommandResult(found, f'{text}, {step.errors} errors', status)
+    return CommandResult(found, f'{text}, {format_count(step.errors, "error")}', status)
