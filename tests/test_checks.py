@@ -105,7 +105,8 @@ def test_what_help_says_is_said_once():
         'class Clock:\n    "Time; raises `Outage`"\n    def __init__(self):\n        raise Outage',
         '@dataclass\nclass Clock:\n    "A clock"\n    start: float  # Seconds\n    of: Clock',
         'def _look() -> None:\n    raise Outage("no clock")\n'
-        'def wait() -> None:\n    "Wait"\n    try:\n        _look()\n    except Outage:\n        return',
+        'def wait() -> None:\n    "Wait"\n    try:\n        _look()\n'
+        '    except Outage:\n        return',
         'class Clock:\n    "Time"\n    def wait(self, span: float):\n        "Wait"\n'
         'class Real:\n    "Time"\n    def wait(self, span: float):\n        "Wait `span` seconds"',
     ]
