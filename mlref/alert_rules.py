@@ -187,7 +187,9 @@ def budget_rules(objective: ServingObjective) -> list[PrometheusRule]:
     return [*failed, *late]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0017
-_LIVE = ' unless on (model) mlref_store_replay_end_seconds'  # a replay is old by intention
+_LIVE = (
+    ' unless on (model) mlref_store_replay_end_seconds'  # a replay is old, and over, by intention
+)
 
 
 def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
@@ -209,7 +211,7 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
     )
     one = AlertRule(
         alert='StaleFeed',
-        expr='mlref_feed_lag_seconds > mlref_feed_lag_limit_seconds',
+        expr=f'mlref_feed_lag_seconds > mlref_feed_lag_limit_seconds{_LIVE}',
         severity='page',
         summary='{{ $labels.model }} is fed no {{ $labels.kind }}',
         wait=objective.patience,
@@ -218,7 +220,7 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
         alert='DeadLetters',
         expr='mlref_store_dead_letters > 0',
         severity='ticket',
-        summary='{{ $labels.model }} has set events aside',
+        summary='{{ $labels.model }} has set events aside: mlref dead-letters list',
         wait=objective.patience,
     )
     return [unreadable, stale, one, letters]

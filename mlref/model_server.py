@@ -315,7 +315,7 @@ def read_counted_vectors(
     served: ServedModel,
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
 ) -> Vectors:
-    "The vectors of some entities; counts what became of their last values"
+    "Vectors of some entities, their last values counted; raises `RequestError` for odd fields"
     vectors = _read(server, served, columns)
     count_statuses(server, vectors.status)
     return vectors
@@ -418,14 +418,14 @@ def _room_left(server: ModelServer) -> str:
     if left < least:
         return (
             f'expected {least:,} bytes free on the disk of {log.folder}, {left:,} are left; make'
-            ' room, or trim with: mlref trim'
+            ' room, or trim with: mlref log trim'
         )
     info = log.env.info()
     used = info['last_pgno'] * log.env.stat()['psize']
     if info['map_size'] - used < least:
         return (
             f'expected {least:,} bytes left in the log {log.folder}, it is full at'
-            f' {info["map_size"]:,}; trim it with: mlref trim'
+            f' {info["map_size"]:,}; trim it with: mlref log trim'
         )
     return ''
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/24a_report.ipynb #d1000006
+from .arguments import format_count
 from .core import MlrefError, format_time, write_bytes
 from .duckdb_files import connect_duckdb
 from .edges import explain_errors, read_json_object
@@ -151,7 +152,7 @@ def _explain_alarm(name: str, found: Any) -> str:
         return f'{said}: {stands} and {rings}{_explain_shifts(found)}'
     limits = _format_limits(found.get('low'), found.get('high'))
     value = f'{explain_alarm_name(name)}: {found["value"]:.3g}, limits: {limits}'
-    return f'{value}, out on {found["out"]} days{_explain_shifts(found)}'
+    return f'{value}, out on {format_count(found["out"], "day")}{_explain_shifts(found)}'
 
 
 def _explain_refusal(why: str) -> str:
@@ -180,7 +181,7 @@ def explain_decision(
     if action == 'promote':
         said = ('better_than_champion', 'approved')
         gain = [f'; {gate["why"]}' for gate in gates if gate['name'] in said]
-        return what, f'all {len(gates)} gates passed{"".join(gain)}'
+        return what, f'all {format_count(len(gates), "gate")} passed{"".join(gain)}'
     due = why.removeprefix('alarms: ').split(', ')
     return what, 'the champion is old' if why == 'age' else ', '.join(map(explain_alarm_name, due))
 

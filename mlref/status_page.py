@@ -89,8 +89,8 @@ function flow(model) {
 
 function replayed(model) {
   const end = model.replay_end;
-  return end === null ? '' : ` Its store holds a replay of the past, until ${date(end)} UTC: ` +
-    'that it is old is no alarm, until something newer arrives.';
+  return end === null ? '' : ` The store holds a replay that ended ${date(end)} UTC: that it is ` +
+    'old is no alarm, until something newer arrives.';
 }
 
 function sentence(model) {
@@ -202,11 +202,11 @@ function alarms(model) {
   const other = model.alarms.filter(each => each.state === 'elsewhere').map(each => each.name);
   const rows = known.map(each => [marked(each.state === 'on' ? 'bad' : 'soft', signs[each.state]),
     element('td', {}, each.name, element('small', {}, each.severity)), each.says]);
-  return card('alarms', 'Alarms', table(['State', 'Rule', 'Says'], rows),
+  return card('alarms', 'Alarms', table(['State', 'Rule', 'When on, it says'], rows),
     nothing('On = the condition holds now; Prometheus tells somebody once it has held for ' +
       `${[...new Set(known.map(each => each.wait))].join(' or ')}.`),
-    model.replay_end === null ? null : nothing('Replay = not judged by the clock on the wall: ' +
-      'the store holds events of the past, and nothing newer has arrived.'),
+    model.replay_end === null ? null : nothing('Replay = not judged: the store ' +
+      'holds events of the past, nothing newer has arrived, and nothing is to come.'),
     nothing(`Need Prometheus (a history, or an eye outside): ${other.join(', ')}.`));
 }
 

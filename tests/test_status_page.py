@@ -198,7 +198,7 @@ def test_the_store_of_a_replay_is_called_that_until_something_newer_arrives(
         stale = page.locator('#alarms tr', has_text='StaleFeatures')
         wait_for_text(page, '#newest b', 'replay')
         assert stale.inner_text().startswith('– replay')
-        assert 'replay of the past' in page.locator('#sentence').inner_text()
+        assert 'holds a replay that ended' in page.locator('#sentence').inner_text()
         assert page.locator('#state').inner_text() == 'Ready'
         assert f'mlref_store_replay_end_seconds{{model="late-visits"}} {60.0 * end}' in (
             own.call('GET', '/metrics')[1].decode()
@@ -378,7 +378,7 @@ def test_alarms_that_a_server_judges_are_what_prometheus_finds(tmp_path):
     assert len(judged) >= 7
     assert {name for name, state in seen if state == 'off'} == judged
     assert {name for name, state in seen if state == 'on'} == judged - {'StoreUnreadable'}
-    by_clock = {'StaleFeatures', 'MonitorSilent', 'CalibrationOld'}
+    by_clock = {'StaleFeatures', 'StaleFeed', 'MonitorSilent', 'CalibrationOld'}
     assert {name for name, state in seen if state == 'replay'} == by_clock
     (tmp_path / 'test.json').write_text(json.dumps({'tests': [case for case, _ in cases]}))
     command = [need('promtool'), 'test', 'rules', 'test.json']
