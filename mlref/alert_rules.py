@@ -187,6 +187,11 @@ def budget_rules(objective: ServingObjective) -> list[PrometheusRule]:
     return [*failed, *late]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0017
+_LIVE = (
+    ' unless on (model) mlref_store_replay_end_seconds'  # a replay is old, and over, by intention
+)
+
+
 def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
     "Alerts on the online store of a server"
     lag = 'mlref_store_lag_minutes'
@@ -199,14 +204,14 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
     )
     stale = AlertRule(
         alert='StaleFeatures',
-        expr=f'{lag} > {objective.max_lag:g}',
+        expr=f'{lag} > {objective.max_lag:g}{_LIVE}',
         severity='page',
         summary='{{ $labels.model }} is fed nothing',
         wait=objective.patience,
     )
     one = AlertRule(
         alert='StaleFeed',
-        expr='mlref_feed_lag_seconds > mlref_feed_lag_limit_seconds',
+        expr=f'mlref_feed_lag_seconds > mlref_feed_lag_limit_seconds{_LIVE}',
         severity='page',
         summary='{{ $labels.model }} is fed no {{ $labels.kind }}',
         wait=objective.patience,
@@ -215,14 +220,14 @@ def store_rules(objective: ServingObjective) -> list[PrometheusRule]:
         alert='DeadLetters',
         expr='mlref_store_dead_letters > 0',
         severity='ticket',
-        summary='{{ $labels.model }} has set events aside',
+        summary='{{ $labels.model }} has set events aside: mlref dead-letters list',
         wait=objective.patience,
     )
     return [unreadable, stale, one, letters]
 
 # %% ../nbs/15g_alert_rules.ipynb #15ad0031
 def _old(metric: str, days: float) -> str:
-    return f'time() - {metric} > {days * DAY_S:.0f}'
+    return f'time() - {metric} > {days * DAY_S:.0f}{_LIVE}'
 
 
 def _ticket(alert: str, expr: str, says: str, objective: ServingObjective) -> AlertRule:

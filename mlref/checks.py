@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .arguments import format_count
 from .core import DAY, MAX_AHEAD, MlrefError, format_time
 from .messages import COLUMN_RULES, UnfitNumber, read_fields, show_name
 from .schema import ColumnType, EventSchema
@@ -96,15 +97,14 @@ def check_volume(
         )
     expected = float(np.median(past))
     share = got / expected if expected else float(got == 0)
+    when = f'{span} minutes before {format_time(end)}'
+    usual = f'{expected:g} in the same {span} minutes of {format_count(len(past), "week")} before'
     return CheckResult(
         rule='volume',
         action='warn',
         value=share,
         holds=min_share <= share <= max_share,
-        says=(
-            f'{got} rows in the {span} minutes before {format_time(end)}, {expected:g} in the same'
-            f' {span} minutes of {len(past)} weeks before'
-        ),
+        says=f'{format_count(got, "row")} in the {when}, {usual}',
     )
 
 # %% ../nbs/04a_checks.ipynb #da4a0031
@@ -116,10 +116,10 @@ def check_clock(
     "Whether the clock only went on"
     steps = (latest - clocks).fill_null(0)
     back = max(0, *steps.to_list()) if len(steps) else 0
-    says = f'{len(clocks)} batches, the clock went on'
+    says = f'{format_count(len(clocks), "batch", "batches")}, the clock went on'
     if back > max_ahead:
         at = format_time(int(clocks.filter(steps == back)[0]))
-        says = f'the clock went back by {back} minutes, to {at}: set it right, and see dead_letters'
+        says = f'the clock went back by {back} minutes, to {at}: set it right, see the dead letters'
     return CheckResult(rule='clock', action='warn', value=back, holds=back <= max_ahead, says=says)
 
 # %% ../nbs/04a_checks.ipynb #b14172e3
@@ -134,7 +134,7 @@ def check_unique(
         action='fail',
         value=repeated,
         holds=repeated == 0,
-        says=f'{repeated} rows of {frame.height:,} repeat the key of another',
+        says=f'{format_count(repeated, "row")} of {frame.height:,} with the key of another',
     )
 
 
@@ -185,7 +185,7 @@ def check_gaps(
         action='warn',
         value=len(lost),
         holds=not len(lost),
-        says=f'{len(lost)} points missing in {runs} gaps{first}',
+        says=f'{format_count(len(lost), "point")} missing in {format_count(runs, "gap")}{first}',
     )
 
 # %% ../nbs/04a_checks.ipynb #2956ef21

@@ -17,9 +17,12 @@ import typer
 
 # %% ../nbs/50_cli.ipynb #c1000008
 from . import __version__
+from .arguments import format_count
 from .cli_balance import balance_app
+from .cli_dead_letters import letters_app
 from .cli_features import features_app
 from .cli_keys import keys_app
+from .cli_log import log_app
 from .cli_models import models_app
 from .cli_observe import observe_app
 from .cli_rollout import rollout_app
@@ -192,7 +195,8 @@ def _finish_run(run: PipelineRun) -> CommandResult:
     missed = [row['name'] for row in rows if row['held'] is False]
     found = {'run': run.id, 'seconds': seconds, 'missed': missed}
     found |= {'report': report, 'card': card, 'results': results}
-    text = f'{seconds:.0f} s in all, {len(missed)} goals missed; card: {card}; report: {report}'
+    goals = format_count(len(missed), 'goal')
+    text = f'{seconds:.0f} s in all, {goals} missed; card: {card}; report: {report}'
     return CommandResult(found, text)
 
 # %% ../nbs/50_cli.ipynb #c100001x
@@ -317,5 +321,7 @@ app.add_typer(features_app, name='features')
 app.add_typer(models_app, name='models')
 app.add_typer(rollout_app, name='rollout')
 app.add_typer(keys_app, name='keys')
+app.add_typer(log_app, name='log')
+app.add_typer(letters_app, name='dead-letters')
 app.add_typer(balance_app, name='balance')
 app.add_typer(observe_app)

@@ -17,6 +17,7 @@ import typer
 
 # %% ../nbs/47_cli_features.ipynb #e4700006
 from .addresses import local_file
+from .arguments import format_count
 from .core import MlrefError, format_time, parse_time, write_bytes
 from mlref.terminal import (
     DEFAULT_TASK,
@@ -320,7 +321,9 @@ def _materialize_features(settings: _MaterializeSettings) -> CommandResult:
     file = home / 'features' / f'{task.features.name}-{task.features.version}.parquet'
     _write_parquet(frame, file)
     found = {'rows': frame.height, 'features': len(rows.names), 'file': file}
-    return CommandResult(found, f'{frame.height:,} rows x {len(rows.names)} features: {file}')
+    return CommandResult(
+        found, f'{format_count(frame.height, "row")} x {len(rows.names)} features: {file}'
+    )
 
 # %% ../nbs/47_cli_features.ipynb #e4700035
 def _store_folder(
@@ -369,8 +372,8 @@ def _reshard_store(
         records = len(opened.names())
     finally:
         opened.close()
-    plural = 's' * (parts > 1)
-    text = f'{records:,} records in {parts} part{plural} of {folder}, {before or "none"} before'
+    held = f'{format_count(records, "record")} in {format_count(parts, "part")} of {folder}'
+    text = f'{held}, {before or "none"} before'
     return CommandResult(
         {'records': records, 'parts': parts, 'before': before, 'store': folder}, text
     )

@@ -16,7 +16,7 @@ import typer
 # %% ../nbs/49c_cli_keys.ipynb #49cc0006
 from .core import MlrefError
 from .edges import hold_file_lock
-from .terminal import CommandResult, DataFolder, align_columns, command, run_folder
+from .terminal import CommandResult, DataFolder, align_columns, as_typed, command, run_folder
 
 # %% ../nbs/49c_cli_keys.ipynb #49cc0016
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _list_keys(log: KeyFolder = None, data: DataFolder = None) -> CommandResult:
 
 @command(keys_app, 'revoke', 'mlref keys revoke 3fa1b2c4')
 def _revoke_key(
-    key: Annotated[str, typer.Argument(help='Its id, as `mlref keys list` shows it.')],
+    key: Annotated[str, typer.Argument(help=as_typed('Its id, as mlref keys list shows it.'))],
     log: KeyFolder = None,
     data: DataFolder = None,
 ) -> CommandResult:

@@ -29,6 +29,7 @@ from mlref.terminal import (
     RunFolder,
     TaskAddress,
     align_columns,
+    as_typed,
     command,
     data_folder,
     print_progress,
@@ -130,7 +131,9 @@ def open_model(
 models_app = typer.Typer(
     no_args_is_help=True, help='Versions of the model: which is live, why, what differs, and back.'
 )
-Version = Annotated[str, typer.Argument(help='Number of a version; mlref models list shows them.')]
+Version = Annotated[
+    str, typer.Argument(help=as_typed('Number of a version; mlref models list shows them.'))
+]
 
 # %% ../nbs/48_cli_models.ipynb #e4800041
 def _tell_waiting(unsent: list[str], asked: 'list[AskedApproval]') -> list[str]:
@@ -174,13 +177,19 @@ def _show_version(version: Version, place: RegistryPlace) -> CommandResult:
 @command(models_app, 'diff', 'mlref models diff 2 3')
 def _diff_versions(first: Version, second: Version, place: RegistryPlace) -> CommandResult:
     "What is different about two versions: data, features, parameters, packages, gates."
-    from mlref.history import diff_versions
+    from mlref.history import diff_versions, shorten_note
 
     with open_model(place) as registry:
         rows = [astuple(each) for each in diff_versions(registry, first, second)]
     head = ('of', 'name', first, second)
     found = [dict(zip(head, row, strict=True)) for row in rows]
-    return CommandResult(found, align_columns(rows) if rows else 'nothing differs')
+    if not rows:
+        return CommandResult(found, 'nothing differs')
+    lines = [
+        (row[0], row[1], shorten_note(row[1], row[2]), shorten_note(row[1], row[3])) for row in rows
+    ]
+    head = ('of', 'name', f'version {first}', f'version {second}')
+    return CommandResult(found, align_columns([head, *lines]))
 
 # %% ../nbs/48_cli_models.ipynb #e4800018
 _DECISIONS = (

@@ -113,9 +113,13 @@ _MEMORY = (
     ),
     Panel(
         title='Minutes that the store is behind',
-        lines={'{{model}}': 'max by (model) (mlref_store_lag_minutes)'},
+        lines={
+            '{{model}}': 'max by (model) (mlref_store_lag_minutes)',
+            '{{model}}, since its replay ended': 'time() / 60 - max by (model)'
+            ' (mlref_store_replay_end_seconds) / 60',
+        },
         unit='m',
-        says='See that the feed runs; in a replay it is years.',
+        says='See that the feed runs. A second line: the store holds a replay, old by intention.',
     ),
 )
 _FEEDS = (
@@ -158,7 +162,7 @@ _ROOM = (
         title='Room on the disk of the log',
         lines={'free': 'mlref_disk_bytes{kind="free"}'},
         unit='bytes',
-        says='Make room with: mlref trim',
+        says='Make room with: mlref log trim',
     ),
     Panel(
         title='Answers that are not on disk yet',

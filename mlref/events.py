@@ -198,25 +198,23 @@ class _Scan:
     longest: int  # Bytes of a line
 
 # %% ../nbs/02_events.ipynb #02dc0020
-def _ends_of_messages(messages: list[bytes]) -> np.ndarray:
-    "Where the newlines stand that were put between messages"
-    lengths = np.fromiter(map(len, messages), np.int64, len(messages))
-    return np.cumsum(lengths + 1)[:-1] - 1
-
-
-def _may_hide(data: np.ndarray, newlines: int) -> bool:
-    "Whether there are other newlines, or a blank may stand between a key and its colon"
-    low = np.flatnonzero(data <= _BLANK)
-    return bool(np.any(data[low - 1] == _QUOTE)) or np.sum(data[low] == _NEWLINE) != newlines
+def _find_newlines(
+    data: np.ndarray,  # Lines, as bytes
+    blanks: np.ndarray,  # Where a newline, a blank or less stands; not at the beginning
+) -> np.ndarray | None:  # None when a blank may stand between a key and its colon
+    "Where each line ends but the last"
+    newlines = blanks[data[blanks] == _NEWLINE]
+    hidden = len(newlines) < len(blanks) and np.any(data[blanks - 1] == _QUOTE)
+    return None if hidden else newlines
 
 # %% ../nbs/02_events.ipynb #02dc0028
 def _scan_lines(
-    lines: bytes,
-    ends: np.ndarray,  # Where the newlines between messages stand
+    lines: bytes,  # That do not begin with a blank
+    count: int,  # Of messages: there are as many lines, when no newline stands in one
 ) -> _Scan | None:  # None when the counts could miss something
     data = np.frombuffer(lines, np.uint8)
-    keys, texts, low = 0, 0, 0
-    nulls = []
+    keys, texts = 0, 0
+    nulls, blanks = [], []
     for start in range(0, len(data), 2**18):  # so much stays in the processor's cache
         block = data[start : start + 2**18 + 2]
         quoted = block == _QUOTE
@@ -224,8 +222,9 @@ def _scan_lines(
         keys += int(np.count_nonzero(is_key))
         texts += int(np.count_nonzero(is_key & quoted[2:]))
         nulls.append(np.flatnonzero(is_key & (block[2:] == _NULL)) + start)
-        low += int(np.count_nonzero(data[start : start + 2**18] <= _BLANK))
-    if low != len(ends) and _may_hide(data, len(ends)):
+        blanks.append(np.flatnonzero(data[start : start + 2**18] <= _BLANK) + start)
+    ends = _find_newlines(data, np.concatenate(blanks))
+    if ends is None or len(ends) != count - 1:
         return None
     edges = np.concatenate([[-1], ends, [len(data)]])
     null_lines = np.searchsorted(ends, np.concatenate(nulls))
@@ -236,15 +235,19 @@ def _are_plain(messages: list[bytes], schema: EventSchema) -> bool:
     return bool(_find_plain(_as_texts(messages), schema).all()) if messages else True
 
 
-def _keeps_floats(values: pl.Series, messages: list[bytes]) -> bool:
-    "Whether no number of a column can have been rounded to a whole one, or to nothing"
-    size = np.abs(values.drop_nulls().to_numpy())
-    if size.max() >= 2**53:
-        return False
-    if size.min() >= sys.float_info.min:
-        return True
-    tiny = (values.abs() < sys.float_info.min).arg_true()
-    lines = b'\n'.join([messages[i] for i in tiny.to_list()])
+def _are_kept(
+    columns: list[pl.Series],  # Of floats, with a number each
+    messages: list[bytes],  # Of their rows
+) -> bool:
+    "Whether no number can have been rounded to a whole one, or to nothing"
+    tiny: set[int] = set()  # rows with such a number, most often 0 itself
+    for values in columns:
+        size = np.abs(values.drop_nulls().to_numpy())
+        if size.max() >= 2**53:
+            return False
+        if size.min() < sys.float_info.min:
+            tiny.update((values.abs() < sys.float_info.min).arg_true())
+    lines = b'\n'.join([messages[i] for i in tiny])
     return not any(part in lines for part in (b'e-', b'E-', b'0' * 100))
 
 # %% ../nbs/02_events.ipynb #02dc0009
@@ -264,11 +267,9 @@ def _are_exact(
     texts = sum(filled[name] for name, kind in columns.items() if kind == pl.String)
     if (scan.keys, scan.texts) != (sum(filled.values()) + len(scan.null_lines), texts):
         return False
-    floats = [name for name, kind in columns.items() if kind == pl.Float64 and filled[name]]
+    floats = [events[name] for name in columns if columns[name] == pl.Float64 and filled[name]]
     with_null = [messages[i] for i in np.unique(scan.null_lines).tolist()]
-    return all(_keeps_floats(events[name], messages) for name in floats) and _are_plain(
-        with_null, schema
-    )
+    return _are_kept(floats, messages) and _are_plain(with_null, schema)
 
 # %% ../nbs/02_events.ipynb #02dc0026
 def _read_counted(messages: list[bytes], schema: EventSchema) -> pl.DataFrame | None:
@@ -280,7 +281,7 @@ def _read_counted(messages: list[bytes], schema: EventSchema) -> pl.DataFrame | 
     events = _read_lines(lines, schema)
     if events is None or events.height != len(messages):
         return None
-    scan = _scan_lines(lines, _ends_of_messages(messages))
+    scan = _scan_lines(lines, len(messages))
     limits = schema.limits
     longest = min(limits.max_message_bytes, limits.max_string_length)
     exact = scan and scan.longest <= longest and _are_exact(scan, events, messages, schema)

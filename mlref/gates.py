@@ -37,6 +37,9 @@ class Gate:
     limit: float  # What it was compared with, in the same unit
     why: str  # What was found
 
+    def __str__(self) -> str:
+        return f'{self.name} {"passed" if self.passed else "failed"}: {self.why}'
+
 
 def all_passed(gates: list[Gate]) -> bool:
     "Promote only when every gate passed; raises `MlrefError` when none was run"

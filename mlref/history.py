@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['COMPARED_TAGS', 'LONG_TAGS', 'VersionRow', 'version_table', 'column_versions', 'alias_mismatch', 'VersionDifference',
-           'diff_versions', 'LineageStep', 'model_lineage', 'describe_version']
+           'diff_versions', 'LineageStep', 'model_lineage', 'shorten_note', 'describe_version']
 
 # %% ../nbs/14c_history.ipynb #a76a8ce2
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .arguments import format_count
 from .core import format_time
 from .gates import Gate
 from mlref.model_versions import (
@@ -175,7 +177,8 @@ def _view_steps(columns: dict[str, str]) -> list[LineageStep]:
     "The definitions behind the columns, and how many each makes"
     views = [view or 'unknown' for view in columns.values()]
     return [
-        LineageStep('view', f'{view}: {views.count(view)} columns') for view in sorted(set(views))
+        LineageStep('view', f'{view}: {format_count(views.count(view), "column")}')
+        for view in sorted(set(views))
     ]
 
 
@@ -240,6 +243,18 @@ def model_lineage(
         *[_promotion_step(row) for row in mine],
     ]
 
+# %% ../nbs/14c_history.ipynb #14c00002
+def shorten_note(
+    name: str,  # Of a tag, a parameter or a metric
+    value: str,  # As the registry keeps it
+) -> str:
+    "A value for a person: a minute as a time, 12 digits of a digest, 4 of a number"
+    if name == 'trained_until' and value.lstrip('-').isdigit():
+        return format_time(int(value))
+    if re.fullmatch('[0-9a-f]{64}', value):
+        return value[:12]
+    return f'{float(value):.4g}' if re.fullmatch(r'-?\d+\.\d{5,}', value) else value
+
 # %% ../nbs/14c_history.ipynb #13f2f19d
 LONG_TAGS = ('environment', 'files', 'gates')  # shown in parts instead
 
@@ -262,7 +277,7 @@ def describe_version(
     "A version for a person to read"
     card = read_attached(registry, version, 'card.md')
     rows = _noted(get_version(registry, version))
-    lines = [f'{name}: {value}' for name, value in rows.items()]
+    lines = [f'{name}: {shorten_note(name, value)}' for name, value in rows.items()]
     chain = model_lineage(registry, version)
     kinds = ('gate', 'approval', 'promotion', 'rollout')
     lines += [f'{step.kind}: {step.text}' for step in chain if step.kind in kinds]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
+from .arguments import format_count
 from .checks import CheckResult, DayTables, check_clock, select_readable
 from .consumer import Consumer, MessageBatch
 from mlref.contracts import (
@@ -168,7 +169,8 @@ def _unknown_rows(batch: CheckedBatch, commit: int, at: int | None) -> list[tupl
     of = len(batch.messages)
     rows: list[tuple[object, ...]] = []
     for name, count in sorted(batch.unknown.items()):
-        says = f'{count:,} of {of:,} messages have the field {name}, which no column keeps'
+        having = f'{count:,} of {format_count(of, "message")}'
+        says = f'{having} with the field {name}, which no column keeps'
         rows.append((commit, at, f'unknown field: {name}', 'warn', of, count, True, None, says))
     return rows
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from .arguments import MlrefError, check_number, check_type
+from .arguments import MlrefError, check_number, check_type, format_count
 from .calibration import CalibrationPolicy, trailing_calibration
 from .core import DAY, TrainingSet, format_time
 from .evaluate import Estimate, log_loss
@@ -104,7 +104,7 @@ def not_worse_than_champion(
     days = len(daily.day)
     if days < 3:
         value = float(daily.value.max(initial=margin))
-        why = f'{days} days judge, and an interval by days needs 3; judge by more days'
+        why = f'{format_count(days, "day")} to judge by, and an interval by days needs 3: take more'
         return Gate('not_worse_than_champion', False, value, margin, why)
     verdict = judge_refit(daily, margin, confidence)
     high = verdict.difference.high

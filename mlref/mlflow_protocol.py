@@ -60,7 +60,7 @@ def _find_columns(
     if missing:
         raise RequestError(
             422,
-            f'expected {len(names)} columns, {len(missing)} are missing, the first is {missing[0]}',
+            f'expected {len(names)} columns, {len(missing)} missing, the first is {missing[0]}',
         )
     if len(columns) == len(names):
         return [places[name] for name in names], ()
@@ -123,7 +123,7 @@ def _parse_records(records: list[Any], signature: Signature) -> MlflowRequest:
         if missing:
             raise RequestError(
                 422,
-                f'expected {len(names)} features in row {at}, {len(missing)} are missing, the first'
+                f'expected {len(names)} features in row {at}, {len(missing)} missing, the first'
                 f' is {missing[0]}; send null for a missing value',
             )
     others = dict.fromkeys(chain.from_iterable(records))

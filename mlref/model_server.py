@@ -44,7 +44,7 @@ from .prediction_cache import PredictionCache
 from .protocols import Limits, RequestError
 from .request_fields import ServedTask
 from .shared_scores import SecondLevel
-from .store_watch import StoreWatch, watch_store
+from .store_watch import StoreWatch, replay_samples, watch_store
 from .traces import RequestTraces
 from .variants import VariantMeters
 from .vectors import STATUS_NAMES, Vectors
@@ -418,14 +418,14 @@ def _room_left(server: ModelServer) -> str:
     if left < least:
         return (
             f'expected {least:,} bytes free on the disk of {log.folder}, {left:,} are left; make'
-            ' room, or trim with: mlref trim'
+            ' room, or trim with: mlref log trim'
         )
     info = log.env.info()
     used = info['last_pgno'] * log.env.stat()['psize']
     if info['map_size'] - used < least:
         return (
             f'expected {least:,} bytes left in the log {log.folder}, it is full at'
-            f' {info["map_size"]:,}; trim it with: mlref trim'
+            f' {info["map_size"]:,}; trim it with: mlref log trim'
         )
     return ''
 
@@ -540,7 +540,7 @@ def measure_store(
         clock = float(server.watch.clock)
         letters = server.watch.letters()
         values = (letters, server.store.lag(), clock, server.clock() // 60 - clock)
-        feeds = measure_feeds(server)
+        feeds = measure_feeds(server) | replay_samples(server.watch, name, server.clock())
     except Outage:  # what was counted is told nevertheless
         values = (math.nan,) * len(names)
         feeds = {}

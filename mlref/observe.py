@@ -130,12 +130,17 @@ _OF_WORK = {
     'mlref_score': Metric('histogram', 'Scores that were answered'),
     'mlref_cache_rows': Metric('counter', 'Rows looked up among remembered scores, by result'),
 }
-_OF_NOW = {
-    'mlref_model_info': Metric('gauge', 'The version that answers'),
+_OF_STORE = {
     'mlref_store_dead_letters': Metric('gauge', 'Messages that the feed has set aside'),
     'mlref_store_snapshot_lag': Metric('gauge', 'Commits since the oldest moment that is held'),
     'mlref_store_clock_minutes': Metric('gauge', 'Newest known time applied, minutes since 1970'),
     'mlref_store_lag_minutes': Metric('gauge', 'Minutes that this is behind the clock on the wall'),
+    'mlref_store_replay_end_seconds': Metric(
+        'gauge', 'When the replay in the store ended; only where nothing newer has arrived'
+    ),
+}
+_OF_NOW = {
+    'mlref_model_info': Metric('gauge', 'The version that answers'),
     'mlref_feed_lag_seconds': Metric('gauge', 'Newest event of a kind to the newest of all kinds'),
     'mlref_feed_lag_limit_seconds': Metric('gauge', 'What the task allows of that'),
     'mlref_cache_hit_rate': Metric('gauge', 'Share of entities whose score was remembered'),
@@ -182,7 +187,7 @@ _OF_MACHINE = {
     'mlref_gpu_memory_bytes': Metric('gauge', 'Memory of a GPU; kind: total, used'),
 }
 _TOLD = {**_OF_MODEL, **_OF_JUDGED, **_OF_PROCESSES, **_OF_MACHINE}
-METRIC_FAMILIES = {**_OF_REQUESTS, **_OF_WORK, **_OF_NOW, **_OF_VARIANTS, **_TOLD}
+METRIC_FAMILIES = {**_OF_REQUESTS, **_OF_WORK, **_OF_STORE, **_OF_NOW, **_OF_VARIANTS, **_TOLD}
 _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
 

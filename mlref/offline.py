@@ -289,7 +289,7 @@ def _cutoffs(requests: pl.DataFrame) -> np.ndarray:
     cutoff = requests['cutoff']
     missing = cutoff.null_count()
     if missing and cutoff.dtype != pl.Null:
-        raise MlrefError(f'expected cutoff in every request, {missing} are missing; leave them out')
+        raise MlrefError(f'expected cutoff in every request, {missing} missing; leave them out')
     zoned = isinstance(cutoff.dtype, pl.Datetime) and cutoff.dtype.time_zone
     if requests.height and not (zoned or cutoff.dtype.is_integer()):
         raise MlrefError(

@@ -360,7 +360,7 @@ def _check_named(inputs: list[_Input], signature: Signature) -> None:
     if missing:
         raise RequestError(
             422,
-            f'expected {len(signature.names)} features, {len(missing)} are missing, the first is'
+            f'expected {len(signature.names)} features, {len(missing)} missing, the first is'
             f' {missing[0]}',
         )
     rows = {each.shape[0] for each in inputs}

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/24a_report.ipynb #d1000006
+from .arguments import format_count
 from .core import MlrefError, format_time, write_bytes
 from .duckdb_files import connect_duckdb
 from .edges import explain_errors, read_json_object
 from .markup import Html, html_element, html_section, html_table
+from .model_health import explain_alarm_name
 from .pipeline import PipelineRun, changed_parameters
 from .results import format_number, read_results
 from .task import load_task
@@ -146,10 +148,11 @@ def _explain_alarm(name: str, found: Any) -> str:
     if 'statistic' in found:  # of a rule that was fixed beforehand
         stands = f'its detector stands at {found["statistic"]:.3g}'
         rings = f'rings from {found["limit"]:.3g}'
-        return f'{name}: {stands} and {rings}{_explain_shifts(found)}'
+        said = explain_alarm_name(name)
+        return f'{said}: {stands} and {rings}{_explain_shifts(found)}'
     limits = _format_limits(found.get('low'), found.get('high'))
-    value = f'{name} is {found["value"]:.3g}, limits: {limits}'
-    return f'{value}, out on {found["out"]} days{_explain_shifts(found)}'
+    value = f'{explain_alarm_name(name)}: {found["value"]:.3g}, limits: {limits}'
+    return f'{value}, out on {format_count(found["out"], "day")}{_explain_shifts(found)}'
 
 
 def _explain_refusal(why: str) -> str:
@@ -178,8 +181,9 @@ def explain_decision(
     if action == 'promote':
         said = ('better_than_champion', 'approved')
         gain = [f'; {gate["why"]}' for gate in gates if gate['name'] in said]
-        return what, f'all {len(gates)} gates passed{"".join(gain)}'
-    return what, 'the champion is old' if why == 'age' else why
+        return what, f'all {format_count(len(gates), "gate")} passed{"".join(gain)}'
+    due = why.removeprefix('alarms: ').split(', ')
+    return what, 'the champion is old' if why == 'age' else ', '.join(map(explain_alarm_name, due))
 
 # %% ../nbs/24a_report.ipynb #d1000121
 def decisions_section(
@@ -381,15 +385,11 @@ EXPLANATIONS = (
     (
         'AUC',
         'how often a case that happened was scored above one that did not; .5 is chance, 1 is'
-        ' perfect. Estimated: from the scores alone, before any label is known. Realised: once the'
-        ' labels have come.',
+        ' perfect. Estimated: from the scores alone, before any label is known.',
     ),
-    (
-        'gap',
-        'mean score less the share that came true; 0 is right, above it the model exaggerates.',
-    ),
+    ('too high, too low', 'mean score less the share that came true; 0 is right.'),
     ('share missing', 'of the rows of a day, those in which an input had no value.'),
-    ('model', 'which version served; its first digits.'),
+    ('version', 'which version of the model served; its first digits.'),
 )
 
 

@@ -20,6 +20,7 @@ from mlref.arguments import (
     check_fields,
     check_number,
     check_type,
+    format_count,
 )
 from .core import DAY, check_minute, format_time
 from .edges import parse_json
@@ -174,15 +175,16 @@ class RolloutDecision:
 def _show_difference(evidence: RolloutEvidence) -> str:
     value, low, high = evidence.difference
     if low == -inf:
-        return f'no interval yet from {evidence.mature_days} mature days'
-    return f'loss {value:+.4f} [{low:+.4f}, {high:+.4f}] over {evidence.mature_days} days'
+        return f'no interval yet from {format_count(evidence.mature_days, "mature day")}'
+    days = format_count(evidence.mature_days, 'day')
+    return f'loss {value:+.4f} [{low:+.4f}, {high:+.4f}] over {days}'
 
 
 def _why_wait(rollout: Rollout, evidence: RolloutEvidence) -> str:
     "What a step still lacks; '' = nothing"
     step = rollout.policy.steps[rollout.step]
     if evidence.requests < step.requests:
-        return f'{evidence.requests} of {step.requests} requests at this step'
+        return f'{evidence.requests} of {format_count(step.requests, "request")} at this step'
     if evidence.now < rollout.since + step.minutes:
         return f'this step lasts until {format_time(rollout.since + step.minutes)}'
     return ''
@@ -201,7 +203,9 @@ def decide_rollout(
     if evidence.difference.low > 0:
         return RolloutDecision('roll back', f'credibly worse: {said}')
     if evidence.now >= rollout.started + policy.max_days * DAY:
-        return RolloutDecision('roll back', f'undecided after {policy.max_days} days: {said}')
+        return RolloutDecision(
+            'roll back', f'undecided after {format_count(policy.max_days, "day")}: {said}'
+        )
     waits = _why_wait(rollout, evidence)
     if waits:
         return RolloutDecision('hold', waits)

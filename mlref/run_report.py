@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOT_BY_CHAMPION', 'LOST_MESSAGES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'MARKS', 'LABELS', 'LABEL_GAP',
-           'LABEL_LENGTH', 'Count', 'data_counts', 'prediction_counts', 'decision_counts', 'RunNumber',
-           'calibrate_by_day', 'score_numbers', 'summarize_run', 'table_digests', 'worst_inputs', 'label_decision',
-           'smoothing_days', 'spread_labels', 'plot_run']
+           'LABEL_LENGTH', 'MOST_TOLD', 'TITLES', 'Count', 'data_counts', 'prediction_counts', 'decision_counts',
+           'RunNumber', 'calibrate_by_day', 'score_numbers', 'summarize_run', 'table_digests', 'worst_inputs',
+           'label_decision', 'smoothing_days', 'spread_labels', 'plot_run']
 
 # %% ../nbs/22e_run_report.ipynb #117aef62
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from textwrap import fill
 from typing import Any
 
@@ -30,6 +31,7 @@ from mlref.evaluate import (
     percentile_interval,
 )
 from .lake import Lake
+from .model_health import explain_alarm_name
 from .schema import EventSchema
 from .task import Task
 from .workspace import TOPIC
@@ -198,20 +200,21 @@ def table_digests(
 
 # %% ../nbs/22e_run_report.ipynb #84b34daf
 BLUE, ORANGE, GREEN, RED, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#666666'
-MARKS = {
+MARKS = {  # decision -> colour, dashes of its line, name of its row in the plot
     'alarm': (ORANGE, '-.', 'alarm'),
-    'refuse': (RED, '--', 'challenger refused'),
     'trial': (GREEN, ':', 'candidate tried'),
-    'wait': (BLUE, ':', 'a person is asked'),
+    'wait': (BLUE, ':', 'person asked'),
+    'refuse': (RED, '--', 'challenger refused'),
     'promote': (GREEN, '-', 'model promoted'),
 }
 LABELS = {
-    'auc': 'AUC, realised',
-    'auc_estimated': 'AUC, estimated without labels',
+    'auc': 'measured, once labels are known',
+    'auc_estimated': 'estimated, before there are labels',
     'gap': 'mean score less share of positives',
 }
-LABEL_GAP = 0.021  # of the plot's width: two labels side by side can be read
-LABEL_LENGTH = 60  # characters
+LABEL_GAP = 0.022  # of the plot's width: two numbered marks side by side do not touch
+LABEL_LENGTH = 52  # characters, of a line below the plot
+MOST_TOLD = 20  # decisions that are named below the plot
 
 
 def worst_inputs(
@@ -231,13 +234,15 @@ def label_decision(
     "A decision and its reason in a few words"
     if action == 'alarm':
         first, *others = why.split(', ')
-        return f'alarm: {first} and {len(others)} more' if others else f'alarm: {first}'
+        said = f'alarm: {explain_alarm_name(first)}'
+        return f'{said}, and {len(others)} more' if others else said
     if action == 'refuse':
-        return f'refused: failed {why.split(":")[0]}'
+        gate = why.split(':')[0].replace('_', ' ')
+        return f'refused, not shown: {gate}'
     if action == 'trial':
-        return 'tried beside the champion'
+        return 'candidate tried beside the champion'
     if action == 'wait':
-        return 'waits for approval'
+        return 'a person is asked'
     return 'first model' if why == 'bootstrap' else 'promoted'
 
 # %% ../nbs/22e_run_report.ipynb #74b1757d
@@ -266,16 +271,20 @@ def _plot_measure(axes: Any, metrics: pl.DataFrame, name: str, colour: str, smoo
 
 def _mark_decisions(axes: Any, decisions: pl.DataFrame) -> None:
     for at, action in decisions.select('decided_at', 'action').iter_rows():
-        if action in MARKS:
-            colour, dashes, _ = MARKS[action]
-            axes.axvline(np.datetime64(at, 'm'), color=colour, ls=dashes, lw=1.2)
+        colour, dashes, _ = MARKS[action]
+        axes.axvline(np.datetime64(at, 'm'), color=colour, ls=dashes, lw=1)
 
 # %% ../nbs/22e_run_report.ipynb #74b1757c
-def _named_decisions(decisions: pl.DataFrame) -> pl.DataFrame:
-    "Those with a name in the plot: a trial that ended in a promotion is named by that"
+def _shown_decisions(decisions: pl.DataFrame) -> pl.DataFrame:
+    "Those in the plot, oldest first: a trial that ended in a promotion is shown as that"
     shown = decisions.filter(pl.col('action').is_in(list(MARKS))).sort('decided_at')
     ended = (pl.col('action') == 'trial') & (pl.col('action').shift(-1) == 'promote')
-    return shown.filter(~ended)
+    return shown.filter(~ended.fill_null(False))
+
+
+def _told_decisions(shown: pl.DataFrame) -> pl.DataFrame:
+    "Those that have a number in the plot and a line below it: promotions say all by themselves"
+    return shown.filter(pl.col('action') != 'promote').with_row_index('number', 1)
 
 # %% ../nbs/22e_run_report.ipynb #74b1757e
 def spread_labels(
@@ -288,18 +297,50 @@ def spread_labels(
         found.append(max(place, found[-1] + gap) if found else place)
     return found
 
-
-def _name_decisions(axes: Any, decisions: pl.DataFrame) -> None:
-    style = {'rotation': 35, 'rotation_mode': 'anchor', 'fontsize': 6.5, 'parse_math': False}
-    place = axes.get_xaxis_transform()
-    shown = _named_decisions(decisions)
+# %% ../nbs/22e_run_report.ipynb #74b17580
+def _draw_row(axes: Any, row: int, rows: pl.DataFrame, action: str) -> None:
+    "The decisions of one kind: a disc with its number for each, or a triangle for a promotion"
+    at = [minute / DAY for minute in rows['decided_at']]
+    style = {'color': MARKS[action][0], 'ls': '', 'clip_on': False}
+    if 'number' not in rows.columns:
+        axes.plot(at, [row] * len(at), marker='^', ms=7, **style)
+        return
     left, right = axes.get_xlim()  # days
-    minutes = shown['decided_at'].to_list()
-    stands = spread_labels([at / DAY for at in minutes], (right - left) * LABEL_GAP)
-    rows = zip(stands, shown['action'], shown['why'], strict=True)
-    for stand, action, why in rows:
-        label = ' '.join(label_decision(action, why).split())
-        axes.text(stand, 1.02, label[:LABEL_LENGTH], transform=place, **style)
+    at = spread_labels(at, min(LABEL_GAP, 0.9 / len(at)) * (right - left))
+    axes.plot(at, [row] * len(at), marker='o', ms=11, **style)
+    for place, number in zip(at, rows['number'], strict=True):
+        middle = {'ha': 'center', 'va': 'center_baseline', 'color': 'white'}
+        axes.text(place, row, str(number), fontsize=7, weight='bold', **middle)
+
+# %% ../nbs/22e_run_report.ipynb #74b17582
+def _draw_decisions(axes: Any, shown: pl.DataFrame) -> None:
+    "A row of marks for each kind of decision that was taken"
+    taken = [action for action in MARKS if action in shown['action']]
+    told = _told_decisions(shown)
+    for row, action in enumerate(taken):
+        rows = shown if action == 'promote' else told
+        _draw_row(axes, row, rows.filter(action=action), action)
+    axes.set_yticks(range(len(taken)), [MARKS[action][2] for action in taken], fontsize=7)
+    axes.set_ylim(max(len(taken), 1) - 0.4, -0.6)
+
+# %% ../nbs/22e_run_report.ipynb #74b1757f
+def _tell_decisions(axes: Any, told: pl.DataFrame) -> None:
+    "What the numbered decisions were, in two columns"
+    axes.axis('off')
+    rows = told.head(MOST_TOLD).select('number', 'decided_at', 'action', 'why')
+    lines = []
+    for number, at, action, why in rows.iter_rows():
+        day = datetime.fromtimestamp(60 * at, UTC)
+        label = ' '.join(label_decision(action, why).split())[:LABEL_LENGTH]
+        lines.append((f'{number}', f'{day.day} {day:%b}: {label}'))
+    if len(told) > MOST_TOLD:
+        lines[-1] = ('', f'and {len(told) - MOST_TOLD + 1} more, in the report')
+    half = max((len(lines) + 1) // 2, 1)
+    for place, (number, line) in enumerate(lines):
+        column, row = divmod(place, half)
+        style = {'y': 1 - (row + 0.5) / half, 'fontsize': 8, 'va': 'center'}
+        axes.text(0.58 * column + 0.015, s=number, ha='right', weight='bold', **style)
+        axes.text(0.58 * column + 0.03, s=line, **style)
 
 # %% ../nbs/22e_run_report.ipynb #e32799dd
 def _plot_models(axes: Any, metrics: pl.DataFrame) -> None:
@@ -309,21 +350,16 @@ def _plot_models(axes: Any, metrics: pl.DataFrame) -> None:
         begin, end = _to_date([first, last + 1])
         axes.axvspan(begin, end, color=GREY, alpha=0.15 + 0.2 * (place % 2), lw=0)
         axes.text(begin, 0.5, f' {version[:6]}', va='center', fontsize=7, clip_on=True)
-    axes.set(yticks=[], ylabel='model')
+    axes.set(yticks=[])
 
 
-def _explain_marks(figure: Any, smoothing: int, actions: Collection[str]) -> None:
+def _explain_lines(figure: Any, smoothing: int) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=GREY, marker='.', ls='', label='one day'),
-        Line2D([], [], color=GREY, label=f'mean of {smoothing} days'),
-        Line2D([], [], color=GREY, ls=(0, (1, 2)), label='limit learnt from earlier days'),
-    ]
-    for action, (colour, dashes, text) in MARKS.items():
-        if action in actions:  # what did not happen needs no explanation
-            handles.append(Line2D([], [], color=colour, ls=dashes, label=text))
-    figure.legend(handles=handles, loc='outside lower center', ncols=6, fontsize=7)
+    day = Line2D([], [], color=GREY, marker='.', ls='', label='one day')
+    mean = Line2D([], [], color=GREY, label=f'mean of {smoothing} days')
+    limit = Line2D([], [], color=GREY, ls=(0, (1, 2)), label='limit, learnt from earlier days')
+    figure.legend(handles=[day, mean, limit], loc='outside lower center', ncols=4, fontsize=7)
 
 # %% ../nbs/22e_run_report.ipynb #7f7e19e5
 def plot_run(
@@ -338,30 +374,55 @@ def plot_run(
         return _draw_run(metrics, decisions)
 
 # %% ../nbs/22e_run_report.ipynb #7f7e19e6
-def _draw_run(metrics: pl.DataFrame, decisions: pl.DataFrame) -> Any:
+TITLES = (
+    'What was decided',
+    'Do positives get higher scores than negatives?  AUC: .5 is chance, 1 is perfect',
+    'Are scores too high or too low?  0 is right',
+    'Are the inputs there?  share missing, of the two that were out of their limits most often',
+    'Which version of the model scored',
+)
+
+
+def _plot_measures(axes: Sequence[Any], metrics: pl.DataFrame, shown: pl.DataFrame) -> None:
+    "The three panels of measures, with a line for each decision"
+    beside = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5), 'frameon': False, 'fontsize': 7}
+    groups = (('auc', 'auc_estimated'), ('gap',), worst_inputs(metrics))
+    for ax, names in zip(axes, groups, strict=True):
+        for name, colour in zip(names, (BLUE, ORANGE), strict=False):
+            _plot_measure(ax, metrics, name, colour, smoothing_days(metrics))
+        _mark_decisions(ax, shown)
+        ax.tick_params('y', labelsize=8)
+        if names:
+            ax.legend(**beside)  # not on the days
+    axes[1].axhline(0, color=GREY, lw=0.6)
+
+# %% ../nbs/22e_run_report.ipynb #7f7e19e7
+def _panels(shown: pl.DataFrame) -> tuple[Any, Sequence[Any]]:
+    "A figure as tall as its decisions need, and its panels: the days are those of the fifth"
     import matplotlib.pyplot as plt
+
+    lines = (min(len(_told_decisions(shown)), MOST_TOLD) + 1) // 2
+    heights = [0.22 * shown['action'].n_unique() + 0.1, 1.9, 1.6, 1.3, 0.3, 0.2 * lines + 0.1]
+    size = {'figsize': (9.5, sum(heights) + 2.2), 'gridspec_kw': {'height_ratios': heights}}
+    figure, axes = plt.subplots(6, 1, layout='constrained', **size)
+    for ax, title in zip(axes, TITLES, strict=False):
+        ax.set_title(title, loc='left', fontsize=8.5, weight='bold')
+    for ax in axes[:4]:
+        ax.sharex(axes[4])
+        ax.tick_params('x', labelbottom=False)
+    return figure, axes
+
+# %% ../nbs/22e_run_report.ipynb #7f7e19e9
+def _draw_run(metrics: pl.DataFrame, decisions: pl.DataFrame) -> Any:
     from matplotlib.dates import ConciseDateFormatter
 
-    groups = {
-        'AUC (.5 is chance)': ('auc', 'auc_estimated'),
-        'gap (0 is right)': ('gap',),
-        'share missing': worst_inputs(metrics),
-    }
-    heights = {'height_ratios': [3, 3, 2, 0.5]}
-    figure, axes = plt.subplots(
-        4, 1, figsize=(9.5, 7), sharex=True, layout='constrained', gridspec_kw=heights
-    )
-    smoothing = smoothing_days(metrics)
-    beside = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5), 'frameon': False, 'fontsize': 7}
-    for ax, (label, names) in zip(axes, groups.items(), strict=False):
-        for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-            _plot_measure(ax, metrics, name, colour, smoothing)
-        _mark_decisions(ax, decisions)
-        ax.set_ylabel(label)
-        ax.legend(**beside)  # not on the days
-    axes[1].axhline(0, color=GREY, lw=0.6)
-    _name_decisions(axes[0], decisions)
-    _plot_models(axes[3], metrics)
-    _explain_marks(figure, smoothing, decisions['action'].unique().to_list())
-    axes[3].xaxis.set_major_formatter(ConciseDateFormatter(axes[3].xaxis.get_major_locator()))
+    shown = _shown_decisions(decisions)
+    figure, axes = _panels(shown)
+    _plot_measures(axes[1:4], metrics, shown)
+    _plot_models(axes[4], metrics)
+    _draw_decisions(axes[0], shown)
+    _tell_decisions(axes[5], _told_decisions(shown))
+    _explain_lines(figure, smoothing_days(metrics))
+    axes[4].tick_params('x', labelsize=8)
+    axes[4].xaxis.set_major_formatter(ConciseDateFormatter(axes[4].xaxis.get_major_locator()))
     return figure

@@ -57,7 +57,7 @@ def _check_sums(
         )
     if values.null_count():
         raise MlrefError(
-            f'{who} in every row, {values.null_count()} are missing; leave them out or fill them'
+            f'{who} in every row, {values.null_count()} missing; leave them out or fill them'
         )
     if values.cast(pl.Float64).abs().sum() >= LARGEST_SUM:
         raise MlrefError(

@@ -83,11 +83,12 @@ def sum_buckets(
     return Buckets(tuple(edges[:-1]), counts, total)
 
 # %% ../nbs/15m_status.ipynb #8cdc564f
-AlarmState = Literal['on', 'off', 'no data', 'elsewhere']
+AlarmState = Literal['on', 'off', 'replay', 'no data', 'elsewhere']
 _TERM = re.compile(
     r'(?:max by \(model\) \()?(?P<age>time\(\) - )?(?P<metric>mlref_\w+)'
     r'(?:\{(?P<label>\w+)=~"(?P<values>[^"]*)"\})?\)?'
     r' (?P<sign>>|!=) (?P<limit>[\w.+-]+)'
+    r'(?: unless on \(model\) (?P<but>mlref_\w+))?'  # a model with this gauge is not judged
 )
 
 
@@ -129,7 +130,8 @@ def _judge_samples(
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> list[tuple[Sample, bool]]:
     "The samples that a rule is about, and whether its condition holds for each"
-    terms = _read_terms(rule.expr)
+    told = {each.metric for each in samples}
+    terms = [term for term in _read_terms(rule.expr) if term['but'] not in told]
     found = []
     for each in samples:
         for term in terms:
@@ -141,13 +143,17 @@ def _judge_samples(
 # %% ../nbs/15m_status.ipynb #bd77c759
 def _alarm_state(
     rule: AlertRule,
+    samples: Sequence[Sample],  # Of one model
     judged: Sequence[tuple[Sample, bool]],  # From `_judge_samples`
 ) -> AlarmState:
-    if not _read_terms(rule.expr):
+    terms = _read_terms(rule.expr)
+    if not terms:
         return 'elsewhere'
-    if not judged:
-        return 'no data'
-    return 'on' if any(holds for _, holds in judged) else 'off'
+    if any(holds for _, holds in judged):
+        return 'on'
+    if {term['but'] for term in terms} & {each.metric for each in samples}:
+        return 'replay'
+    return 'off' if judged else 'no data'
 
 
 def judge_rule(
@@ -156,7 +162,8 @@ def judge_rule(
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> AlarmState:
     "Whether the condition of a rule holds at this instant, as far as gauges say it"
-    return _alarm_state(rule, _judge_samples(rule, list(samples), now))
+    listed = list(samples)
+    return _alarm_state(rule, listed, _judge_samples(rule, listed, now))
 
 # %% ../nbs/15m_status.ipynb #d2a36701
 _PLACE = re.compile(r'\{\{ \$labels\.(\w+) \}\}')
@@ -197,7 +204,7 @@ def _judge_alarm(rule: AlertRule, samples: Sequence[Sample], model: str, now: fl
     return Alarm(
         name=rule.alert,
         severity=rule.severity,
-        state=_alarm_state(rule, judged),
+        state=_alarm_state(rule, samples, judged),
         says=fill_summary(rule.summary, held, model),
         wait=rule.wait,
     )
@@ -267,6 +274,7 @@ class ModelStatus:
     clock: float | None  # Newest fact in the store, seconds since 1970; None = not known
     calibrated: float | None  # When the calibration was fitted, seconds since 1970
     feeds: Mapping[str, FeedStatus]  # Kind of event -> its feed; empty = not known
+    replay_end: float | None = None  # Of the replay in the store, seconds since 1970; None = live
 
 
 @dataclass(frozen=True)
@@ -338,6 +346,7 @@ def describe_model(
         clock=clock or None,  # 0 = nothing was applied yet
         calibrated=_known(own, 'mlref_calibration_timestamp_seconds'),
         feeds=_describe_feeds(own),
+        replay_end=_known(own, 'mlref_store_replay_end_seconds'),
     )
 
 # %% ../nbs/15m_status.ipynb #99191e94

@@ -87,9 +87,16 @@ function flow(model) {
   return found ? (total(model.work.answers) - total(found[1].answers)) / found[2] : null;
 }
 
+function replayed(model) {
+  const end = model.replay_end;
+  return end === null ? '' : ` The store holds a replay that ended ${date(end)} UTC: that it is ` +
+    'old is no alarm, until something newer arrives.';
+}
+
 function sentence(model) {
   const n = total(model.work.answers), on = ringing(model), [quick, when] = recent(model);
-  const alarms = on.length ? ` Alarms on: ${on.map(each => each.name).join(', ')}.` : '';
+  const alarms = (on.length ? ` Alarms on: ${on.map(each => each.name).join(', ')}.` : '') +
+    replayed(model);
   if (!n) return `No request for ${nameOf(model)} yet: the first one shows here.` + alarms;
   const bad = failed(model.work.answers);
   const speed = quick.edges.length ? ` Half within ${time(quantile(0.5, quick), quick.edges)}, ` +
@@ -107,6 +114,14 @@ function tile(id, name, value, more, kind = '') {
     element('span', { class: 'soft' }, more));
 }
 
+function newest(model, status) {
+  const { clock } = model;
+  if (clock === null) return tile('newest', 'Newest fact', none, 'not known');
+  return model.replay_end === null
+    ? tile('newest', 'Newest fact', age(status.at - clock), `${date(clock)} UTC`)
+    : tile('newest', 'Newest fact', 'replay', `${date(clock)} UTC, as the replay left it`);
+}
+
 function tiles(model, status) {
   const [quick, when] = recent(model), { answers } = model.work;
   const n = total(answers), bad = failed(answers);
@@ -121,8 +136,7 @@ function tiles(model, status) {
     tile('most', '99 % within', estimate(0.99), `estimate, ${when}`),
     tile('remembered', 'Remembered', share(known, kept),
       kept ? 'of looked-up scores' : 'no score looked up'),
-    tile('newest', 'Newest fact', model.clock === null ? none : age(status.at - model.clock),
-      model.clock === null ? 'not known' : `${date(model.clock)} UTC`),
+    newest(model, status),
     tile('ringing', 'Alarms on', count(ringing(model).length), `${pages} would wake somebody`,
       pages ? 'bad' : ''));
 }
@@ -179,18 +193,20 @@ function versions(model) {
     : nothing('Nothing is tried out: the champion answers everybody.'));
 }
 
-const signs = { on: '■ on', off: '○ off', 'no data': '– no data' };
+const signs = { on: '■ on', off: '○ off', replay: '– replay', 'no data': '– no data' };
 
 function alarms(model) {
   const known = model.alarms.filter(each => each.state !== 'elsewhere');
-  const order = ['on', 'off', 'no data'];
+  const order = ['on', 'off', 'replay', 'no data'];
   known.sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state));
   const other = model.alarms.filter(each => each.state === 'elsewhere').map(each => each.name);
   const rows = known.map(each => [marked(each.state === 'on' ? 'bad' : 'soft', signs[each.state]),
     element('td', {}, each.name, element('small', {}, each.severity)), each.says]);
-  return card('alarms', 'Alarms', table(['State', 'Rule', 'Says'], rows),
+  return card('alarms', 'Alarms', table(['State', 'Rule', 'When on, it says'], rows),
     nothing('On = the condition holds now; Prometheus tells somebody once it has held for ' +
       `${[...new Set(known.map(each => each.wait))].join(' or ')}.`),
+    model.replay_end === null ? null : nothing('Replay = not judged: the store ' +
+      'holds events of the past, nothing newer has arrived, and nothing is to come.'),
     nothing(`Need Prometheus (a history, or an eye outside): ${other.join(', ')}.`));
 }
 
@@ -224,8 +240,9 @@ function compare(value, low, high, write) {
 function health(model, status) {
   const said = model.facts.health, title = 'Model health';
   const rules = said === null ? [] : said.alarms.map(ruleName);
+  const when = at => model.replay_end === null ? `${age(status.at - at)} ago` : `${date(at)} UTC`;
   const fitted = ['Calibration fitted', model.calibrated === null ? none
-    : `${age(status.at - model.calibrated)} ago`, ''];
+    : when(model.calibrated), ''];
   if (said === null) {
     return card('health', title, table(['Measure', 'Now', 'Limits'], [fitted]),
       nothing('The monitor has written nothing yet; the daily loop does.'));
@@ -240,7 +257,7 @@ function health(model, status) {
     ['Drifted features', said.drifted.length ? said.drifted.join(', ') : 'none', ''],
     ['Alarms of the monitor', rules.length ? marked('bad', rules.join(', ')) : 'none',
       ''],
-    ['Measured', `${age(status.at - 60 * said.measured_at)} ago`, ''], fitted];
+    ['Measured', when(60 * said.measured_at), ''], fitted];
   const judged = said.judged_end === null ? 'No day has been judged yet: labels come late.'
     : `Judged day ends ${date(60 * said.judged_end)} UTC, ${count(said.rows)} labels.`;
   return card('health', title, table(['Measure', 'Now', 'Limits'], rows), nothing(judged));

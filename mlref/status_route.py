@@ -6,6 +6,7 @@
 __all__ = ['describe_versions', 'read_server_status', 'show_status', 'show_page']
 
 # %% ../nbs/16gac_status_route.ipynb #f3bb7261
+from dataclasses import replace
 from typing import Any
 
 # %% ../nbs/16gac_status_route.ipynb #fd32b202
@@ -15,7 +16,7 @@ import msgspec
 from . import __version__
 from .alert_rules import PrometheusRule, ServingObjective, serving_rules
 from .core import MlrefError
-from .model_health import ModelHealth, decode_health
+from .model_health import ModelHealth, decode_health, explain_alarm_name
 from .model_server import ModelServer, find_troubles, measure_store
 from .observe import add_samples
 from .process_metrics import measure_processes
@@ -57,11 +58,14 @@ def describe_versions(server: ModelServer) -> tuple[VersionStatus, ...]:
 def _read_health(server: ModelServer) -> ModelHealth | None:
     try:
         note = server.watch.health()
-        return None if note is None else decode_health(note)
+        health = None if note is None else decode_health(note)
     except MlrefError:  # `MonitorSilent` and readiness say it
         return None
+    if health is None:
+        return None
+    return replace(health, alarms=tuple(map(explain_alarm_name, health.alarms)))
 
-
+# %% ../nbs/16gac_status_route.ipynb #836a8475
 async def read_server_status(
     servers: tuple[ModelServer, ...],
     rules: tuple[PrometheusRule, ...],  # Of `mlref observe`

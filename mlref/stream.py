@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_LATENESS', 'POISON', 'fingerprint_events', 'Deduplicated', 'deduplicate', 'late_events', 'store_position',
-           'StreamCounts', 'apply_batch', 'apply_log', 'list_dead_letters', 'replay_dead_letters', 'deliver_log']
+           'StreamCounts', 'apply_batch', 'apply_log', 'list_dead_letters', 'replay_dead_letters', 'apply_released',
+           'deliver_log']
 
 # %% ../nbs/09_stream.ipynb #31cf3d17
 import json
@@ -214,6 +215,16 @@ def _prepare_messages(
     count = end - start
     if count < len(batch.messages):
         good = good.filter(pl.col('_i').is_between(start, end - 1))
+    return _prepare_events(store, good, schema, count)
+
+
+def _prepare_events(
+    store: FedStore,
+    good: pl.DataFrame,  # Wide events in order of arrival, with `_i`
+    schema: EventSchema,
+    count: int,  # Of the messages that they were among
+) -> _Applied:
+    "What follows from the events of some messages"
     late = late_events(store, good)
     found = deduplicate(store, good.filter(~late), schema)
     too_late = int(late.sum())
@@ -368,6 +379,32 @@ def _follow_lake(
         counts += apply_batch(store, held, lake.schema, topic, after, policy)
     return counts
 
+# %% ../nbs/09_stream.ipynb #09092030
+def _released_events(lake: Lake) -> pl.DataFrame:
+    "Wide events that were let in to a lake behind the others, with `_i`, in order of arrival"
+    if not lake.sql('select count(*) from released').item():
+        return pl.DataFrame()
+    columns = ', '.join(lake.schema.columns)
+    found = lake.sql(
+        f'select {columns} from events where commit_id in (select commit_id from released)'
+        ' order by commit_id, topic, part, off'
+    )
+    return found.cast(pl.Schema(lake.schema.columns)).with_row_index('_i')
+
+
+def apply_released(
+    store: FedStore,  # Opened for writing
+    lake: Lake,  # Fed from the same log
+) -> int:  # Events that are new in the store
+    "Apply what a mended contract let in to the lake; again is harmless"
+    events = _released_events(lake)
+    if not events.height:
+        return 0
+    applied = _prepare_events(store, events, lake.schema, events.height)
+    if applied.counts.applied:
+        store.write(applied.records)
+    return applied.counts.applied
+
 # %% ../nbs/09_stream.ipynb #09090012
 def deliver_log(
     lake: Lake,  # An open lake
@@ -381,12 +418,13 @@ def deliver_log(
     "Take what waits in the log into the lake and the store; safe to kill and to run again"
     position = read_position(lake, topic)
     check_position(log, topic, position)
+    released = apply_released(store, lake)
+    counts = StreamCounts(messages=released, applied=released)
     if position.offset != store.position():
         ingest(lake, log, topic, rules, batch)
         rules = _lake_clock(lake, rules)
         waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
-        return _follow_lake(lake, store, topic, waiting, policy)
-    counts = StreamCounts()
+        return counts + _follow_lake(lake, store, topic, waiting, policy)
     for checked, after in _read_batches(store, log, topic, lake.schema, rules, batch):
         commit_batch(lake, checked, topic, after)
         counts += apply_batch(store, checked, lake.schema, topic, after, policy)

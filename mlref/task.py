@@ -237,6 +237,8 @@ def load_task(
     try:
         found = getattr(importlib.import_module(module), attribute)
         task = found(*given) if callable(found) else found
+    except MlrefError:  # of the function that makes it: it says what is wrong
+        raise
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise MlrefError(
             f"expected a task at {address!r}, as 'package.module:attribute' of a Task or of a"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .arguments import format_count
 from .calibration import CalibrationPolicy, trailing_calibration
 from .challenger import Challenger, past_rows, register_challenger
 from .core import DAY, Calendar, mature_by
@@ -66,7 +67,7 @@ def follow_gates(
     if not terms:
         return verdict(gates, evidence, day, calendar, policy.approval)
     whys = {
-        'agreement': f'all gates passed, shadowed for {policy.shadow_days} days',
+        'agreement': f'all gates passed, shadowed for {format_count(policy.shadow_days, "day")}',
         'superiority': 'neither credibly better nor worse, tried day by day',
     }
     known = {**evidence, 'gates': [asdict(gate) for gate in gates], 'terms': terms}
@@ -165,7 +166,8 @@ def answer_gates(
     asked = pairs.height
     valid = int(pairs['candidate'].is_between(0, 1).sum())  # NaN lies beyond every number
     days = pairs['day'].n_unique()
-    why = f'{answered} of {asked} requests of {days} days scored{error and f", {error}"}'
+    of = format_count(days, 'day')
+    why = f'{answered} of {asked} requests of {of} scored{error and f", {error}"}'
     odd = answered - valid
     return [
         Gate('answers_all', answered == asked, asked - answered, 0, why),
@@ -235,7 +237,7 @@ def judge_superiority(
     over = lived > policy.patience + wait
     days = len(daily.value)
     if not days:
-        why = f'none of {lived} days has labels'
+        why = f'no labels yet of {format_count(lived, "day")}'
         gate = Gate('better_day_by_day', False, 0.0, 0.0, why)
         return TrialVerdict('refuse' if over else 'go on', [gate])
     found = judge_change(daily, policy)

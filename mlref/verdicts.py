@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from .arguments import MlrefError, check_array, check_number
+from .arguments import MlrefError, check_array, check_number, format_count
 from .confidence import mean_sequence
 from .evaluate import Estimate, auc, check_scores
 from mlref.intervals import (
@@ -51,7 +51,9 @@ class Verdict:
         "The verdict in a sentence, for a person"
         value, low, high = self.difference
         found = f'log-loss less that of the champion {value:+.5f} [{low:+.5f}, {high:+.5f}]'
-        wanted = f'must lie below {self.limit:+.4f}; {self.method}, {self.days} days'
+        wanted = (
+            f'must lie below {self.limit:+.4f}; {self.method}, {format_count(self.days, "day")}'
+        )
         shows = f'{self.limit - self.detectable:+.4f} in 4 of 5 cases'
         said = f'{_SAID[self.kind]}: {found}, {wanted}'
         return f'{said}, which show a true difference of {shows}'

@@ -22,7 +22,7 @@ from mlref.approval import (
     ask_approval,
     read_approvals,
 )
-from .arguments import check_choice
+from .arguments import check_choice, format_count
 from .core import DAY
 from .gates import Gate
 from .lake import Lake, insert_rows
@@ -126,10 +126,10 @@ def _stop_waiting(
     if approval.status != 'waits' or not over:
         return asked
     if silence == 'promote':
-        why = f'nobody objected in {approval.days} days'
+        why = f'nobody objected in {format_count(approval.days, "day")}'
         answer = ApprovalAnswer('approved', last, LOOP, why)
     else:
-        why = f'nobody answered in {approval.days} days'
+        why = f'nobody answered in {format_count(approval.days, "day")}'
         answer = ApprovalAnswer('expired', now, LOOP, why)
     return answer_approval(workspace.registry, approval.version, answer)
 

@@ -185,7 +185,7 @@ CASES = {
         '20m',
         '25m',
         MODEL,
-        'late has set events aside',
+        'late has set events aside: mlref dead-letters list',
     ),
 }
 

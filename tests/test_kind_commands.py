@@ -22,7 +22,7 @@ from mlref.cli_rollout import RolloutPlace
 from mlref.core import parse_time, wall_clock
 from mlref.edges import LIBRARIES
 from mlref.registry import Registry
-from mlref.terminal import CommandResult, check_option, print_answer, run_cli
+from mlref.terminal import COMMAND_NAMES, CommandResult, check_option, print_answer, run_cli
 from small import TASK
 
 TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
@@ -216,3 +216,12 @@ def test_a_group_without_a_command_says_what_is_missing(group, capsys):
     said = capsys.readouterr()
     assert said.err.endswith(f'got none; see mlref {group} --help\n')
     assert 'Commands' in said.out
+
+
+def test_each_command_is_named_as_it_is_typed(monkeypatch, capsys):
+    assert sorted(COMMAND_NAMES) == sorted(typer.main.get_command(cli.app).commands)
+    monkeypatch.setenv('MLREF_COMMAND', './run')
+    assert run_cli(cli.app, ['serve', '--help']) == 0
+    assert 'Usage: ./run serve' in capsys.readouterr().out
+    assert run_cli(cli.app, ['features', 'lineage', 'nothing']) == 1
+    assert capsys.readouterr().err.endswith('./run features list shows the views\n')

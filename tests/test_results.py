@@ -116,7 +116,7 @@ def test_what_a_run_changed_is_said_beside_the_committed_results(tmp_path):
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    assert '| flights scored twice | 0 | 3 | +3 | == 0 | **no** |' in ran.stdout
+    assert '| flights scored twice | 0 | 3 | +3 | 0 | **no** |' in ran.stdout
     assert '1 of ' in ran.stdout and 'numbers moved' in ran.stdout
     lost = subprocess.run(
         [*MLREF, 'card', '--run', 'gone'], cwd=tmp_path, env=env, capture_output=True, text=True

@@ -160,7 +160,7 @@ BAD = [
         '/invocations',
         {'dataframe_split': {'columns': ['carrier'], 'data': [[1]]}},
         422,
-        '131 are missing',
+        '131 missing',
     ),
     ('/invocations', b'\xff\xfe', 400, 'expected a JSON object'),
     ('/predict', b'x' * 9_000_000, 413, 'expected at most 8,388,608 bytes'),

@@ -17,7 +17,7 @@ import pytest
 from programs import browser, need
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 120  # that a browser may take on a busy machine; the reference alone takes it ten
+SECONDS = 120  # that a browser may take on a busy machine
 pytestmark = pytest.mark.timeout(900)  # the site is built in one
 
 
@@ -87,14 +87,6 @@ def page(chromium, url):
         yield opened
 
 
-@pytest.fixture(scope='module')
-def reference(chromium, url):
-    "The reference, opened once: every exported name stands on it, so that takes seconds"
-    with new_page(chromium, url) as opened:
-        opened.goto(url + 'reference.html')
-        yield opened
-
-
 def test_search_finds_a_word_and_opens_the_page(page, url):
     page.goto(url + 'index.html')
     page.click('.md-search__input')
@@ -139,21 +131,39 @@ def anchor(module: str, name: str) -> str:
 
 
 @pytest.mark.parametrize('module', ['monitor', 'flights.events'])
-def test_the_reference_has_what_is_exported(reference, module):
-    exported = importlib.import_module(f'mlref.{module}').__all__
-    ids = [anchor(module, name) for name in exported]
+def test_the_reference_has_what_is_exported(page, url, module):
+    page.goto(url + 'reference.html')
+    page.click(f'article a[href="reference/{module}.html"]')
+    page.wait_for_url(f'**/reference/{module}.html')
+    ids = [anchor(module, name) for name in importlib.import_module(f'mlref.{module}').__all__]
     assert ids
-    assert [at for at in ids if reference.locator(f'[id="{at}"]').count() != 1] == []
+    assert [at for at in ids if page.locator(f'[id="{at}"]').count() != 1] == []
 
 
-def test_the_reference_tells_how_to_call(reference, url):
-    reference.goto(url + 'reference.html#monitor.monitor')
-    assert 'Monitor(' in reference.inner_text('article').replace(' ', '')
+def test_the_reference_tells_how_to_call_also_under_its_old_address(page, url):
+    page.goto(url + 'reference.html#monitor.monitor')
+    page.wait_for_url('**/reference/monitor.html#monitor.monitor')
+    assert 'Monitor(' in page.inner_text('article').replace(' ', '')
+
+
+def test_a_site_on_a_disk_can_be_searched(chromium, site):
+    with new_page(chromium, site.as_uri()) as page:
+        page.goto(f'{site.as_uri()}/index.html')
+        page.click('.md-search__input')
+        page.keyboard.type('quarantine', delay=20)
+        page.locator('a.md-search-result__link[href*="contracts.html"]').first.wait_for()
 
 
 def test_a_telephone_does_not_scroll_sideways(page, url):
     page.set_viewport_size({'width': 390, 'height': 844})
-    for f in ('index.html', 'glossary.html', 'reference.html', 'card.html', 'steps/live.html'):
+    for f in (
+        'index.html',
+        'glossary.html',
+        'reference.html',
+        'reference/monitor.html',
+        'card.html',
+        'steps/live.html',
+    ):
         page.goto(url + f)
         assert page.evaluate('document.documentElement.scrollWidth') <= 390, f
 

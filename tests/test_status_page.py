@@ -6,10 +6,12 @@ import subprocess
 from dataclasses import asdict, replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from mlref.access import make_key, write_keys
 from mlref.alert_rules import AlertRule, ServingObjective, serving_rules
+from mlref.feed_times import REPLAY_KEY, encode_replay
 from mlref.model_health import HEALTH_KEY, ModelHealth, encode_health
 from mlref.observe import write_sample
 from mlref.status import (
@@ -175,6 +177,41 @@ def test_what_the_monitor_found_is_on_the_page_as_text(served, tmp_path, open_pa
         assert page.locator('#alarms tr', has_text='CalibrationOff').inner_text().startswith('■ on')
 
 
+def test_the_store_of_a_replay_is_called_that_until_something_newer_arrives(
+    served, tmp_path, open_page
+):
+    from mlref.lmdb_store import LmdbStore
+    from mlref.materialize import apply_events
+    from small import FEATURES, make_events
+
+    home = tmp_path / 'home'
+    shutil.copytree(served.home / 'registry', home / 'registry')
+    shutil.copytree(served.home / 'online', home / 'online')
+    store = LmdbStore(home / 'online', FEATURES)
+    end = store.clock()
+    store.write({REPLAY_KEY: encode_replay(end)})
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    page = open_page()
+    with start_copy(served, folder, home=home) as (own, _):
+        page.goto(own.url)
+        stale = page.locator('#alarms tr', has_text='StaleFeatures')
+        wait_for_text(page, '#newest b', 'replay')
+        assert stale.inner_text().startswith('– replay')
+        assert 'holds a replay that ended' in page.locator('#sentence').inner_text()
+        assert page.locator('#state').inner_text() == 'Ready'
+        assert f'mlref_store_replay_end_seconds{{model="late-visits"}} {60.0 * end}' in (
+            own.call('GET', '/metrics')[1].decode()
+        )
+        later = {'event_id': 'later', 'event_time': end + 1, 'known_time': end + 1}
+        newest = make_events().tail(1)
+        apply_events(store, newest.with_columns(**{k: pl.lit(x) for k, x in later.items()}))
+        wait_for_text(page, '#state', '1 alarm on')  # live, and dead since
+        assert stale.inner_text().startswith('■ on')
+        assert 'replay' not in page.locator('#sentence').inner_text()
+    store.close()
+
+
 HISTOGRAM = Buckets((0.001, 0.002, 0.005), (0.0, 0.0, 0.0, 0.0), 0.0)
 FACTS = ModelFacts('late-visits', (VersionStatus('champion', 'a1', 1.0),))
 WORK = WorkStatus(
@@ -285,6 +322,7 @@ def test_a_server_that_is_not_ready_says_why(tell):
 
 
 GAUGES = (
+    write_sample('mlref_store_replay_end_seconds', model='late'),
     write_sample('mlref_store_lag_minutes', model='late'),
     write_sample('mlref_store_dead_letters', model='late'),
     write_sample('mlref_monitor_timestamp_seconds', model='late'),
@@ -305,13 +343,14 @@ NOW = 200_000  # seconds; two days are 172,800
 def draw_gauges(random: np.random.Generator) -> dict[str, float]:
     "Some gauges near the limits of the rules"
     drawn = (
+        NOW - 1000,
         random.choice([0, 29, 30, 30.5, 31]),
         random.choice([0, 0, 1, 7]),
         *random.choice([0, NOW - 172_801, NOW - 172_800, NOW - 172_799, NOW], 2),
         *random.choice([0, 0, 0, 1], 4),
         *random.choice([59, 60, 61], 4),
     )
-    kept = random.uniform(size=len(drawn)) < 0.8
+    kept = random.uniform(size=len(drawn)) < np.array([0.3, *[0.8] * (len(drawn) - 1)])
     return {name: float(x) for name, x, keep in zip(GAUGES, drawn, kept, strict=True) if keep}
 
 
@@ -339,6 +378,8 @@ def test_alarms_that_a_server_judges_are_what_prometheus_finds(tmp_path):
     assert len(judged) >= 7
     assert {name for name, state in seen if state == 'off'} == judged
     assert {name for name, state in seen if state == 'on'} == judged - {'StoreUnreadable'}
+    by_clock = {'StaleFeatures', 'StaleFeed', 'MonitorSilent', 'CalibrationOld'}
+    assert {name for name, state in seen if state == 'replay'} == by_clock
     (tmp_path / 'test.json').write_text(json.dumps({'tests': [case for case, _ in cases]}))
     command = [need('promtool'), 'test', 'rules', 'test.json']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

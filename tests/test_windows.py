@@ -340,7 +340,7 @@ def test_requests_that_cannot_be_placed_in_time_say_so():
         (one().drop('cutoff'), 'column cutoff'),
         (one(cutoff=pl.Series([0]).cast(pl.Datetime)), 'time zone'),
         (one(cutoff=pl.Series(['noon'])), 'time zone'),
-        (one(cutoff=pl.Series([None], dtype=pl.Int64)), '1 are missing'),
+        (one(cutoff=pl.Series([None], dtype=pl.Int64)), '1 missing'),
         (one().drop('no'), 'column no'),
     ):
         with pytest.raises(MlrefError, match=words):

@@ -121,7 +121,7 @@ def api_text(
         prefix = f'{module}.' if module else ''
         return f'### `{match[2]}` {{#{prefix}{match[2].lower()}}}'
 
-    text = relink(re.sub(r'^---\n', '', text.strip()), '')
+    text = relink(re.sub(r'^---\n', '', text.strip()), '../' if module else '')
     return SYMBOL.sub(heading, SOURCE_LINK.sub('', text))
 
 
@@ -230,20 +230,42 @@ def written_signature(symbol: Callable, **_) -> inspect.Signature:
 docments.signature = written_signature
 
 
+# A link to a name of before each module had a page, such as reference.html#monitor.monitor
+OLD_LINKS = """<script>
+const name = location.hash.slice(1), module = name.slice(0, name.lastIndexOf('.'));
+if (document.getElementById(module)) location.replace(`reference/${module}.html#${name}`);
+</script>"""
+
+
+def write_module(
+    path: Path,  # a numbered notebook
+    name: str,  # of its module, such as 'flights.events'
+    folder: Path,  # of the reference
+) -> str:
+    "Write every exported symbol of a module: signature, what it says, its arguments; its entry"
+    module = importlib.import_module(f'mlref.{name}')
+    about = f'{module.__doc__}. [The page](../{page_name(path)}.md),'
+    blocks = [f'# mlref.{name}', f'{about} [all modules](../reference.md).']
+    blocks += [describe_symbol(name, symbol) for symbol in module.__all__]
+    (folder / f'{name}.md').write_text('\n\n'.join(blocks) + '\n', encoding='utf-8')
+    names = ', '.join(f'`{symbol}`' for symbol in module.__all__)
+    return f'## [mlref.{name}](reference/{name}.md) {{#{name}}}\n\n{module.__doc__}.\n\n{names}'
+
+
 def write_reference(site: Path) -> None:
-    "Every exported symbol of every module: signature, what it says, its arguments"
+    "A page for each module, and one that lists them"
+    folder = site / 'reference'
+    folder.mkdir()
     blocks = [
         '# Reference',
-        'Every exported function and class, module by module; the pages show each at work.',
+        'Every exported function and class, a page for each module; the pages of the menu show'
+        ' each at work.',
     ]
     for path in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')):
         name = exported_module(path)
-        if name is None:
-            continue
-        module = importlib.import_module(f'mlref.{name}')
-        blocks.append(f'## mlref.{name}')
-        blocks.append(f'{module.__doc__}. [The page]({page_name(path)}.md)')
-        blocks += [describe_symbol(name, symbol) for symbol in module.__all__]
+        if name is not None:
+            blocks.append(write_module(path, name, folder))
+    blocks.append(OLD_LINKS)  # behind what it looks for
     (site / 'reference.md').write_text('\n\n'.join(blocks) + '\n', encoding='utf-8')
 
 
@@ -272,7 +294,8 @@ def write_folder(cache: Path, folder: str, site: Path) -> list[dict]:
 
 def write_site(cache: Path, site: Path) -> list[dict]:
     "All pages but the reference as Markdown in `site`; the menu"
-    shutil.copy(ROOT / 'nbs/_site/extra.css', site)
+    for own in ('extra.css', 'iframe-worker.js'):
+        shutil.copy(ROOT / 'nbs/_site' / own, site)
     (site / 'results').mkdir()
     for image in (ROOT / 'reports/results').glob('*.png'):
         shutil.copy(image, site / 'results')

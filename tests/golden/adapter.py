@@ -43,6 +43,7 @@ RENAMED: dict[str, str] = {
     'not_worse_than_champion': 'not worse than the champion',
     'better_than_chance': 'better than chance',
     'no_slice_worse_by_margin': 'no slice worse by the margin',
+    'all gates passed, shadowed for 1 day': 'all gates passed, shadowed for 1 days',
 }
 WEEK = ('2013-07-01', '2013-07-08')  # service days, the last excluded
 
