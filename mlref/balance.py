@@ -65,7 +65,7 @@ class HealthCheck:
 
     path: str = '/v2/health/ready'  # 200 = it can
     interval_s: float = 2.0  # Between two questions
-    timeout_s: float = 1.0
+    timeout_s: float = 1.0  # For an answer
     fall: int = 3  # Failures in a row, and it is out
     rise: int = 2  # Successes in a row, and it is in again
     slow_start_s: float = 30.0  # Until it has its whole share again; HAProxy only

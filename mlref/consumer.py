@@ -33,7 +33,7 @@ def partition_of(
     key: str,  # What belongs together, e.g. an entity id
     parts: int,  # Number of partitions
 ) -> int:  # From 0
-    "The partition of a key, the same in every process"
+    "The partition of a key, the same in every process; raises `MlrefError` without a partition"
     _check_parts(parts)
     return zlib.crc32(encode_text(key)) % parts
 
@@ -45,7 +45,7 @@ def send_events(
     schema: EventSchema,  # Its `partition_by` says what belongs together
     parts: int = 1,  # Number of partitions
 ) -> dict[int, int]:  # Partition -> offset of the first message added
-    "Append events to the partitions of their keys"
+    "Append events to the partitions of their keys; raises `MlrefError` as `append` does"
     _check_parts(parts)
     if parts == 1:
         return {0: log.append(topic, encode_events(events, schema))}
@@ -66,7 +66,7 @@ def send_events(
 class MessageBatch:
     "Messages of one partition"
 
-    topic: str
+    topic: str  # Name of the stream
     part: int  # Partition, from 0
     start: int  # Offset of the first
     messages: list[bytes]  # In order of their offsets

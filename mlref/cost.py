@@ -69,7 +69,7 @@ HOURS = 730.0  # of a month: 365 x 24 / 12
 class MachineType:
     "A machine that can be rented; raises `MlrefError` for what cannot be, as half a core"
 
-    name: str
+    name: str  # As its owner calls it
     cores: int  # Each holds one worker
     memory: float  # GB
     hour: float  # Its price, in the currency of all prices
@@ -150,7 +150,7 @@ def right_size(
 class BillItem:
     "A line of a bill"
 
-    item: str
+    item: str  # What is paid for
     quantity: float  # In the unit
     unit: str  # E.g. 'GB months'
     price: float  # Of a unit

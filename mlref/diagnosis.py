@@ -28,7 +28,7 @@ from .sketches import FrozenBins, Sketch, count_rows
 class Shift:
     "What a feature did"
 
-    feature: str
+    feature: str  # Its name
     # 'higher', 'lower', 'missing', 'first values', 'no value', or the value that gained most
     direction: str
     amount: float  # Share of pairs in which it is so; or by how much a share changed

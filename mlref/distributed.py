@@ -190,7 +190,10 @@ def average_gradients(
     compress: str = 'none',  # One of COMPRESSIONS
     moved: Traffic | None = None,  # Counts
 ) -> nn.Module:
-    "A network whose gradients are averaged over all ranks, packed and counted on the way"
+    """A network whose gradients are averaged over all ranks, packed and counted on the way
+
+    Raises `MlrefError` for a compression that is none of COMPRESSIONS.
+    """
     _check_compression(compress)
     model = wrap_ddp(net, bucket_mb)
     if isinstance(model, nn.parallel.DistributedDataParallel):

@@ -35,9 +35,9 @@ PYTHONS = ((3, 11), (3, 12))  # the lock holds for these
 class MachineCheck:
     "What a check found"
 
-    name: str
+    name: str  # What was looked at
     state: str  # 'ok', 'warn' or 'fail'
-    finding: str
+    finding: str  # In words
     advice: str = ''  # What to do; '' = nothing
 
 

@@ -95,7 +95,10 @@ def log_loss(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
 ) -> float:
-    "Mean negative log-likelihood; probabilities are kept 1e-15 away from 0 and 1"
+    """Mean negative log-likelihood; probabilities are kept 1e-15 away from 0 and 1
+
+    Raises `MlrefError` for other numbers than outcomes and probabilities, or another length.
+    """
     y, p = _outcomes_and_probabilities(y, p)
     inside = np.clip(p, 1e-15, 1 - 1e-15)
     return float(-np.mean(y * np.log(inside) + (1 - y) * np.log(1 - inside)))
@@ -105,7 +108,7 @@ def brier(
     y: np.ndarray,  # 0 or 1 per row
     p: np.ndarray,  # Probability per row
 ) -> float:
-    "Mean squared distance of probability and outcome"
+    "Mean squared distance of probability and outcome; raises `MlrefError` as `log_loss`"
     y, p = _outcomes_and_probabilities(y, p)
     return float(np.mean((p - y) ** 2))
 

@@ -71,7 +71,7 @@ _OVERHEAD = 64  # bytes that a waiting message takes besides its own
 class WaitingAppend:
     "The messages of one caller"
 
-    topic: str
+    topic: str  # Name of the stream
     messages: list[bytes]  # Stay together, in order
     size: int  # Bytes that it takes while it waits
     since: float  # When it came, by the clock of its group

@@ -57,7 +57,7 @@ class Missing(NamedTuple):
     "What is not kept yet"
 
     table: dict[str, Found]  # Where it will be
-    key: str
+    key: str  # Text of the entity's key, as `key_text` writes it
     entity: int  # Its number
     minute: int  # The cut-off
 

@@ -298,7 +298,7 @@ class Lake:
         self.place = note_place(self.path)
 
     def create(self, *tables: TableSchema) -> None:
-        "Make tables that are missing, and bring those of an earlier version up to date"
+        "Make missing tables, bring earlier ones up to date; raises `MlrefError` for other types"
         for table in tables:
             have = _read_columns(self.con, table.name)
             if have:

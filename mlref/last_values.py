@@ -360,7 +360,10 @@ def push(
     known: np.ndarray | None = None,  # int64 minutes UTC: when learnt; decides equal t; default t
     now: int | None = None,  # Minute UTC by which all of it is known; default: the wall clock
 ) -> int:  # Keys that were written
-    "Write last values; what is older than the store's is left out, so again is harmless"
+    """Write last values; what is older than the store's is left out, so again is harmless
+
+    Raises `MlrefError` for another number of rows or values, for times that are none, or ahead.
+    """
     layout = find_layout(store.layouts, name)
     times = np.asarray(t)
     learnt = times if known is None else np.asarray(known)

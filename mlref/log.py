@@ -152,7 +152,7 @@ def _open_log(folder: Path, settings: LmdbSettings) -> tuple[lmdb.Environment, s
 
 # %% ../nbs/03_log.ipynb #9d610307
 class LocalLog:
-    "A durable log in a folder: one append at a time, any number of reading processes"
+    "A durable log in a folder: one append at a time, many readers; raises `MlrefError` without one"
 
     def __init__(
         self,

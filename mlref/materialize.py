@@ -100,7 +100,10 @@ def prepare_records(
     events: pl.DataFrame,  # New wide events, any order
     tables: Mapping[str, pl.DataFrame] | None = None,  # Source -> new rows of a table of your own
 ) -> dict[bytes, bytes | None]:  # Name -> record, and the clocks with these events
-    "The new records of every history that some events belong to; nothing is written"
+    """The new records of every history that some events belong to; nothing is written
+
+    Raises `MlrefError` for a store that was opened without a feature set.
+    """
     features = _find_features(store)
     clocks = _advance_clocks(store, events)
     own = {} if tables is None else tables

@@ -295,7 +295,7 @@ def _read_trees(text: str, features: int) -> Any:  # A lightgbm.Booster
 
 
 class LightGBMPredictor:
-    "Boosted trees as a Predictor; kept as LightGBM's own text"
+    "Boosted trees as a Predictor, kept as LightGBM's text; raises `MlrefError` for another text"
 
     kind = 'gbm'
 

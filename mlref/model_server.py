@@ -315,7 +315,7 @@ def read_counted_vectors(
     served: ServedModel,
     columns: Mapping[str, np.ndarray],  # Fields of the entities, and cutoff
 ) -> Vectors:
-    "The vectors of some entities; counts what became of their last values"
+    "Vectors of some entities, their last values counted; raises `RequestError` for odd fields"
     vectors = _read(server, served, columns)
     count_statuses(server, vectors.status)
     return vectors

@@ -211,8 +211,8 @@ class Measurement:
 
     name: str  # E.g. 'auc', 'drift:wind'
     value: float | None  # None = the day does not give it
-    low: float | None = None  # Limits; None = there is none on that side
-    high: float | None = None
+    low: float | None = None  # Lower limit; None = there is none
+    high: float | None = None  # Upper limit; the same
 
 
 def metric_rows(

@@ -194,7 +194,7 @@ class Registry:
         what: str,  # For the message, e.g. 'get run'
         act: Callable[[], Any],  # A call to MLflow
     ) -> Any:  # What it gives; None = there is no such thing, or it is there already
-        "Do something with MLflow; raises as `call` does"
+        "Do something with MLflow; raises `MlrefError` and `RegistryUnreachable` as `call` does"
         need_extra('mlflow', extra='registry')
         try:
             return retry(act, _is_busy)
@@ -527,7 +527,7 @@ def upload_model(
     registry: Registry,
     model: str,  # A digest from `pending_uploads`
 ) -> str:  # Number of its version
-    "Send a kept model to MLflow; idempotent; raises as `Registry.call`, or when none waits"
+    "Send a kept model to MLflow; idempotent; raises `MlrefError` as `call`, or when none waits"
     entry = _find_or_create_version(registry, model)
     number = str(entry.version)
     aliases = registry.call('get_registered_model', registry.name).aliases

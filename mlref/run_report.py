@@ -41,7 +41,7 @@ from .workspace import TOPIC
 class Count:
     "A number that is counted in the lake"
 
-    name: str
+    name: str  # As the report shows it
     query: str  # Of one number
     goal: str = ''  # e.g. '== 0'; '' = none
 
@@ -120,12 +120,12 @@ def decision_counts(task: Task) -> list[Count]:
 class RunNumber:
     "A line of the summary of a run"
 
-    name: str
+    name: str  # As the report shows it
     value: float  # A count, a share or a loss
     n: int  # Rows it is about
     goal: str = ''  # e.g. '== 0'; '' = none
     low: float | None = None  # Of its 95 % interval, by whole days; None = it has none
-    high: float | None = None
+    high: float | None = None  # The same
 
 
 def calibrate_by_day(

@@ -176,7 +176,7 @@ class TableSchema:
     Raises `MlrefError` for a name that is none, or a key that is no column.
     """
 
-    name: str
+    name: str  # As SQL has it, a letter first, then letters, digits and _
     columns: Mapping[str, ColumnType]  # In order
     # A row with the values of an earlier one in these columns takes its place
     primary_key: tuple[str, ...] = ()

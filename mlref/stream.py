@@ -120,7 +120,10 @@ def deduplicate(
     events: pl.DataFrame,  # Wide events in order of arrival, with `_i`; none of them late
     schema: EventSchema,
 ) -> Deduplicated:
-    "The first event under an id stands, whether it came in this batch or in an earlier one"
+    """The first event under an id stands, whether it came in this batch or in an earlier one
+
+    Raises `MlrefError` for a store that was fed by an earlier release.
+    """
     kept = _read_notes(store)
     prints = fingerprint_events(events, schema)
     known = np.frombuffer(b''.join(kept.values()), _FINGERPRINT)

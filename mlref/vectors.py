@@ -349,7 +349,10 @@ def read_by_plan(
     plan: ReadPlan,
     lookups: object = None,  # What formulas look up besides; of the task
 ) -> Vectors:
-    "`read_vectors` where the plan of the feature set is there already"
+    """`read_vectors` where the plan of the feature set is there already
+
+    Raises `MlrefError` for requests without a column that the plan wants, or of another type.
+    """
     batch = _read_requests(requests, plan)
     filled, newest = _fill_block(reader, plan, batch, lookups)
     status = {}

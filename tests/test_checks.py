@@ -75,11 +75,15 @@ COMMENTS = {
         'def wait(low: float, high: float):  # seconds\n    "Wait"',
         'class Clock:\n    def wait(self, span: float | None = None) -> None:\n        "Wait"',
         'class Clock:\n    "A clock"\n    def __init__(self, start):\n        self.start = start',
+        '@dataclass\nclass Clock:\n    "A clock"\n    start: float',
+        'class Clock(NamedTuple):\n    "A clock"\n    start: float | None = None',
     ],
     'raises': [
         'def wait() -> None:\n    "Wait"\n    raise MlrefError("now")',
         'def wait(clock: Clock) -> None:\n    "Wait"\n    check_type(clock, Clock, "a clock")',
         'class Clock:\n    "A clock"\n    def __init__(self):\n        raise Outage("no clock")',
+        'def _look() -> None:\n    raise Outage("no clock")\n'
+        'def wait() -> None:\n    "Wait"\n    _look()',
     ],
 }
 COMMENT_CASES = [(rule, source) for rule, sources in COMMENTS.items() for source in sources]
@@ -99,6 +103,10 @@ def test_what_help_says_is_said_once():
         'def wait(clock: Clock, seed: int = 0) -> None:\n    "Wait"',
         'def wait() -> None:\n    "Wait; raises `Outage`"\n    raise Outage("no clock")',
         'class Clock:\n    "Time; raises `Outage`"\n    def __init__(self):\n        raise Outage',
+        '@dataclass\nclass Clock:\n    "A clock"\n    start: float  # Seconds\n    of: Clock',
+        'def _look() -> None:\n    raise Outage("no clock")\n'
+        'def wait() -> None:\n    "Wait"\n    try:\n        _look()\n'
+        '    except Outage:\n        return',
         'class Clock:\n    "Time"\n    def wait(self, span: float):\n        "Wait"\n'
         'class Real:\n    "Time"\n    def wait(self, span: float):\n        "Wait `span` seconds"',
     ]

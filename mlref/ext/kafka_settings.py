@@ -26,8 +26,8 @@ class KafkaSettings:
     "Which brokers, and how patient a client is; raises `MlrefError` for what is no address"
 
     brokers: str  # HOST:PORT, several with commas
-    user: str = ''
-    password: str = ''
+    user: str = ''  # For SASL; '' = nobody is asked
+    password: str = ''  # Of that user
     timeout: float = 10.0  # Seconds for one answer
     delivery: float = 30.0  # Seconds in which a message must be accepted
     space: str = ''  # Put before the name of every topic, with a dot

@@ -152,7 +152,7 @@ def _start_environment(folder: Path) -> dict[str, str]:
 class SessionProcess:
     "A process, as the kernel knows it"
 
-    pid: int
+    pid: int  # Its number
     name: str  # Of its program, 15 letters at most
     ended: bool  # And its parent has not looked yet
 

@@ -2,8 +2,9 @@
 
 A type such as `Task` says what is wanted; a number, a text, an array or a frame does not, so the
 parameter has a comment, beside it or on the line above, or the docstring names it in backticks.
-What a class says of a method holds for other classes with that method. An error that a function
-raises itself, or by checking its arguments, stands in its docstring.
+The same holds for the fields of a dataclass. What a class says of a method holds for other classes
+with that method. An error that a function raises itself, by checking its arguments or by a private
+function that it calls outside of a `try`, stands in its docstring.
 """
 
 import ast
@@ -19,6 +20,7 @@ CHECKS = re.compile(
     r'|validate_tables'
 )
 PROTOCOL = {'NotImplementedError', 'StopIteration'}  # said by the language, not by us
+OURS = {'MlrefError', 'Outage', 'RegistryUnreachable', 'RequestError'}  # that others may catch
 COMMENT = re.compile(r'^(.*?)# ')
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Method = tuple[str, str]  # names of a method and of its parameter
@@ -31,9 +33,10 @@ def check_comments(pages: list[Page]) -> list[Finding]:
     for page in pages:
         if not page.name[:1].isdigit():
             continue
+        helpers = errors_of_helpers(page)
         for cell in page.code:
             if cell.exported and cell.tree:
-                for rule, message in check_cell(cell, said):
+                for rule, message in check_cell(cell, said, helpers):
                     found.append(Finding(page.file, rule, cell.where, message))
     return found
 
@@ -41,6 +44,7 @@ def check_comments(pages: list[Page]) -> list[Finding]:
 def check_cell(
     cell: Cell,
     said: set[Method],  # what an interface says of its methods
+    helpers: dict[str, set[str]],  # private function of the page -> errors that it raises
 ) -> Found:
     "Parameters without a comment, errors without a word"
     commented = commented_lines(cell.source)
@@ -52,10 +56,11 @@ def check_cell(
             if not known and is_untold(each) and not is_told(node, each, commented):
                 yield 'comment', f'`{name}`: no comment on `{each.arg}` (unit, shape, meaning)'
         checks = set() if owner else raised_by_checks(node)
-        for error in sorted(raised_by(node) | checks):
+        for error in sorted(raised_by(node) | checks | raised_by_helpers(node, helpers)):
             if error not in text:
                 yield 'raises', f'`{name}` raises {error}, and its docstring does not say so'
     yield from check_classes(cell.tree)
+    yield from check_fields(cell.tree, commented)
 
 
 def check_classes(tree: ast.Module) -> Found:
@@ -69,6 +74,37 @@ def check_classes(tree: ast.Module) -> Found:
                 for error in sorted(raised_by(method) | raised_by_checks(method)):
                     if error not in text:
                         yield 'raises', f'`{node.name}` raises {error} when it is made, untold'
+
+
+def check_fields(
+    tree: ast.Module,
+    commented: dict[int, bool],  # from `commented_lines`
+) -> Found:
+    "Fields of public dataclasses, named tuples and structs without a comment"
+    for owner in tree.body:
+        if not isinstance(owner, ast.ClassDef) or owner.name.startswith('_') or not is_data(owner):
+            continue
+        text = ast.get_docstring(owner) or ''
+        for each in owner.body:
+            if not isinstance(each, ast.AnnAssign) or not isinstance(each.target, ast.Name):
+                continue
+            name = each.target.id
+            kind = ast.unparse(each.annotation)
+            is_clear = not UNTOLD.search(kind) or kind.startswith(('Annotated', 'ClassVar'))
+            is_named = name.startswith('_') or f'`{name}`' in text
+            lines = {each.lineno, each.end_lineno}
+            is_beside = not lines.isdisjoint(commented) or commented.get(each.lineno - 1)
+            if not (is_clear or is_named or is_beside):
+                yield 'comment', f'`{owner.name}.{name}`: no comment (unit, shape, meaning)'
+
+
+def is_data(owner: ast.ClassDef) -> bool:
+    "Is it a class whose annotations are its fields?"
+    decorators = [ast.unparse(each) for each in owner.decorator_list]
+    bases = [ast.unparse(each) for each in owner.bases]
+    return any('dataclass' in each for each in decorators) or any(
+        each.endswith(('NamedTuple', 'Struct', 'TypedDict')) for each in bases
+    )
 
 
 def public_functions(tree: ast.AST) -> list[tuple[str, Function]]:
@@ -174,3 +210,30 @@ def raised_by_checks(node: Function) -> set[str]:
     calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
     names = [call.id for call in calls if isinstance(call, ast.Name)]
     return {'MlrefError'} if any(map(CHECKS.fullmatch, names)) else set()
+
+
+def errors_of_helpers(page: Page) -> dict[str, set[str]]:
+    "Private function of a page -> errors of ours that it raises"
+    found = {}
+    for cell in page.code:
+        for node in cell.tree.body if cell.exported and cell.tree else ():
+            if isinstance(node, FUNCTIONS) and node.name.startswith('_'):
+                found[node.name] = (raised_by(node) | raised_by_checks(node)) & OURS
+    return found
+
+
+def raised_by_helpers(node: Function, helpers: dict[str, set[str]]) -> set[str]:
+    "Errors of the private functions that it calls itself, where nothing is caught"
+    inside = {
+        id(each)
+        for block in ast.walk(node)
+        if isinstance(block, (ast.Try, ast.With))
+        for part in block.body
+        for each in ast.walk(part)
+    }
+    found = set()
+    for each in ast.walk(node):
+        is_named = isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
+        if is_named and id(each) not in inside:
+            found |= helpers.get(each.func.id, set())
+    return found
