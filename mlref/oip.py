@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from .arguments import format_count
 from .messages import first_doubled, show_name
 from mlref.protocols import (
     Answer,
@@ -315,8 +316,8 @@ def _parse_values(
     if len(values) != count:
         raise RequestError(
             422,
-            f'expected {rows} rows of {len(names)} values of the input {name}, got {len(values)}'
-            ' values',
+            f'expected {format_count(rows, "row")} of {len(names)} values of the input {name}, got'
+            f' {format_count(len(values), "value")}',
         )
     return read_values(values, datatype, names)
 
