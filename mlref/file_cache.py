@@ -59,6 +59,18 @@ def _is_whole(file: Path) -> bool:
         )
     return whole
 
+# %% ../nbs/02c_file_cache.ipynb #02cc0033
+_NO_ROOM = 'make room, or name another folder with MLREF_CACHE'
+
+
+def _make_aside(file: Path, make: Callable[[Path], object]) -> None:
+    with TemporaryDirectory(dir=file.parent) as aside:
+        made = Path(aside) / file.name
+        make(made)
+        with made.open('rb+') as written:
+            os.fsync(written.fileno())  # a power cut leaves a whole file, or none
+        os.replace(made, file)
+
 # %% ../nbs/02c_file_cache.ipynb #02cc0017
 def cached_file(
     folder: Path,  # Made when missing
@@ -70,16 +82,12 @@ def cached_file(
     file = folder / digest(package_digest(), *inputs)[:16] / name
     if _is_whole(file):
         return file
-    with explain_errors(f'to make {file}', 'name another folder with MLREF_CACHE', (OSError,)):
+    with explain_errors(f'to make {file}', _NO_ROOM, (OSError,)):
         file.parent.mkdir(parents=True, exist_ok=True)
     with hold_file_lock(file.parent / f'.{name}.lock'):
         if not _is_whole(file):
-            with TemporaryDirectory(dir=file.parent) as aside:
-                made = Path(aside) / name
-                make(made)
-                with made.open('rb+') as written:
-                    os.fsync(written.fileno())  # a power cut leaves a whole file, or none
-                os.replace(made, file)
+            with explain_errors(f'to write {file}', _NO_ROOM, (OSError,)):
+                _make_aside(file, make)
             write_checksum(file)
     return file
 

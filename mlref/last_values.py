@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from .core import MAX_AHEAD, MlrefError, check_minute, check_minutes, format_time, wall_clock
+from mlref.core import (
+    MAX_AHEAD,
+    MlrefError,
+    check_minute,
+    check_minutes,
+    encode_text,
+    format_time,
+    wall_clock,
+)
 from .features import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, find_layout, merge_facts
 from .record_search import Record
@@ -48,14 +56,16 @@ def _check_texts(keys: Sequence[str]) -> None:
         raise MlrefError(
             f'expected keys as text, got {odd[0].__name__}; make them with keys.key_text'
         )
+    for key in keys:
+        encode_text(key)
 
-
+# %% ../nbs/08a_last_values.ipynb #0a8a0052
 def _wanted_names(layouts: Sequence[RecordLayout], keys: Sequence[Sequence[str]]) -> list[bytes]:
     "What the records are called, history after history"
     asked = zip(layouts, keys, strict=True)
     try:
         return [layout.prefix + key.encode() for layout, each in asked for key in each]
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, UnicodeEncodeError):
         for each in keys:
             _check_texts(each)
         raise
@@ -338,7 +348,11 @@ def _newer_rows(
 ) -> dict[bytes, bytes]:  # Name -> record
     "The newest row of each key, where it is newer than the store's"
     prefix = layout.prefix
-    places = {prefix + key.encode(): i for i, key in enumerate(keys)}
+    try:
+        places = {prefix + key.encode(): i for i, key in enumerate(keys)}
+    except UnicodeEncodeError:
+        _check_texts(keys)
+        raise
     best = records
     if len(places) < len(keys):
         places = _best_places(records, [prefix + key.encode() for key in keys])

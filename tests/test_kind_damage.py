@@ -384,3 +384,13 @@ def test_a_note_with_a_changed_bit_says_the_same_or_is_refused(kind, tmp_path):
     others = [answer for answer in answers if not says_the_same(answer, whole)]
     assert len(others) == len(refused) > len(answers) / 2
     assert read(file) == whole
+
+
+def test_a_cache_without_room_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv('MLREF_CACHE', str(tmp_path))
+
+    def make():
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(MlrefError, match='No space left .* name another folder with MLREF_CACHE'):
+        cached_frame('year', [2013], make)

@@ -12,8 +12,11 @@ from mlref.consumer import partition_of
 from mlref.core import MlrefError, digest, encode_text, text_fault
 from mlref.events import decode_events, encode_events
 from mlref.flights.events import FLIGHT_SCHEMA
+from mlref.last_values import get_online_features, push
+from mlref.lmdb_store import LmdbStore
 from mlref.messages import MessageReader
 from mlref.protocols import Limits, RequestError, decode_json
+from mlref.records import RecordLayout
 from mlref.schema import EventSchema
 
 ANY_TEXT = st.text(st.characters(), max_size=12)  # lone surrogates and NUL included
@@ -99,3 +102,14 @@ def test_a_column_has_a_name_that_every_part_can_write(name):
         MlrefError, match='expected (names of columns|a name|entity_id of EventSchema as str)'
     ):
         EventSchema({name: pl.Int64}, ('seen',), entity_id=name)
+
+
+@pytest.mark.parametrize('others', [0, 60])
+def test_a_key_that_no_file_keeps_is_refused_by_a_sentence(others, tmp_path):
+    layout = RecordLayout('last/k', ('a',), True, 0, 'a' * 16)
+    store = LmdbStore(tmp_path, more=(layout,))
+    keys = ['tail \ud800', *map(str, range(others))]
+    with pytest.raises(MlrefError, match='text that UTF-8 can carry'):
+        push(store, layout.name, keys, np.full(len(keys), 5), np.ones((len(keys), 1)))
+    with pytest.raises(MlrefError, match='text that UTF-8 can carry'):
+        get_online_features(store, [layout.name], [keys], 9)
