@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCUSTFILE', 'request_bodies', 'write_locust_files', 'latency_quantile', 'LoadStep', 'resident_memory',
-           'locust_command', 'read_load_report', 'answer_rate', 'run_load_step', 'run_load_steps', 'plot_load']
+           'locust_command', 'read_load_report', 'answer_rate', 'run_load_step', 'run_load_steps', 'check_measured',
+           'plot_load']
 
 # %% ../nbs/20_capacity.ipynb #20c00004
 import json
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -205,12 +207,19 @@ def run_load_steps(
     return [run_load_step(url, bodies, count, seconds, pid) for count in users]
 
 # %% ../nbs/20_capacity.ipynb #20c0001a
+def check_measured(
+    steps: Sequence[LoadStep],
+) -> None:
+    "Raise `MlrefError` without a step"
+    if not steps:
+        raise MlrefError('expected measured steps of load, got none; measure some')
+
+# %% ../nbs/20_capacity.ipynb #20c00040
 def plot_load(steps: list[LoadStep]) -> 'Figure':
     "Rate and waiting against users; raises `MlrefError` without a step"
     import matplotlib.pyplot as plt
 
-    if not steps:
-        raise MlrefError('expected measured steps of load, got none; measure some')
+    check_measured(steps)
     figure, (rates, waits) = plt.subplots(1, 2, figsize=(8, 3), layout='constrained')
     users = [step.users for step in steps]
     rates.plot(users, [step.rate for step in steps], 'o-')

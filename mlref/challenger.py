@@ -30,6 +30,7 @@ from mlref.core import (
     format_time,
     mature_by,
     split_early_stopping,
+    stopping_edge,
     write_bytes,
 )
 from .evaluate import auc, log_loss
@@ -508,7 +509,7 @@ class TooFewLabels(MlrefError):
 
 def _check_labelled(past: TrainingSet, holdout: TrainingSet, begin: int, stop: int) -> None:
     "Raise `TooFewLabels` unless there are rows to learn from, to stop on and to judge by"
-    edge = begin - past.calendar.label_delay - stop * DAY
+    edge = stopping_edge(past.calendar, begin, stop)
     older = int((past.cutoff < edge).sum())
     counts = {'learn from': older, 'stop on': len(past) - older, 'judge by': len(holdout)}
     if not all(counts.values()):

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from .core import MlrefError, file_digest, write_bytes, write_json
+from .checked_files import check_digest, write_checked_json
+from .core import MlrefError, file_digest, write_bytes
 
 # %% ../nbs/10b_checkpoint.ipynb #7844ee18
 def save_checkpoint(
@@ -31,7 +32,8 @@ def save_checkpoint(
     at = Path(folder) / f'{step:09}.safetensors'
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(at, save(plain))
-    done = write_json(at.with_suffix('.json'), {**about, 'step': step, 'sha256': file_digest(at)})
+    note = {**about, 'step': step, 'sha256': file_digest(at)}
+    done = write_checked_json(at.with_suffix('.json'), note)
     _remove_others(at.parent, at.stem, keep)
     return done
 
@@ -69,12 +71,12 @@ def _read_checkpoint(
     from safetensors.torch import load_file
 
     try:
-        about = json.loads(file.read_text())
+        about = check_digest(json.loads(file.read_text()), str(file), 'remove it')
         at = file.with_suffix('.safetensors')
         if file_digest(at) != about['sha256']:
             return None
         return Checkpoint(about['step'], load_file(at), about)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, MlrefError):
         return None
 
 # %% ../nbs/10b_checkpoint.ipynb #3925855b

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DAY', 'DAY_S', 'LAST_MINUTE', 'MAX_AHEAD', 'need_extra', 'format_time', 'check_minutes', 'check_minute', 'parse_time',
            'wall_clock', 'Calendar', 'text_fault', 'encode_text', 'digest', 'file_digest', 'write_bytes', 'write_json',
-           'git_commit', 'describe_machine', 'TrainingSet', 'known_by', 'mature_by', 'split_early_stopping',
-           'Predictor', 'check_predictor']
+           'git_commit', 'describe_machine', 'TrainingSet', 'known_by', 'mature_by', 'stopping_edge',
+           'split_early_stopping', 'Predictor', 'check_predictor']
 
 # %% ../nbs/01_core.ipynb #3d3d2d55
 import hashlib
@@ -428,15 +428,24 @@ def mature_by(
     return known.take(known.cutoff + known.calendar.label_delay <= now)
 
 # %% ../nbs/01_core.ipynb #ca1e0014
+def stopping_edge(
+    calendar: Calendar,
+    end: int,  # Minutes since 1970-01-01 UTC
+    days: int,  # Newest days to stop on whose labels are mature at `end`
+) -> int:  # Minutes since 1970-01-01 UTC
+    "Where rows to learn from end and rows to stop on begin; raises `MlrefError` for no whole days"
+    check_number(end, 'end', whole=True)
+    check_number(days, 'days', low=1, whole=True)
+    return end - calendar.label_delay - days * DAY
+
+
 def split_early_stopping(
     past: TrainingSet,  # Rows mature at `end`
     end: int,  # Minutes since 1970-01-01 UTC
     days: int,  # Newest mature days to stop on
 ) -> tuple[TrainingSet, TrainingSet]:  # To learn from; to stop on
     "Mature rows in two parts by time; raises `MlrefError` when either would be empty"
-    check_number(end, 'end', whole=True)
-    check_number(days, 'days', low=1, whole=True)
-    edge = end - past.calendar.label_delay - days * DAY
+    edge = stopping_edge(past.calendar, end, days)
     learn = past.take(past.cutoff < edge)
     stop = past.take(past.cutoff >= edge)
     if not len(learn) or not len(stop):

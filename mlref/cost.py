@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .arguments import check_number
-from .capacity import LoadStep
+from .capacity import LoadStep, check_measured
 from .core import MlrefError
 
 # %% ../nbs/20a_cost.ipynb #20ac0006
@@ -31,8 +31,7 @@ def sustained_rate(
     "The highest measured rate that keeps a deadline without errors; raises `MlrefError` if none"
     check_number(deadline, 'deadline', low=0, high=_MOST)
     kept = [step.rate for step in steps if step.errors == 0 and step.p99 <= deadline]
-    if not steps:
-        raise MlrefError('expected measured steps of load, got none; measure some')
+    check_measured(steps)
     if not kept:
         best = min(step.p99 for step in steps)
         raise MlrefError(

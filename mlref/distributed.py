@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .checked_files import read_checked_json, write_checked_json
 from .checkpoint import load_checkpoint
 from .core import Calendar, MlrefError, TrainingSet, write_json
 from .model import TorchPredictor, load_model, save_model
@@ -64,7 +65,7 @@ def write_job(
         for column in _COLUMNS:
             np.save(at / f'{column}.npy', getattr(table, column), allow_pickle=False)
     rows = {'names': fit.names, 'categories': fit.categories, 'calendar': asdict(fit.calendar)}
-    write_json(Path(folder) / 'job.json', {'job': asdict(job), 'rows': rows})
+    write_checked_json(Path(folder) / 'job.json', {'job': asdict(job), 'rows': rows})
     return Path(folder)
 
 # %% ../nbs/11b_distributed.ipynb #7942727c
@@ -104,7 +105,7 @@ def read_job(
     file = Path(folder) / 'job.json'
     if not file.exists():
         raise MlrefError(f'expected a job in {folder}, found no job.json; write one with write_job')
-    about = json.loads(file.read_text())
+    about = read_checked_json(file, 'a job', 'write it again with write_job')
     settings = about['job']
     _check_settings(settings, TrainJob, file)
     _check_settings(settings['config'], TrainConfig, file)

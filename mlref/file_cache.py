@@ -8,6 +8,7 @@ __all__ = ['map_frame', 'package_digest', 'cache_folder', 'cached_file', 'cached
 # %% ../nbs/02c_file_cache.ipynb #02cc0005
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
+from .checked_files import file_checksum, write_checksum, written_checksum
 from .core import digest, file_digest
 from .edges import explain_errors, hold_file_lock
 
@@ -43,6 +45,20 @@ def cache_folder() -> Path | None:  # None = nothing is cached
     named = os.environ.get('MLREF_CACHE', '')
     return None if named == '' else Path(named)
 
+# %% ../nbs/02c_file_cache.ipynb #02cc0032
+def _is_whole(file: Path) -> bool:
+    "Whether it is there and as it was written; says so when it was altered"
+    if not file.exists() or written_checksum(file) == '':
+        return False  # also of a process that was killed before the checksum
+    whole = written_checksum(file) == file_checksum(file)
+    if not whole:
+        warnings.warn(
+            f'{file} is not as it was written, its checksum is another one; it is made again,'
+            ' look at the disk',
+            stacklevel=3,
+        )
+    return whole
+
 # %% ../nbs/02c_file_cache.ipynb #02cc0017
 def cached_file(
     folder: Path,  # Made when missing
@@ -52,18 +68,19 @@ def cached_file(
 ) -> Path:
     "A file that is made by the first process that wants it; raises what `make` raises"
     file = folder / digest(package_digest(), *inputs)[:16] / name
-    if file.exists():
+    if _is_whole(file):
         return file
     with explain_errors(f'to make {file}', 'name another folder with MLREF_CACHE', (OSError,)):
         file.parent.mkdir(parents=True, exist_ok=True)
     with hold_file_lock(file.parent / f'.{name}.lock'):
-        if not file.exists():
+        if not _is_whole(file):
             with TemporaryDirectory(dir=file.parent) as aside:
                 made = Path(aside) / name
                 make(made)
                 with made.open('rb+') as written:
                     os.fsync(written.fileno())  # a power cut leaves a whole file, or none
                 os.replace(made, file)
+            write_checksum(file)
     return file
 
 # %% ../nbs/02c_file_cache.ipynb #02cc0018

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IngestCounts', 'read_partitions', 'read_position', 'next_offset', 'start_position', 'commit_batch', 'ingest',
-           'follow_log', 'check_tables', 'quality_rows', 'release']
+           'follow_log', 'check_tables', 'quality_rows', 'release', 'count_skipped']
 
 # %% ../nbs/05a_ingest.ipynb #da5a0005
 import json
@@ -175,11 +175,14 @@ def _unknown_rows(batch: CheckedBatch, commit: int, at: int | None) -> list[tupl
     return rows
 
 
+_SKIPPED = 'skipped messages'
+
+
 def _skipped_rows(skipped: int, commit: int, at: int | None) -> list[tuple[object, ...]]:
     if not skipped:
         return []
     says = f'the lake begins at offset {skipped:,}; no message before it was read'
-    return [(commit, at, 'skipped messages', 'warn', skipped, skipped, True, None, says)]
+    return [(commit, at, _SKIPPED, 'warn', skipped, skipped, True, None, says)]
 
 
 def _quality(
@@ -427,3 +430,19 @@ def release(
         then=f'delete from dead_letters where (topic, part, off) in ({places})',
     )
     return out.height
+
+# %% ../nbs/05a_ingest.ipynb #da5a0050
+def count_skipped(
+    lake: Lake,  # An open lake
+    topic: str,  # Name of the stream
+    part: int = 0,  # Partition
+) -> int:  # 0 = it began with the first
+    "The messages before those with which a lake began"
+    found = lake.sql(
+        'select coalesce(sum(quality.broken), 0) as n from quality join commits using (commit_id)'
+        ' where name = ? and topic = ? and part = ?',
+        _SKIPPED,
+        topic,
+        part,
+    )
+    return int(found['n'][0])

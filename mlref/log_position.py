@@ -47,8 +47,8 @@ def _check_held(where: str, position: LogPosition, start: int, end: int) -> None
     if position == LogPosition():
         raise MlrefError(
             f'expected {where} from its first message on, as nothing of it was read yet, it begins'
-            f' at {start:,}: older messages were removed by retention; begin at {start:,}, or'
-            ' restore an older copy of the log'
+            f' at {start:,}: older messages were removed by retention; begin at {start:,}, fill a'
+            ' store from its lake, or restore an older copy of the log'
         )
     raise MlrefError(
         f'expected {where} to hold offset {position.offset:,}, up to which it was read, it holds'

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arguments import MlrefError, check_array, check_distinct, check_number, check_type
-from .core import Predictor, file_digest, write_bytes, write_json
-from .edges import read_json_object
+from .checked_files import read_checked_json, write_checked_json
+from .core import Predictor, file_digest, write_bytes
 
 # %% ../nbs/10a_model.ipynb #10aa0072
 if TYPE_CHECKING:  # networks need PyTorch, and trees alone do without it
@@ -93,7 +93,7 @@ def write_description(
         'files': {name: file_digest(Path(folder) / name) for name in files},
         'settings': dict(settings or {}),
     }
-    return write_json(Path(folder) / 'model.json', about)
+    return write_checked_json(Path(folder) / 'model.json', about)
 
 # %% ../nbs/10a_model.ipynb #10aa0056
 def _check_file(
@@ -129,7 +129,7 @@ def read_description(
         raise MlrefError(
             f'expected a saved model in {folder}, found no model.json; train or register one first'
         )
-    about = read_json_object(at, 'a saved model', 'register the model again')
+    about = read_checked_json(at, 'a saved model', 'register the model again')
     if 'files' not in about:
         about = _first_form(about)
     for name, sha256 in about['files'].items():

@@ -9,8 +9,10 @@ __all__ = ['Uploads', 'upload_pending', 'list_set_aside', 'retry_upload']
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .core import MlrefError, write_json
+from .checked_files import read_checked_json, write_checked_json
+from .core import MlrefError
 from .dead_letters import PoisonPolicy, explain_failure
 from .registry import Registry, RegistryUnreachable, pending_uploads, upload_model
 
@@ -28,6 +30,11 @@ def _note(registry: Registry, box: str, model: str) -> Path:
     return registry.folder / box / f'{model}.json'
 
 
+def _read_note(file: Path) -> dict[str, Any]:
+    advice = 'delete it, and register the model again'
+    return read_checked_json(file, 'the note of a model', advice)
+
+
 def _write_down(
     registry: Registry,
     model: str,
@@ -36,10 +43,10 @@ def _write_down(
 ) -> bool:  # Whether it was set aside
     "Count a failure in the note of a model, and set it aside after so many"
     file = _note(registry, 'waiting', model)
-    note = json.loads(file.read_text())
+    note = _read_note(file)
     note['failed'] = [*note.get('failed', []), why]
     dead = len(note['failed']) >= tries
-    write_json(_note(registry, 'set_aside' if dead else 'waiting', model), note)
+    write_checked_json(_note(registry, 'set_aside' if dead else 'waiting', model), note)
     if dead:
         file.unlink()
     return dead
@@ -71,7 +78,7 @@ def list_set_aside(
 ) -> dict[str, str]:  # Digest of the model -> why it was refused last
     "The models that were given up"
     files = sorted((registry.folder / 'set_aside').glob('*.json'))
-    return {file.stem: json.loads(file.read_text())['failed'][-1] for file in files}
+    return {file.stem: _read_note(file)['failed'][-1] for file in files}
 
 
 def retry_upload(
@@ -86,8 +93,8 @@ def retry_upload(
     if not file.exists():
         known = ', '.join(list_set_aside(registry)) or 'none'
         raise MlrefError(f'expected a model among those set aside ({known}), got {model!r}')
-    note = json.loads(file.read_text())
+    note = _read_note(file)
     note.pop('failed')
-    write_json(_note(registry, 'waiting', model), note)
+    write_checked_json(_note(registry, 'waiting', model), note)
     file.unlink()
     return upload_model(registry, model)

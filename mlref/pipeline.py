@@ -24,7 +24,8 @@ from typing import Any, TextIO
 
 # %% ../nbs/24_pipeline.ipynb #54553649
 from .arguments import check_fields, check_number, describe_value
-from .core import MlrefError, digest, git_commit, write_bytes, write_json
+from .checked_files import read_checked_json, write_checked_json
+from .core import MlrefError, digest, git_commit, write_bytes
 from .edges import check_writable, describe_error, explain_errors, read_json_object
 from .environment import lock_hash
 
@@ -387,7 +388,7 @@ def save_run(run: PipelineRun) -> Path:
         'threads': run.threads,
         'changed': changed_parameters(run),
     }
-    return write_json(run.folder / 'run.json', record)
+    return write_checked_json(run.folder / 'run.json', record)
 
 # %% ../nbs/24_pipeline.ipynb #5df0d473
 def _read_record(
@@ -405,7 +406,7 @@ def _read_record(
             f'expected the run {run_id} inside {runs}, it lies at {file.resolve().parent}; move it'
             ' there, or name its folder of runs with --data'
         )
-    record = read_json_object(file, f'the record of run {run_id}', 'start another run')
+    record = read_checked_json(file, f'the record of run {run_id}', 'start another run')
     if record.get('id') != run_id:
         raise MlrefError(
             f'expected the record of run {run_id}, got that of {record.get("id")} in {file}; give'

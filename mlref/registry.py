@@ -26,6 +26,7 @@ import numpy as np
 
 from .addresses import begin_file, local_file, own_sqlite_file, sqlite_uri
 from .arguments import MlrefError, check_type
+from .checked_files import read_checked_json, write_checked_json
 from mlref.core import (
     Predictor,
     check_predictor,
@@ -39,7 +40,6 @@ from mlref.edges import (
     describe_error,
     explain_errors,
     hold_file_lock,
-    read_json_object,
     retry,
 )
 from .environment import capture_environment
@@ -378,7 +378,7 @@ def register_model(
         'metrics': dict(run.metrics),
         'params': {name: str(value) for name, value in run.params.items()},
     }
-    write_json(_note_file(registry, model.version), note)
+    write_checked_json(_note_file(registry, model.version), note)
     try:
         return upload_model(registry, model.version)
     except RegistryUnreachable as error:
@@ -519,7 +519,7 @@ def _find_or_create_version(registry: Registry, model: str) -> Any:  # MLflow's 
             'expected a model among'
             f' {", ".join(pending_uploads(registry)) or "none"} that wait, got {model}'
         )
-    note = read_json_object(file, f'the note of model {model}', _REGISTER_AGAIN)
+    note = read_checked_json(file, f'the note of model {model}', _REGISTER_AGAIN)
     return _create_version(registry, note, experiment)
 
 # %% ../nbs/14_registry.ipynb #14a0000e
@@ -535,7 +535,7 @@ def upload_model(
         registry.call('set_registered_model_alias', registry.name, 'challenger', number)
     note = _note_file(registry, model)
     if note.exists():
-        about = read_json_object(note, f'the note of model {model}', _REGISTER_AGAIN)
+        about = read_checked_json(note, f'the note of model {model}', _REGISTER_AGAIN)
         gates = about['tags'].get('gates')
         # the same model was judged again
         if gates is not None and gates != entry.tags.get('gates'):

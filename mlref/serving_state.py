@@ -20,6 +20,7 @@ from typing import Any
 
 # %% ../nbs/16h_serving_state.ipynb #43f33327
 from .arguments import check_fields
+from .checked_files import check_digest, write_checked_json
 from .core import MlrefError, write_json
 from .edges import hold_file_lock, parse_json
 from .log import LocalLog
@@ -64,8 +65,8 @@ def read_state(
 ) -> ServingState:
     "What shall be served now; raises `MlrefError` for a file that does not say it"
     try:
-        data = state_file(folder).read_bytes()
-        state = ServingState(**parse_json(data, 'the state of a server', 'remove it'))
+        found = parse_json(state_file(folder).read_bytes(), 'the state of a server', 'remove it')
+        state = ServingState(**check_digest(found, 'the state of a server', 'remove it'))
     except FileNotFoundError:
         return ServingState()
     except OSError as error:
@@ -98,7 +99,7 @@ def write_note(
     note: WorkerNote,
 ) -> None:
     "Say what this worker serves"
-    write_json(folder / 'workers' / f'{note.index}.json', asdict(note))
+    write_checked_json(folder / 'workers' / f'{note.index}.json', asdict(note))
 
 
 def read_notes(
@@ -108,10 +109,10 @@ def read_notes(
     notes = []
     for file in sorted((folder / 'workers').glob('*.json')):
         try:
-            note = WorkerNote(**json.loads(file.read_bytes()))
+            note = WorkerNote(**check_digest(json.loads(file.read_bytes()), str(file), 'remove it'))
             os.kill(note.pid, 0)
-        except (ValueError, TypeError, OSError):
-            continue  # of an earlier server, or dead
+        except (ValueError, TypeError, OSError, MlrefError):
+            continue  # of an earlier server, dead, or damaged: it is written again
         notes.append(note)
     return notes
 
@@ -139,7 +140,7 @@ def publish_state(
         # also where somebody removed the file: a worker takes nothing older than it serves
         newest = max([now.epoch, *[note.epoch for note in read_notes(folder)]])
         wanted = replace(wanted, epoch=newest + 1, published_at=round(clock(), 3))
-        write_json(state_file(folder), asdict(wanted))
+        write_checked_json(state_file(folder), asdict(wanted))
         return wanted
 
 # %% ../nbs/16h_serving_state.ipynb #133384a1

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_LATENESS', 'POISON', 'fingerprint_events', 'Deduplicated', 'deduplicate', 'late_events', 'store_position',
-           'StreamCounts', 'apply_batch', 'apply_log', 'list_dead_letters', 'replay_dead_letters', 'apply_released',
-           'deliver_log']
+           'StreamCounts', 'apply_batch', 'apply_log', 'list_dead_letters', 'replay_dead_letters', 'fill_store',
+           'apply_released', 'deliver_log']
 
 # %% ../nbs/09_stream.ipynb #31cf3d17
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 
@@ -27,7 +27,8 @@ from mlref.contracts import (
 )
 from .core import DAY, MlrefError, wall_clock
 from .dead_letters import LETTERS, PoisonPolicy, explain_failure, is_poison, work_in_parts
-from .ingest import commit_batch, ingest, read_position
+from .events import encode_events
+from .ingest import commit_batch, count_skipped, ingest, read_position
 from .lake import DEAD_LETTERS, Lake
 from .log import Log
 from .log_position import LogPosition, check_position, position_at
@@ -191,6 +192,7 @@ class StreamCounts:
     changed: int = 0  # Another content under the id of an event that was applied
     late: int = 0  # Left to the lake
     dead: int = 0  # Set aside: the store's own code cannot work on them
+    skipped: int = 0  # Not among the messages: those that the lake it was filled from never saw
 
     def __add__(self, other: 'StreamCounts') -> 'StreamCounts':
         names = [field.name for field in fields(self)]
@@ -244,6 +246,34 @@ def _prepare_events(
     return _Applied(prepare_records(store, found.new) | found.notes, counts)
 
 # %% ../nbs/09_stream.ipynb #09090021
+def _apply_parts(
+    store: FedStore,
+    batch: CheckedBatch,
+    schema: EventSchema,
+    name_letter: Callable[[int], bytes],  # Of the message at a place
+    note: Callable[[int], dict[bytes, bytes | None]],  # Kept with the messages before a place
+    policy: PoisonPolicy,
+) -> StreamCounts:
+    "Apply a batch, or as much of it as can be; raises `Outage` when that is too little"
+
+    def prepare(start: int, end: int) -> _Applied:
+        applied = _prepare_messages(store, batch, schema, start, end)
+        return replace(applied, records=applied.records | note(end))
+
+    def commit(applied: _Applied) -> StreamCounts:
+        store.write(applied.records)
+        return applied.counts
+
+    def set_aside(place: int, reason: str) -> StreamCounts:
+        letter = reason.encode() + b'\n' + batch.messages[place]
+        policy.check(len(store.names(LETTERS)) + 1, reason)  # over all batches
+        store.write({name_letter(place): letter, **note(place + 1)})
+        return StreamCounts(messages=1, dead=1)
+
+    parts = work_in_parts(len(batch.messages), prepare, commit, set_aside, policy)
+    return sum(parts, start=StreamCounts())
+
+
 def apply_batch(
     store: FedStore,  # Opened for writing, standing where the batch begins
     batch: CheckedBatch,  # Of `read_batch`
@@ -253,26 +283,15 @@ def apply_batch(
     policy: PoisonPolicy = POISON,  # What becomes of a message that cannot be applied
 ) -> StreamCounts:
     "Apply what was read and checked; raises `Outage` when too much of it cannot be"
-    count = len(batch.messages)
-    first = after.offset - count
-
-    def prepare(start: int, end: int) -> _Applied:
-        applied = _prepare_messages(store, batch, schema, start, end)
-        return replace(applied, records=applied.records | _note_within(after, first + end))
-
-    def commit(applied: _Applied) -> StreamCounts:
-        store.write(applied.records)
-        return applied.counts
-
-    def set_aside(place: int, reason: str) -> StreamCounts:
-        letter = reason.encode() + b'\n' + batch.messages[place]
-        policy.check(len(store.names(LETTERS)) + 1, reason)  # over all batches
-        name = _letter_name(topic, 0, first + place)
-        store.write({name: letter, **_note_within(after, first + place + 1)})
-        return StreamCounts(messages=1, dead=1)
-
-    parts = work_in_parts(count, prepare, commit, set_aside, policy)
-    return sum(parts, start=StreamCounts())
+    first = after.offset - len(batch.messages)
+    return _apply_parts(
+        store,
+        batch,
+        schema,
+        name_letter=lambda place: _letter_name(topic, 0, first + place),
+        note=lambda end: _note_within(after, first + end),
+        policy=policy,
+    )
 
 # %% ../nbs/09_stream.ipynb #0909000d
 def apply_log(
@@ -354,6 +373,49 @@ def _replay(store: FedStore, batch: CheckedBatch, schema: EventSchema) -> _Appli
             raise
         return explain_failure(error)
 
+# %% ../nbs/09_stream.ipynb #09090042
+def _accepted_events(lake: Lake, topic: str, batch: int) -> Iterator[pl.DataFrame]:
+    "What a lake has of partition 0, in order, with its offsets"
+    query = 'select * from events where topic = ? and part = 0 and off > ? order by off limit ?'
+    last = -1
+    while True:
+        events = lake.sql(query, topic, last, batch)
+        if events.is_empty():
+            return
+        yield events
+        last = int(events['off'][-1])
+
+# %% ../nbs/09_stream.ipynb #09090046
+def fill_store(
+    lake: Lake,  # An open lake
+    store: FedStore,  # Opened for writing; it has read nothing yet
+    topic: str,  # Name of the stream
+    batch: int = 50_000,  # Events applied at once
+    policy: PoisonPolicy = POISON,  # What becomes of an event that cannot be applied
+) -> StreamCounts:  # `messages` are the events of the lake
+    "Fill a new store from a lake; it then stands where the lake does; raises `MlrefError`"
+    if store_position(store) != LogPosition():
+        raise MlrefError(
+            f'expected a store that has read nothing, the one in {store.place} has read up to'
+            f' offset {store.position():,}; choose another folder'
+        )
+    position = read_position(lake, topic)
+    counts = StreamCounts(skipped=count_skipped(lake, topic))
+    for events in _accepted_events(lake, topic, batch):
+        offsets = events['off'].to_list()
+        accepted = events.select(*lake.schema.columns).cast(pl.Schema(lake.schema.columns))
+        messages = encode_events(accepted, lake.schema)
+        counts += _apply_parts(
+            store,
+            check_messages(messages, lake.schema, ()),  # the lake has accepted them
+            lake.schema,
+            name_letter=lambda place, of=offsets: _letter_name(topic, 0, of[place]),
+            note=lambda end: {},
+            policy=policy,
+        )
+    store.write(_position_note(position))
+    return counts
+
 # %% ../nbs/09_stream.ipynb #09090030
 def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     "The contract as of the latest clock by which the lake accepted anything"
@@ -419,6 +481,9 @@ def deliver_log(
     policy: PoisonPolicy = POISON,  # What becomes of a message that cannot be applied
 ) -> StreamCounts:  # What became of them in the store
     "Take what waits in the log into the lake and the store; safe to kill and to run again"
+    if store_position(store) == LogPosition() and log.start(topic) > 0:  # its beginning is gone
+        ingest(lake, log, topic, rules, batch)
+        return fill_store(lake, store, topic, batch, policy)
     position = read_position(lake, topic)
     check_position(log, topic, position)
     released = apply_released(store, lake)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from .checked_files import check_checksum, write_checksum
 from .consumer import PartitionedLog
 from .contracts import at_clock
 from .core import Calendar, MlrefError, Predictor, write_bytes
@@ -168,7 +169,9 @@ def write_reference(
     file = reference_file(registry, version)
     buffer = io.BytesIO()
     reference.write_parquet(buffer)
-    return write_bytes(file, buffer.getvalue())
+    write_bytes(file, buffer.getvalue())
+    write_checksum(file)
+    return file
 
 
 def read_reference(
@@ -182,6 +185,7 @@ def read_reference(
             f'expected the reference scores of model {version} in {file}, found none; register the'
             ' model with its reference'
         )
+    check_checksum(file, 'the reference scores', 'register the model again with its reference')
     return pl.read_parquet(file, glob=False)  # its folder may have a * in its name
 
 # %% ../nbs/22_workspace.ipynb #8605cef1

@@ -132,6 +132,7 @@ CALLS = [
     call(core.known_by, table=TABLE, cutoff=9),
     call(core.mature_by, table=TABLE, now=9),
     call(core.split_early_stopping, past=TABLE, end=8 * DAY, days=2),
+    call(core.stopping_edge, calendar=Calendar(), end=8 * DAY, days=2),
     call(core.check_predictor, model=half(), X=TABLE.X),
     # schema
     call(EventSchema, 'payload', payload={'a': pl.Int64}, kinds=('k',), entity_id='a'),

@@ -7,15 +7,27 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
 
+from mlref.checked_files import read_checked_json, write_checked_json
+from mlref.checkpoint import load_checkpoint, save_checkpoint
 from mlref.core import MlrefError
+from mlref.file_cache import cached_frame
 from mlref.last_values import get_online_features, push
 from mlref.lmdb_store import LmdbStore
+from mlref.model import TorchPredictor, read_description, save_model
+from mlref.networks import linear_net
 from mlref.online import Facts, merge_facts
+from mlref.outbox import list_set_aside
 from mlref.records import DamagedRecord, RecordLayout, is_sealed, seal
+from mlref.serving_state import publish_state, read_state
+from mlref.workspace import read_reference, write_reference
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
 LAST = RecordLayout('last/k', ('a', 'b'), True, 0, 'a' * 16, ttl=50)
@@ -254,3 +266,121 @@ def test_every_flipped_bit_of_a_short_record_is_found():
         for _ in range(draw.choice((1, 2, 3))):
             changed[draw.randrange(len(sealed))] ^= 1 << draw.randrange(8)
         assert is_sealed(changed) == (bytes(changed) == sealed)
+
+
+# files of other kinds: what a process writes for the next one
+
+
+def flipped(data, count, seed=5):
+    "Copies of some bytes with one bit changed, anywhere in them"
+    draw = random.Random(seed)
+    for _ in range(count):
+        changed = bytearray(data)
+        changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        yield bytes(changed)
+
+
+def answers_of_damaged(file, read, count=150):
+    "What a reader says of a file with one changed bit: values, or 'refused'"
+    whole = file.read_bytes()
+    answers = []
+    for data in flipped(whole, count * (10 if DEEP else 1)):
+        file.write_bytes(data)
+        try:
+            answers.append(read())
+        except MlrefError as error:
+            assert len(str(error).splitlines()) == 1, error
+            answers.append('refused')
+    file.write_bytes(whole)
+    return answers
+
+
+def test_a_cached_table_with_a_changed_bit_is_made_again_and_ends_no_process(tmp_path, monkeypatch):
+    "Mapped as it is, it gives other numbers, or ends the process by a signal"
+    monkeypatch.setenv('MLREF_CACHE', str(tmp_path))
+    frame = pl.DataFrame({'t': range(500), 'name': [f'flight {i}' for i in range(500)]})
+    made = []
+
+    def read():
+        return cached_frame('year', [2013], lambda: made.append(1) or frame)
+
+    assert read().equals(frame)
+    file = next(tmp_path.rglob('year.arrow'))
+    for data in flipped(file.read_bytes(), 100):
+        file.unlink()  # the old one may still be mapped
+        file.write_bytes(data)
+        with pytest.warns(UserWarning, match='year.arrow is not as it was written'):
+            assert read().equals(frame)
+    assert len(made) == 101
+    next(tmp_path.rglob('.year.arrow.crc32')).unlink()  # its writer was killed before
+    assert read().equals(frame) and len(made) == 102
+
+
+def test_reference_scores_with_a_changed_bit_are_refused(tmp_path):
+    registry = SimpleNamespace(folder=tmp_path)
+    scores = pl.DataFrame({'cutoff': range(300), 'p': np.linspace(0, 1, 300)})
+    file = write_reference(registry, 'v', scores)
+    answers = answers_of_damaged(file, lambda: read_reference(registry, 'v'))
+    assert set(answers) == {'refused'}
+    assert read_reference(registry, 'v').equals(scores)
+
+
+def write_state(folder):
+    publish_state(folder, lambda state: replace(state, champion='a1b2', plan={'salt': 'x1'}))
+    return folder / 'state.json'
+
+
+def write_waiting(folder):
+    note = {'tags': {'model': 'm', 'fits': '12'}, 'metrics': {'auc': 0.77}, 'failed': ['full']}
+    return write_checked_json(folder / 'set_aside' / 'm.json', note)
+
+
+def write_saved_checkpoint(folder):
+    return save_checkpoint(folder, 7, {'w': torch.ones(3)}, {'seed': 3, 'best': 0.44})
+
+
+def write_model(folder):
+    model = TorchPredictor(linear_net(('a', 'b'), {}), trained_until=9)
+    save_model(model, folder)
+    return folder / 'model.json'
+
+
+def write_run(folder):
+    record = {'id': 'one', 'profile': 'quick', 'given': {'train': {'epochs': 12}}, 'done': {}}
+    return write_checked_json(folder / 'runs' / 'one' / 'run.json', record)
+
+
+NOTES = {
+    'record of a run': (write_run, lambda file: read_checked_json(file, 'a run', 'start anew')),
+    'state of a server': (write_state, lambda file: read_state(file.parent)),
+    'model set aside': (
+        write_waiting,
+        lambda file: list_set_aside(SimpleNamespace(folder=file.parent.parent)),
+    ),
+    'checkpoint': (write_saved_checkpoint, lambda file: load_about(file.parent)),
+    'description of a model': (write_model, lambda file: read_description(file.parent)),
+}
+
+
+def load_about(folder):
+    found = load_checkpoint(folder)
+    return 'refused' if found is None else found.about
+
+
+def says_the_same(answer, whole):
+    "A bit of the word `digest` leaves a field of another name"
+    if isinstance(answer, dict):
+        return {name: answer.get(name) for name in whole} == whole
+    return answer == whole
+
+
+@pytest.mark.parametrize('kind', NOTES)
+def test_a_note_with_a_changed_bit_says_the_same_or_is_refused(kind, tmp_path):
+    write, read = NOTES[kind]
+    file = write(tmp_path)
+    whole = read(file)
+    answers = answers_of_damaged(file, lambda: read(file))
+    refused = [answer for answer in answers if isinstance(answer, str) and answer == 'refused']
+    others = [answer for answer in answers if not says_the_same(answer, whole)]
+    assert len(others) == len(refused) > len(answers) / 2
+    assert read(file) == whole

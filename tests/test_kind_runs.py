@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mlref import cli
+from mlref.checked_files import read_checked_json
 from mlref.core import MlrefError, write_json
 from mlref.pipeline import (
     THREADS,
@@ -104,7 +105,7 @@ def test_a_path_is_no_id_and_what_lies_there_is_not_executed(layout, tmp_path):
     evil = tmp_path / 'evil'
     evil.mkdir()
     write_step(evil, 'second', f"open({str(trap)!r}, 'w').close()")
-    record = json.loads((make_run(layout).folder / 'run.json').read_text())
+    record = read_checked_json(make_run(layout).folder / 'run.json', 'a run', 'start another')
     outside = record | {'id': 'evil', 'steps': ['../../evil/second']}
     outside |= {'given': {'../../evil/second': {}}}
     write_json(evil / 'run.json', outside)

@@ -26,8 +26,16 @@ from mlref.ingest import ingest
 from mlref.lake import Lake, events_as_of
 from mlref.lmdb_store import LmdbStore, reshard
 from mlref.log import LocalLog
+from mlref.log_care import Retention, trim_log
 from mlref.materialize import apply_events, list_records
-from mlref.stream import MAX_LATENESS, apply_log, deliver_log
+from mlref.stream import (
+    MAX_LATENESS,
+    StreamCounts,
+    apply_log,
+    deliver_log,
+    fill_store,
+    store_position,
+)
 from mlref.vectors import compute_vectors
 
 RAW = raw_folder()
@@ -204,6 +212,70 @@ def test_the_lake_and_the_store_agree_which_event_under_an_id_counts(events, tmp
     rebuilt = LmdbStore(tmp_path / 'rebuilt', FLIGHTS)
     apply_events(rebuilt, events_as_of(lake))
     assert list_records(store, rebuilt.clock()) == list_records(rebuilt)
+
+
+def trimmed_log(at, events):
+    "A log that a lake has read, and that lost its beginning afterwards"
+    log = LocalLog(at / 'log')
+    lake = Lake(at / 'lake.duckdb', FLIGHT_SCHEMA)
+    whole = LmdbStore(at / 'whole', FLIGHTS)
+    log.append('flights', encode_events(disturb_delivery(events, 5, 0.1, 90, 0.1), FLIGHT_SCHEMA))
+    counts = deliver_log(lake, whole, log, 'flights', CONTRACT)
+    trim_log(log, 'flights', Retention(size=100_000))
+    assert log.start('flights') > 1000
+    return log, lake, whole, counts
+
+
+def test_a_new_store_gets_from_the_lake_what_the_log_lost(tmp_path, events):
+    log, lake, whole, counts = trimmed_log(tmp_path, events)
+    store = LmdbStore(tmp_path / 'store', FLIGHTS)
+    with pytest.raises(MlrefError, match='removed by retention; .* fill a store from its lake'):
+        apply_log(store, log, 'flights', FLIGHT_SCHEMA, CONTRACT)
+    more = encode_events(
+        events.tail(50).with_columns(event_id='new' + pl.col('event_id')), FLIGHT_SCHEMA
+    )
+    log.append('flights', more)  # nobody has it yet
+    filled = deliver_log(lake, store, log, 'flights', CONTRACT, 777)
+    deliver_log(lake, whole, log, 'flights', CONTRACT)
+    assert (filled.skipped, filled.applied) == (0, counts.applied + 50)
+    assert list_records(store) == list_records(whole)
+    assert store_position(store) == store_position(whole)
+    assert deliver_log(lake, store, log, 'flights', CONTRACT) == StreamCounts()
+    log.append('flights', more)
+    assert deliver_log(lake, store, log, 'flights', CONTRACT).repeated == 50
+
+
+def test_a_store_that_died_while_it_was_filled_is_filled_again(tmp_path, events, monkeypatch):
+    _, lake, whole, _ = trimmed_log(tmp_path, events)
+    store = LmdbStore(tmp_path / 'store', FLIGHTS)
+    write = store.write
+    written = []
+
+    def write_few(records):
+        written.append(len(records))
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        write(records)
+
+    monkeypatch.setattr(store, 'write', write_few)
+    with pytest.raises(KeyboardInterrupt):
+        fill_store(lake, store, 'flights', 500)
+    assert store.position() == 0
+    counts = fill_store(lake, store, 'flights', 777)
+    assert counts.repeated > 500
+    assert list_records(store) == list_records(whole)
+    with pytest.raises(MlrefError, match='a store that has read nothing'):
+        fill_store(lake, store, 'flights')
+
+
+def test_what_the_lake_never_saw_is_counted_for_the_store_too(tmp_path, events):
+    log, _, _, _ = trimmed_log(tmp_path, events)
+    oldest = log.start('flights')
+    lake = Lake(tmp_path / 'late.duckdb', FLIGHT_SCHEMA)
+    store = LmdbStore(tmp_path / 'store', FLIGHTS)
+    assert deliver_log(lake, store, log, 'flights', CONTRACT).skipped == oldest
+    says = lake.sql("select says from quality where name = 'skipped messages'")['says'].to_list()
+    assert says == [f'the lake begins at offset {oldest:,}; no message before it was read']
 
 
 class Follower(RuleBasedStateMachine):
