@@ -513,6 +513,7 @@ _DAMAGE = (
     OSError,
     EOFError,
     zipfile.BadZipFile,
+    NotImplementedError,  # a compression that there is none of
     zlib.error,
 )
 

@@ -27,6 +27,7 @@ from mlref.online import Facts, merge_facts
 from mlref.outbox import list_set_aside
 from mlref.records import DamagedRecord, RecordLayout, is_sealed, seal
 from mlref.serving_state import publish_state, read_state
+from mlref.sketches import count_rows, decode_sketch, encode_sketch, freeze_bins
 from mlref.workspace import read_reference, write_reference
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'
@@ -394,3 +395,15 @@ def test_a_cache_without_room_says_so(tmp_path, monkeypatch):
 
     with pytest.raises(MlrefError, match='No space left .* name another folder with MLREF_CACHE'):
         cached_frame('year', [2013], make)
+
+
+def test_a_sketch_with_a_changed_bit_says_the_same_or_is_refused():
+    rows = pl.DataFrame({'p': np.linspace(0, 1, 200), 'a': np.arange(200.0)})
+    whole = encode_sketch(count_rows(rows, freeze_bins(rows, ('a',))))
+    refused = 0
+    for data in flipped(whole, 400):
+        try:
+            assert encode_sketch(decode_sketch(data)) == whole
+        except MlrefError:
+            refused += 1
+    assert refused > 200
