@@ -47,17 +47,20 @@ def cache_folder() -> Path | None:  # None = nothing is cached
 
 # %% ../nbs/02c_file_cache.ipynb #02cc0032
 def _is_whole(file: Path) -> bool:
-    "Whether it is there and as it was written; says so when it was altered"
+    "Whether it is there and as it was written"
     if not file.exists() or written_checksum(file) == '':
         return False  # also of a process that was killed before the checksum
-    whole = written_checksum(file) == file_checksum(file)
-    if not whole:
+    return written_checksum(file) == file_checksum(file)
+
+
+def _tell_altered(file: Path) -> None:
+    "Say so when it was altered, and is not merely missing"
+    if file.exists() and written_checksum(file) != '':
         warnings.warn(
             f'{file} is not as it was written, its checksum is another one; it is made again,'
             ' look at the disk',
             stacklevel=3,
         )
-    return whole
 
 # %% ../nbs/02c_file_cache.ipynb #02cc0033
 _NO_ROOM = 'make room, or name another folder with MLREF_CACHE'
@@ -86,6 +89,7 @@ def cached_file(
         file.parent.mkdir(parents=True, exist_ok=True)
     with hold_file_lock(file.parent / f'.{name}.lock'):
         if not _is_whole(file):
+            _tell_altered(file)
             with explain_errors(f'to write {file}', _NO_ROOM, (OSError,)):
                 _make_aside(file, make)
             write_checksum(file)

@@ -327,11 +327,19 @@ def test_the_script_takes_every_command():
 def test_a_signal_to_the_script_ends_the_command(tmp_path):
     beginning = 'import runpy; run = runpy.run_path("run"); run["become"]'
     sleeper = 'import os, time; print(os.getpid(), flush=True); time.sleep(100)'
-    command = [sys.executable, '-c', f'{beginning}({[sys.executable, "-c", sleeper]!r})']
+    asleep = [sys.executable, '-c', sleeper]
+    command = [sys.executable, '-c', f'{beginning}("serve", {asleep!r})']
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert int(process.stdout.readline()) == process.pid
         process.terminate()
         assert process.wait(20) == -signal.SIGTERM
+
+
+def test_pages_and_tests_see_what_an_installed_package_says():
+    environment = runpy.run_path(str(ROOT / 'run'))['environment']
+    assert environment('serve')['MLREF_COMMAND'] == './run'
+    given = os.environ.get('MLREF_COMMAND')
+    assert {environment(name).get('MLREF_COMMAND') for name in ('test', 'lab', 'docs')} == {given}
 
 
 def test_uv_is_told_what_pip_is_told_or_is_left_alone():
