@@ -101,11 +101,15 @@ def read_page(
     return Page(path.relative_to(root).as_posix(), tuple(cells))
 
 
-def read_pages(root: Path = ROOT) -> list[Page]:
-    "Every notebook under nbs/ but hidden ones, in the order of their names"
-    paths = sorted((root / 'nbs').rglob('*.ipynb'))
+def page_paths(root: Path = ROOT) -> list[Path]:
+    "Every notebook under nbs/ but hidden ones and Jupyter's copies, in the order of their names"
     return [
-        read_page(path, root)
-        for path in paths
+        path
+        for path in sorted((root / 'nbs').rglob('*.ipynb'))
         if not path.name.startswith(('.', '_')) and '.ipynb_checkpoints' not in path.parts
     ]
+
+
+def read_pages(root: Path = ROOT) -> list[Page]:
+    "The pages, in the order of their names"
+    return [read_page(path, root) for path in page_paths(root)]
