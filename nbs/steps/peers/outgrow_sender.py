@@ -61,7 +61,9 @@ def carried_rate(
     begun: float,  # when the first batch was due
 ) -> float:  # events a second
     "How quickly the lake grew from its first commit on; over all the time where it made only one"
-    ends = {part: end for part, end, _ in taken}  # the last of each
+    ends: dict[int, int] = {}
+    for part, end, _ in taken:
+        ends[part] = end
     events = sum(ends.values())
     _, first, since = taken[0]
     last = taken[-1][2]
