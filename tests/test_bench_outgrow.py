@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = ROOT / 'nbs' / 'steps'
 sys.path.insert(0, str(STEPS))
 from peers.outgrow_rows import LOG, SERVING, find_crossover, limit_row, part_rows, shorter_from
-from peers.outgrow_sender import EVERY, PARTS, Sent, carried_rate, send_at_rate, waits_of
+from peers.outgrow_sender import EVERY, PARTS, Sent, send_at_rate, waits_of
 from peers.outgrow_workers import Watch, marking
 
 from mlref.log import LocalLog
@@ -109,9 +109,3 @@ def test_the_published_chart_has_every_part_on_both_sides_at_three_loads_or_more
         asked = [{row['load'] for row in loads if row['engine'] == side} for side in sides]
         assert len(sides) >= 2 and len(asked[0]) >= 3 and all(each == asked[0] for each in asked)
         assert all({'p50', 'memory', 'cpu', 'spread'} <= row.keys() for row in loads)
-
-
-def test_what_a_log_carries_does_not_count_the_wait_for_the_first_commit():
-    taken = [(0, 100, 11.0), (1, 50, 11.5), (0, 300, 12.0)]
-    assert carried_rate(taken, 10.0) == 250
-    assert carried_rate(taken[:1], 10.0) == 100
