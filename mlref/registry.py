@@ -141,6 +141,13 @@ def check_model_name(
         )
     return name
 
+# %% ../nbs/14_registry.ipynb #14a00033
+def _open_client(make: Callable[..., 'MlflowClient'], uri: str) -> 'MlflowClient':
+    client = make(tracking_uri=uri, registry_uri=uri)
+    if uri.startswith('sqlite:') and '%' in uri:  # its folder for versions, made at their first use, is made and removed here
+        client.search_registered_models(max_results=1)
+    return client
+
 # %% ../nbs/14_registry.ipynb #14a00002
 class Registry:
     "The versions of one model in MLflow, and the folder with their files"
@@ -170,7 +177,7 @@ class Registry:
 
         for logger in ('alembic', 'mlflow'):  # they report every migration
             logging.getLogger(logger).setLevel(logging.ERROR)
-        make = partial(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
+        make = partial(_open_client, MlflowClient, self.uri)
         if self.file is None:
             return _connect(self.uri, None, nullcontext(), make)
         with own_sqlite_file(self.uri, self.file):
