@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from mlref.model import (
     load_model,
     read_description,
     register_loader,
+    score_in_parts,
     score_rows,
     write_description,
 )
@@ -157,7 +158,7 @@ class OnnxPredictor:
             logits = np.asarray(self.session.run(None, {'X': rows})[0], np.float64)
             return 1 / (1 + np.exp(-logits))
 
-        return score_rows(score, X, self.names)
+        return score_rows(partial(score_in_parts, score), X, self.names)
 
     @property
     def source(self) -> Predictor:
