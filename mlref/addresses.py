@@ -8,22 +8,31 @@ __all__ = ['FilePlace', 'note_place', 'check_place', 'begin_file', 'local_file',
 # %% ../nbs/01c_addresses.ipynb #01c00005
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .core import MlrefError, text_fault
 
 # %% ../nbs/01c_addresses.ipynb #01c00008
-@dataclass(frozen=True)
+_SETTLED = 2 * 10**9  # nanoseconds, the coarsest time that a file system keeps
+
+
+@dataclass
 class FilePlace:
     "A file that is held open, and the name it had when it was opened"
 
     path: str  # Absolute
     device: int  # As `stat` numbers it
     inode: int  # Its number on the device; another file under this path has another
+    mark: tuple[int, ...] = field(default=(), init=False)  # of its folder, when it was followed
+    folder: str = field(init=False)  # that it lies in
+
+    def __post_init__(self):
+        self.folder = os.path.dirname(self.path)
 
 
 def note_place(
@@ -33,12 +42,24 @@ def note_place(
     found = os.stat(path)
     return FilePlace(os.path.abspath(path), found.st_dev, found.st_ino)
 
+# %% ../nbs/01c_addresses.ipynb #01c0001a
+def _mark_folder(place: FilePlace) -> tuple[int, ...]:
+    "What changes when the path may lead to another file; () when there is no folder"
+    try:
+        found = os.stat(place.folder)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
-def check_place(
-    place: FilePlace,
-    what: str,  # It is called in the message, e.g. 'the log'
-) -> None:
-    "Raise `MlrefError` when the path no longer leads to the file that is open"
+
+def _is_settled(place: FilePlace, mark: tuple[int, ...]) -> bool:
+    "Whether a later change would show in the mark"
+    if not mark or os.path.islink(place.path):  # a link leads to another folder
+        return False
+    return time.time_ns() - mark[2] > _SETTLED
+
+# %% ../nbs/01c_addresses.ipynb #01c0001b
+def _follow_path(place: FilePlace, what: str) -> None:
     try:
         found = os.stat(place.path)
     except OSError as error:
@@ -51,6 +72,18 @@ def check_place(
         f'expected {what} in {place.path} as it was opened, found: {state}; it was deleted, moved'
         ' or replaced while it was in use: put it back, or open the new one'
     )
+
+
+def check_place(
+    place: FilePlace,
+    what: str,  # It is called in the message, e.g. 'the log'
+) -> None:
+    "Raise `MlrefError` when the path no longer leads to the file that is open"
+    mark = _mark_folder(place)
+    if mark and mark == place.mark:
+        return
+    _follow_path(place, what)
+    place.mark = mark if _is_settled(place, mark) else ()
 
 # %% ../nbs/01c_addresses.ipynb #01c00015
 def begin_file(

@@ -197,10 +197,11 @@ class GrowingBlock:
     ) -> bool:  # False when they need a block of their own; nothing has changed then
         "Add messages behind those that are there"
         n = len(messages)
-        if len(self.stored) + sum(map(len, messages)) + n > _SMALL or self.form != _LINES:
+        room = _SMALL - len(self.stored)
+        if len(messages[0]) + n > room or self.form != _LINES:  # most that do not fit, unread
             return False
         more = b'\n'.join((b'', *messages))
-        if more.count(b'\n') != n:
+        if len(more) > room or more.count(b'\n') != n:
             return False
         self.body_check = crc32(more, self.body_check)
         self.count += n

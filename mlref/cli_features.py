@@ -121,9 +121,41 @@ def _show_view(
     return CommandResult(shown, '\n'.join(text))
 
 # %% ../nbs/47_cli_features.ipynb #e4700013
-@command(features_app, 'lineage', 'mlref features lineage weather3_visib')
+_SHOWN_COLUMNS = 6  # of a source, where not all are wanted
+
+
+def _name_columns(
+    columns: list[str],
+    most: int | None,  # None = name all
+) -> str:
+    "Some columns of a source, and how many there are besides"
+    left = len(columns) - (len(columns) if most is None else most)
+    named = ', '.join(columns[:most])
+    return f'{named} and {left} more (--all names them)' if left > 0 else named
+
+
+def _tell_lineage(
+    rows: list[dict[str, str]],  # Of `feature_lineage`, of one feature
+    most: int | None,  # Columns of a source to name; None = all
+) -> str:
+    "A line for each source: the way to the feature, and the columns that are read"
+    columns: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        way = (row['source'], row['part'], row['feature'])
+        columns.setdefault(way, []).append(row['column'])
+    lines = [f'{" -> ".join(way)}: {_name_columns(read, most)}' for way, read in columns.items()]
+    return '\n'.join(lines)
+
+# %% ../nbs/47_cli_features.ipynb #e47000f3
+@command(
+    features_app,
+    'lineage',
+    'mlref features lineage weather3_visib',
+    'mlref features lineage weather3_visib --all',
+)
 def _show_feature_lineage(
     feature: Annotated[str, typer.Argument(help='A feature.')],
+    every: Annotated[bool, typer.Option('--all', help='Name every column.')] = False,
     task: TaskAddress = DEFAULT_TASK,
 ) -> CommandResult:
     "What a feature is made of: the columns of its sources."
@@ -137,8 +169,7 @@ def _show_feature_lineage(
             f' {feature!r}; mlref features list shows the views'
         )
     rows = feature_lineage(features).filter(feature=feature).to_dicts()
-    lines = [f'{row["source"]}.{row["column"]} -> {row["part"]} -> {feature}' for row in rows]
-    return CommandResult(rows, '\n'.join(lines))
+    return CommandResult(rows, _tell_lineage(rows, None if every else _SHOWN_COLUMNS))
 
 # %% ../nbs/47_cli_features.ipynb #e4700037
 def _read_vector(

@@ -229,4 +229,4 @@ def start_server(
             f'expected a server of {found.address} over {folder} to start, it ended with status'
             f' {process.wait()}; what it said stands above'
         )
-    return process, Client(line.split(' at ')[1].strip(), found)
+    return process, Client(line.split(' at ')[1].split()[0], found)

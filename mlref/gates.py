@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Gate', 'all_passed', 'same_features', 'trained_before_judged', 'no_leak', 'mature_labels', 'label_age_skew',
            'no_age_skew', 'is_fresh', 'better_than_champion', 'well_calibrated', 'no_slice_worse', 'parity',
-           'latency_within', 'size_within', 'no_serving_skew', 'format_gates', 'refusal_reason']
+           'latency_within', 'size_within', 'no_serving_skew', 'format_gate_value', 'format_gates', 'refusal_reason']
 
 # %% ../nbs/12c_gates.ipynb #fd78fad0
 from dataclasses import dataclass
@@ -331,13 +331,31 @@ def no_serving_skew(
         why,
     )
 
+# %% ../nbs/12c_gates.ipynb #79af5481
+def format_gate_value(
+    gate: Gate,
+    value: float,  # What it measured, or its limit
+) -> str:  # e.g. '2013-02-24T00:00Z', '4,320 min', '0.05'
+    "What a gate measured or allows, in its unit"
+    name = gate.name.removeprefix('refit_')
+    if name == 'trained_before_judged':
+        return format_time(int(value))
+    if name.startswith('fresh_'):
+        return f'{value:,.0f} min'
+    if name == 'size_within':
+        return f'{value:,.0f} bytes'
+    shown = f'{value:.4g}'
+    return f'{shown} ms' if name == 'latency_within' else shown
+
 # %% ../nbs/12c_gates.ipynb #79af5480
 def format_gates(gates: list[Gate]) -> str:
     "The gates as text, one a line"
     lines = []
     for gate in gates:
         answer = 'passed' if gate.passed else 'FAILED'
-        lines.append(f'{answer}  {gate.name:24} {gate.value:12.6g}  {gate.limit:12.6g}  {gate.why}')
+        value = format_gate_value(gate, gate.value)
+        limit = format_gate_value(gate, gate.limit)
+        lines.append(f'{answer}  {gate.name:24} {value:>17}  {limit:>17}  {gate.why}')
     return '\n'.join(lines)
 
 

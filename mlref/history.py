@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .arguments import format_count
 from .core import format_time
-from .gates import Gate
+from .gates import Gate, format_gate_value
 from mlref.model_versions import (
     ModelVersion,
     fetch_files,
@@ -185,8 +185,9 @@ def _view_steps(columns: dict[str, str]) -> list[LineageStep]:
 def _gate_step(gate: Gate) -> LineageStep:
     "What a gate said"
     verdict = 'passed' if gate.passed else 'FAILED'
-    text = f'{gate.name}: {verdict}, {gate.value:.4g} against {gate.limit:.4g}'
-    return LineageStep('gate', text)
+    value = format_gate_value(gate, gate.value)
+    limit = format_gate_value(gate, gate.limit)
+    return LineageStep('gate', f'{gate.name}: {verdict}, {value} against {limit}')
 
 
 def _promotion_step(row: Promotion) -> LineageStep:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .core import MlrefError, format_time
-from .gates import Gate
+from .gates import Gate, format_gate_value
 from .markup import Markdown, escape_markdown, markdown_table
 from .task import Task
 
@@ -95,10 +95,11 @@ def _gate_answers(gates: tuple[Gate, ...]) -> str:
     if not gates:
         return 'None were run: there was no champion to compare with.'
     answer = {True: 'passed', False: Markdown('**failed**')}
-    rows = [
-        (gate.name, answer[gate.passed], f'{gate.value:.6g}', f'{gate.limit:.6g}', gate.why)
-        for gate in gates
-    ]
+    rows = []
+    for gate in gates:
+        value = format_gate_value(gate, gate.value)
+        limit = format_gate_value(gate, gate.limit)
+        rows.append((gate.name, answer[gate.passed], value, limit, gate.why))
     return _table(('gate', 'answer', 'value', 'limit', 'why'), rows)
 
 

@@ -62,6 +62,8 @@ def check_batch(
             f'expected a list of messages, got {type(messages).__name__}; put one message into a'
             ' list'
         )
+    if len(messages) == 1 and type(messages[0]) is bytes:  # as most are that come alone
+        return
     for kind in {*map(type, messages)}:
         if kind is not bytes and not issubclass(kind, bytes):
             raise MlrefError(f'expected messages of bytes, got {kind.__name__}')

@@ -37,6 +37,16 @@ _COMPARISONS = {
 }
 
 
+def _read_goal(goal: str) -> tuple[str, str]:
+    "The comparison of a goal, and its number as it was written"
+    parts = re.fullmatch(r'(>=|<=|==|>|<)\s*(-?[\d.]+)', goal)
+    if parts is None:
+        raise MlrefError(
+            f"expected a goal such as '>= 0.765', got {goal!r}; give a comparison and a number"
+        )
+    return parts[1], parts[2]
+
+
 def goal_held(
     value: float,  # What was measured
     goal: str,  # A comparison and a number, e.g. '>= 0.765'; '' = only shown
@@ -44,12 +54,8 @@ def goal_held(
     "Whether a measured value meets its goal; raises `MlrefError` when the goal is not one"
     if not goal:
         return None
-    parts = re.fullmatch(r'(>=|<=|==|>|<)\s*(-?[\d.]+)', goal)
-    if parts is None:
-        raise MlrefError(
-            f"expected a goal such as '>= 0.765', got {goal!r}; give a comparison and a number"
-        )
-    return bool(_COMPARISONS[parts[1]](value, float(parts[2])))
+    sign, number = _read_goal(goal)
+    return bool(_COMPARISONS[sign](value, float(number)))
 
 # %% ../nbs/23_results.ipynb #e2300012
 def result_row(
@@ -113,10 +119,10 @@ def format_goal(
     goal: str,  # Such as '<= 0.01'; '' for none
     percent: bool = False,  # Whether what is measured is shown in percent
 ) -> str:  # e.g. 'at most 0.01', 'at most 1%'
-    "A goal as people read it"
+    "A goal as people read it; raises `MlrefError` when it is none"
     if not goal:
         return ''
-    sign, number = goal.split()
+    sign, number = _read_goal(goal)
     value = float(number)
     shown = f'{value:,.0f}' if value >= 1000 else number
     return GOAL_WORDS[sign] + (f'{value:.0%}' if percent else shown)
@@ -343,7 +349,7 @@ def _say_more(row: Mapping) -> str:
     "How many were measured, the goal, and whether it is missed"
     said = f', n = {row["n"]:,}' if row['n'] else ''
     if row['goal']:
-        said += f', goal {row["goal"]}'
+        said += f', goal {format_goal(row["goal"])}'
     return said if row['held'] is not False else f'{said}, missed'
 
 

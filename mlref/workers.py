@@ -437,7 +437,10 @@ def supervise(
         tend_workers(supervisor, time.monotonic())
         version = wait_ready(supervisor)
         if version:
-            print(f'serving {version} at {supervisor.url}', flush=True)
+            print(
+                f'serving {version} at {supervisor.url} (status page: {supervisor.url}/)',
+                flush=True,
+            )
             if started:
                 started(supervisor, version)
         _tend_on(supervisor)

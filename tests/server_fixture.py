@@ -336,7 +336,7 @@ def start_process(
     )
     line = process.stdout.readline()
     assert ' at http://' in line, line
-    return process, line.split(' at ')[1].strip()
+    return process, line.split(' at ')[1].split()[0]
 
 
 @contextmanager

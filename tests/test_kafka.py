@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +18,8 @@ from mlref.consumer import send_events
 from mlref.core import DAY, MlrefError
 from mlref.dead_letters import Outage
 from mlref.events import encode_events
-from mlref.ext.kafka_log import KafkaLog, find_cluster
+from mlref.ext.kafka_log import KafkaLog
+from mlref.ext.kafka_metadata import MetadataClient, find_cluster
 from mlref.ext.kafka_settings import KafkaSettings
 from mlref.ingest import ingest, read_position
 from mlref.lake import Lake
@@ -247,8 +248,7 @@ def test_brokers_that_die_are_one_sentence():
     log = KafkaLog(brokers.address, 'gone')
     log.append('events', [b'kept'])
     del brokers.owner
-    for settings in (log.settings, log.reader('events', 0).settings):
-        object.__setattr__(settings, 'timeout', 1.0)
+    object.__setattr__(log.metadata.settings, 'timeout', 1.0)
     with pytest.raises(MlrefError, match='start the brokers or correct their address'):
         log.end('events')
 
@@ -360,7 +360,7 @@ def open_topic(mock, name, partitions=1):
     "A log with one topic, whose client does not wait for long"
     mock.create(f'{name}.events', partitions)
     log = KafkaLog(f'{mock.address}/{name}')
-    log.settings = KafkaSettings(log.settings.brokers, timeout=5, delivery=20, space=name)
+    log.metadata.settings = replace(log.metadata.settings, timeout=5, delivery=20)
     return log
 
 
@@ -495,5 +495,5 @@ def test_a_kafka_that_is_too_old_is_one_sentence(request_):
 def test_a_broker_without_encryption_is_told_and_the_password_is_not(mock):
     settings = KafkaSettings(mock.address.removeprefix('kafka://'), 'me', 'open-sesame', timeout=2)
     with pytest.raises(Outage, match='SSL') as told:
-        find_cluster(settings)
+        find_cluster(MetadataClient(settings))
     assert 'sesame' not in str(told.value)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from confluent_kafka import Producer
@@ -9,7 +10,6 @@ from confluent_kafka import Producer
 from mlref.dead_letters import Outage
 from mlref.events import encode_events
 from mlref.ext.kafka_log import KafkaLog, open_producer
-from mlref.ext.kafka_settings import KafkaSettings
 from mlref.ingest import ingest
 from mlref.lake import Lake
 from mock_kafka import MockCluster
@@ -48,8 +48,8 @@ def hear(worker):
 def open_hasty(mock, space):
     "A log whose client does not wait for long"
     log = KafkaLog(f'{mock.address}/{space}')
-    log.settings = KafkaSettings(log.settings.brokers, timeout=2, delivery=3, space=space)
-    log.producer = open_producer(log.settings)
+    log.metadata.settings = replace(log.metadata.settings, timeout=2, delivery=3)
+    log.producer = open_producer(log.metadata)
     return log
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import sqlite3
+import time
 from functools import partial
 
 import polars as pl
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlref.addresses import local_file, sqlite_uri
+from mlref.addresses import check_place, local_file, note_place, sqlite_uri
 from mlref.core import MlrefError
 from mlref.duckdb_files import connect_duckdb, parquet_query
 from mlref.events import encode_events
@@ -265,3 +266,59 @@ def test_events_come_back_from_a_lake_under_an_odd_name(tmp_path):
     assert open_snapshot(folder / 's').events(FLIGHT_SCHEMA).height == 0
     lake.close()
     log.close()
+
+
+def _replace(file):
+    other = file.with_name('other')
+    other.write_text('other')
+    other.rename(file)
+
+
+def _link_elsewhere(file):
+    folder = file.parent
+    shutil.copytree(folder, folder.with_name('copy'))
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.with_name('copy'))
+
+
+LEAVES = {  # how the path of an open file comes to lead elsewhere
+    'deleted': lambda file: file.unlink(),
+    'replaced': _replace,
+    'moved': lambda file: file.rename(file.with_name('moved')),
+    'folder deleted': lambda file: shutil.rmtree(file.parent),
+    'folder moved': lambda file: file.parent.rename(file.parent.with_name('moved')),
+    'folder replaced by a link': _link_elsewhere,
+    'folder above moved': lambda file: file.parents[1].rename(file.parents[1].with_suffix('.old')),
+    'target of a link replaced': lambda file: _replace(file.resolve()),
+}
+
+
+def _open_place(home, how):
+    file = home / how / 'run' / 'data'
+    file.parent.mkdir(parents=True)
+    if 'link' in how and 'target' in how:
+        (home / how / 'target').write_text('first')
+        file.symlink_to(home / how / 'target')
+    else:
+        file.write_text('first')
+    return file, note_place(file)
+
+
+def test_a_path_that_leads_elsewhere_is_seen_also_when_only_its_folder_was_asked(tmp_path):
+    opened = {how: _open_place(tmp_path, how) for how in (*LEAVES, 'stays', 'another came')}
+    for _, place in opened.values():
+        check_place(place, 'it')
+    assert not any(place.mark for _, place in opened.values())  # too new to tell times apart
+    time.sleep(2.1)
+    for _, place in opened.values():
+        check_place(place, 'it')
+    assert {how for how in opened if not opened[how][1].mark} == {'target of a link replaced'}
+    (opened['another came'][0].parent / 'another').touch()
+    for how, leave in LEAVES.items():
+        file, place = opened[how]
+        leave(file)
+        for _ in range(2):
+            with pytest.raises(MlrefError, match='while it was in use'):
+                check_place(place, 'it')
+    for how in ('stays', 'another came'):
+        check_place(opened[how][1], 'it')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -56,21 +57,18 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
         'JUPYTERLAB_SETTINGS_DIR': str(tmp_path / 'settings'),
         'JUPYTERLAB_WORKSPACES_DIR': str(tmp_path / 'workspaces'),
     }
+    *words, _ = runpy.run_path(str(ROOT / 'run'))['DO']['lab']  # as `./run lab`, on another page
     with open(tmp_path / 'lab.log', 'w') as log:
         lab = subprocess.Popen(
             [
                 sys.executable,
-                '-m',
-                'jupyterlab',
+                *words,
                 '--no-browser',
-                '--ip=127.0.0.1',
                 f'--port={port}',
                 '--ServerApp.port_retries=0',
                 '--IdentityProvider.token=t',
                 '--allow-root',
                 f'--ServerApp.root_dir={tmp_path}',
-                '--LabApp.news_url=',
-                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
             ],
             stdout=log,
             stderr=log,
@@ -99,6 +97,7 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
                     break
                 time.sleep(0.5)
             p.wait_for_timeout(1000)
+            assert p.locator('.Toastify__toast', has_text='news').count() == 0
             assert p.locator('.jp-RenderedImage img').count() == 0
             p.click('text=Run >> nth=0')
             p.click('[data-command="runmenu:run-all"]')

@@ -82,7 +82,7 @@ def url(home):
     )
     line = p.stdout.readline()
     assert ' at http://' in line, line
-    yield line.split(' at ')[1].strip(), p
+    yield line.split(' at ')[1].split()[0], p
     p.kill()
     p.wait()
 
@@ -367,7 +367,7 @@ def test_a_tracking_server_hands_out_the_champion_and_takes_nobody_with_it_when_
         first = register_model(there, old, TrainingRun(digest([0])), FLIGHTS, sample=t.X)
         promote(there, first, 30, 'bootstrap')
         p = subprocess.Popen(command('served'), stdout=subprocess.PIPE, text=True, env=told)
-        url = p.stdout.readline().split(' at ')[1].strip()
+        url = p.stdout.readline().split(' at ')[1].split()[0]
 
         def scores():
             return [

@@ -549,8 +549,14 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
     assert main(['features', 'show', 'weather']) == 0 and '"ttl": 360' in capsys.readouterr().out
     assert (
         main(['features', 'lineage', 'origin_dep_delay_60m']) == 0
-        and 'dep.dep_delay -> origin_dep -> origin_dep_delay_60m' in capsys.readouterr().out
+        and 'dep -> origin_dep -> origin_dep_delay_60m: ' in capsys.readouterr().out
     )
+    assert main(['features', 'lineage', 'weather3_visib']) == 0
+    short = capsys.readouterr().out
+    assert main(['features', 'lineage', 'weather3_visib', '--all']) == 0
+    whole = capsys.readouterr().out
+    assert '6 more' in short and 'visib' not in short.split(': ')[1]
+    assert whole.split(': ')[1].split()[-1] == 'visib'
     for ask, status, words in (
         (['show', 'nope'], 1, 'expected a view among'),
         (['lineage', 'nope'], 1, 'expected a feature among'),

@@ -1,17 +1,10 @@
 """Kernels of log and store by names that hold since the redesign: python storage.py WORK MODELS
 
-One message appended alone costs more than it did, since an append promises more. On files in
-memory, where nothing else is in the figure, it takes 11.6 µs of CPU beside 8.7 (Xeon, medians).
-What each promise takes, by leaving it out or by itself:
-
-    2.0 µs  the path is looked at: nothing is accepted into a file that nobody finds again
-    1.6 µs  it is added to a block with two checksums, the writer's epoch and the time
-     .8 µs  topic, partition and batch are checked before anything is written
-     .2 µs  dead readers are looked for, and the clock is read, for retention
-
-The old code put a message under its offset, and of all this checked the batch only. On a disk the
-transaction is some twenty times as much, and what counts is what it writes: 62 units of 512 bytes
-beside 57, and 89 with blocks that grew to two pages of LMDB.
+One message appended alone costs more than it did, since an append promises more: topic, partition
+and batch are checked, the path is looked at, and it is added to a block with two checksums, the
+writer's epoch and the time. The old code put a message under its offset, and of all this checked
+the batch only. Decision 0014 says what each promise takes, and how much of it is where the pages
+come to lie: the transaction is some twenty times as much.
 """
 
 import shutil
