@@ -153,8 +153,8 @@ def _check_pools(balancer: 'LoadBalancer') -> None:
         check_distinct([backend.address for backend in pool], f'the {name} servers')
         if not any(backend.state == 'ready' for backend in pool):
             raise MlrefError(
-                f'expected a {name} server that takes requests, got {len(pool)} that drain or none;'
-                ' keep one of them ready'
+                f'expected a {name} server that takes requests, none of {len(pool)} is ready; keep'
+                ' one of them ready'
             )
 
 

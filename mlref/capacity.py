@@ -39,6 +39,9 @@ import sys
 from locust import FastHttpUser, constant, events, task
 
 BODIES = itertools.cycle(json.load(open(os.environ['MLREF_BODIES'])))
+HEADERS = {'content-type': 'application/json'}
+if os.environ.get('MLREF_KEY'):
+    HEADERS['authorization'] = 'Bearer ' + os.environ['MLREF_KEY']
 
 
 class Agent(FastHttpUser):
@@ -46,9 +49,8 @@ class Agent(FastHttpUser):
 
     @task
     def ask(self):
-        headers = {'content-type': 'application/json'}
         with self.client.post(
-            '/predict', data=next(BODIES), headers=headers, catch_response=True
+            '/predict', data=next(BODIES), headers=HEADERS, catch_response=True
         ) as response:
             if response.status_code != 200:  # counted apart: neither its rate nor its time is ours
                 response.request_meta['name'] = 'failed'
@@ -79,12 +81,13 @@ def request_bodies(
 def write_locust_files(
     folder: Path,
     bodies: list[str],  # From `request_bodies`
+    key: str = '',  # Of the server; '' = it wants none
 ) -> dict[str, str]:  # The environment that Locust wants
-    "Write the users and what they ask"
+    "Write the users and what they ask; the key stays in the environment"
     asked = folder / 'bodies.json'
     (folder / 'users.py').write_text(LOCUSTFILE)
     asked.write_text(json.dumps(bodies))
-    return {**os.environ, 'MLREF_BODIES': str(asked)}
+    return {**os.environ, 'MLREF_BODIES': str(asked), 'MLREF_KEY': key}
 
 # %% ../nbs/20_capacity.ipynb #20c00010
 def latency_quantile(
@@ -137,7 +140,7 @@ def locust_command(
     users = str(folder / 'users.py')
     return [sys.executable, '-m', 'locust', '-f', users, '--host', url, *options]
 
-
+# %% ../nbs/20_capacity.ipynb #20c0f016
 def read_load_report(
     printed: str,  # JSON: what Locust counted, by name
     said: str,  # What Locust said
@@ -153,10 +156,12 @@ def read_load_report(
     failed = counted.get('failed', {'num_requests': 0})['num_requests']
     answers = counted.get('/predict', {'num_requests': 0})
     if answers['num_requests'] <= answers.get('num_failures', 0):
+        advice = 'see that the server runs and serves this task'
+        if 'code=401' in said:
+            advice = 'it wants a key, from mlref keys add; give one with --key'
         raise MlrefError(
             f'expected answers from {url}, got none and {failed:,} errors:'
-            f' {said.strip()[-300:] or "no word in time"}; see that the server runs and serves'
-            ' this task'
+            f' {said.strip()[-300:] or "no word in time"}; {advice}'
         )
     return answers, failed + answers['num_failures']
 
@@ -175,13 +180,14 @@ def run_load_step(
     users: int,  # Who ask at the same time
     seconds: int,  # For how long
     pid: int,  # Of the server, for its memory; 0 = not known
+    key: str = '',  # From `mlref keys add`; '' = the server wants none
 ) -> LoadStep:
     "Let users ask for some seconds; raises `MlrefError` when it does not run or nobody answers"
     count = str(users)
     options = ['--headless', '-u', count, '-r', count, '-t', f'{seconds}s', '--json']
     quiet = ['--skip-log', '--exit-code-on-error', '0', '--stop-timeout', '5']
     with tempfile.TemporaryDirectory() as folder:
-        environment = write_locust_files(Path(folder), bodies)
+        environment = write_locust_files(Path(folder), bodies, key)
         command = locust_command(url, Path(folder), *options, *quiet)
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     answers, failed = read_load_report(done.stdout, done.stderr, url)

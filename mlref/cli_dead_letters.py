@@ -155,16 +155,19 @@ def _list_letters(
         letters = read_letters(lake, store)
     reasons = letters['reasons'].value_counts(sort=True).rows()
     newest = [_describe_letter(row) for row in letters.tail(count).iter_rows(named=True)]
-    tables = ([(f'{n:,}', reason) for reason, n in reasons], [_letter_row(row) for row in newest])
-    text = '\n\n'.join(align_columns(table) for table in tables if table)
-    return CommandResult({'reasons': dict(reasons), 'newest': newest}, text or 'no dead letters')
+    found = {'reasons': dict(reasons), 'newest': newest}
+    if not newest:
+        return CommandResult(found, 'no dead letters')
+    counts = [('letters', 'reason'), *((f'{n:,}', reason) for reason, n in reasons)]
+    told = [('in', 'partition', 'offset', 'message'), *map(_letter_row, newest)]
+    return CommandResult(found, f'{align_columns(counts)}\n\n{align_columns(told)}')
 
 # %% ../nbs/49e_cli_dead_letters.ipynb #49ce0014
 def release_letters(
     lake: 'Lake | None',
     store: 'FedStore | None',  # Opened for writing
     task: 'Task',  # With the mended contract
-) -> dict[str, int]:  # released, applied: let in to the lake, new in the store; left
+) -> dict[str, int]:  # released, applied: let into the lake, new in the store; left
     "Let in what a contract accepts by now, to a lake and to the store beside it"
     from mlref.ingest import release
     from mlref.stream import apply_released, replay_dead_letters
@@ -195,7 +198,7 @@ def _release_letters(place: LettersPlace) -> CommandResult:
         found = release_letters(lake, store, task)
     parts = []
     if lake is not None:
-        parts.append(f'{found["released"]:,} let in to the lake')
+        parts.append(f'{found["released"]:,} let into the lake')
     if store is not None:
         parts.append(f'{found["applied"]:,} new in the store')
     parts.append(f'{found["left"]:,} left' if found['left'] else 'none left')

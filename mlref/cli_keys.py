@@ -79,10 +79,11 @@ def _list_keys(log: KeyFolder = None, data: DataFolder = None) -> CommandResult:
         {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'rows': key.rows} for key in keys
     ]
     rows = [(key.id, key.client, ', '.join(key.scopes), f'{key.rows or "any"}') for key in keys]
+    head = ('id', 'client', 'may', 'rows a second')
     none = 'no keys: nobody may ask' if file.exists() else 'no keys: this machine alone may ask'
-    return CommandResult(found, align_columns(rows) if rows else none)
+    return CommandResult(found, align_columns([head, *rows]) if rows else none)
 
-
+# %% ../nbs/49c_cli_keys.ipynb #e490f053
 @command(keys_app, 'revoke', 'mlref keys revoke 3fa1b2c4')
 def _revoke_key(
     key: Annotated[str, typer.Argument(help=as_typed('Its id, as mlref keys list shows it.'))],
@@ -96,6 +97,9 @@ def _revoke_key(
     with _changed_keys(file) as keys:
         if key not in keys:
             known = ', '.join(keys) or 'none'
-            raise MlrefError(f'expected the id of a key among {known}, got {key!r}')
+            raise MlrefError(
+                f'expected the id of a key among {known}, got {key!r}; mlref keys list shows whose'
+                ' they are'
+            )
         gone = keys.pop(key)
     return CommandResult({'revoked': key}, f'the key {key} of {gone.client} is taken back')

@@ -96,7 +96,7 @@ def summary_row(
     "A partition as a person reads it"
     newest = '-'
     if each.appended_at is not None:
-        newest = datetime.fromtimestamp(each.appended_at // 1000, UTC).isoformat()
+        newest = f'{datetime.fromtimestamp(each.appended_at // 1000, UTC):%Y-%m-%dT%H:%M:%SZ}'
     numbers = (each.start, each.end, each.end - each.start, each.size)
     return (name, *(f'{number:,}' for number in numbers), newest)
 

@@ -57,7 +57,7 @@ def _observe(
     from mlref.dashboards import DASHBOARDS, dashboard_file
 
     split_address(target, '--target')
-    check_writable(folder, 'another folder')
+    check_writable(folder, 'the argument FOLDER')
     rules = serving_rules(ServingObjective(answered=answered, within=within))
     files = {RULES: rule_file(rules), 'prometheus.yml': scrape_config(target)}
     files |= {f'{each.name}.json': dashboard_file(each) for each in DASHBOARDS}

@@ -6,12 +6,12 @@
 __all__ = ['rollout_app', 'RolloutPlace', 'read_known_labels', 'collect_rollout_evidence', 'Pace', 'describe_standing']
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00005
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,6 +119,11 @@ rollout_app = typer.Typer(
 )
 
 
+def _name_share(share: float) -> str:
+    "The share of a step as people read it"
+    return f'{100 * share:.3g}%' if share else 'a shadow'
+
+
 def _requests_for(share: float) -> int:
     "Requests that a step waits for; raises `MlrefError` for what is no share"
     check_number(share, 'the share of a step', 0, 1)
@@ -196,24 +201,13 @@ def _start(
     policy = pace.policy()
     with _at_work(place, rollout) as registry:
         begun = begin_rollout(registry, version, rollout.now(), why, who, policy)
-    shares = ', '.join(f'{step.share:.0%}' for step in policy.steps)
+    shares = ', then '.join(_name_share(step.share) for step in policy.steps)
     found = {'candidate': version, 'champion': begun.rollout.champion, 'row': begun.row}
     text = f'version {version} beside {begun.rollout.champion}: {shares}; row {begun.row[:12]}'
+    text += '; mlref rollout decide goes on as the evidence allows'
     return CommandResult(found, text)
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00016
-def describe_standing(
-    standing: 'Standing',
-    evidence: 'RolloutEvidence',
-    decision: 'RolloutDecision',
-) -> CommandResult:
-    "Where a rollout stands, what is known, and what follows"
-    found = {**_describe_step(standing.rollout), **_describe_evidence(evidence)}
-    found |= {'decision': decision.action, 'why': decision.why}
-    shown = [(name, _show(entry)) for name, entry in found.items()]
-    return CommandResult({**found, 'row': standing.row}, align_columns(shown))
-
-
 def _describe_step(rollout: 'Rollout') -> dict[str, object]:
     return {
         'candidate': rollout.candidate,
@@ -228,21 +222,59 @@ def _describe_evidence(evidence: 'RolloutEvidence') -> dict[str, object]:
     "Numbers that are not known yet are null, which JSON can hold"
     value, low, high = (x if isfinite(x) else None for x in evidence.difference)
     return {
-        'requests at this step': evidence.requests,
-        'mature days': evidence.mature_days,
-        'loss': value,
-        'loss, low': low,
-        'loss, high': high,
+        'requests': evidence.requests,
+        'mature_days': evidence.mature_days,
+        'difference': value,
+        'low': low,
+        'high': high,
         'alarms': list(evidence.alarms),
     }
 
+# %% ../nbs/49a_cli_rollout.ipynb #49a0f017
+_LABELS = {  # of what is told -> as a person reads it
+    'candidate': 'candidate',
+    'champion': 'champion',
+    'share': 'share',
+    'step': 'step',
+    'since': 'since',
+    'requests': 'requests at this step',
+    'mature_days': 'mature days',
+    'difference': 'squared error, candidate less champion',
+    'alarms': 'alarms',
+    'decision': 'decision',
+    'why': 'why',
+}
 
-def _show(entry: object) -> str:
-    if entry is None:
+
+def _tell_difference(found: Mapping[str, Any]) -> str:
+    if found['difference'] is None:
         return 'not known yet'
-    if isinstance(entry, list):
-        return '; '.join(entry) or 'none'
-    return f'{entry:.4g}' if isinstance(entry, float) else str(entry)
+    low, high = ('?' if found[end] is None else f'{found[end]:+.4f}' for end in ('low', 'high'))
+    return f'{found["difference"]:+.4f} [{low}, {high}], more is worse'
+
+
+def _label(
+    found: Mapping[str, Any],  # Of `describe_standing`
+) -> list[tuple[str, str]]:
+    "The same as a person reads it"
+    shown = {
+        **found,
+        'share': _name_share(found['share']),
+        'difference': _tell_difference(found),
+        'alarms': '; '.join(found['alarms']) or 'none',
+    }
+    return [(label, str(shown[name])) for name, label in _LABELS.items()]
+
+# %% ../nbs/49a_cli_rollout.ipynb #49a0f018
+def describe_standing(
+    standing: 'Standing',
+    evidence: 'RolloutEvidence',
+    decision: 'RolloutDecision',
+) -> CommandResult:
+    "Where a rollout stands, what is known, and what follows"
+    found = {**_describe_step(standing.rollout), **_describe_evidence(evidence)}
+    found |= {'decision': decision.action, 'why': decision.why}
+    return CommandResult({**found, 'row': standing.row}, align_columns(_label(found)))
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00018
 @command(rollout_app, 'status', 'mlref rollout status', 'mlref rollout status --json')

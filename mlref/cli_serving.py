@@ -187,7 +187,8 @@ def summarize_ingest(
     said = f'{counts.good:,} good, {counts.repeated:,} repeated, {counts.dead:,} dead'
     at = {part: position.offset for part, position in sorted(positions.items())}
     taken = format_count(counts.messages, 'message')
-    lines = [f'stopped: {taken} taken in: {said}; the lake stands at {at}']
+    ends = ', '.join(f'{offset:,} of partition {part}' for part, offset in at.items())
+    lines = [f'stopped: {taken} taken in: {said}; the lake stands at {ends or "nothing yet"}']
     for name, count in counts.unknown.items():
         having = format_count(count, 'message')
         lines.append(f'{having} with the field {name}, which no column keeps')
@@ -220,6 +221,8 @@ def _ingest(settings: IngestSettings) -> CommandResult:
     follower.find_partitions()
     where = settings.log or follower.log.identity(settings.topic)
     print_progress(f'following {settings.topic} of {where} into {settings.lake}')
+    if not follower.consumer.at:
+        print_progress(f'nothing of {settings.topic} is there yet; is --topic its name?')
     counts = follow_log(
         follower.lake,
         follower.consumer,
@@ -392,11 +395,11 @@ def last_day_requests(
         lake.close()
 
 
-def _open_page(url: str, bodies: list[str]) -> None:
+def _open_page(url: str, bodies: list[str], key: str) -> None:
     from mlref.capacity import locust_command, write_locust_files
 
     with tempfile.TemporaryDirectory() as folder:
-        environment = write_locust_files(Path(folder), bodies)
+        environment = write_locust_files(Path(folder), bodies, key)
         command = locust_command(url, Path(folder), '--web-host', '127.0.0.1')
         subprocess.run(command, env=environment)
 
@@ -406,6 +409,7 @@ def _load(
     url: Annotated[str, typer.Option(help='The server.')] = 'http://127.0.0.1:8080',
     users: Annotated[int, typer.Option(min=1, help='How many at a time.')] = 16,
     seconds: Annotated[int, typer.Option(min=1, help='How long.')] = 20,
+    key: Annotated[str, typer.Option(help='Where the server wants one.', envvar='MLREF_KEY')] = '',
     web: Annotated[bool, typer.Option('--web', help="Locust's page, at port 8089.")] = False,
     task: TaskAddress = DEFAULT_TASK,
     data: DataFolder = None,
@@ -417,9 +421,9 @@ def _load(
     scored = load_task(task)
     bodies = request_bodies(scored, last_day_requests(run_folder(None, data), scored))
     if web:
-        _open_page(url, bodies)
+        _open_page(url, bodies, key)
         return CommandResult({'stopped': True}, 'stopped')
-    step = run_load_step(url, bodies, users, seconds, 0)
+    step = run_load_step(url, bodies, users, seconds, 0, key)
     found = asdict(step)
     speed = f'{step.rate:.1f} answers/s, p50 {step.p50:g} ms, p99 {step.p99:g} ms'
     text = f'{format_count(users, "user")}: {speed}'

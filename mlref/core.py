@@ -143,7 +143,9 @@ def parse_time(
     try:
         moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
-        raise MlrefError(f"expected a time such as '2013-04-01T12:00', got {text!r}") from None
+        raise MlrefError(
+            f"expected a time such as '2013-04-01T12:00', got {text!r}; write it in this form"
+        ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return check_minute((moment - _EPOCH) // timedelta(minutes=1), text)

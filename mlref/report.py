@@ -24,7 +24,7 @@ from .edges import explain_errors, read_json_object
 from .markup import Html, html_element, html_section, html_table
 from .model_health import explain_alarm_name
 from .pipeline import PipelineRun, changed_parameters
-from .results import format_number, read_results
+from .results import format_goal, format_number, read_results
 from .task import load_task
 
 # %% ../nbs/24a_report.ipynb #d1000012
@@ -267,7 +267,8 @@ def goals_section(
             if row['goal']:
                 measured = f'{format_number(row["ours"])} {row["unit"]}'
                 state = 'held' if row['held'] else 'MISSED'
-                rows.append((row['name'], measured, row['goal'], file['bench'], state))
+                goal = format_goal(row['goal'])
+                rows.append((row['name'], measured, goal, file['bench'], state))
     told = sorted(rows, key=lambda row: row[-1] == 'held')
     return html_section(
         'Goals', html_table(['what must hold', 'measured', 'goal', 'file', ''], told)

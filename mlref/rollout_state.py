@@ -77,7 +77,9 @@ def require_rollout(
         return standing
     rows = promotions(registry)
     last = f'the last row is by {rows[-1].who}: {rows[-1].why}' if rows else 'the log is empty'
-    raise MlrefError(f'expected a rollout that runs, found none, {last}; start one')
+    raise MlrefError(
+        f'expected a rollout that runs, found none, {last}; mlref rollout start begins one'
+    )
 
 # %% ../nbs/17d_rollout_state.ipynb #17d00011
 def begin_rollout(

@@ -424,5 +424,7 @@ def _draw_run(metrics: pl.DataFrame, decisions: pl.DataFrame) -> Any:
     _tell_decisions(axes[5], _told_decisions(shown))
     _explain_lines(figure, smoothing_days(metrics))
     axes[4].tick_params('x', labelsize=8)
-    axes[4].xaxis.set_major_formatter(ConciseDateFormatter(axes[4].xaxis.get_major_locator()))
+    years = ('', '%Y', '%Y', '%Y', '%Y', '%Y')  # beside ticks of years, months, days and shorter
+    locator = axes[4].xaxis.get_major_locator()
+    axes[4].xaxis.set_major_formatter(ConciseDateFormatter(locator, offset_formats=years))
     return figure
