@@ -180,9 +180,7 @@ class TrimSettings:
     size: Annotated[int | None, typer.Option(help='Keep the newest bytes of each log.')] = None
     lake: Annotated[
         Path | None,
-        typer.Option(
-            help=f'{LAKE_FILE}; what it has not read is kept.', show_default='none'
-        ),
+        typer.Option(help=f'{LAKE_FILE}; what it has not read is kept.', show_default='none'),
     ] = None
     log: LogPlace = None
     task: TaskAddress = DEFAULT_TASK

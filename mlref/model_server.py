@@ -405,9 +405,6 @@ class VectorRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 encode_row = msgspec.json.Encoder().encode
 
 # %% ../nbs/16g_model_server.ipynb #fa261d82
-_TRIM = 'trim the log with: mlref log trim predictions --days 90'
-
-
 def _room_left(server: ModelServer) -> str:
     "What is wrong with the room of the log; '' = nothing"
     log = server.log_file
@@ -421,14 +418,14 @@ def _room_left(server: ModelServer) -> str:
     if left < least:
         return (
             f'expected {least:,} bytes free on the disk of {log.folder}, {left:,} are left; make'
-            f' room, or {_TRIM}'
+            ' room, or trim with: mlref log trim predictions --days 90'
         )
     info = log.env.info()
     used = info['last_pgno'] * log.env.stat()['psize']
     if info['map_size'] - used < least:
         return (
             f'expected {least:,} bytes left in the log {log.folder}, it is full at'
-            f' {info["map_size"]:,}; {_TRIM}'
+            f' {info["map_size"]:,}; trim it with: mlref log trim predictions --days 90'
         )
     return ''
 

@@ -36,12 +36,7 @@ from mlref.core import (
     write_bytes,
     write_json,
 )
-from mlref.edges import (
-    describe_error,
-    explain_errors,
-    hold_file_lock,
-    retry,
-)
+from .edges import describe_error, explain_errors, hold_file_lock, retry
 from .environment import capture_environment
 from .feature_ranges import encode_ranges, measure_ranges
 from .features import FeatureSet
@@ -113,7 +108,10 @@ def _connect(
     with explain_errors(f'to open the registry at {uri}', advice, mlflow_errors()), alone:
         if file is not None:
             begin_file(file, make_tables)
-        return retry(open_client, _may_pass)
+        client = retry(open_client, _may_pass)
+        if file is not None and '%' in uri:  # their first use makes the folder of versions too
+            client.search_registered_models(max_results=1)
+        return client
 
 
 _ANSWERED_WITH_NONE = ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS')
@@ -140,13 +138,6 @@ def check_model_name(
             ' underscores and dashes'
         )
     return name
-
-# %% ../nbs/14_registry.ipynb #14a00033
-def _open_client(make: Callable[..., 'MlflowClient'], uri: str) -> 'MlflowClient':
-    client = make(tracking_uri=uri, registry_uri=uri)
-    if uri.startswith('sqlite:') and '%' in uri:  # its folder for versions, made at their first use, is made and removed here
-        client.search_registered_models(max_results=1)
-    return client
 
 # %% ../nbs/14_registry.ipynb #14a00002
 class Registry:
@@ -177,7 +168,7 @@ class Registry:
 
         for logger in ('alembic', 'mlflow'):  # they report every migration
             logging.getLogger(logger).setLevel(logging.ERROR)
-        make = partial(_open_client, MlflowClient, self.uri)
+        make = partial(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
         if self.file is None:
             return _connect(self.uri, None, nullcontext(), make)
         with own_sqlite_file(self.uri, self.file):
