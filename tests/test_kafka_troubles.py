@@ -49,7 +49,7 @@ def open_hasty(mock, space):
     "A log whose client does not wait for long"
     log = KafkaLog(f'{mock.address}/{space}')
     log.metadata.settings = replace(log.metadata.settings, timeout=2, delivery=3)
-    log.producer = open_producer(log.metadata.settings)
+    log.producer = open_producer(log.metadata)
     return log
 
 

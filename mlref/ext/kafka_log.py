@@ -36,6 +36,7 @@ from mlref.ext.kafka_metadata import (
     find_cause,
     find_cluster,
     find_offset,
+    is_lasting,
 )
 from .kafka_settings import KafkaSettings, parse_kafka
 from ..log import check_batch, check_partition
@@ -148,7 +149,7 @@ class KafkaLog:
         self.counts: dict[str, int] = {}
         self.readers: dict[str, PartitionReader] = {}
         self.cluster = find_cluster(self.metadata)
-        self.producer = open_producer(self.metadata.settings)
+        self.producer = open_producer(self.metadata)
 
     def append(self, topic: str, messages: list[bytes], partition: int = 0) -> int:
         "Add a batch, acknowledged by all replicas in sync when its first offset is returned"
@@ -277,6 +278,31 @@ def _hand_over(
         return [error_of(error)]
     return []
 
+# %% ../../nbs/30_kafka.ipynb #0321e98b
+_PATIENCE = 2.0  # seconds
+
+
+class _Delivery:
+    "What a producer says of the messages of a batch"
+
+    def __init__(self):
+        self.failed: list[KafkaError] = []
+        self.offsets: list[int | None] = []  # None = the broker does not say, as after some retries
+        self.since = time.monotonic()  # when something was said
+
+    def told(self, error: KafkaError | None, message: Message) -> None:
+        "Called back for each message"
+        self.since = time.monotonic()
+        if error is None:
+            self.offsets.append(message.offset())
+        else:
+            self.failed.append(error)
+
+    def is_hopeless(self, heard: Sequence[KafkaError]) -> bool:
+        "Whether nothing more is to be expected, by what the connections heard"
+        silent = time.monotonic() - self.since > _PATIENCE
+        return silent and any(is_lasting(each, heard) for each in heard)
+
 # %% ../../nbs/30_kafka.ipynb #0321e98e
 def first_offset(
     offsets: list[int | None],  # Of the messages of a batch; None = the broker did not say
@@ -287,22 +313,17 @@ def first_offset(
 # %% ../../nbs/30_kafka.ipynb #0321e985
 def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) -> int:
     "Send `messages` to the topic `name`: the first offset; raises `Outage` unless all are accepted"
-    failed: list[KafkaError] = []
-    offsets: list[int | None] = []  # None = the broker does not say, as after some retries
-
-    def told(error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            failed.append(error)
-            return
-        offsets.append(message.offset())
-
-    heard = _hand_over(log.producer, name, messages, partition, told)
-    heard += wait_for_all(log.producer, log.metadata.settings.delivery + 1)
-    if len(offsets) < len(messages):
+    delivery = _Delivery()
+    wait = log.metadata.settings.delivery + 1
+    broken = _hand_over(log.producer, name, messages, partition, delivery.told)
+    broken += wait_for_all(log.producer, wait, lambda: delivery.is_hopeless(log.metadata.heard))
+    if len(delivery.offsets) < len(messages):
+        known = [*delivery.failed, *broken, *log.metadata.heard]
+        cause = find_cause(KafkaError(KafkaError._MSG_TIMED_OUT), known)
         begin_again(log)
-        cause = find_cause(KafkaError(KafkaError._MSG_TIMED_OUT), [*failed, *heard])
         raise explain_kafka(cause, log.metadata.settings.brokers, f'{name}/{partition}')
-    first = first_offset(offsets)
+    log.metadata.heard.clear()
+    first = first_offset(delivery.offsets)
     if first is None:
         said = f'{name}/{partition} took {len(messages):,} messages and did not say where'
         raise Outage(f'expected offsets, {said}; send them again with the same ids')
@@ -315,36 +336,40 @@ _QUIET.propagate = False
 
 
 def open_producer(
-    settings: KafkaSettings,
+    metadata: MetadataClient,  # That hears what the connections of the producer hear
 ) -> Producer:
     "A sender whose batches are kept in order, once, and without a hole"
+    settings = metadata.settings
     own = {'enable.idempotence': True, 'enable.gapless.guarantee': True, 'acks': 'all'}
     limit = {'linger.ms': 1, 'message.timeout.ms': int(1000 * settings.delivery)}
-    return Producer({**settings.options(), **own, **limit, 'logger': _QUIET})
+    told = {'logger': _QUIET, 'error_cb': metadata.heard.append}
+    return Producer({**settings.options(), **own, **limit, **told})
 
 # %% ../../nbs/30_kafka.ipynb #0321e984
 def wait_for_all(
     producer: Producer,
     seconds: float,  # At most
+    is_hopeless: Callable[[], bool] = lambda: False,  # Asked meanwhile: nothing is waited for then
 ) -> list[KafkaError]:  # That it does not survive
     "Until nothing is on its way"
-    heard = []
+    broken = []
     end = time.monotonic() + seconds
     more = True
     while more:  # flush() would call back behind an exception, which Python does not survive
         try:
             producer.poll(0.1 if len(producer) else 0)
         except KafkaException as error:
-            heard.append(error_of(error))
-        more = len(producer) > 0 and time.monotonic() < end
-    return heard
+            broken.append(error_of(error))
+        more = len(producer) > 0 and time.monotonic() < end and not is_hopeless()
+    return broken
 
 
 def begin_again(log: KafkaLog) -> None:
     "Another producer, after a batch that was not accepted whole"
     log.producer.purge()
     wait_for_all(log.producer, 1)
-    log.producer = open_producer(log.metadata.settings)
+    log.metadata.heard.clear()
+    log.producer = open_producer(log.metadata)
 
 # %% ../../nbs/30_kafka.ipynb #1d293c44
 def _produce(

@@ -7,6 +7,7 @@ __all__ = ['is_lasting', 'explain_kafka', 'find_cause', 'error_of', 'MetadataCli
            'find_offset']
 
 # %% ../../nbs/29a_kafka_metadata.ipynb #29b00004
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -56,10 +57,25 @@ _DENIED = _Remedy(
     'Kafka at {where} to let this client in to {what}',
     'correct the user, the password or its rights',
 )
+_MECHANISM = _Remedy(
+    (KafkaError.UNSUPPORTED_SASL_MECHANISM,),
+    'Kafka at {where} to let clients in by SCRAM-SHA-512',
+    'give a port that has it, or add it to sasl.enabled.mechanisms of the brokers',
+)
 _PLAIN = _Remedy(
     (KafkaError._SSL,),
     'Kafka at {where} to answer with encryption, which an address with a user asks for',
-    'give the port that has it; this machine must trust its certificate',
+    'give the port that has it',
+)
+_UNTRUSTED = _Remedy(
+    (),
+    'Kafka at {where} to show a certificate that is trusted here',
+    'add its authority to this machine, or name its file in SSL_CERT_FILE',
+)
+_ENCRYPTED = _Remedy(
+    (),
+    'Kafka at {where} to answer without encryption, which an address without a user asks for',
+    'give a port without it, or write kafka://USER:PASSWORD@HOST:PORT',
 )
 
 # %% ../../nbs/29a_kafka_metadata.ipynb #2b0ed0be
@@ -68,20 +84,34 @@ _AWAY = _Remedy(
     'Kafka at {where} to answer for {what}',
     'what was accepted is kept, start the brokers or correct their address',
 )
-_LASTING = (_MISSING, _DENIED, _OLD, _PLAIN)  # no second question gets another answer
+_LASTING = (_MISSING, _MECHANISM, _DENIED, _OLD, _PLAIN, _UNTRUSTED, _ENCRYPTED)
+_BY_TEXT = {  # what the client library writes -> what it means
+    'mechanism handshake failed': _MECHANISM,
+    'certificate verify failed': _UNTRUSTED,
+    'SASL authentication error': _DENIED,
+    'in state SSL_HANDSHAKE': _PLAIN,
+    'in state APIVERSION_QUERY': _ENCRYPTED,
+}
+_TIMES = 5  # that a connection ends in one way before it is not asked again
 
 
 def _find_remedy(error: KafkaError) -> _Remedy:
-    if 'SSL_HANDSHAKE' in error.str():  # a broker without encryption often hangs up
-        return _PLAIN
-    return next((each for each in (*_LASTING, _LARGE) if error.code() in each.codes), _AWAY)
+    said = error.str()
+    by_text = [remedy for text, remedy in _BY_TEXT.items() if text in said]
+    by_code = [each for each in (*_LASTING, _LARGE) if error.code() in each.codes]
+    return next(iter([*by_text, *by_code]), _AWAY)
 
-
+# %% ../../nbs/29a_kafka_metadata.ipynb #29b00019
 def is_lasting(
     error: KafkaError,
+    heard: Sequence[KafkaError] = (),  # Of the connections; of one that only ended it takes several
 ) -> bool:
     "Whether asking again gets no other answer"
-    return _find_remedy(error) in _LASTING
+    remedy = _find_remedy(error)
+    if remedy not in _LASTING:
+        return False
+    ended = error.code() == KafkaError._TRANSPORT
+    return not ended or sum(_find_remedy(each) is remedy for each in heard) >= _TIMES
 
 
 def explain_kafka(
@@ -92,13 +122,15 @@ def explain_kafka(
     "What went wrong with a cluster, and what to do"
     remedy = _find_remedy(error)
     expected = remedy.expected.format(where=where, what=what)
-    return Outage(f'expected {expected}, got: {error.str()[:200]}; {remedy.advice}')
+    came = error.str().partition(' (after ')[0]  # so many ms in such a state
+    return Outage(f'expected {expected}, got: {came[:200]}; {remedy.advice}')
 
 # %% ../../nbs/29a_kafka_metadata.ipynb #2b0ed0b2
 _CONSEQUENCES = (
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._FATAL,
     KafkaError._GAPLESS_GUARANTEE,
+    KafkaError._MSG_TIMED_OUT,
     KafkaError._PURGE_QUEUE,
 )
 
@@ -109,7 +141,7 @@ def find_cause(
 ) -> KafkaError:
     "The error that says most of why a call failed"
     telling = [each for each in (*heard, error) if each.code() not in _CONSEQUENCES]
-    lasting = [each for each in telling if is_lasting(each)]
+    lasting = [each for each in telling if is_lasting(each, heard)]
     return next(iter([*lasting, *telling]), error)
 
 
@@ -121,6 +153,26 @@ def error_of(
     return failed.args[0]
 
 # %% ../../nbs/29a_kafka_metadata.ipynb #29b0000b
+class _Listener(logging.Handler):
+    "Hears what the client library only writes: that a port hangs up at the first request"
+
+    def __init__(self, heard: list[KafkaError]):
+        super().__init__()
+        self.heard = heard
+        self.is_known = False  # A port that has answered once is no other one
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()
+        if 'in state APIVERSION_QUERY' in said and not self.is_known:
+            self.heard.append(KafkaError(KafkaError._TRANSPORT, said.rpartition(']: ')[2]))
+
+    def options(self) -> dict[str, Any]:
+        "Of a client, which then tells its errors and writes nothing"
+        logger = logging.Logger('mlref.kafka')
+        logger.addHandler(self)
+        return {'error_cb': self.heard.append, 'logger': logger, 'log_level': 6}
+
+# %% ../../nbs/29a_kafka_metadata.ipynb #29b0001a
 _FIRST_WAIT = 0.5  # seconds
 _NO_ANSWER = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
 _Answer = TypeVar('_Answer')
@@ -131,10 +183,10 @@ class MetadataClient:
 
     def __init__(self, settings: KafkaSettings):
         self.settings = settings
-        self.heard: list[KafkaError] = []  # Of its connections, since the last answer
-        options: dict[str, Any] = {**settings.options(), 'group.id': 'none'}
-        more = {'allow.auto.create.topics': True, 'error_cb': self.heard.append}
-        self.client = Consumer({**options, **more})
+        self.heard: list[KafkaError] = []  # Of connections, since the last answer
+        self.listener = _Listener(self.heard)
+        more = {'group.id': 'none', 'allow.auto.create.topics': True, **self.listener.options()}
+        self.client = Consumer({**settings.options(), **more})
 
     def ask(
         self,
@@ -147,11 +199,13 @@ class MetadataClient:
         while True:
             try:
                 answer = question(min(wait, max(0.001, end - time.monotonic())))
+                self.listener.is_known = True
                 self.heard.clear()
                 return answer
             except KafkaException as failed:
                 cause = self.find_reason(error_of(failed))
-            if is_lasting(cause) or time.monotonic() > end:
+            if is_lasting(cause, self.heard) or time.monotonic() > end:
+                self.heard.clear()
                 raise explain_kafka(cause, self.settings.brokers, what)
             time.sleep(0.05)
             wait *= 2

@@ -6,6 +6,7 @@
 __all__ = ['Options', 'KafkaSettings', 'parse_kafka']
 
 # %% ../../nbs/29_kafka_address.ipynb #29a00004
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class KafkaSettings:
     password: str = ''  # Of that user
     timeout: float = 10.0  # Seconds for one answer
     delivery: float = 30.0  # Seconds in which a message must be accepted
+    authorities: str = ''  # File with certificates that are trusted; '' = those of this machine
     space: str = ''  # Put before the name of every topic, with a dot
 
     def __post_init__(self):
@@ -44,10 +46,14 @@ class KafkaSettings:
     def options(self) -> Options:
         "As the client library calls them"
         common: Options = {'bootstrap.servers': self.brokers, 'log_level': 0}
+        common['reconnect.backoff.max.ms'] = 1000  # as soon as a broker is back
         if not self.user:
             return common
         login = {'sasl.username': self.user, 'sasl.password': self.password}
-        return common | login | {'security.protocol': 'SASL_SSL', 'sasl.mechanism': 'SCRAM-SHA-512'}
+        login |= {'security.protocol': 'SASL_SSL', 'sasl.mechanism': 'SCRAM-SHA-512'}
+        if self.authorities:
+            login['ssl.ca.location'] = self.authorities
+        return common | login
 
 # %% ../../nbs/29_kafka_address.ipynb #29a00012
 def _decode(text: str) -> str:
@@ -107,4 +113,5 @@ def parse_kafka(
             f' of the scheme {scheme[:20]!r}; correct the line log = ..., with user and password or'
             ' neither, and write / ? # % of a password as %2F %3F %23 %25'
         ) from None
-    return KafkaSettings(brokers, user, password, space=space)
+    authorities = os.environ.get('SSL_CERT_FILE', '')
+    return KafkaSettings(brokers, user, password, authorities=authorities, space=space)
