@@ -133,9 +133,9 @@ def deduplicate(
     marked = events.with_columns(
         pl.Series('_id', prints['event_id']), pl.Series('_content', prints['content'])
     )
-    found = split_repeats(marked, accepted, ('_id', '_content'))
-    notes = _remember_events(kept, found.new, store.clock())
     marks = ('_id', '_content')
+    found = split_repeats(marked, accepted, marks)
+    notes = _remember_events(kept, found.new, store.clock())
     return Deduplicated(found.new.drop(marks), found.changed.drop(marks), notes)
 
 # %% ../nbs/09_stream.ipynb #09090008
@@ -422,6 +422,21 @@ def fill_store(
     store.write(_position_note(position))
     return counts
 
+# %% ../nbs/09_stream.ipynb #09090130
+def _take_in_both(
+    lake: Lake,  # Stands where the store does
+    store: FedStore,
+    topic: str,
+    batches: Iterable[tuple[CheckedBatch, LogPosition]],  # From the position of both on
+    policy: PoisonPolicy,
+) -> StreamCounts:
+    "Commit each batch to the lake, and only then apply it to the store"
+    counts = StreamCounts()
+    for batch, after in batches:
+        commit_batch(lake, batch, topic, after)
+        counts += apply_batch(store, batch, lake.schema, topic, after, policy)
+    return counts
+
 # %% ../nbs/09_stream.ipynb #09090030
 def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     "The contract as of the latest clock by which the lake accepted anything"
@@ -490,15 +505,12 @@ def deliver_log(
         return fill_store(lake, store, topic, batch, policy)
     position = read_position(lake, topic)
     check_position(log, topic, position)
-    counts = StreamCounts()
-    if position.offset != store.position():
+    in_step = position.offset == store.position()
+    if not in_step:
         ingest(lake, log, topic, rules, batch)
         rules = _lake_clock(lake, rules)
-        waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
-        counts += _follow_lake(lake, store, topic, waiting, policy)
-    else:
-        for checked, after in _read_batches(store, log, topic, lake.schema, rules, batch):
-            commit_batch(lake, checked, topic, after)
-            counts += apply_batch(store, checked, lake.schema, topic, after, policy)
+    waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
+    follow = _take_in_both if in_step else _follow_lake
+    counts = follow(lake, store, topic, waiting, policy)
     released = apply_released(store, lake)  # last: the store's clock is where theirs was by now
     return counts + StreamCounts(messages=released, applied=released)
