@@ -56,6 +56,21 @@ def waits_of(
     return found
 
 
+def carried_rate(
+    taken: list[tuple[int, int, float]],  # as of `waits_of`, in order
+    begun: float,  # when the first batch was due
+    rate: float,  # events sent a second
+) -> float:  # events a second
+    "How quickly the lake grew from its first commit to its last, at most as events were sent"
+    ends = {part: end for part, end, _ in taken}  # the last of each
+    events = sum(ends.values())
+    _, first, since = taken[0]
+    last = taken[-1][2]
+    if len(taken) == 1:
+        return min(rate, events / (last - begun))
+    return min(rate, (events - first) / (last - since))
+
+
 def measure_rate(
     follower: Peer,  # `outgrow_log.py`
     log: Log,
@@ -73,11 +88,10 @@ def measure_rate(
         sender = time.process_time() - begun
         said = coming.result()
     assert said.get('events') == [len(messages)] * 2, said  # all of them, each once
-    last = max(at for _, _, at in said['taken'])
     waits = waits_of(sent, said['taken'])
     told = [batch.acknowledged - batch.due for batch in sent]
     return {
-        'rate': len(messages) / (last - sent[0].due),
+        'rate': carried_rate(said['taken'], sent[0].due, rate),
         'p50': float(np.median(waits)),
         'p99': float(np.quantile(waits, 0.99)),
         'told_p50': float(np.median(told)),
