@@ -111,9 +111,10 @@ def test_the_published_chart_has_every_part_on_both_sides_at_three_loads_or_more
         assert all({'p50', 'memory', 'cpu', 'spread'} <= row.keys() for row in loads)
 
 
-def test_what_a_log_carries_is_how_quickly_the_lake_grows_from_its_first_commit_on():
-    taken = [(0, 100, 11.0), (1, 50, 11.5), (0, 300, 12.0)]
-    assert carried_rate(taken, 10.0, 1000) == (350 - 100) / (12.0 - 11.0)
+def test_what_a_log_carries_is_the_slope_of_its_commits():
+    taken = [(0, 100, 11.0), (1, 50, 11.5), (0, 300, 12.0)]  # 100, 150 and 350 events
+    slope = (0.5 * 100 - 0.5 * 0 + 0.5 * 150) / (0.5**2 + 0.5**2)  # around 11.5 and 200
+    assert carried_rate(taken, 10.0, 1000) == pytest.approx(slope)
     assert carried_rate(taken[:1], 10.0, 1000) == 100 / (11.0 - 10.0)  # its only one
     assert carried_rate(taken, 10.0, 200) == 200  # it caught up; more was never sent
 

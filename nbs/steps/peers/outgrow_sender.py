@@ -61,14 +61,17 @@ def carried_rate(
     begun: float,  # when the first batch was due
     rate: float,  # events sent a second
 ) -> float:  # events a second
-    "How quickly the lake grew from its first commit to its last, at most as events were sent"
-    ends = {part: end for part, end, _ in taken}  # the last of each
-    events = sum(ends.values())
-    _, first, since = taken[0]
-    last = taken[-1][2]
+    "How quickly the lake grew, by least squares over its commits, at most as events were sent"
+    ends: dict[int, int] = {}
+    totals = []  # events in the lake, with each commit
+    for part, end, _ in taken:
+        ends[part] = end
+        totals.append(sum(ends.values()))
+    moments = np.array([at for _, _, at in taken]) - begun
     if len(taken) == 1:
-        return min(rate, events / (last - begun))
-    return min(rate, (events - first) / (last - since))
+        return min(rate, totals[0] / float(moments[0]))
+    slope, _ = np.polyfit(moments, totals, 1)
+    return min(rate, float(slope))
 
 
 def measure_rate(
