@@ -23,6 +23,7 @@ import numpy as np
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0007
 from mlref.answers import (
     Asked,
+    CalibratedScores,
     Chosen,
     Scored,
     assign_versions,
@@ -394,17 +395,18 @@ def read_asked(server: ModelServer) -> None:
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0015
 def _encode(
     each: EntityRequest,
-    moved: list[float],  # Its scores, moved by the calibration of each
-    digests: list[str],  # Of these; '' = none
+    calibrated: CalibratedScores,  # Of its entities
 ) -> list[bytes]:  # What is kept
     "Make the answer of a request"
     n = len(each.p)
     chosen = [(each.assigned, each.served)] * n
     scored = Scored(each.p, each.absent, None)
     version = each.served.version
-    body = encode_predictions(version, each.asked, chosen, scored, (moved, digests))
+    body = encode_predictions(version, each.asked, chosen, scored, calibrated)
     p = each.p.tolist()
-    rows = kept_prediction_rows(each.server, each.request, each.asked, chosen, p, digests)
+    rows = kept_prediction_rows(
+        each.server, each.request, each.asked, chosen, p, calibrated.digests
+    )
     each.answer = Answer(body)
     each.request.scored = n
     return rows
@@ -412,12 +414,12 @@ def _encode(
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0115
 def _calibrate(
     server: ModelServer, group: list[EntityRequest]
-) -> list[tuple[list[float], list[str]]]:  # For each of the group: scores, digests
+) -> list[CalibratedScores]:  # For each of the group
     p = np.concatenate([each.p for each in group])
     cutoff = np.concatenate([each.asked.columns['cutoff'] for each in group])
     moved, digests = calibrate_scores(server.watch.calibrations(), p, cutoff)
     edges = pairwise(accumulate([len(each.p) for each in group], initial=0))
-    return [(moved[start:end], digests[start:end]) for start, end in edges]
+    return [CalibratedScores(moved[start:end], digests[start:end]) for start, end in edges]
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0215
 def encode_entities(
@@ -433,9 +435,9 @@ def encode_entities(
     except Exception as error:
         fail_all(whole, error)
         return kept, rows
-    for each, (moved, digests) in zip(whole, calibrated, strict=True):
+    for each, moved in zip(whole, calibrated, strict=True):
         try:
-            rows += _encode(each, moved, digests)
+            rows += _encode(each, moved)
             kept.append(each)
         except Exception as error:
             each.fail(error)

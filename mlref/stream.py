@@ -133,9 +133,9 @@ def deduplicate(
     marked = events.with_columns(
         pl.Series('_id', prints['event_id']), pl.Series('_content', prints['content'])
     )
-    found = split_repeats(marked, accepted, ('_id', '_content'))
-    notes = _remember_events(kept, found.new, store.clock())
     marks = ('_id', '_content')
+    found = split_repeats(marked, accepted, marks)
+    notes = _remember_events(kept, found.new, store.clock())
     return Deduplicated(found.new.drop(marks), found.changed.drop(marks), notes)
 
 # %% ../nbs/09_stream.ipynb #09090008
@@ -374,12 +374,19 @@ def _replay(store: FedStore, batch: CheckedBatch, schema: EventSchema) -> _Appli
         return explain_failure(error)
 
 # %% ../nbs/09_stream.ipynb #09090042
+def _wide_events(lake: Lake, rest: str, *values: object) -> pl.DataFrame:
+    "What a lake has accepted, as its schema says, and the offset `off` of each"
+    columns = ', '.join((*lake.schema.columns, 'off'))
+    found = lake.sql(f'select {columns} from events where {rest}', *values)
+    return found.cast(pl.Schema({**lake.schema.columns, 'off': pl.Int64}))
+
+
 def _accepted_events(lake: Lake, topic: str, batch: int) -> Iterator[pl.DataFrame]:
     "What a lake has of partition 0, in order, with its offsets"
-    query = 'select * from events where topic = ? and part = 0 and off > ? order by off limit ?'
+    rest = 'topic = ? and part = 0 and off > ? order by off limit ?'
     last = -1
     while True:
-        events = lake.sql(query, topic, last, batch)
+        events = _wide_events(lake, rest, topic, last, batch)
         if events.is_empty():
             return
         yield events
@@ -403,8 +410,7 @@ def fill_store(
     counts = StreamCounts(skipped=count_skipped(lake, topic))
     for events in _accepted_events(lake, topic, batch):
         offsets = events['off'].to_list()
-        accepted = events.select(*lake.schema.columns).cast(pl.Schema(lake.schema.columns))
-        messages = encode_events(accepted, lake.schema)
+        messages = encode_events(events.drop('off'), lake.schema)
         counts += _apply_parts(
             store,
             check_messages(messages, lake.schema, ()),  # the lake has accepted them
@@ -414,6 +420,21 @@ def fill_store(
             policy=policy,
         )
     store.write(_position_note(position))
+    return counts
+
+# %% ../nbs/09_stream.ipynb #09090130
+def _take_in_both(
+    lake: Lake,  # Stands where the store does
+    store: FedStore,
+    topic: str,
+    batches: Iterable[tuple[CheckedBatch, LogPosition]],  # From the position of both on
+    policy: PoisonPolicy,
+) -> StreamCounts:
+    "Commit each batch to the lake, and only then apply it to the store"
+    counts = StreamCounts()
+    for batch, after in batches:
+        commit_batch(lake, batch, topic, after)
+        counts += apply_batch(store, batch, lake.schema, topic, after, policy)
     return counts
 
 # %% ../nbs/09_stream.ipynb #09090030
@@ -449,12 +470,8 @@ def _released_events(lake: Lake) -> pl.DataFrame:
     "Wide events that were let in to a lake behind the others, with `_i`, in order of arrival"
     if not lake.sql('select count(*) from released').item():
         return pl.DataFrame()
-    columns = ', '.join(lake.schema.columns)
-    found = lake.sql(
-        f'select {columns} from events where commit_id in (select commit_id from released)'
-        ' order by commit_id, topic, part, off'
-    )
-    return found.cast(pl.Schema(lake.schema.columns)).with_row_index('_i')
+    rest = 'commit_id in (select commit_id from released) order by commit_id, topic, part, off'
+    return _wide_events(lake, rest).drop('off').with_row_index('_i')
 
 
 def apply_released(
@@ -488,15 +505,12 @@ def deliver_log(
         return fill_store(lake, store, topic, batch, policy)
     position = read_position(lake, topic)
     check_position(log, topic, position)
-    counts = StreamCounts()
-    if position.offset != store.position():
+    in_step = position.offset == store.position()
+    if not in_step:
         ingest(lake, log, topic, rules, batch)
         rules = _lake_clock(lake, rules)
-        waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
-        counts += _follow_lake(lake, store, topic, waiting, policy)
-    else:
-        for checked, after in _read_batches(store, log, topic, lake.schema, rules, batch):
-            commit_batch(lake, checked, topic, after)
-            counts += apply_batch(store, checked, lake.schema, topic, after, policy)
+    waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
+    follow = _take_in_both if in_step else _follow_lake
+    counts = follow(lake, store, topic, waiting, policy)
     released = apply_released(store, lake)  # last: the store's clock is where theirs was by now
     return counts + StreamCounts(messages=released, applied=released)

@@ -661,6 +661,7 @@ EXEMPT = {
     'run_days': 'part of the loop',
     'SavedModel': 'an answer of the library',
     'score_in_blocks': 'takes what `check_rows` has passed',
+    'score_in_parts': 'takes what `check_rows` has passed',
     'write_description': 'takes a model',
     'register_loader': 'takes a function',
     'load_model': 'takes a folder (test_registry)',
