@@ -18,6 +18,7 @@ import typer
 from .addresses import local_file
 from mlref.terminal import (
     DEFAULT_TASK,
+    LAKE_FILE,
     CommandResult,
     DataFolder,
     Status,
@@ -50,7 +51,7 @@ class LettersPlace:
     "Where dead letters wait"
 
     lake: Annotated[
-        Path | None, typer.Option(help='The DuckDB file.', show_default='that of the run')
+        Path | None, typer.Option(help=f'{LAKE_FILE}.', show_default='that of the run')
     ] = None
     store: Annotated[
         Path | None,

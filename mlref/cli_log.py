@@ -20,6 +20,7 @@ from .addresses import local_file
 from .core import DAY_S, MlrefError
 from mlref.terminal import (
     DEFAULT_TASK,
+    LAKE_FILE,
     CommandResult,
     DataFolder,
     Status,
@@ -180,7 +181,7 @@ class TrimSettings:
     size: Annotated[int | None, typer.Option(help='Keep the newest bytes of each log.')] = None
     lake: Annotated[
         Path | None,
-        typer.Option(help='Keep what this DuckDB file has not read.', show_default='none'),
+        typer.Option(help=f'{LAKE_FILE}; what it has not read is kept.', show_default='none'),
     ] = None
     log: LogPlace = None
     task: TaskAddress = DEFAULT_TASK

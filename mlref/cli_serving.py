@@ -29,6 +29,7 @@ from .group_commit import Durability
 from .pipeline import run_command
 from mlref.terminal import (
     DEFAULT_TASK,
+    LAKE_FILE,
     CommandResult,
     DataFolder,
     RunFolder,
@@ -69,7 +70,7 @@ def _check_file(file: Path, option: str) -> None:
 class IngestSettings:
     "What is followed, and how"
 
-    lake: Annotated[Path, typer.Option(help='The DuckDB file; made when missing.')]
+    lake: Annotated[Path, typer.Option(help=f'{LAKE_FILE}; made when missing.')]
     log: Annotated[
         Path | None,
         typer.Option(

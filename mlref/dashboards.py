@@ -162,7 +162,7 @@ _ROOM = (
         title='Room on the disk of the log',
         lines={'free': 'mlref_disk_bytes{kind="free"}'},
         unit='bytes',
-        says='Make room with: mlref log trim',
+        says='Make room with: mlref log trim predictions --days 90',
     ),
     Panel(
         title='Answers that are not on disk yet',

@@ -48,9 +48,10 @@ def cache_folder() -> Path | None:  # None = nothing is cached
 # %% ../nbs/02c_file_cache.ipynb #02cc0032
 def _is_whole(file: Path) -> bool:
     "Whether it is there and as it was written"
-    if not file.exists() or written_checksum(file) == '':
+    noted = written_checksum(file)
+    if not file.exists() or noted == '':
         return False  # also of a process that was killed before the checksum
-    return written_checksum(file) == file_checksum(file)
+    return noted == file_checksum(file)
 
 
 def _tell_altered(file: Path) -> None:

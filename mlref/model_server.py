@@ -418,14 +418,14 @@ def _room_left(server: ModelServer) -> str:
     if left < least:
         return (
             f'expected {least:,} bytes free on the disk of {log.folder}, {left:,} are left; make'
-            ' room, or trim with: mlref log trim'
+            ' room, or trim with: mlref log trim predictions --days 90'
         )
     info = log.env.info()
     used = info['last_pgno'] * log.env.stat()['psize']
     if info['map_size'] - used < least:
         return (
             f'expected {least:,} bytes left in the log {log.folder}, it is full at'
-            f' {info["map_size"]:,}; trim it with: mlref log trim'
+            f' {info["map_size"]:,}; trim it with: mlref log trim predictions --days 90'
         )
     return ''
 

@@ -36,12 +36,7 @@ from mlref.core import (
     write_bytes,
     write_json,
 )
-from mlref.edges import (
-    describe_error,
-    explain_errors,
-    hold_file_lock,
-    retry,
-)
+from .edges import describe_error, explain_errors, hold_file_lock, retry
 from .environment import capture_environment
 from .feature_ranges import encode_ranges, measure_ranges
 from .features import FeatureSet
@@ -113,7 +108,10 @@ def _connect(
     with explain_errors(f'to open the registry at {uri}', advice, mlflow_errors()), alone:
         if file is not None:
             begin_file(file, make_tables)
-        return retry(open_client, _may_pass)
+        client = retry(open_client, _may_pass)
+        if file is not None and '%' in uri:  # their first use makes the folder of versions too
+            client.search_registered_models(max_results=1)
+        return client
 
 
 _ANSWERED_WITH_NONE = ('RESOURCE_DOES_NOT_EXIST', 'RESOURCE_ALREADY_EXISTS')

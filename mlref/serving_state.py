@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any
 
 # %% ../nbs/16h_serving_state.ipynb #43f33327
 from .arguments import check_fields
-from .checked_files import check_digest, write_checked_json
-from .core import MlrefError, write_json
+from .checked_files import check_digest, read_checked_json, write_checked_json
+from .core import MlrefError
 from .edges import hold_file_lock, parse_json
 from .log import LocalLog
 
@@ -234,19 +235,26 @@ def set_workers(
     "Have a server run so many workers; raises `MlrefError` for none"
     if type(n) is not int or n < 1:
         raise MlrefError(f'expected at least one worker, got {n!r}; stop the server to have none')
-    write_json(folder / 'workers' / 'wanted', {'workers': n})
+    write_checked_json(folder / 'workers' / 'wanted', {'workers': n})
 
 
 def wanted_workers(
     folder: Path,  # Of a server
     default: int,  # Where nobody has said how many
 ) -> int:
-    "How many workers a server shall run"
-    try:
-        found = json.loads((folder / 'workers' / 'wanted').read_bytes())['workers']
-    except (OSError, ValueError, KeyError, TypeError):
+    "How many workers a server shall run; a file that was altered is warned of"
+    file = folder / 'workers' / 'wanted'
+    if not file.exists():
         return default
-    return found if type(found) is int and found > 0 else default
+    try:
+        found = read_checked_json(file, 'the number of workers', 'say it again')['workers']
+        if type(found) is int and found > 0:
+            return found
+        why = f'expected a number of workers in {file}, got {found!r}'
+    except (MlrefError, KeyError) as error:
+        why = f'expected a number of workers in {file}, got: {error}'
+    warnings.warn(f'{why}; the server goes on with {default}', stacklevel=2)
+    return default
 
 # %% ../nbs/16h_serving_state.ipynb #fdf089be
 def registry_mark(

@@ -102,8 +102,9 @@ def to_minutes(
     times: pl.Series,  # Times with a zone, or whole minutes since 1970 UTC
     up: bool = True,  # Within the minute a fact is not known yet; False: a cut-off, rounded down
 ) -> pl.Series:  # Int64 minutes
-    "When, in minutes UTC; raises `MlrefError` for times without a zone"
+    "When, in minutes UTC; raises `MlrefError` for times without a zone and numbers of another unit"
     if times.dtype.is_integer():
+        check_minutes(times.drop_nulls(), times.name)
         return times.cast(pl.Int64)
     if not isinstance(times.dtype, pl.Datetime):
         raise MlrefError(

@@ -374,12 +374,19 @@ def _replay(store: FedStore, batch: CheckedBatch, schema: EventSchema) -> _Appli
         return explain_failure(error)
 
 # %% ../nbs/09_stream.ipynb #09090042
+def _wide_events(lake: Lake, rest: str, *values: object) -> pl.DataFrame:
+    "What a lake has accepted, as its schema says, and the offset `off` of each"
+    columns = ', '.join((*lake.schema.columns, 'off'))
+    found = lake.sql(f'select {columns} from events where {rest}', *values)
+    return found.cast(pl.Schema({**lake.schema.columns, 'off': pl.Int64}))
+
+
 def _accepted_events(lake: Lake, topic: str, batch: int) -> Iterator[pl.DataFrame]:
     "What a lake has of partition 0, in order, with its offsets"
-    query = 'select * from events where topic = ? and part = 0 and off > ? order by off limit ?'
+    rest = 'topic = ? and part = 0 and off > ? order by off limit ?'
     last = -1
     while True:
-        events = lake.sql(query, topic, last, batch)
+        events = _wide_events(lake, rest, topic, last, batch)
         if events.is_empty():
             return
         yield events
@@ -403,8 +410,7 @@ def fill_store(
     counts = StreamCounts(skipped=count_skipped(lake, topic))
     for events in _accepted_events(lake, topic, batch):
         offsets = events['off'].to_list()
-        accepted = events.select(*lake.schema.columns).cast(pl.Schema(lake.schema.columns))
-        messages = encode_events(accepted, lake.schema)
+        messages = encode_events(events.drop('off'), lake.schema)
         counts += _apply_parts(
             store,
             check_messages(messages, lake.schema, ()),  # the lake has accepted them
@@ -464,12 +470,8 @@ def _released_events(lake: Lake) -> pl.DataFrame:
     "Wide events that were let in to a lake behind the others, with `_i`, in order of arrival"
     if not lake.sql('select count(*) from released').item():
         return pl.DataFrame()
-    columns = ', '.join(lake.schema.columns)
-    found = lake.sql(
-        f'select {columns} from events where commit_id in (select commit_id from released)'
-        ' order by commit_id, topic, part, off'
-    )
-    return found.cast(pl.Schema(lake.schema.columns)).with_row_index('_i')
+    rest = 'commit_id in (select commit_id from released) order by commit_id, topic, part, off'
+    return _wide_events(lake, rest).drop('off').with_row_index('_i')
 
 
 def apply_released(

@@ -168,6 +168,7 @@ def test_a_registry(tables, tmp_path):
         registry.call('log_text', run.info.run_id, 'text', 'card.md')
         assert [path.read_text() for path in registry.folder.rglob('card.md')] == ['text']
         assert registry.call('list_artifacts', run.info.run_id)[0].path == 'card.md'
+        assert registry.call('create_registered_model', 'late').name == 'late'
     assert entries(tmp_path) == sorted(names)
 
 

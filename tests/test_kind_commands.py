@@ -6,6 +6,7 @@ where nobody asked for one.
 
 import inspect
 import io
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -225,3 +226,11 @@ def test_each_command_is_named_as_it_is_typed(monkeypatch, capsys):
     assert 'Usage: ./run serve' in capsys.readouterr().out
     assert run_cli(cli.app, ['features', 'lineage', 'nothing']) == 1
     assert capsys.readouterr().err.endswith('./run features list shows the views\n')
+
+
+def test_a_hint_is_a_command_that_can_be_given():
+    "`mlref log trim` wants a topic, so a sentence that advises it names one"
+    texts = [file.read_text() for file in Path(cli.__file__).parent.glob('*.py')]
+    hints = [line for text in texts for line in text.splitlines() if 'mlref log trim' in line]
+    assert len(hints) > 2
+    assert not [line for line in hints if not re.search(r'mlref log trim [a-z]+ --', line)]

@@ -26,7 +26,7 @@ from mlref.networks import linear_net
 from mlref.online import Facts, merge_facts
 from mlref.outbox import list_set_aside
 from mlref.records import DamagedRecord, RecordLayout, is_sealed, seal
-from mlref.serving_state import publish_state, read_state
+from mlref.serving_state import publish_state, read_state, set_workers, wanted_workers
 from mlref.sketches import count_rows, decode_sketch, encode_sketch, freeze_bins
 from mlref.workspace import read_reference, write_reference
 
@@ -385,6 +385,18 @@ def test_a_note_with_a_changed_bit_says_the_same_or_is_refused(kind, tmp_path):
     others = [answer for answer in answers if not says_the_same(answer, whole)]
     assert len(others) == len(refused) > len(answers) / 2
     assert read(file) == whole
+
+
+@pytest.mark.filterwarnings('ignore:expected a number of workers')
+def test_a_number_of_workers_with_a_changed_bit_is_not_another_number(tmp_path):
+    assert wanted_workers(tmp_path, 2) == 2  # nobody has said
+    set_workers(tmp_path, 5)
+    file = tmp_path / 'workers' / 'wanted'
+    answers = answers_of_damaged(file, lambda: wanted_workers(tmp_path, 2), 400)
+    assert {2} <= {*answers} <= {2, 5}
+    file.write_text(file.read_text().replace('5', '7', 1))
+    with pytest.warns(UserWarning, match='got: .* its digest says otherwise.* goes on with 2'):
+        assert wanted_workers(tmp_path, 2) == 2
 
 
 def test_a_cache_without_room_says_so(tmp_path, monkeypatch):

@@ -211,6 +211,19 @@ def test_every_minute_has_a_name():
 
 @TRIES
 @given(
+    unit=st.sampled_from((60, 60_000, 60_000_000)),
+    minute=st.integers(2_000_000, LAST_MINUTE),
+    dtype=st.sampled_from((pl.Int64, pl.UInt64)),
+)
+def test_a_column_of_numbers_is_of_minutes_or_refused_with_its_unit(unit, minute, dtype):
+    times = pl.Series('at', [None, minute], dtype)
+    assert to_minutes(times).to_list() == [None, minute]
+    with pytest.raises(MlrefError, match=f'expected at in whole minutes .* divide by {unit}$'):
+        to_minutes(times * unit)
+
+
+@TRIES
+@given(
     unit=st.sampled_from(tuple(IN_A_MINUTE)),
     minute=st.integers(0, 60_000_000),
     beyond=st.integers(0, 59_999_999_999),
