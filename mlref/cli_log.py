@@ -136,7 +136,8 @@ def _read_some(
     if partition not in list_topics(log).get(topic, ()):
         known = [f'{name}/{part}' for name, parts in list_topics(log).items() for part in parts]
         raise MlrefError(
-            f'expected a partition among {", ".join(known) or "none"}, got {topic}/{partition}'
+            f'expected a partition among {", ".join(known) or "none"}, got {topic}/{partition};'
+            ' give the topic alone, and its partition with --partition'
         )
     first = offset
     if first is None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = ROOT / 'nbs' / 'steps'
 sys.path.insert(0, str(STEPS))
 from peers.outgrow_rows import LOG, SERVING, find_crossover, limit_row, part_rows, shorter_from
-from peers.outgrow_sender import EVERY, PARTS, Sent, send_at_rate, waits_of
+from peers.outgrow_sender import EVERY, PARTS, Sent, carried_rate, send_at_rate, waits_of
 from peers.outgrow_workers import Watch, marking
 
 from mlref.log import LocalLog
@@ -109,3 +109,21 @@ def test_the_published_chart_has_every_part_on_both_sides_at_three_loads_or_more
         asked = [{row['load'] for row in loads if row['engine'] == side} for side in sides]
         assert len(sides) >= 2 and len(asked[0]) >= 3 and all(each == asked[0] for each in asked)
         assert all({'p50', 'memory', 'cpu', 'spread'} <= row.keys() for row in loads)
+
+
+def test_what_a_log_carries_is_the_slope_of_its_commits():
+    taken = [(0, 100, 11.0), (1, 50, 11.5), (0, 300, 12.0)]  # 100, 150 and 350 events
+    slope = (0.5 * 100 - 0.5 * 0 + 0.5 * 150) / (0.5**2 + 0.5**2)  # around 11.5 and 200
+    assert carried_rate(taken, 10.0, 1000) == pytest.approx(slope)
+    assert carried_rate(taken[:1], 10.0, 1000) == 100 / (11.0 - 10.0)  # its only one
+    assert carried_rate(taken, 10.0, 200) == 200  # it caught up; more was never sent
+
+
+@pytest.mark.parametrize('delay', [0.0, 0.3, 5.0])
+def test_a_follower_that_is_never_behind_carries_what_is_sent(delay):
+    every = 50  # events a commit, of one partition after the other, 1,000 a second
+    commits = range(40)
+    taken = [(i % 4, (i // 4 + 1) * every, delay + (i + 1) * every / 1000) for i in commits]
+    assert carried_rate(taken, 0.0, 1000) == pytest.approx(1000)
+    late = [(part, end, 2 * at) for part, end, at in taken]  # it keeps up with half of it
+    assert carried_rate(late, 0.0, 1000) == pytest.approx(500)

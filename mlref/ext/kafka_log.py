@@ -87,10 +87,16 @@ class PartitionReader:
         begin, end = map(self.at, (OFFSET_BEGINNING, OFFSET_END))
         return find_offset(self.metadata, begin), find_offset(self.metadata, end)
 
+    def begin(self, start: int) -> None:
+        "Fetch from offset `start` on"
+        # who leads the partition; an idle client would look for it a second later
+        self.metadata.ask(lambda wait: self.client.list_topics(self.topic, wait), self.name)
+        self.client.assign([self.at(start)])
+
     def take(self, start: int, count: int) -> list[Message]:
         "`count` messages from offset `start` on, all there; raises `Outage` when they do not come"
         if self.next != start:
-            self.client.assign([self.at(start)])
+            self.begin(start)
         self.next = -1  # until all of it is here
         found: list[Message] = []
         end = time.monotonic() + self.metadata.settings.timeout

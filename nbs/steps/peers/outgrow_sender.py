@@ -56,6 +56,24 @@ def waits_of(
     return found
 
 
+def carried_rate(
+    taken: list[tuple[int, int, float]],  # as of `waits_of`, in order
+    begun: float,  # when the first batch was due
+    rate: float,  # events sent a second
+) -> float:  # events a second
+    "How quickly the lake grew, by least squares over its commits, at most as events were sent"
+    ends: dict[int, int] = {}
+    totals = []  # events in the lake, with each commit
+    for part, end, _ in taken:
+        ends[part] = end
+        totals.append(sum(ends.values()))
+    moments = np.array([at for _, _, at in taken]) - begun
+    if len(taken) == 1:
+        return min(rate, totals[0] / float(moments[0]))
+    slope, _ = np.polyfit(moments, totals, 1)
+    return min(rate, float(slope))
+
+
 def measure_rate(
     follower: Peer,  # `outgrow_log.py`
     log: Log,
@@ -73,11 +91,10 @@ def measure_rate(
         sender = time.process_time() - begun
         said = coming.result()
     assert said.get('events') == [len(messages)] * 2, said  # all of them, each once
-    last = max(at for _, _, at in said['taken'])
     waits = waits_of(sent, said['taken'])
     told = [batch.acknowledged - batch.due for batch in sent]
     return {
-        'rate': len(messages) / (last - sent[0].due),
+        'rate': carried_rate(said['taken'], sent[0].due, rate),
         'p50': float(np.median(waits)),
         'p99': float(np.quantile(waits, 0.99)),
         'told_p50': float(np.median(told)),
