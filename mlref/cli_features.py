@@ -192,7 +192,7 @@ def _read_vector(
         store.close()
 
 # %% ../nbs/47_cli_features.ipynb #e4700017
-@command(features_app, 'get', 'mlref features get UA1545-EWR-22617255 --json')
+@command(features_app, 'get', 'mlref features get B61503-JFK-23142539 --json')
 def _get_features(
     entity: Annotated[str, typer.Argument(help='Id of what is scored.')],
     task: TaskAddress = DEFAULT_TASK,

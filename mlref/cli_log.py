@@ -18,6 +18,7 @@ import typer
 # %% ../nbs/49d_cli_log.ipynb #49cd0005
 from .addresses import local_file
 from .core import DAY_S, MlrefError
+from .markup import escape_terminal
 from mlref.terminal import (
     DEFAULT_TASK,
     LAKE_FILE,
@@ -135,7 +136,8 @@ def _read_some(
     if partition not in list_topics(log).get(topic, ()):
         known = [f'{name}/{part}' for name, parts in list_topics(log).items() for part in parts]
         raise MlrefError(
-            f'expected a partition among {", ".join(known) or "none"}, got {topic}/{partition}'
+            f'expected a partition among {", ".join(known) or "none"}, got {topic}/{partition};'
+            ' give the topic alone, and its partition with --partition'
         )
     first = offset
     if first is None:
@@ -167,7 +169,9 @@ def _read_log(
         found, first = _read_some(_one_log(logs, folder), topic, partition, offset, count)
     texts = [message.decode(errors='backslashreplace') for message in found]
     told = [{'offset': first + i, 'message': text} for i, text in enumerate(texts)]
-    lines = [f'{each["offset"]:,}  {each["message"]}' for each in told]
+    lines = [
+        f'{first + i:,}  {escape_terminal(text, breaks=False)}' for i, text in enumerate(texts)
+    ]
     return CommandResult(told, '\n'.join(lines) or f'no messages of {topic} behind {first:,}')
 
 # %% ../nbs/49d_cli_log.ipynb #49cd3002

@@ -119,7 +119,8 @@ class AnswerWriter(RequestReader):
         end = b'\r\n' if keep else b'connection: close\r\n\r\n'
         body = b'' if request.method == 'HEAD' else reply.body
         head = (_LINES.get(reply.status, _LINES[500]), server.date, reply.headers, end, body)
-        self.transport.write(b''.join(head))
+        if not self.transport.is_closing():  # its client may have left since it asked
+            self.transport.write(b''.join(head))
         self.working = None
         if not keep:
             self.transport.close()

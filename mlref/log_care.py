@@ -47,23 +47,44 @@ class StoredBlock:
     appended_at: int  # Of its last message, milliseconds since 1970-01-01 UTC
     size: int  # Bytes
 
+# %% ../nbs/03c_log_care.ipynb #03c00020
+def _young_from(blocks: Sequence[StoredBlock], seconds: float, now: float) -> int:
+    "Where messages begin that are not known to be older"
+    first = blocks[0].offset
+    told = 0  # the latest time up to here
+    for block, after in pairwise(blocks):
+        if not told <= block.appended_at <= 1000 * now:
+            continue  # a clock was wrong: it goes with the next block whose time is known
+        if block.appended_at >= 1000 * (now - seconds):
+            break
+        told = block.appended_at
+        first = after.offset
+    return first
 
+# %% ../nbs/03c_log_care.ipynb #03c00023
+def _newest_from(blocks: Sequence[StoredBlock], size: int) -> int:
+    first = blocks[-1].offset
+    kept = 0
+    for block in reversed(blocks):
+        kept += block.size
+        if kept > size:
+            break
+        first = block.offset
+    return first
+
+# %% ../nbs/03c_log_care.ipynb #03c00022
 def retained_from(
     blocks: Sequence[StoredBlock],  # Oldest first
     policy: Retention,
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> int:  # Offset of the oldest message to keep; 0 without blocks
     "Where a partition begins under a policy"
-    kept = 0
-    first = blocks[-1].offset if blocks else 0
-    for block in reversed(blocks):
-        kept += block.size
-        old = policy.seconds is not None and block.appended_at < 1000 * (now - policy.seconds)
-        large = policy.size is not None and kept > policy.size
-        if (old or large) and block is not blocks[-1]:
-            break
-        first = block.offset
-    return first
+    if not blocks:
+        return 0
+    first = blocks[0].offset
+    if policy.seconds is not None:
+        first = _young_from(blocks, policy.seconds, now)
+    return first if policy.size is None else max(first, _newest_from(blocks, policy.size))
 
 # %% ../nbs/03c_log_care.ipynb #03c0000d
 def stored_blocks(

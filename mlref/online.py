@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from .core import MlrefError
+from .core import MlrefError, format_time
 from .features import Entity, FeatureSet, Source
 from .read_plan import FlatPlaces, ReadPlan, SourceRead
 from .record_search import HistoryRecords, Record, find_rows, join_records
@@ -252,8 +252,8 @@ def _read_rows(
     last = max(first, int(times.searchsorted(end, 'right')))
     if first == 0 and times[0] > NO_TIME:
         raise MlrefError(
-            f'expected reads of {layout.name}/{key} from minute {times[0]} on, got {start}: older'
-            ' than what is kept; use the offline reader'
+            f'expected reads of {layout.name}/{key} from {format_time(int(times[0]))} on, got'
+            f' {format_time(start)}: older than what is kept; use the offline reader'
         )
     if layout.newest:
         return table[first:last, 1:].copy()

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from .core import DAY, MlrefError, digest
+from .core import DAY, MlrefError, digest, format_time
 from .dead_letters import Outage
 from .features import LARGEST_SUM, FeatureSet, FeatureView
 
@@ -293,8 +293,8 @@ def _read_many(
 
 def _forgotten(layout: RecordLayout, key: str, first: int, asked: int) -> MlrefError:
     return MlrefError(
-        f'expected reads of {layout.name}/{key} from minute {first} on, got {asked}: older than'
-        ' what is kept; use the offline reader'
+        f'expected reads of {layout.name}/{key} from {format_time(int(first))} on, got'
+        f' {format_time(int(asked))}: older than what is kept; use the offline reader'
     )
 
 # %% ../nbs/07a_records.ipynb #07a00004

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import IntEnum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -28,6 +29,7 @@ import typer
 from .core import MlrefError, text_fault
 from .edges import blame_library, describe_error
 from .environment import normalize_package
+from .markup import escape_terminal
 from .pipeline import current_run, find_folders
 
 # %% ../nbs/45_terminal.ipynb #e4500011
@@ -94,9 +96,13 @@ class CommandResult:
     status: Status = Status.OK
 
 
+def _shown(answer: CommandResult) -> str:
+    return escape_terminal(as_typed(answer.text))
+
+
 def print_answer(answer: CommandResult, as_json: bool) -> None:
     "Print an answer on standard output: its text, or its data as one JSON value"
-    text = json.dumps(answer.data, default=str) if as_json else as_typed(answer.text)
+    text = json.dumps(answer.data, default=str) if as_json else _shown(answer)
     encoding = sys.stdout.encoding or 'utf-8'  # of a terminal it may be one without umlauts
     try:
         print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
@@ -109,14 +115,14 @@ def print_progress(
     line: str,  # Without its end
 ) -> None:
     "Tell a person how far a command is, on standard error: standard output is for the answer"
-    print(as_typed(line), file=sys.stderr, flush=True)
+    print(escape_terminal(as_typed(line)), file=sys.stderr, flush=True)
 
 
 def align_columns(
     rows: Sequence[Sequence[object]],  # The first may be a head
 ) -> str:
     "Rows as text, columns as wide as their widest cells, so that it can be cut and sorted"
-    cells = [list(map(str, row)) for row in rows]
+    cells = [list(map(partial(escape_terminal, breaks=False), row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return '\n'.join(_pad(row, widths) for row in cells)
 

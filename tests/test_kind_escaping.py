@@ -1,7 +1,8 @@
-"""Whatever comes from data stays text: in a report, a report card, a model card and a plot"""
+"""Whatever comes from data stays text: in a report, a card, a plot and a terminal"""
 
 import io
 import json
+import unicodedata
 from html.parser import HTMLParser
 
 import duckdb
@@ -13,14 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from mlref import cli
 from mlref.flights.task import flights_task
 from mlref.gates import Gate
-from mlref.markup import Html, escape_html, escape_markdown, html_element, markdown_table
+from mlref.log import LocalLog
+from mlref.markup import (
+    Html,
+    escape_html,
+    escape_markdown,
+    escape_terminal,
+    html_element,
+    markdown_table,
+)
 from mlref.modelcard import ModelRecord, SliceScore, render_model_card
 from mlref.pipeline import PipelineRun, StepCost
 from mlref.report import write_report
 from mlref.results import render_card, result_row, write_results
 from mlref.run_report import plot_run
+from mlref.terminal import CommandResult, align_columns, print_answer, print_progress, run_cli
 
 HOSTILE = (
     '<script>alert(1)</script>',
@@ -257,3 +268,32 @@ def test_markdown_is_escaped_once():
     for text in HOSTILE:
         once = escape_markdown(text)
         assert escape_markdown(once) == once and '\n' not in once
+
+
+OBEYED = ('\x1b[2J\x1b[31m', '\x1b]0;title\x07', '\r', '\x9b1A', '\u202e', '\x00', '\x08', '\u2028')
+
+
+@given(st.text(), st.sampled_from(OBEYED))
+@settings(max_examples=200, deadline=None)
+def test_a_terminal_shows_text_and_obeys_none(text, order):
+    shown = escape_terminal(text + order + text)
+    kinds = {unicodedata.category(letter) for letter in shown if letter not in '\t\n'}
+    assert not kinds & {'Cc', 'Zl', 'Zp'}
+    assert order not in shown
+    assert len(escape_terminal(text, breaks=False).splitlines()) <= 1
+    assert escape_terminal(shown) == shown
+
+
+def test_what_a_command_says_of_hostile_data_does_not_act(tmp_path, capsys, monkeypatch):
+    hostile = ''.join(OBEYED)
+    print_answer(CommandResult(None, align_columns([['id', 'n'], [f'{hostile}\nx', 7]])), False)
+    print_answer(CommandResult(None, hostile), False)
+    print_progress(hostile)
+    log = LocalLog(tmp_path / 'log')
+    log.append('events', [f'one{hostile}\ntwo'.encode()])
+    log.close()
+    run_cli(cli.app, ['log', 'read', 'events', '--log', str(tmp_path / 'log')])
+    run_cli(cli.app, ['log', 'read', hostile.replace('\0', ''), '--log', str(tmp_path / 'log')])
+    said = capsys.readouterr()
+    assert not any(order in said.out + said.err for order in OBEYED)
+    assert len(said.out.splitlines()) == 4  # a head, a row, an answer, a message

@@ -407,6 +407,29 @@ def test_a_policy_keeps_at_least_what_it_says(blocks, seconds, size):
     assert retained_from(stored, Retention(), now=100) == 0
 
 
+YEAR = 365 * 86_400_000  # milliseconds
+
+
+@pytest.mark.parametrize(
+    'wrong', [lambda at: at + 10 * YEAR, lambda at: at - 3 * YEAR, lambda at: 1]
+)
+@pytest.mark.parametrize('first', range(10))
+@pytest.mark.parametrize('n', [1, 2])
+def test_a_time_of_a_wrong_clock_takes_nothing_with_it_and_keeps_nothing(wrong, first, n):
+    "What is older goes, but for those that stand before the first block whose time is known"
+    times = [40 * YEAR + 3_600_000 * i for i in range(10)]
+    right = [StoredBlock(10 * i, at, 7) for i, at in enumerate(times)]
+    odd = [
+        StoredBlock(10 * i, wrong(at) if first <= i < first + n else at, 7)
+        for i, at in enumerate(times)
+    ]
+    policy = Retention(seconds=3.5 * 3600)
+    now = times[-1] / 1000
+    usual = retained_from(right, policy, now)
+    assert usual == 60
+    assert usual - 10 * n <= retained_from(odd, policy, now) <= usual
+
+
 def test_a_consumer_behind_the_floor_is_told(tmp_path):
     now = [0.0]
     log = LocalLog(tmp_path / 'log', clock=lambda: now[0])

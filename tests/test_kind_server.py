@@ -544,6 +544,31 @@ def test_silent_connections_do_not_use_up_the_descriptors():
     assert len(said) < 1000, said[:500]
 
 
+def test_who_asks_much_and_leaves_fills_no_log():
+    "asyncio writes a line for each answer that nobody takes, unless it is not sent"
+    process = subprocess.Popen(
+        [sys.executable, '-c', FEW],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(threads=1),
+    )
+    ask = b'GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n'
+    try:
+        address = ('127.0.0.1', int(process.stdout.readline()))
+        for _ in range(20):
+            with socket.create_connection(address, timeout=5) as client:
+                client.sendall(ask * 3000)
+                client.recv(100)
+        with socket.create_connection(address, timeout=5) as client:
+            client.sendall(ask)
+            assert client.recv(65536).startswith(b'HTTP/1.1 200')
+    finally:
+        process.kill()
+        _, said = process.communicate()
+    assert said == ''
+
+
 def test_a_server_that_others_can_reach_wants_keys(tmp_path):
     options = ServeOptions('small:TASK', str(tmp_path), str(tmp_path), host='0.0.0.0', port=0)
     from mlref.workers import Supervisor
