@@ -111,7 +111,9 @@ def require_model(registry: 'Registry') -> None:
     if list_versions(registry) or pending_uploads(registry):
         return
     models = registry.call('search_registered_models') or []
-    known = ', '.join(sorted(model.name for model in models)) or 'none'
+    # the log of promotions is kept as a model, and is none
+    names = [model.name for model in models if not model.name.endswith('-promotions')]
+    known = ', '.join(sorted(names)) or 'none'
     raise MlrefError(
         f'expected a registered model among {known}, got {registry.name!r}; name another with'
         ' --model, or its task with --task'

@@ -81,16 +81,18 @@ def measure_fit(
 
 def fit_round(
     jobs: dict[int, Path],  # rows -> folder of the job
-) -> dict[tuple[str, int], dict[str, float]]:  # side and rows -> what was measured
-    "Every side once with every table; the cluster of Ray is there only while it is asked"
+) -> tuple[dict[tuple[str, int], dict[str, float]], float]:  # side and rows -> what was measured
+    "Every side once with every table, and seconds until Ray, which is there only for its own"
     found = {}
     with marking(f'{os.getpid()}-fit') as mark:
         for name, fit in {ALONE: fit_alone, TOGETHER: train_distributed}.items():
             for rows, folder in jobs.items():
                 found[name, rows] = measure_fit(fit, folder, rows, mark)
+        begun = time.perf_counter()
         with RayProcess() as cluster:
+            seconds = time.perf_counter() - begun
             cluster.connect()
             for rows, folder in jobs.items():
                 found[ON_RAY, rows] = measure_fit(train_on_ray, folder, rows, mark)
             ray.shutdown()
-    return found
+    return found, seconds

@@ -1,4 +1,4 @@
-"A process that reads last values from a store for some seconds, and says how often and how long"
+"A process that reads last values from a store, some seconds a turn, and says how often and long"
 
 import json
 import sys
@@ -24,22 +24,26 @@ def read():
     get_online_features(store, names, [given['keys']] * len(names), given['now'], out)
 
 
+def read_for(seconds):
+    "How often it could read, how long that took, and what it used"
+    times = []
+    cpu = time.process_time()
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        read()
+        times.append(time.perf_counter() - start)
+    status = Path('/proc/self/status').read_text()
+    return {
+        'reads': len(times),
+        'p50': float(np.median(times)),
+        'p99': float(np.quantile(times, 0.99)),
+        'cpu': (time.process_time() - cpu) / len(times),
+        'memory': int(status.split('VmHWM:')[1].split()[0]) / 1024,  # MB at most
+        'sum': float(out.sum()),
+    }
+
+
 read()
 print('ready', flush=True)
-_ = sys.stdin.readline()  # all begin together
-times = []
-cpu = time.process_time()
-end = time.perf_counter() + given['seconds']
-while (start := time.perf_counter()) < end:
-    read()
-    times.append(time.perf_counter() - start)
-status = Path('/proc/self/status').read_text()
-said = {
-    'reads': len(times),
-    'p50': float(np.median(times)),
-    'p99': float(np.quantile(times, 0.99)),
-    'cpu': (time.process_time() - cpu) / len(times),
-    'memory': int(status.split('VmHWM:')[1].split()[0]) / 1024,  # MB at most
-    'sum': float(out.sum()),
-}
-print(json.dumps(said), flush=True)
+for _ in sys.stdin:  # a line a turn, so that all begin together
+    print(json.dumps(read_for(given['seconds'])), flush=True)

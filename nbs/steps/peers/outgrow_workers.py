@@ -24,17 +24,25 @@ def start_worker(
     return subprocess.Popen(command, **pipes)
 
 
-def ask_together(
+def start_workers(
     script: str,  # in this folder
-    questions: list[dict],  # one for each process
+    question: dict,
+    count: int,
+) -> list[subprocess.Popen]:
+    "Processes that are all ready, so that none of them starts while another is asked"
+    workers = [start_worker(script, question) for _ in range(count)]
+    assert [worker.stdout.readline() for worker in workers] == ['ready\n'] * count
+    return workers
+
+
+def ask_together(
+    workers: list[subprocess.Popen],
 ) -> list[dict]:  # what each said
-    "Processes that have waited for the last of them, so that none has the machine for itself"
-    workers = [start_worker(script, question) for question in questions]
-    assert [worker.stdout.readline() for worker in workers] == ['ready\n'] * len(workers)
+    "What processes say that begin together"
     for worker in workers:
         _ = worker.stdin.write('go\n')
         worker.stdin.flush()
-    return [json.loads(worker.communicate()[0]) for worker in workers]
+    return [json.loads(worker.stdout.readline()) for worker in workers]
 
 
 class Brokers:
