@@ -653,6 +653,7 @@ EXEMPT = {
     'explain_alarms': 'part of the loop',
     'check_alarms': 'takes answers of the checks',
     'verdict': 'takes answers of the gates',
+    'format_gate_value': 'takes an answer of the gates',
     'alarms_of_day': 'part of the loop',
     'decide_challenge': 'part of the loop',
     'decide_day': 'part of the loop',
