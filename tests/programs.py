@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from typing import NoReturn
@@ -78,6 +79,20 @@ def need_package(name: str) -> None:
     "A package of an extra; the test gives up without it"
     if find_spec(name) is None:
         give_up(f"expected the package {name}, found none; pip install 'mlref[{name}]'")
+
+
+def stop_process(
+    process: subprocess.Popen,
+    seconds: float = 30.0,  # For it to end by itself
+) -> None:
+    "End a process that a test began; raises `TimeoutExpired` where it had to be killed"
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:  # nothing that a test began stays behind
+        process.kill()
+        process.wait()
+        raise
 
 
 def browser(pw):

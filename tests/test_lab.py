@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import nbformat
 from nbformat.reader import NotJSONError
 
-from programs import browser, need
+from programs import browser, need, stop_process
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,10 +115,4 @@ def test_a_page_runs_in_jupyterlab_and_draws_its_plot(tmp_path):
             and [o for c in cells for o in c.outputs if o.output_type == 'error'] == []
         )
     finally:
-        lab.terminate()
-        try:
-            lab.wait(30)
-        except subprocess.TimeoutExpired:  # nothing that a test started stays behind
-            lab.kill()
-            lab.wait()
-            raise
+        stop_process(lab)
