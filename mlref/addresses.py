@@ -8,6 +8,7 @@ __all__ = ['FilePlace', 'note_place', 'check_place', 'begin_file', 'local_file',
 # %% ../nbs/01c_addresses.ipynb #01c00005
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,21 +53,26 @@ def _mark_folder(place: FilePlace) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
-def _is_settled(place: FilePlace, mark: tuple[int, ...]) -> bool:
+def _is_settled(mark: tuple[int, ...]) -> bool:
     "Whether a later change would show in the mark"
-    if not mark or os.path.islink(place.path):  # a link leads to another folder
-        return False
-    return time.time_ns() - mark[2] > _SETTLED
+    return bool(mark) and time.time_ns() - mark[2] > _SETTLED
 
 # %% ../nbs/01c_addresses.ipynb #01c0001b
-def _follow_path(place: FilePlace, what: str) -> None:
+def _follow_path(
+    place: FilePlace,
+    what: str,  # As for `check_place`
+) -> bool:  # Whether a link leads to the file, from another folder perhaps
+    "Raise `MlrefError` unless the path leads to the file that is open"
     try:
-        found = os.stat(place.path)
+        found = os.lstat(place.path)
+        is_link = stat.S_ISLNK(found.st_mode)
+        if is_link:
+            found = os.stat(place.path)
     except OSError as error:
         state = error.strerror
     else:
         if (found.st_dev, found.st_ino) == (place.device, place.inode):
-            return
+            return is_link
         state = 'another file'
     raise MlrefError(
         f'expected {what} in {place.path} as it was opened, found: {state}; it was deleted, moved'
@@ -82,8 +88,8 @@ def check_place(
     mark = _mark_folder(place)
     if mark and mark == place.mark:
         return
-    _follow_path(place, what)
-    place.mark = mark if _is_settled(place, mark) else ()
+    is_link = _follow_path(place, what)
+    place.mark = mark if _is_settled(mark) and not is_link else ()
 
 # %% ../nbs/01c_addresses.ipynb #01c00015
 def begin_file(
