@@ -14,7 +14,8 @@ from typing import Any
 from .checked_files import read_checked_json, write_checked_json
 from .core import MlrefError
 from .dead_letters import PoisonPolicy, explain_failure
-from .registry import Registry, RegistryUnreachable, pending_uploads, upload_model
+from .registry import Registry, pending_uploads, upload_model
+from .tracking_store import RegistryUnreachable
 
 # %% ../nbs/14aa_outbox.ipynb #728526e8
 @dataclass(frozen=True)

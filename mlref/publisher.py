@@ -104,8 +104,9 @@ def publish_champion(
     options: ServeOptions,
 ) -> ServingState:
     "Make the registry's champion what a server answers with; raises `MlrefError`"
-    from mlref.registry import Registry, RegistryUnreachable
+    from mlref.registry import Registry
     from mlref.task import load_task
+    from mlref.tracking_store import RegistryUnreachable
 
     task = load_task(options.task)
     registry = Registry(Path(options.home) / 'registry', options.uri, name=task.name)

@@ -27,10 +27,11 @@ from .log import LocalLog
 from .log_position import LogPosition, check_position
 from .model_versions import load_champion
 from .monitor import METRICS, Monitor
-from .registry import Registry, local_uri
+from .registry import Registry
 from .schema import TableSchema
 from .stream import StreamCounts, deliver_log
 from .task import Task
+from .tracking_store import local_uri
 from .vector_cache import VectorCache
 
 # %% ../nbs/22_workspace.ipynb #4599bcf3

@@ -174,8 +174,9 @@ def make_home(home: Path, address: str = 'small:TASK') -> list[str]:
     from mlref.materialize import apply_events
     from mlref.promotion import promote
     from mlref.publisher import ServeOptions, publish_champion
-    from mlref.registry import Registry, TrainingRun, local_uri, register_model
+    from mlref.registry import Registry, TrainingRun, register_model
     from mlref.task import load_task
+    from mlref.tracking_store import local_uri
     from small import FEATURES, make_events
 
     task = load_task(address)

@@ -27,7 +27,8 @@ from mlref.model_versions import get_version
 from mlref.networks import linear_net
 from mlref.policy import decision_rows, make_decision, verdict
 from mlref.promotion import promote, promotions
-from mlref.registry import Registry, TrainingRun, local_uri, register_model, version_by_alias
+from mlref.registry import Registry, TrainingRun, register_model, version_by_alias
+from mlref.tracking_store import local_uri
 from mlref.waiting import settle_approval, waiting_challenger
 from mlref.workspace import Workspace
 from programs import FORK, run_commands

@@ -22,9 +22,10 @@ from mlref.lake import Lake
 from mlref.lmdb_store import LmdbStore
 from mlref.log import LocalLog
 from mlref.pipeline import PipelineRun
-from mlref.registry import Registry, local_uri
+from mlref.registry import Registry
 from mlref.report import write_report
 from mlref.snapshots import clear_snapshots, open_snapshot, publish_snapshot
+from mlref.tracking_store import local_uri
 from mlref.workspace import read_reference, write_reference
 
 DEEP = os.environ.get('MLREF_DEEP') == '1'

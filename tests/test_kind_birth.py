@@ -105,14 +105,16 @@ def test_a_registry(tmp_path, monkeypatch):
     "MLflow makes its tables by one migration after the other"
     monkeypatch.delenv('MLREF_CACHE', raising=False)  # not those that another process made
     from mlref.model_versions import list_versions
-    from mlref.registry import Registry, local_uri
+    from mlref.registry import Registry
+    from mlref.tracking_store import local_uri
 
     code = """
 import os, sys
 from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from mlref.registry import Registry, local_uri
+from mlref.registry import Registry
+from mlref.tracking_store import local_uri
 
 @event.listens_for(Engine, 'before_cursor_execute')
 def die(connection, cursor, statement, *rest):

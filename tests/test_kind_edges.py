@@ -30,9 +30,10 @@ from mlref.flights.task import flights_task
 from mlref.model_versions import _load_kind
 from mlref.pipeline import PipelineRun
 from mlref.protocols import RequestError
-from mlref.registry import Registry, TrainingRun, check_noted_names, local_uri
+from mlref.registry import Registry, TrainingRun, check_noted_names
 from mlref.report import read_facts
 from mlref.terminal import Status, run_cli
+from mlref.tracking_store import local_uri
 from programs import FORK, MLREF
 
 ROOT = Path(__file__).parent.parent

@@ -332,7 +332,8 @@ def make_run(home, address):
     from mlref.materialize import apply_events
     from mlref.promotion import promote
     from mlref.recipes import fit_recipe
-    from mlref.registry import Registry, TrainingRun, local_uri, register_model
+    from mlref.registry import Registry, TrainingRun, register_model
+    from mlref.tracking_store import local_uri
 
     task = load_task(address)
     start, end = (parse_time(f'{day}T00:00') for day in SERVED[address])

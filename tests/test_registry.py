@@ -47,14 +47,13 @@ from mlref.networks import linear_net
 from mlref.promotion import promote, promotions, rollback, sync_aliases
 from mlref.registry import (
     Registry,
-    RegistryUnreachable,
     TrainingRun,
-    local_uri,
     pending_uploads,
     register_model,
     upload_model,
     version_by_alias,
 )
+from mlref.tracking_store import RegistryUnreachable, local_uri
 from programs import FORK, run_commands
 
 ROOT, DEEP = Path(__file__).parent.parent, os.environ.get('MLREF_DEEP') == '1'
@@ -281,6 +280,31 @@ def test_a_promotion_killed_with_9_is_finished_and_not_doubled(folder, at, rows)
         len(promotions(r)),
         sync_aliases(r),
     ) == ('2', '1', 2, False)
+
+
+@pytest.mark.parametrize('first', ['a call', 'the client'])
+@pytest.mark.parametrize('how', ['moved', 'deleted', 'unlinked', 'replaced'])
+def test_a_registry_that_is_gone_while_it_is_open_is_unreachable_and_what_is_new_waits(
+    folder, how, first
+):
+    r = late(folder)
+    assert (r.client if first == 'the client' else version_by_alias(r, 'challenger')) is not None
+    if how == 'moved':
+        folder.rename(folder.with_name('elsewhere'))
+    elif how == 'deleted':
+        shutil.rmtree(folder)
+    elif how == 'unlinked':
+        (folder / 'mlflow.db').unlink()
+    else:
+        shutil.copy(folder / 'mlflow.db', folder / 'other.db')
+        (folder / 'other.db').replace(folder / 'mlflow.db')
+    for ask in (version_by_alias, load_champion, lambda each: promote(each, '2', 30, 'better')):
+        with pytest.raises(RegistryUnreachable, match='deleted, moved or replaced'):
+            ask(r)
+    with pytest.warns(UserWarning, match='is kept in'):
+        assert register(r, 7, GOOD, X) is None
+    assert model(7).version in pending_uploads(r)
+    assert version_by_alias(late(folder), 'champion') is None  # a registry that is opened anew
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,11 @@ from mlref.offline import OfflineReader
 from mlref.policy import RetrainPolicy
 from mlref.promotion import promote
 from mlref.protocols import RequestError
-from mlref.registry import Registry, TrainingRun, local_uri, register_model
+from mlref.registry import Registry, TrainingRun, register_model
 from mlref.request_fields import entity_rows, request_fields
 from mlref.serving_state import prediction_log
 from mlref.task import load_task, read_stream, select_requests
+from mlref.tracking_store import local_uri
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
 from mlref.workspace import Workspace, deliver_events

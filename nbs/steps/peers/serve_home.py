@@ -20,9 +20,10 @@ from mlref.lmdb_store import LmdbStore
 from mlref.materialize import apply_events
 from mlref.promotion import promote
 from mlref.recipes import fit_recipe
-from mlref.registry import Registry, TrainingRun, local_uri, register_model
+from mlref.registry import Registry, TrainingRun, register_model
 from mlref.request_fields import entity_rows, request_fields
 from mlref.task import select_requests
+from mlref.tracking_store import local_uri
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
 
