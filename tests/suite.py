@@ -24,7 +24,7 @@ NEEDS = {  # program, or package of an extra -> beginnings of the pages that use
     'program nginx': '34a|49b_cli_balance',
     'program haproxy': '32c|34a|49b_cli_balance',
     'program prometheus': 'observe_it',
-    'package confluent_kafka': '30|move_to_kafka',
+    'package confluent_kafka': '29a|30|move_to_kafka',
     'package redis': '31|move_to_redis',
     'package opentelemetry.exporter': '15p',
     'package ray': '32|move_to_ray',
@@ -40,7 +40,15 @@ PYTEST = (
 # what became of others; they run one file after the other beside the rest
 WAITING = tuple(
     f'tests/test_{name}.py'
-    for name in ('serve', 'registry', 'kafka', 'kafka_troubles', 'redis_troubles', 'redis_served')
+    for name in (
+        'serve',
+        'registry',
+        'kafka',
+        'kafka_login',
+        'kafka_troubles',
+        'redis_troubles',
+        'redis_served',
+    )
 )
 TESTS = (
     *PYTEST,
