@@ -241,12 +241,9 @@ def count_partitions(
     return metadata.ask(lambda seconds: _ask_count(metadata, name, seconds), name)
 
 # %% ../../nbs/29a_kafka_metadata.ipynb #29b00011
-_UNHEARD = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
-
-
 def _say_why(metadata: MetadataClient, place: TopicPartition, error: KafkaError) -> KafkaError:
     "Of a partition that the client does not know: what brokers say of it, if one answers"
-    if error.code() not in _UNHEARD:
+    if error.code() not in _UNKNOWN:
         return error
     try:
         about = metadata.client.list_topics(place.topic, timeout=1).topics[place.topic]
