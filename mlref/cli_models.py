@@ -106,13 +106,14 @@ def open_registry(
 def require_model(registry: 'Registry') -> None:
     "Raises `MlrefError` when a registry has no version of its model, nor one to be sent"
     from mlref.model_versions import list_versions
+    from mlref.promotion import LOG_ENDING
     from mlref.registry import pending_uploads
 
     if list_versions(registry) or pending_uploads(registry):
         return
     models = registry.call('search_registered_models') or []
     # the log of promotions is kept as a model, and is none
-    names = [model.name for model in models if not model.name.endswith('-promotions')]
+    names = [model.name for model in models if not model.name.endswith(LOG_ENDING)]
     known = ', '.join(sorted(names)) or 'none'
     raise MlrefError(
         f'expected a registered model among {known}, got {registry.name!r}; name another with'
