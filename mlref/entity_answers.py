@@ -8,7 +8,6 @@ __all__ = ['PlainBody', 'read_plain', 'EntityRequest', 'answer_alone', 'read_ask
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0005
 import asyncio
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,7 +101,6 @@ def read_plain(
 class EntityRequest(GroupedRequest):
     "A request by keys, from its body to its answer"
 
-    deadline: float = math.inf  # By `time.monotonic`
     body: Any = None  # `PlainBody`
     asked: Any = None  # `Asked`
     place: int = 0  # Of its first entity in the table of its group
