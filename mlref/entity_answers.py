@@ -50,6 +50,7 @@ from .requests import Request
 from .store_watch import why_late
 from mlref.vector_answers import (
     GroupedRequest,
+    begin_reading,
     count_group,
     drop_broken,
     fail_all,
@@ -459,10 +460,10 @@ def answer_entities(server: ModelServer, request: Request) -> asyncio.Future:  #
     inside = server.admission.enter(deadline - now)
     loop = asyncio.get_running_loop()
     each = EntityRequest(server, request, loop.create_future(), inside, deadline=deadline)
-    remote = server.store.remote
-    if remote:
+    if server.store.remote:  # one that is in trouble meanwhile is noticed by the next
         each.start_timer()
-    if remote or not server.asked:  # one that is in trouble meanwhile is noticed by the next
         loop.call_soon(read_asked, server)
+    elif not server.asked:
+        begin_reading(server, read_asked)
     server.asked.append(each)
     return each.told

@@ -202,6 +202,7 @@ class ModelServer:
     scored: list[Any] = field(default_factory=list)  # By vectors, to be written down together
     scored_by_keys: list[Any] = field(default_factory=list)  # The same by keys
     writing: int = 0  # Groups that are being written down
+    held_reads: list[Any] = field(default_factory=list)  # Of what waits for their end
     router: Any = ChampionOnly()  # Or a `Router` of the routing plan
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GroupedRequest', 'VectorRequest', 'fail_all', 'fail_unanswered', 'drop_broken', 'count_group', 'count_beyond',
-           'make_row', 'shadow_vectors', 'encode_group', 'add_scored', 'write_scored', 'write_group', 'read_arrived',
-           'end_writing', 'add_arrived', 'answer_vectors', 'answer_oip', 'answer_mlflow']
+           'make_row', 'shadow_vectors', 'encode_group', 'add_scored', 'write_scored', 'begin_reading', 'end_writing',
+           'write_group', 'read_arrived', 'add_arrived', 'answer_vectors', 'answer_oip', 'answer_mlflow']
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f00005
 import asyncio
@@ -286,6 +286,26 @@ def write_scored(server: ModelServer) -> None:
         kept, rows = encode_group(server, group)
         write_group(server, 'vectors', kept, rows)
 
+# %% ../nbs/16gab_vector_answers.ipynb #16f5000b
+def begin_reading(
+    server: ModelServer,
+    read: Callable[[ModelServer], None],  # Reads all that wait
+) -> None:
+    "Read what waits in the next turn of the loop, or behind what is being written down"
+    if server.writing:
+        server.held_reads.append(read)
+    else:
+        asyncio.get_running_loop().call_soon(read, server)
+
+
+def end_writing(server: ModelServer) -> None:
+    "Let the next group begin, once the clients of this one had a turn of the loop to ask again"
+    server.writing -= 1
+    loop = asyncio.get_running_loop()
+    for read in server.held_reads:
+        loop.call_soon(loop.call_soon, read, server)
+    server.held_reads = []
+
 # %% ../nbs/16gab_vector_answers.ipynb #16f0010b
 def write_group(
     server: ModelServer,
@@ -362,21 +382,13 @@ def read_arrived(server: ModelServer) -> None:
             except Exception as error:
                 each.set_exception(error)
 
-
-def end_writing(server: ModelServer) -> None:
-    "Let the next group begin, once the clients of this one had a turn of the loop to ask again"
-    server.writing -= 1
-    if server.arrived and not server.writing:
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, read_arrived, server)
-
 # %% ../nbs/16gab_vector_answers.ipynb #16f10010
 def add_arrived(each: VectorRequest) -> None:
-    "Read a request with those that come in the same turn, or while a group is written down"
+    "Read a request together with those that wait, or are the next to come"
     server = each.server
     server.arrived.append(each)
-    if len(server.arrived) == 1 and not server.writing:
-        asyncio.get_running_loop().call_soon(read_arrived, server)
+    if len(server.arrived) == 1:
+        begin_reading(server, read_arrived)
 
 
 def answer_vectors(
