@@ -337,6 +337,7 @@ def serve_options(
     given = {name: getattr(settings, name) for name in _SAME}
     cores = len(os.sched_getaffinity(0))
     folder = home / 'served' if settings.log is None else settings.log
+    check_writable(folder, '--log')
     also = tuple(map(read_also, settings.also or ()))
     others = [Path(run.home) for run in also]
     homes = [str(each.resolve()) for each in (home, *others)]
