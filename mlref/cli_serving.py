@@ -326,7 +326,7 @@ def read_also(
     require_path(Path(folder) / 'registry', f'the registry of {task}')
     return ServedRun(task=task, home=folder)
 
-
+# %% ../nbs/49_cli_serving.ipynb #1cfe8a37
 def serve_options(
     settings: ServeSettings,
     home: Path,  # Folder of the run
