@@ -138,7 +138,7 @@ def check_announced(request: Request) -> None:
     if length.isdigit() and int(length[:19]) > request.most:
         raise too_long(request, int(length[:19]))
 
-
+# %% ../nbs/15g_requests.ipynb #16a10113
 def check_coding(request: Request) -> None:
     "Raise `RequestError` for a body in a transfer coding besides chunks, which nobody undoes here"
     coding = request.headers.get(b'transfer-encoding')

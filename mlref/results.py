@@ -113,7 +113,7 @@ def _check_row(row: Mapping) -> None:
     if row['goal']:
         _read_goal(row['goal'])
 
-
+# %% ../nbs/23_results.ipynb #e2300118
 def _check_result(found: Mapping, name: str) -> None:
     texts = [found[each] for each in _ABOUT]
     machine = [found['machine'][each] for each in ('cpu', 'cores', 'device')]
