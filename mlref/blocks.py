@@ -167,7 +167,7 @@ def unpack_block(
     return [body[first:last] for first, last in pairwise(edges[start : stop + 1])]
 
 # %% ../nbs/02b_blocks.ipynb #02b00014
-_SMALL = 2022  # bytes to which a block grows by small appends: two of them fill a page of LMDB
+_SMALL = 4080  # bytes to which a block grows by small appends: it fills a page of LMDB, less 16
 
 
 class GrowingBlock:
