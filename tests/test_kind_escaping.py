@@ -4,6 +4,8 @@ import io
 import json
 import unicodedata
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 import mistune
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 from matplotlib.text import Text
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from prometheus_client.parser import text_string_to_metric_families
 
 from mlref import cli
 from mlref.checks import plot_quality
@@ -34,11 +37,13 @@ from mlref.markup import (
     plot_label,
 )
 from mlref.modelcard import ModelRecord, SliceScore, render_model_card
+from mlref.observe import Meters, add_samples, write_sample
 from mlref.pipeline import PipelineRun, StepCost
 from mlref.report import write_report
 from mlref.results import render_card, result_row, write_results
 from mlref.run_report import plot_run
 from mlref.slices import plot_rolling_origin, plot_slices
+from mlref.status import parse_samples
 from mlref.terminal import CommandResult, align_columns, print_answer, print_progress, run_cli
 
 HOSTILE = (
@@ -378,3 +383,25 @@ def test_what_a_command_says_of_hostile_data_does_not_act(tmp_path, capsys, monk
     said = capsys.readouterr()
     assert not any(order in said.out + said.err for order in OBEYED)
     assert len(said.out.splitlines()) == 4  # a head, a row, an answer, a message
+
+
+@given(st.lists(st.text(st.characters(codec='utf-8')), min_size=1, max_size=5, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_a_label_of_a_metric_is_read_back_by_others_and_by_us(values):
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / '0.meters'
+        for value in values:
+            labels = {'model': value, 'le': '+Inf'}
+            Meters(file).add(
+                write_sample('mlref_score_bucket', **labels), 2.0
+            )  # by other processes
+        counted = add_samples(Meters(file), Path(folder))
+    ours = parse_samples(counted)
+    text = ''.join(f'{name} {n}\n' for name, n in counted.items())
+    families = text_string_to_metric_families(text)
+    theirs = [sample for family in families for sample in family.samples]
+    for read in (
+        [each.labels for each in ours if each.metric == 'mlref_score_bucket'],
+        [each.labels for each in theirs if each.name == 'mlref_score_bucket'],
+    ):
+        assert sorted(each['model'] for each in read) == sorted(values)
