@@ -167,7 +167,7 @@ def unpack_block(
     return [body[first:last] for first, last in pairwise(edges[start : stop + 1])]
 
 # %% ../nbs/02b_blocks.ipynb #02b00014
-_SMALL = 2022  # bytes to which a block grows by small appends: two of them fill a page of LMDB
+_SMALL = 4080  # bytes to which a block grows by small appends: it fills a page of LMDB, less 16
 
 
 class GrowingBlock:
@@ -206,8 +206,8 @@ class GrowingBlock:
         self.body_check = crc32(more, self.body_check)
         self.count += n
         self.end += n
-        packed = _REST.pack(self.body_check, self.count, _LINES, self.epoch, appended_at)
-        check = crc32(packed, self.key_check)
-        self.stored[: _HEAD.size] = check.to_bytes(4, 'little') + packed
+        head = (self.body_check, self.count, _LINES, self.epoch, appended_at)
+        check = crc32(_REST.pack(*head), self.key_check)
+        _HEAD.pack_into(self.stored, 0, check, *head)
         self.stored += more
         return True

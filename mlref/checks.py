@@ -18,6 +18,7 @@ import polars as pl
 
 from .arguments import format_count
 from .core import DAY, MAX_AHEAD, MlrefError, format_time
+from .markup import plot_label
 from .messages import COLUMN_RULES, UnfitNumber, read_fields, show_name
 from .schema import ColumnType, EventSchema
 
@@ -363,11 +364,11 @@ def _most_broken(rows: pl.DataFrame) -> pl.DataFrame:
 def _plot_rules(ax: Any, rows: pl.DataFrame) -> None:
     "The share of rows that broke each rule of the contract"
     for (name,), rule in rows.group_by('name', maintain_order=True):
-        ax.plot(_minutes(rule), rule['broken'] / rule['of_rows'], '.-', lw=0.7, ms=3, label=name)
+        share = rule['broken'] / rule['of_rows']
+        ax.plot(_minutes(rule), share, '.-', lw=0.7, ms=3, label=plot_label(name))
     ax.set(ylabel='share broken')
     if ax.lines:
-        for text in ax.legend(fontsize=8).get_texts():
-            text.set_parse_math(False)
+        ax.legend(fontsize=8)
 
 
 def _plot_checks(ax: Any, rows: pl.DataFrame, names: list[str]) -> None:
@@ -376,7 +377,7 @@ def _plot_checks(ax: Any, rows: pl.DataFrame, names: list[str]) -> None:
         found = rows.filter(pl.col('action') == action)
         heights = [names.index(name) for name in found['name']]
         ax.plot(_minutes(found), heights, 's', ms=3, color=color, label=action)
-    ax.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+    ax.set_yticks(range(len(names)), list(map(plot_label, names)), fontsize=8)
     ax.set_ylim(-0.7, max(len(names), 1) - 0.3)
     ax.legend(fontsize=8, loc='upper left')
 

@@ -19,6 +19,7 @@ import typer
 from .addresses import local_file
 from .arguments import format_count
 from .core import MlrefError, format_time, parse_time, write_bytes
+from .edges import check_writable
 from mlref.terminal import (
     DEFAULT_TASK,
     CommandResult,
@@ -392,6 +393,7 @@ def _reshard_store(
     from mlref.lmdb_store import LmdbStore, reshard
 
     folder = _store_folder(store, data)
+    check_writable(folder, '--store')
     new = not folder.exists() or not any(folder.iterdir())
     if not new:  # a slip in the name makes no store among the files of others
         require_path(folder / 'store.json', 'the manifest of an online store')

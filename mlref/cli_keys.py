@@ -15,8 +15,16 @@ import typer
 
 # %% ../nbs/49c_cli_keys.ipynb #49cc0006
 from .core import MlrefError
-from .edges import hold_file_lock
-from .terminal import CommandResult, DataFolder, align_columns, as_typed, command, run_folder
+from .edges import check_writable, hold_file_lock
+from mlref.terminal import (
+    CommandResult,
+    DataFolder,
+    align_columns,
+    as_typed,
+    command,
+    require_folder,
+    run_folder,
+)
 
 # %% ../nbs/49c_cli_keys.ipynb #49cc0016
 if TYPE_CHECKING:
@@ -30,8 +38,14 @@ KeyFolder = Annotated[
 ]
 
 
-def _keys_file(log: Path | None, data: Path | None) -> Path:
-    return (run_folder(None, data) / 'served' if log is None else log) / 'keys.json'
+def _keys_file(log: Path | None, data: Path | None, make: bool = False) -> Path:
+    if log is None:
+        return run_folder(None, data) / 'served' / 'keys.json'
+    if make:
+        check_writable(log, '--log')
+    else:
+        require_folder(log, 'the folder of a server', 'name the one that it is served from')
+    return log / 'keys.json'
 
 
 @contextmanager
@@ -58,7 +72,7 @@ def _add_key(
     "Make a key and show it, this once."
     from mlref.access import make_key
 
-    file = _keys_file(log, data)
+    file = _keys_file(log, data, make=True)
     scopes = ('predict',) if scope is None else tuple(scope)
     token, key = make_key(name, scopes, rows)
     file.parent.mkdir(parents=True, exist_ok=True)

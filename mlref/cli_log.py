@@ -6,9 +6,9 @@
 __all__ = ['log_app', 'LogPlace', 'log_places', 'open_logs', 'summary_row', 'TrimSettings', 'read_offsets']
 
 # %% ../nbs/49d_cli_log.ipynb #49cd0004
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,10 +57,12 @@ LogPlace = Annotated[
 ]
 
 
+_HINT = 'name one with --log; a log on an engine is read with the tools of that engine'
+
+
 def _log_folder(log: Path | None, data: Path | None) -> Path:
     folder = run_folder(None, data) / 'log' if log is None else local_file(log, 'a log')
-    hint = 'name one with --log; a log on an engine is read with the tools of that engine'
-    return require_folder(folder, 'the folder of a log', hint)
+    return require_folder(folder, 'the folder of a log', _HINT)
 
 
 def log_places(
@@ -72,18 +74,22 @@ def log_places(
     workers = {f'{worker}/': place for worker, place in prediction_logs(folder).items()}
     return workers or {'': folder}
 
-
+# %% ../nbs/49d_cli_log.ipynb #49cd1009
 @contextmanager
 def open_logs(
     folder: Path,  # Of a log, or of a server
+    readonly: bool = True,  # Nothing is removed
 ) -> Iterator[dict[str, 'LocalLog']]:  # '' or worker and slash, e.g. '0/' -> its log
-    "Every log of a folder, for reading; raises `MlrefError` when there is none"
+    "Every log of a folder; raises `MlrefError` when there is none"
     from mlref.log import LocalLog
 
+    places = log_places(folder)
+    for place in () if readonly else places.values():
+        require_path(place / 'data.mdb', 'the file of a log', _HINT)  # a writer would make it
     with ExitStack() as opened:
         yield {
-            name: opened.enter_context(closing(LocalLog(place, readonly=True)))
-            for name, place in log_places(folder).items()
+            name: opened.enter_context(closing(LocalLog(place, readonly)))
+            for name, place in places.items()
         }
 
 # %% ../nbs/49d_cli_log.ipynb #49cd000c
@@ -186,6 +192,9 @@ class TrimSettings:
         Path | None,
         typer.Option(help=f'{LAKE_FILE}; what it has not read is kept.', show_default='none'),
     ] = None
+    anyway: Annotated[
+        bool, typer.Option('--anyway', help='Although a step of the clock alone makes them old.')
+    ] = False
     log: LogPlace = None
     task: TaskAddress = DEFAULT_TASK
     data: DataFolder = None
@@ -197,7 +206,7 @@ class TrimSettings:
         if self.days is None and self.size is None:
             raise MlrefError('expected --days or --size, got neither; say what is kept')
         seconds = None if self.days is None else self.days * DAY_S
-        return Retention(seconds=seconds, size=self.size)
+        return Retention(seconds=seconds, size=self.size, anyway=self.anyway)
 
 # %% ../nbs/49d_cli_log.ipynb #49cd3003
 def read_offsets(
@@ -217,24 +226,38 @@ def read_offsets(
         return {part: read_position(lake, settings.topic, part).offset for part in parts}
 
 # %% ../nbs/49d_cli_log.ipynb #49cd3023
+def _check_logs(logs: Sequence['LocalLog'], topic: str, policy: 'Retention') -> None:
+    "Raise `MlrefError` before anything is removed; one worker that was idle goes by the others"
+    from mlref.consumer import list_partitions
+    from mlref.log import read_clock
+    from mlref.log_care import check_steps, log_times, stored_blocks
+
+    now = max([read_clock(log) for log in logs])
+    times = [at for log in logs for at in log_times(log, now)]
+    for log in logs:
+        for part in list_partitions(log, topic):
+            check_steps(stored_blocks(log, topic, part), times, policy, now)
+
+# %% ../nbs/49d_cli_log.ipynb #49cd3024
 def _trim_partitions(
     folder: Path, settings: TrimSettings, read: dict[int, int] | None
 ) -> dict[str, list[int]]:  # Partition, e.g. '0/predictions/0' -> where it began and begins now
     "Trim a topic in one log, or in those of all workers"
     from mlref.consumer import list_partitions
-    from mlref.log import LocalLog
     from mlref.log_care import trim_log
 
-    policy = settings.retention()
     topic = settings.topic
+    policy = settings.retention()
     begins = {}
-    for name, place in log_places(folder).items():
-        with closing(LocalLog(place)) as log:
+    with open_logs(folder, readonly=False) as logs:
+        _check_logs([*logs.values()], topic, policy)
+        checked = replace(policy, anyway=True)
+        for name, log in logs.items():
             for part in list_partitions(log, topic):
                 reader = int(name.rstrip('/')) if name else part  # a lake counts workers
                 unread = None if read is None else read.get(reader, 0)
                 before = log.start(topic, part)
-                now = trim_log(log, topic, policy, unread, part)
+                now = trim_log(log, topic, checked, unread, part)
                 begins[f'{name}{topic}/{part}'] = [before, now]
     return begins
 

@@ -326,7 +326,7 @@ def read_also(
     require_path(Path(folder) / 'registry', f'the registry of {task}')
     return ServedRun(task=task, home=folder)
 
-
+# %% ../nbs/49_cli_serving.ipynb #1cfe8a37
 def serve_options(
     settings: ServeSettings,
     home: Path,  # Folder of the run
@@ -337,6 +337,7 @@ def serve_options(
     given = {name: getattr(settings, name) for name in _SAME}
     cores = len(os.sched_getaffinity(0))
     folder = home / 'served' if settings.log is None else settings.log
+    check_writable(folder, '--log')
     also = tuple(map(read_also, settings.also or ()))
     others = [Path(run.home) for run in also]
     homes = [str(each.resolve()) for each in (home, *others)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .arguments import check_number
 from .capacity import LoadStep, check_measured
 from .core import MlrefError
+from .markup import plot_label
 
 # %% ../nbs/20a_cost.ipynb #20ac0006
 if TYPE_CHECKING:  # only who plots needs matplotlib
@@ -245,7 +246,7 @@ def plot_growth(found: Sequence[Growth]) -> 'Figure':
     ax.plot(times, whole, 'o-', color='black', label='in all')
     for i, item in enumerate(found[0].bill):
         part = [cost_per_million([one.bill[i]], one.answers) for one in found]
-        ax.plot(times, part, 'o--', label=item.item)
+        ax.plot(times, part, 'o--', label=plot_label(item.item))
     ax.set(xscale='log', yscale='log', xlabel='times the traffic of today')
     ax.set_ylabel('cost of a million answers')
     ax.legend(fontsize=7)

@@ -8,7 +8,6 @@ __all__ = ['PlainBody', 'read_plain', 'EntityRequest', 'answer_alone', 'read_ask
 
 # %% ../nbs/16gad_entity_answers.ipynb #16fd0005
 import asyncio
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,6 +50,7 @@ from .requests import Request
 from .store_watch import why_late
 from mlref.vector_answers import (
     GroupedRequest,
+    begin_reading,
     count_group,
     drop_broken,
     fail_all,
@@ -102,7 +102,6 @@ def read_plain(
 class EntityRequest(GroupedRequest):
     "A request by keys, from its body to its answer"
 
-    deadline: float = math.inf  # By `time.monotonic`
     body: Any = None  # `PlainBody`
     asked: Any = None  # `Asked`
     place: int = 0  # Of its first entity in the table of its group
@@ -461,10 +460,10 @@ def answer_entities(server: ModelServer, request: Request) -> asyncio.Future:  #
     inside = server.admission.enter(deadline - now)
     loop = asyncio.get_running_loop()
     each = EntityRequest(server, request, loop.create_future(), inside, deadline=deadline)
-    remote = server.store.remote
-    if remote:
+    if server.store.remote:  # one that is in trouble meanwhile is noticed by the next
         each.start_timer()
-    if remote or not server.asked:  # one that is in trouble meanwhile is noticed by the next
         loop.call_soon(read_asked, server)
+    elif not server.asked:
+        begin_reading(server, read_asked)
     server.asked.append(each)
     return each.told

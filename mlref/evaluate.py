@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arguments import MlrefError, check_array, check_number, check_probabilities
+from .markup import plot_label
 
 # %% ../nbs/12_evaluate.ipynb #9d0bcf5e
 def check_scores(
@@ -193,7 +194,9 @@ def plot_reliability(
     )
     for name, p in scores.items():
         table = reliability_table(y, p)
-        above.plot(table.score, table.rate, 'o-', ms=3, label=f'{name}, ECE {ece(y, p):.3f}')
+        above.plot(
+            table.score, table.rate, 'o-', ms=3, label=f'{plot_label(name)}, ECE {ece(y, p):.3f}'
+        )
         below.hist(p, 40, histtype='step')
     above.plot([0, 0.8], [0, 0.8], 'k:')
     above.set_ylabel('share of positives')

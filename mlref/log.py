@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTITIONS', 'Log', 'LocalLog', 'find_table', 'read_moment', 'journal_state', 'put_journal_state', 'write_atomically',
-           'read_end', 'ensure_table', 'put_batches', 'append_batches']
+           'read_end', 'ensure_table', 'read_clock', 'put_batches', 'append_batches']
 
 # %% ../nbs/03_log.ipynb #4e61bb88
 import secrets
@@ -415,12 +415,24 @@ def _find_last(txn: lmdb.Transaction, log: LocalLog, where: Partition) -> Growin
     with txn.cursor(log.tables[where.name]) as cursor:
         return GrowingBlock(where, *cursor.item()) if cursor.last() else None
 
+# %% ../nbs/03_log.ipynb #03d10001
+_LATEST = 253_402_300_799  # seconds: the end of the year 9999, the last that a date can show
+
+
+def read_clock(
+    log: LocalLog,
+) -> float:  # Seconds since 1970-01-01 UTC
+    "What the clock of a log shows; raises `MlrefError` when it is no time"
+    now = log.clock()
+    check_number(now, 'the clock of a log, in seconds since 1970,', 0, _LATEST)
+    return now
+
 # %% ../nbs/03_log.ipynb #03d00015
 def _put_batch(
     txn: lmdb.Transaction, log: LocalLog, where: Partition, messages: list[bytes], epoch: int
 ) -> tuple[int, _KeptBlock]:
     "Offset of the first message, and the last block"
-    now = int(1000 * log.clock())
+    now = int(1000 * read_clock(log))
     table = log.tables[where.name]
     last = _find_last(txn, log, where)
     if last is not None and last.epoch == epoch and last.add(messages, now):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Html', 'escape_html', 'html_element', 'html_table', 'html_section', 'Markdown', 'escape_markdown', 'markdown_code',
-           'markdown_table', 'escape_terminal']
+           'markdown_table', 'escape_terminal', 'plot_label']
 
 # %% ../nbs/01e_markup.ipynb #01c00005
 import html
@@ -129,3 +129,16 @@ def escape_terminal(
     "A value as text that a terminal shows and does not obey"
     text = _CONTROLS.sub(_by_code, str(value))
     return text if breaks else _BREAKS.sub(_by_code, text)
+
+# %% ../nbs/01e_markup.ipynb #01c10002
+def plot_label(
+    value: object,  # A name that comes from data
+    most: int = 60,  # Letters; the middle of a longer one is left out
+) -> str:
+    "A name as text that matplotlib shows as it is: no formula, and not left out of a legend"
+    text = escape_terminal(value, breaks=False)
+    if len(text) > most:
+        kept = (most - 1) // 2
+        text = f'{text[: most - 1 - kept]}…{text[len(text) - kept :]}'
+    text = text.replace('$', r'\$')
+    return f' {text}' if text.startswith('_') else text

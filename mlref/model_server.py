@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
-           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'room_left', 'read_counted_vectors',
-           'read_rows', 'count_statuses', 'score_before_deadline', 'PredictionRow', 'VectorRow', 'find_troubles',
-           'measure_model', 'measure_feeds', 'measure_champion', 'measure_store']
+           'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_counted_vectors', 'read_rows',
+           'count_statuses', 'score_before_deadline', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
+           'measure_feeds', 'measure_champion', 'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -198,8 +198,11 @@ class ModelServer:
     limiter: RateLimiter = field(default_factory=RateLimiter)
     admission: Admission = field(default_factory=Admission)
     asked: list[Any] = field(default_factory=list)  # Requests by keys that wait for their turn
+    arrived: list[Any] = field(default_factory=list)  # By vectors, to be read together
     scored: list[Any] = field(default_factory=list)  # By vectors, to be written down together
     scored_by_keys: list[Any] = field(default_factory=list)  # The same by keys
+    writing: int = 0  # Groups that are being written down
+    held_reads: list[Any] = field(default_factory=list)  # Of what waits for their end
     router: Any = ChampionOnly()  # Or a `Router` of the routing plan
     versions: dict[str, ServedModel] = field(default_factory=dict)  # Role -> what plays it
     troubles: dict[str, str] = field(default_factory=dict)  # What others found -> a sentence
@@ -292,13 +295,6 @@ def choose_version(
     if served is None:  # it is not loaded yet
         return ChampionOnly(counted=False), server.champion
     return found, served
-
-# %% ../nbs/16g_model_server.ipynb #16d11849
-def room_left(
-    servers: Sequence[ModelServer],  # One a task
-) -> int:
-    "How many more requests are read now, by the one with the most room: none that waits long"
-    return max([each.admission.room(each.settings.deadline / 2) for each in servers])
 
 # %% ../nbs/16g_model_server.ipynb #77dbee53
 def _read(server: ModelServer, served: ServedModel, columns: Mapping[str, np.ndarray]) -> Vectors:

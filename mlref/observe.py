@@ -8,7 +8,6 @@ __all__ = ['SLOTS', 'OVERFLOW', 'METRIC_FAMILIES', 'BUCKETS', 'BATCH_ROWS', 'SCO
            'WorkMetrics']
 
 # %% ../nbs/15_observe.ipynb #7444ecab
-import json
 import mmap
 import os
 import re
@@ -83,11 +82,11 @@ def read_names(
     "The samples of a worker; a line that was cut off is none, and is taken away"
     if not file.exists():
         return []
-    text = file.read_text()
+    text = file.read_bytes().decode()  # a name may hold what else ends a line
     whole = text[: text.rfind('\n') + 1]
     if len(whole) < len(text):
         os.truncate(file, len(whole.encode()))
-    return whole.splitlines()
+    return whole.split('\n')[:-1]
 
 # %% ../nbs/15_observe.ipynb #212d22f7
 def add_samples(
@@ -101,7 +100,7 @@ def add_samples(
     for file in sorted(folder.glob('*.meters')):
         values = memoryview(file.read_bytes()).cast('d')
         names = file.with_suffix('.names')
-        lines = names.read_text().splitlines() if names.exists() else []
+        lines = names.read_bytes().decode().split('\n')[:-1] if names.exists() else []
         for name, value in zip(lines, values, strict=False):
             total[name] = total.get(name, 0.0) + value
     return total
@@ -190,6 +189,14 @@ _TOLD = {**_OF_MODEL, **_OF_JUDGED, **_OF_PROCESSES, **_OF_MACHINE}
 METRIC_FAMILIES = {**_OF_REQUESTS, **_OF_WORK, **_OF_STORE, **_OF_NOW, **_OF_VARIANTS, **_TOLD}
 _ENDS = re.compile(r'(_total|_bucket|_sum|_count)?(\{.*)?$')
 
+# %% ../nbs/15_observe.ipynb #3056f300
+def _quote_label(value: str) -> str:
+    "A label's value in quotes; the format knows three escapes, and everything else is as it is"
+    text = value.encode('utf-8', 'replace').decode()
+    for plain, escaped in (('\\', r'\\'), ('"', r'\"'), ('\n', r'\n')):
+        text = text.replace(plain, escaped)
+    return f'"{text}"'
+
 
 def write_sample(
     name: str,  # E.g. 'mlref_entities_total'
@@ -197,7 +204,7 @@ def write_sample(
 ) -> str:
     "A sample as a scraper reads it, without its value"
     ordered = sorted(labels, key=lambda key: (key == 'le', key))  # an edge stands last
-    inside = ','.join(f'{key}={json.dumps(labels[key])}' for key in ordered)
+    inside = ','.join(f'{key}={_quote_label(labels[key])}' for key in ordered)
     return f'{name}{{{inside}}}'
 
 # %% ../nbs/15_observe.ipynb #b2bab48a
@@ -209,7 +216,7 @@ def _cumulate(samples: Mapping[str, float]) -> dict[str, float]:
         if '_bucket{' not in name:
             shown[name] = value
             continue
-        series, _, edge = name.partition(',le=')
+        series, _, edge = name.rpartition(',le=')
         running[series] = running.get(series, 0.0) + value
         shown[name] = running[series]
         if edge.startswith('"+Inf"'):

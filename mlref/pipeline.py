@@ -398,7 +398,7 @@ def _read_record(
     "`run.json` of a run that lies inside the folder of runs; raises `MlrefError`"
     runs = data / 'runs'
     file = runs / check_run_id(run_id) / 'run.json'
-    if not file.exists():
+    if not file.is_file():
         known = sorted(each.parent.name for each in runs.glob('*/run.json'))
         raise MlrefError(f'expected a run {run_id} in {runs}, found {", ".join(known) or "none"}')
     if file.resolve().parent.parent != runs.resolve():

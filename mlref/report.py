@@ -428,14 +428,14 @@ def plot_section(
 # %% ../nbs/24a_report.ipynb #d1000038
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 62rem }
-body { padding: 1rem; color: #222 }
+body { padding: 1rem; color: #222; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; margin: .5rem 0 }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem }
 h3 { font-size: .95rem; margin: .8rem 0 .2rem }
 .about { color: #666; margin: 0 }
 .none { color: #666 }
 img { max-width: 100% }
-.plot { overflow-x: auto }
+.plot, section, details { overflow-x: auto }
 .tiles { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0 }
 .tiles div { border: 1px solid #ccc; border-radius: 6px; padding: .4rem .7rem }
 .tiles b { display: block; font-size: 1.5rem }

@@ -93,14 +93,49 @@ def write_results(
         Path(folder) / f'{bench}.json', {**about, 'rows': list(rows), 'not_run': list(not_run)}
     )
 
+# %% ../nbs/23_results.ipynb #e2300116
+_ADVICE = 'measure it again, or delete the file'
+_ABOUT = ('commit', 'date', 'command')
+_TEXTS = ('name', 'unit', 'goal')
 
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_row(row: Mapping) -> None:
+    "Raise an error of Python's unless a row is as `result_row` makes it"
+    numbers = [row['ours'], *(row[name] for name in ('low', 'high') if 'low' in row)]
+    if not all(isinstance(row[name], str) for name in _TEXTS) or not all(map(_is_number, numbers)):
+        raise TypeError(f'the row {row["name"]!r:.60}')
+    if row['held'] is not None and not isinstance(row['held'], bool):
+        raise TypeError(f'held of {row["name"]!r:.60}')
+    if row['goal']:
+        _read_goal(row['goal'])
+
+# %% ../nbs/23_results.ipynb #e2300118
+def _check_result(found: Mapping, name: str) -> None:
+    texts = [found[each] for each in _ABOUT]
+    machine = [found['machine'][each] for each in ('cpu', 'cores', 'device')]
+    texts += [each[key] for each in found['not_run'] for key in ('name', 'why')]
+    if found['bench'] != name or len(machine) != 3 or not all(isinstance(t, str) for t in texts):
+        raise TypeError(f'that of {found["bench"]!r:.60}')
+    for row in found['rows']:
+        _check_row(row)
+
+# %% ../nbs/23_results.ipynb #e2300117
 def read_results(
     folder: Path,  # Of result files
 ) -> list[dict]:  # Their contents, ordered by name
-    "Every result file of a folder; raises `MlrefError` for one that was cut"
-    advice = 'measure it again, or delete the file'
-    files = sorted(Path(folder).glob('*.json'))
-    return [read_json_object(file, f'the results {file.stem}', advice) for file in files]
+    "Every result file of a folder; raises `MlrefError` for one that was cut, or is none"
+    results = []
+    for file in sorted(Path(folder).glob('*.json')):
+        found = read_json_object(file, f'the results {file.stem}', _ADVICE)
+        what = f'rows, commit, date, command and machine of the results {file.stem} in {file}'
+        with explain_errors(what, _ADVICE, (KeyError, TypeError, IndexError)):
+            _check_result(found, file.stem)
+        results.append(found)
+    return results
 
 # %% ../nbs/23_results.ipynb #e2300018
 def format_number(
@@ -307,10 +342,11 @@ def publish_results(
     results: Path,  # Folder of the result files of a run
     reports: Path,  # Holds results and card.md
 ) -> list[Path]:  # What was written
-    "Make the results of a run those of the repository; raises `MlrefError` when it has none"
+    "Make the results of a run those of the repository; raises `MlrefError` for those that are none"
     files = [file for file in sorted(results.glob('*')) if file.suffix in ('.json', '.png')]
     if not files:
         raise MlrefError(f'expected result files in {results}, found none; name a finished run')
+    read_results(results)  # what cannot be shown is not published
     written = [write_bytes(reports / 'results' / file.name, file.read_bytes()) for file in files]
     card = write_bytes(reports / 'card.md', render_card(reports / 'results').encode())
     return [*written, card]

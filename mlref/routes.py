@@ -27,7 +27,6 @@ from mlref.model_server import (
     ServerSettings,
     find_troubles,
     measure_store,
-    room_left,
 )
 from .observe import ServerMetrics, add_samples
 from mlref.oip_metadata import (
@@ -312,6 +311,11 @@ def make_routes(
     return [*work, *state_routes(servers)]
 
 # %% ../nbs/16gb_routes.ipynb #ecb8eaaf
+def _room_left(servers: tuple[ModelServer, ...]) -> int:
+    "How many more requests are read now, by the one with the most room: none that waits long"
+    return max([each.admission.room(each.settings.deadline / 2) for each in servers])
+
+
 def make_app(
     *servers: ModelServer,  # One a task
     services: Iterable[Any] = (),  # That run beside it, e.g. what follows the state
@@ -321,7 +325,7 @@ def make_app(
     routes = make_routes(*servers)
     limits = first.settings.limits
     app = Application(routes, first.metrics, [*servers, *services], limits)
-    app.room = partial(room_left, servers)
+    app.room = partial(_room_left, servers)
     app.patience = min([each.settings.deadline for each in servers]) / 2
     return app
 

@@ -36,6 +36,7 @@ from mlref.requests import (
     Route,
     WrongMethod,
     check_announced,
+    check_coding,
     check_single,
     find_route,
     make_reply,
@@ -171,6 +172,8 @@ def _let_in(app: RouteTable, request: Request, sent: list[tuple[bytes, bytes]]) 
     "Raise `RequestError` for one that may not be asked, or need not be read any further"
     if len(request.headers) < len(sent):
         check_single(sent)
+    if b'transfer-encoding' in request.headers:
+        check_coding(request)
     _admit(app, request)
     if request.late and request.route.scope == 'predict':
         said = f'{request.waited:.2g} s went by and others wait'

@@ -36,6 +36,7 @@ from mlref.evaluate import (
     log_loss,
     percentile_interval,
 )
+from .markup import plot_label
 from .schema import check_frame
 
 # %% ../nbs/12a_slices.ipynb #4d2dea70
@@ -136,13 +137,14 @@ def plot_slices(
     value = found[what].to_numpy()
     cuts = found['by'].unique(maintain_order=True).to_list()
     colour = [f'C{cuts.index(by)}' for by in found['by']]
-    names = [by if by == name else f'{by} {name}' for by, name in found['by', 'slice'].iter_rows()]
+    pairs = found['by', 'slice'].iter_rows()
+    names = [plot_label(by if by == name else f'{by} {name}') for by, name in pairs]
     ax.hlines(place, found['low'], found['high'], color=colour, lw=1)
     ax.scatter(value, place, s=10, color=colour)
     middle = value[:1] if what == 'auc' else [0.0]  # none where there is no slice at all
     for at in middle:
         ax.axvline(at, color='k', lw=0.6, ls=':')
-    ax.set_yticks(place, names, fontsize=6, parse_math=False)
+    ax.set_yticks(place, names, fontsize=6)
     ax.invert_yaxis()
     ax.set_xlabel(what)
     return fig
@@ -359,10 +361,12 @@ def plot_rolling_origin(
         place = np.arange(table.height)
         value = table['auc'].to_numpy()
         ends = np.abs(table['low', 'high'].to_numpy().T - value)
-        above.errorbar(place + 0.12 * k, value, yerr=ends, fmt='o-', ms=3, capsize=2, label=name)
+        above.errorbar(
+            place + 0.12 * k, value, yerr=ends, fmt='o-', ms=3, capsize=2, label=plot_label(name)
+        )
         if k == 0:  # the same rows for every model
             below.bar(place, table['base_rate'], color='C7')
-            below.set_xticks(place, table['slice'], parse_math=False)
+            below.set_xticks(place, [plot_label(each) for each in table['slice']])
     below.set_ylabel('positives')
     above.set_ylabel('AUC')
     above.legend(fontsize=7)

@@ -37,7 +37,7 @@ class Sample:
 @lru_cache(maxsize=SLOTS)
 def _parse_name(name: str) -> tuple[str, Mapping[str, str]]:
     metric, _, inside = name.partition('{')
-    return metric, {key: json.loads(text) for key, text in _LABEL.findall(inside)}
+    return metric, {key: json.loads(text, strict=False) for key, text in _LABEL.findall(inside)}
 
 
 def parse_samples(

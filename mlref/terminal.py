@@ -26,6 +26,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 # %% ../nbs/45_terminal.ipynb #e4500006
+from .addresses import local_file
 from .core import MlrefError, text_fault
 from .edges import blame_library, describe_error
 from .environment import normalize_package
@@ -228,10 +229,15 @@ def check_option(
     name: str,  # Of a parameter of a command
     value: object,  # As the parser read it
 ) -> None:
-    "Raise `MlrefError` for numbers and texts that nothing behind the command line can keep"
+    """Raise `MlrefError` for numbers and texts that nothing behind the command line can keep
+
+    A path that is the address of another machine is one: a folder named after it would be made.
+    """
     for each in value if isinstance(value, (list, tuple)) else (value,):
         fault = ''
-        if isinstance(each, (int, float)):
+        if isinstance(each, Path) and not text_fault(str(each)):
+            local_file(each, name)
+        elif isinstance(each, (int, float)):
             fault = _number_fault(each)
         elif isinstance(each, str) and text_fault(each):
             fault = f'{ascii(each)[:60]} with a byte that is no text'

@@ -20,6 +20,7 @@ from mlref import cli
 from mlref.arguments import MlrefError
 from mlref.cli_models import Reason
 from mlref.cli_rollout import RolloutPlace
+from mlref.cli_serving import ServeSettings, serve_options
 from mlref.core import parse_time, wall_clock
 from mlref.edges import LIBRARIES
 from mlref.registry import Registry
@@ -28,6 +29,7 @@ from small import TASK
 
 TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
 TEXTS += ('$(x)', '\udcff', 'x' * 5000)
+PATHS = ('s3://bucket/x', 'redis://h/0', 'md:x', 'file/x', '/dev/null')
 NUMBERS = ('nan', 'inf', '-inf', '1e400', '9' * 30, '9' * 5000, '²', 'x', '-1', '0')
 GIVEN = {
     'version': '7',
@@ -112,13 +114,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     (tmp_path / 'data').mkdir()
+    (tmp_path / 'file').touch()
     return tmp_path / 'data'
 
 
 @pytest.mark.parametrize('path', TRIED, ids=' '.join)
 def test_odd_words_are_answered_by_a_sentence_or_taken_as_they_are(path, folder, capsys):
     for word in TRIED[path]:
-        values = {'number': NUMBERS, 'text': TEXTS, 'path': ()}.get(word.kind, ())
+        values = {'number': NUMBERS, 'text': TEXTS, 'path': PATHS}.get(word.kind, ())
         for value in values:
             line = compose(path, TRIED[path], folder, word.name, value)
             status = run_cli(cli.app, line)  # a fault of ours would be raised
@@ -126,8 +129,11 @@ def test_odd_words_are_answered_by_a_sentence_or_taken_as_they_are(path, folder,
             assert status in (0, 1, 2), (line, status)
             assert 'Traceback' not in said and len(said) < 2500, (line, said)
             refused = word.kind == 'number' and value in ('nan', 'inf', '1e400', '9' * 30)
+            refused |= word.kind == 'path' and value in PATHS[:3]
             assert status or not refused, line
-            assert status or '\udcff' not in value, line
+            assert status or '\udcff' not in value or word.kind == 'path', line
+            assert 'operating system' not in said, (line, said)
+    assert not [each for each in folder.parent.iterdir() if ':' in each.name]
 
 
 @pytest.mark.parametrize('path', TRIED, ids=' '.join)
@@ -137,7 +143,7 @@ def test_an_empty_word_is_refused_and_makes_nothing(path, folder, capsys):
             line = compose(path, TRIED[path], folder, word.name, '')
             assert run_cli(cli.app, line) == 2, line
             assert 'got an empty one' in capsys.readouterr().err
-    assert sorted(each.name for each in folder.parent.rglob('*')) == ['data']
+    assert sorted(each.name for each in folder.parent.rglob('*')) == ['data', 'file']
 
 
 @pytest.mark.parametrize('option', ['--folder', '--home'])
@@ -234,3 +240,23 @@ def test_a_hint_is_a_command_that_can_be_given():
     hints = [line for text in texts for line in text.splitlines() if 'mlref log trim' in line]
     assert len(hints) > 2
     assert not [line for line in hints if not re.search(r'mlref log trim [a-z]+ --', line)]
+
+
+@pytest.mark.parametrize('command', ['list', 'add gate', 'revoke x'])
+def test_a_folder_of_a_server_that_is_a_file_or_a_slip_is_told(command, folder, capsys):
+    for place in ('file', 'file/x', '/dev/null'):
+        assert run_cli(cli.app, ['keys', *command.split(), '--log', place]) == 1
+        said = capsys.readouterr().err
+        assert re.search(
+            r'expected (a folder|the folder of a server) at .*--log|name the one', said
+        )
+    made = run_cli(cli.app, ['keys', *command.split(), '--log', 'servd'])
+    assert (made == 0) == (command == 'add gate') == Path('servd').exists()
+
+
+@pytest.mark.parametrize('place', ['file', 'file/x', '/dev/null', 's3://bucket/x'])
+def test_a_server_is_not_begun_in_a_file(place, folder):
+    (folder / 'run').mkdir()
+    with pytest.raises(MlrefError, match='--log|expected log as a file of this machine'):
+        check_option('log', Path(place))
+        serve_options(ServeSettings(log=Path(place)), folder / 'run')

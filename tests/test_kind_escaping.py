@@ -4,17 +4,26 @@ import io
 import json
 import unicodedata
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 import mistune
 import nbformat
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.text import Text
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from prometheus_client.parser import text_string_to_metric_families
 
 from mlref import cli
+from mlref.checks import plot_quality
+from mlref.cost import BillItem, Growth, plot_growth
+from mlref.evaluate import plot_reliability
 from mlref.flights.task import flights_task
 from mlref.gates import Gate
 from mlref.log import LocalLog
@@ -25,12 +34,16 @@ from mlref.markup import (
     escape_terminal,
     html_element,
     markdown_table,
+    plot_label,
 )
 from mlref.modelcard import ModelRecord, SliceScore, render_model_card
+from mlref.observe import Meters, add_samples, write_sample
 from mlref.pipeline import PipelineRun, StepCost
 from mlref.report import write_report
 from mlref.results import render_card, result_row, write_results
 from mlref.run_report import plot_run
+from mlref.slices import plot_rolling_origin, plot_slices
+from mlref.status import parse_samples
 from mlref.terminal import CommandResult, align_columns, print_answer, print_progress, run_cli
 
 HOSTILE = (
@@ -264,6 +277,79 @@ def test_a_plot_takes_any_name(name):
     assert numbers == ['1', '2'] and lines[::2] == numbers  # each mark has a line
 
 
+NAMES = (
+    r'$\frac$',
+    '$a$',
+    r'\$x$ ^_{',
+    '_hidden',
+    '__',
+    'a\nb',
+    '\u202eevil\u200b',
+    'x' * 5000,
+    ALL,
+)
+
+
+def quality_rows(name):
+    "Of two rules and two checks, each broken twice"
+    return pl.DataFrame(
+        {
+            'measured_at': [1000, 1001] * 4,
+            'name': [name, name, 'other', 'other'] * 2,
+            'action': ['fail'] * 8,
+            'of_rows': [9] * 4 + [None] * 4,
+            'broken': [1] * 8,
+        }
+    )
+
+
+def draw_all(name):
+    "Every plot of a name; those with a legend first"
+    y, p = np.array([0.0, 1.0] * 40), np.linspace(0.01, 0.7, 80)
+    found = pl.DataFrame(
+        {
+            'by': [name],
+            'slice': [name],
+            'auc': [0.6],
+            'low': [0.5],
+            'high': [0.7],
+            'base_rate': [0.5],
+        }
+    )
+    bills = [Growth(times, None, (BillItem(name, times, '', 1.0),), 1e6) for times in (1.0, 2.0)]
+    with_legend = [
+        plot_reliability(y, {name: p}),
+        plot_rolling_origin({name: found}),
+        plot_quality(quality_rows(name)),
+        plot_growth(bills),
+    ]
+    return with_legend, plot_slices(found)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_name_is_shown_by_every_plot_that_is_given_one(name):
+    with_legend, plain = draw_all(name)
+    for figure in (*with_legend, plain):
+        figure.savefig(io.BytesIO(), dpi=20)
+        pyplot.close(figure)
+    label = plot_label(name)
+    for figure in with_legend:
+        shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert any(text.startswith(label) for text in shown), shown
+    assert len(label) <= 61 + label.count('$')
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_a_label_of_a_plot_is_no_formula_and_not_left_out(text):
+    label = plot_label(text)
+    assert not label.startswith('_')
+    shown, is_formula = Text(0, 0, label)._preprocess_math(label)
+    assert not is_formula
+    if len(text) <= 60 and escape_terminal(text, breaks=False) == text:
+        assert shown == (f' {text}' if text.startswith('_') else text)
+
+
 def test_markdown_is_escaped_once():
     for text in HOSTILE:
         once = escape_markdown(text)
@@ -297,3 +383,25 @@ def test_what_a_command_says_of_hostile_data_does_not_act(tmp_path, capsys, monk
     said = capsys.readouterr()
     assert not any(order in said.out + said.err for order in OBEYED)
     assert len(said.out.splitlines()) == 4  # a head, a row, an answer, a message
+
+
+@given(st.lists(st.text(st.characters(codec='utf-8')), min_size=1, max_size=5, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_a_label_of_a_metric_is_read_back_by_others_and_by_us(values):
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / '0.meters'
+        for value in values:
+            labels = {'model': value, 'le': '+Inf'}
+            Meters(file).add(
+                write_sample('mlref_score_bucket', **labels), 2.0
+            )  # by other processes
+        counted = add_samples(Meters(file), Path(folder))
+    ours = parse_samples(counted)
+    text = ''.join(f'{name} {n}\n' for name, n in counted.items())
+    families = text_string_to_metric_families(text)
+    theirs = [sample for family in families for sample in family.samples]
+    for read in (
+        [each.labels for each in ours if each.metric == 'mlref_score_bucket'],
+        [each.labels for each in theirs if each.name == 'mlref_score_bucket'],
+    ):
+        assert sorted(each['model'] for each in read) == sorted(values)

@@ -158,6 +158,53 @@ def test_a_head_without_end_is_cut_off_wherever_it_stands(own, ask, where):
     wait_for(lambda: scored(server) == 200)
 
 
+# What stands in a head
+
+
+LAST = b'GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n'
+HEADS = {  # a line more, or another first line; the statuses that come
+    'a head of 60 kB': (('x: ' + 'y' * 60_000,), None, [431]),
+    'a head of 20,000 lines': (('x: y',) * 20_000, None, [431]),
+    'a head of 20 kB': (('x: ' + 'y' * 20_000,), None, [200]),
+    'a transfer coding': (('transfer-encoding: gzip, chunked',), None, [501]),
+    'chunks by another name': (('transfer-encoding: Chunked',), None, [200]),
+    'two transfer codings': (
+        ('transfer-encoding: identity', 'transfer-encoding: chunked'),
+        None,
+        [400],
+    ),
+    'the address of another': ((), 'http://evil.example{path}', [421]),
+    'the address of this server': ((), 'http://LOCALHOST:80{path}', [200]),
+    'the address of a file server': ((), 'ftp://localhost{path}', [400]),
+}
+
+
+@pytest.mark.parametrize('before', [0, 2], ids=['first', 'third in a packet'])
+@pytest.mark.parametrize('name', HEADS)
+def test_a_head_is_judged_as_it_stands_however_its_bytes_come(served, name, before):
+    more, target, statuses = HEADS[name]
+    body = json.dumps(served.tensor(ONE)).encode()
+    path = None if target is None else target.format(path=served.infer)
+    asks = request(served, body, *more, path=path)
+    if any('transfer-encoding' in line for line in more):
+        head = re.sub(rb'\r\ncontent-length: \d+', b'', asks.partition(b'\r\n\r\n')[0])
+        asks = head + b'\r\n\r\n%x\r\n%b\r\n0\r\n\r\n' % (len(body), body)
+    answers = replies(served.send(request(served, body) * before + asks + LAST))
+    found = [status for status, _ in answers[before:]]
+    assert found[:1] == statuses and found[1:] in ([200], []), answers
+    assert found[1:] == [200] or statuses[0] in (400, 431)  # the next one is answered, too
+
+
+@pytest.mark.parametrize(('version', 'told'), [('1.0', 0), ('1.1', 1)])
+def test_an_old_client_is_not_told_to_go_on(served, ask, version, told):
+    "It does not know of an answer before the answer"
+    head = ask.replace(b'HTTP/1.1', f'HTTP/{version}'.encode())
+    head = head.replace(
+        b'content-length', b'connection: close\r\nexpect: 100-continue\r\ncontent-length'
+    )
+    assert served.send(head).count(b'100 Continue') == told
+
+
 # Questions of clients that a server may pass over
 
 

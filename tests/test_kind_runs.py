@@ -30,6 +30,7 @@ from mlref.pipeline import (
     save_run,
     set_parameters,
 )
+from mlref.results import publish_results, render_card, write_results
 
 KERNEL = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
 
@@ -326,3 +327,53 @@ def test_what_was_changed_for_a_run_is_noted(layout):
     assert noted['changed'] == {'second.n': 4, 'second.seed': 7}
     plain = make_run(layout)
     assert json.loads((plain.folder / 'run.json').read_text())['changed'] == {}
+
+
+ROW = {'name': 'a', 'ours': 1.0, 'unit': 's', 'goal': '', 'held': None, 'n': 1}
+SPOILT = {
+    'empty': '',
+    'cut': '{"bench": "year", "rows": [',
+    'a list': '[]',
+    'without rows': lambda found: found.pop('rows'),
+    'without a machine': lambda found: found.pop('machine'),
+    'without a reason': lambda found: found['not_run'].append({'name': 'x'}),
+    'rows of another kind': lambda found: found.update(rows=[7]),
+    'of another': lambda found: found.update(bench='../../x'),
+    'a number as text': lambda found: found['rows'][0].update(ours='1'),
+    'a number that is true': lambda found: found['rows'][0].update(ours=True),
+    'half an interval': lambda found: found['rows'][0].update(low=0.5),
+    'a goal that is none': lambda found: found['rows'][0].update(goal='many'),
+    'a text that is none': lambda found: found['rows'][0].update(name=None),
+}
+
+
+@pytest.mark.parametrize('how', SPOILT)
+def test_a_result_that_is_none_is_refused_before_it_is_published(how, tmp_path):
+    reports = tmp_path / 'reports'
+    write_results(tmp_path / 'good', 'year', 'mlref run', [ROW])
+    publish_results(tmp_path / 'good', reports)
+    before = {file: file.read_bytes() for file in reports.rglob('*') if file.is_file()}
+    file = write_results(tmp_path / 'run', 'year', 'mlref run', [dict(ROW)])
+    spoil = SPOILT[how]
+    if isinstance(spoil, str):
+        file.write_text(spoil)
+    else:
+        found = json.loads(file.read_text())
+        spoil(found)
+        file.write_text(json.dumps(found))
+    for act in (
+        lambda: publish_results(tmp_path / 'run', reports),
+        lambda: render_card(file.parent),
+    ):
+        with pytest.raises(
+            MlrefError, match='measure it again, or delete the file|expected a goal'
+        ):
+            act()
+    assert {file: file.read_bytes() for file in reports.rglob('*') if file.is_file()} == before
+
+
+def test_a_record_that_is_no_file_is_not_waited_for(tmp_path):
+    (tmp_path / 'runs' / 'one').mkdir(parents=True)
+    os.mkfifo(tmp_path / 'runs' / 'one' / 'run.json')
+    with pytest.raises(MlrefError, match='expected a run one in'):
+        load_run(tmp_path, tmp_path, tmp_path, 'one')
