@@ -12,6 +12,7 @@ __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'find_start', 'with_
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -324,9 +325,9 @@ class Evidence:
     served: ServedFeatures
     feeds: tuple[Feed, ...]  # Kinds of event of which the task says how far they may be behind
     newest_event: int  # Of any kind, in the lake, minute UTC
-    max_label_age: int  # Minutes
     logged: np.ndarray  # Scores of the champion, as they were served
     rebuilt: np.ndarray  # Scores of the champion, from the lake; the same rows
+    trained: np.ndarray  # Scores of the holdout by what was trained, before it was exported
     challenge: str  # What the challenger is to the champion: 'refit' or 'change'
     cuts: Mapping[str, np.ndarray]  # Slice of each row of the holdout, by name of the cut
 
@@ -370,6 +371,7 @@ def collect_evidence(
     challenger: Challenger,  # Trained, not judged yet
     holdout: Holdout,
     rebuilt: np.ndarray,  # The champion's scores of the holdout
+    trained: np.ndarray,  # The challenger's, before it was exported into the engine that serves
     lake: Lake,
     registry: Registry,
     task: Task,
@@ -390,7 +392,6 @@ def collect_evidence(
     challenge = challenge_kind(made, MadeBy(champion.params.get('recipe', ''), version))
     feeds = find_feeds(newest, task)
     cuts = task.slices(holdout.rows)
-    max_label_age = (label_days(task.calendar) + 1) * DAY
     return Evidence(
         challenger=challenger,
         holdout=holdout,
@@ -398,9 +399,9 @@ def collect_evidence(
         served=served,
         feeds=feeds,
         newest_event=max(newest.values()),
-        max_label_age=max_label_age,
         logged=logged[known],
         rebuilt=rebuilt[known],
+        trained=trained,
         challenge=challenge,
         cuts=cuts,
     )
@@ -428,7 +429,7 @@ def data_gates(evidence: Evidence) -> list[Gate]:
     judging = evidence.holdout.rows
     newest_label = judging.label_time.max()
     served = evidence.served
-    max_age = evidence.max_label_age
+    max_age = (label_days(judging.calendar) + 1) * DAY
     same = same_features(model.names, evidence.features, served.names, served.version)
     honest = [trained_before_judged(model.trained_until, begin), no_leak(past, begin)]
     mature = maturity_gates(past, begin, judging, now)
@@ -454,16 +455,13 @@ def serving_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask whether a challenger can be served as it was trained"
-    model = evidence.challenger.model
-    # what was trained, before it was exported into the engine that serves
-    trained = getattr(model, 'source', model).predict(evidence.holdout.rows.X)
     # a network of eight bits differs from the one it was made of by its rounding
     largest = 0.02 if 'int8' in policy.engine else 1e-5
     timed = [latency_within(policy.ms, policy.timings)] if policy.timings else []
     return [
-        parity(comparison.challenger, trained, largest),
+        parity(comparison.challenger, evidence.trained, largest),
         *timed,
-        size_within(model.size()),
+        size_within(evidence.challenger.model.size()),
         no_serving_skew(evidence.logged, evidence.rebuilt),
     ]
 
@@ -490,13 +488,16 @@ def judge_challenger(
     "Compare a challenger with the champion, and ask every gate; raises `MlrefError` without one"
     task, lake, registry = workspace.task, workspace.lake, workspace.registry
     rows = holdout.rows
-    p = challenger.model.predict(rows.X)
-    champion = workspace.load_champion(version_by_alias(registry)).predict(rows.X)
+    model = challenger.model
+    serving = workspace.load_champion(version_by_alias(registry))
+    models = (model, serving, getattr(model, 'source', model))
+    with ThreadPoolExecutor() as pool:  # they share no sum
+        p, champion, trained = pool.map(lambda each: each.predict(rows.X), models)
     comparison = compare_models(rows, p, champion, task.slices(rows), policy.level)
-    evidence = collect_evidence(challenger, holdout, champion, lake, registry, task)
+    evidence = collect_evidence(challenger, holdout, champion, trained, lake, registry, task)
     return replace(
         challenger,
-        reference=reference_scores(rows, p, task, challenger.model.trained_until),
+        reference=reference_scores(rows, p, task, model.trained_until),
         gates=run_gates(comparison, evidence, policy),
         challenge=evidence.challenge if policy.refit else 'change',
         slices=comparison.rows(),

@@ -9,7 +9,7 @@ __all__ = ['CheckResult', 'DayTables', 'check_freshness', 'check_volume', 'check
 
 # %% ../nbs/04a_checks.ipynb #d1665f2b
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -319,6 +319,16 @@ def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
     return expected if fits else _CAME[type(value)]
 
 
+def _read_all(messages: list[bytes], schema: EventSchema) -> Iterator[dict[str, Any]]:
+    "What those of some messages say that are objects within the limits"
+    for message in messages:
+        try:
+            fields = read_fields(message, schema.limits)
+        except MlrefError:
+            continue
+        yield fields
+
+# %% ../nbs/04a_checks.ipynb #8987f331
 def message_fields(
     messages: list[bytes],  # As they came
     schema: EventSchema,  # What is expected
@@ -326,16 +336,16 @@ def message_fields(
 ) -> dict[str, ColumnType]:
     "Which fields some messages have; what is no object within limits is left to the quarantine"
     came: dict[str, Counter[ColumnType]] = defaultdict(Counter)
-    for message in select_readable(messages, schema):
-        for name, value in read_fields(message, schema.limits).items():
+    for fields in _read_all(messages, schema):
+        for name, value in fields.items():
             if value is not None:
                 came[name][_type_of(value, schema.columns.get(name))] += 1
     expected = [name for name in schema.columns if name in came]
     further = sorted(came.keys() - set(expected), key=lambda name: (-came[name].total(), name))
-    fields = {name: came[name].most_common(1)[0][0] for name in expected}
+    found = {name: came[name].most_common(1)[0][0] for name in expected}
     for name in further[: schema.limits.max_unknown_names]:
-        fields.setdefault(show_name(name), came[name].most_common(1)[0][0])
-    return fields
+        found.setdefault(show_name(name), came[name].most_common(1)[0][0])
+    return found
 
 # %% ../nbs/04a_checks.ipynb #0072e8b1
 def _minutes(rows: pl.DataFrame) -> np.ndarray:

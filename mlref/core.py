@@ -366,6 +366,17 @@ def describe_machine() -> dict[str, str | int | None]:  # cpu, cores, python
     }
 
 # %% ../nbs/01_core.ipynb #0fad5ff2
+def _as_slice(at: np.ndarray, count: int) -> np.ndarray | slice:
+    "A mask of rows that follow each other as a slice, which copies nothing"
+    mask = np.asarray(at)
+    if mask.dtype != bool or mask.shape != (count,):
+        return at
+    places = np.flatnonzero(mask)
+    if not len(places) or places[-1] - places[0] >= len(places):
+        return at
+    return slice(int(places[0]), int(places[-1]) + 1)
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Feature rows with the times that belong to them; arrays are parallel, one entry per row
@@ -407,9 +418,10 @@ class TrainingSet:
         self,
         at: np.ndarray,  # A mask or positions
     ) -> 'TrainingSet':  # The same columns, those rows
-        "Some rows, with all that belongs to them"
+        "Some rows; those that a mask takes in one piece are not copied: they are these arrays"
         parallel = ('ids', 'cutoff', 'label_time', 'y', 'X')
-        return replace(self, **{name: getattr(self, name)[at] for name in parallel})
+        rows = _as_slice(at, len(self))
+        return replace(self, **{name: getattr(self, name)[rows] for name in parallel})
 
 # %% ../nbs/01_core.ipynb #b33197a8
 def known_by(

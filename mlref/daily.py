@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from .client import Client
 from .core import DAY, Calendar, MlrefError, Predictor, format_time
 from .evaluate import log_loss
 from .ingest import check_tables, read_position
-from .lake import Lake
+from .lake import Lake, fetch_rows
 from .log import LocalLog
 from .log_position import LogPosition, check_position, position_at
 from .model_health import HEALTH_KEY, ModelHealth, encode_health
@@ -133,6 +134,21 @@ def score_day(
     )
 
 # %% ../nbs/22c_daily.ipynb #6679bcc5
+def _label_events(lake: Lake | Snapshot, task: Task, since: int, now: int) -> pl.DataFrame:
+    "The events that labels are read from, known in a stretch"
+    columns = list(task.schema.columns)
+    if isinstance(lake, Lake):
+        known = lake.recent_events.between(lake, since, now + 1).select(columns)
+        return known.filter(pl.col('kind').is_in(task.label_kinds))
+    kinds = ', '.join('?' * len(task.label_kinds))
+    query = (
+        f'select {", ".join(columns)} from events'
+        f' where kind in ({kinds}) and known_time >= ? and known_time <= ?'
+    )
+    found = lake.sql(query, *task.label_kinds, since, now)
+    return found.cast(pl.Schema(task.schema.columns))
+
+# %% ../nbs/22c_daily.ipynb #6679bcc6
 def known_labels(
     lake: Lake | Snapshot,
     task: Task,
@@ -140,14 +156,7 @@ def known_labels(
     now: int,  # Minute UTC
 ) -> pl.DataFrame:  # entity_id, y (float64), label_time
     "The labels known at a moment, from the events known after a cut-off"
-    kinds = ', '.join('?' * len(task.label_kinds))
-    events = lake.sql(
-        f'select {", ".join(task.schema.columns)} from events'
-        f' where kind in ({kinds}) and known_time >= ? and known_time <= ?',
-        *task.label_kinds,
-        since,
-        now,
-    ).cast(pl.Schema(task.schema.columns))
+    events = _label_events(lake, task, since, now)
     entity_id = pl.col(task.schema.entity_id).cast(pl.String).alias('entity_id')
     labels = read_labels(task, events, now)
     return labels.select(entity_id, pl.col('y').cast(pl.Float64), 'label_time')
@@ -337,12 +346,12 @@ def calibration_effect(
     calendar: Calendar,
 ) -> pl.DataFrame:  # Rows of the metrics table; none without a calibration
     "Log-loss and gap of a labelled day, before and after its calibration"
-    calibration = lake.sql('select shift, slope from calibrations where day = ?', day)
-    if not known.height or not calibration.height:
+    calibration = fetch_rows(lake, 'select shift, slope from calibrations where day = ?', day)
+    if not known.height or not calibration:
         return metric_rows([], measured_at=0, version='', n=0, day=day)
     p = known['p'].to_numpy()
     y = known['y'].to_numpy()
-    calibrated = apply_calibration(p, *calibration.row(0))
+    calibrated = apply_calibration(p, *calibration[0])
     measured = [
         Measurement('log_loss', log_loss(y, p)),
         Measurement('log_loss_calibrated', log_loss(y, calibrated)),
@@ -484,14 +493,13 @@ def check_labels(
     day: int,  # Scoring day whose labels are due
 ) -> list[CheckResult]:  # One when they do not come; none while they do, and before the first
     "Whether the labels of a day have come"
-    days = lake.sql(_LABELLED, day)
-    judged = days.filter(pl.col('day') < day, pl.col('labelled') > 0)
-    due = days.filter(pl.col('day') == day)
-    if not judged.height or not due.height:
+    days = fetch_rows(lake, _LABELLED, day)
+    judged = [labelled / n for each, n, labelled in days if each < day and labelled > 0]
+    due = [n for each, n, _ in days if each == day]
+    if not judged or not due:
         return []
-    usual = float((judged['labelled'] / judged['n']).median())  # type: ignore[arg-type]
     came = metrics.filter(pl.col('day') == day, pl.col('name') == 'auc')['n'].sum()
-    found = labels_arrive(int(came), due['n'][0], usual)
+    found = labels_arrive(int(came), due[0], median(judged))
     return [] if found.holds else [found]
 
 # %% ../nbs/22c_daily.ipynb #88f0e7a4
@@ -507,8 +515,8 @@ def check_day(
     task, lake = workspace.task, workspace.lake
     end = task.calendar.day_start(day + 1)
     found = check_tables(lake, workspace.log, task.table_checks, end)
-    served = lake.sql('select count(*) as n from predictions where version = ?', version)['n'][0]
-    if served or not task.monitored:
+    served = 'select 1 from predictions where version = ? limit 1'
+    if fetch_rows(lake, served, version) or not task.monitored:
         return found
     reference = read_reference(workspace.registry, version)
     columns = reference.select(task.monitored).fill_nan(None)
@@ -521,8 +529,8 @@ def failed_checks(
     day: int,  # Scoring day
 ) -> list[str]:  # Rules
     "The rules that failed at the end of a day"
-    return lake.sql(
+    query = (
         'select name from quality'
-        " where measured_at = ? and of_rows is null and action = 'fail' and over",
-        task.calendar.day_start(day + 1),
-    )['name'].to_list()
+        " where measured_at = ? and of_rows is null and action = 'fail' and over"
+    )
+    return [rule for (rule,) in fetch_rows(lake, query, task.calendar.day_start(day + 1))]

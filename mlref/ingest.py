@@ -29,7 +29,7 @@ from mlref.contracts import (
 )
 from .core import DAY, MlrefError
 from .events import limit_names
-from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, insert_rows
+from .lake import COMMITS, DEAD_LETTERS, OFFSETS, QUALITY, Lake, fetch_rows, insert_rows
 from .log import Log
 from .log_position import LogPosition, check_position, position_at
 from .messages import MessageLimits
@@ -77,19 +77,16 @@ class _Position:
 
 
 def _next_commit(lake: Lake) -> int:
-    return lake.sql('select coalesce(max(commit_id), 0) + 1 as n from commits')['n'][0]
+    ((commit,),) = fetch_rows(lake, 'select coalesce(max(commit_id), 0) + 1 from commits')
+    return commit
 
 
 def _position(lake: Lake, topic: str, part: int) -> _Position:
-    found = lake.sql(
-        'select n, next, log, epoch, watermark'
-        ' from (select coalesce(max(commit_id), 0) + 1 as n from commits)'
-        ' left join (select * from offsets where topic = ? and part = ?) on true',
-        topic,
-        part,
-    )
-    commit, offset, log, epoch, watermark = found.row(0)
-    return _Position(commit, LogPosition(offset or 0, log or '', epoch or 0), watermark)
+    query = 'select next, log, epoch, watermark from offsets where topic = ? and part = ?'
+    found = fetch_rows(lake, query, topic, part) or [(None, None, None, None)]
+    ((offset, log, epoch, watermark),) = found
+    where = LogPosition(offset or 0, log or '', epoch or 0)
+    return _Position(_next_commit(lake), where, watermark)
 
 
 def read_partitions(
@@ -313,13 +310,11 @@ def follow_log(
 _SAMPLE = 200  # messages of a day whose fields are looked at
 
 
-def _newest_messages(lake: Lake, log: Log, start: int, end: int) -> list[bytes]:
-    "Some of the messages behind the events known from `start` to `end`"
-    query = (
-        'select topic, part, off from events where known_time >= ? and known_time < ?'
-        ' and off is not null order by off desc limit 1'
-    )
-    for topic, part, off in lake.sql(query, start, end).iter_rows():
+def _newest_messages(recent: pl.DataFrame, log: Log, start: int) -> list[bytes]:
+    "Some of the messages behind those of some events that were known from `start` on"
+    places = recent.select('known_time', 'topic', 'part', 'off')
+    day = places.filter(pl.col('known_time') >= start, pl.col('off').is_not_null())
+    for _, topic, part, off in day.top_k(1, by='off').iter_rows():
         first = max(log.start(topic, part), off + 1 - _SAMPLE)
         return log.read(topic, first, off + 1 - first, part)
     return []
@@ -327,15 +322,20 @@ def _newest_messages(lake: Lake, log: Log, start: int, end: int) -> list[bytes]:
 # %% ../nbs/05a_ingest.ipynb #da5a0033
 def _check_clocks(lake: Lake) -> list[CheckResult]:
     "What is wrong with the clock since the last checks; nothing when it only went on"
-    query = (
-        'select clock, watermark, max(greatest(clock, coalesce(watermark, clock))) over'
-        ' (order by commit_id rows between unbounded preceding and 1 preceding) as latest'
-        ' from commits where clock is not null qualify commit_id >'
-        " (select coalesce(max(commit_id), 0) from commits where topic = 'quality')"
-        ' order by commit_id'
-    )
-    rows = lake.sql(query)
-    result = check_clock(rows['clock'], rows['latest'], lake.schema.max_ahead)
+    query = "select coalesce(max(commit_id), 0) from commits where topic = 'quality'"
+    ((checked,),) = fetch_rows(lake, query)
+    judged = 'from commits where clock is not null and commit_id'
+    newest = 'max(greatest(clock, coalesce(watermark, clock)))'
+    ((latest,),) = fetch_rows(lake, f'select {newest} {judged} <= ?', checked)
+    since = f'select clock, coalesce(watermark, clock) {judged} > ? order by commit_id'
+    clocks = []
+    before = []
+    for clock, watermark in fetch_rows(lake, since, checked):
+        clocks.append(clock)
+        before.append(latest)
+        latest = max(clock, watermark, clock if latest is None else latest)
+    steps = pl.Series(clocks, dtype=pl.Int64), pl.Series(before, dtype=pl.Int64)
+    result = check_clock(*steps, lake.schema.max_ahead)
     return [] if result.holds else [result]
 
 # %% ../nbs/05a_ingest.ipynb #da5a0024
@@ -346,14 +346,16 @@ def check_tables(
     now: int,  # Minute UTC at which the day ends
 ) -> list[CheckResult]:
     "What the table checks find of the day before `now`"
-    columns = ', '.join(f'"{name}"' for name in lake.schema.columns)
-    known = 'from events where known_time >= ? and known_time < ?'
-    recent = lake.sql(f'select {columns} {known}', now - 8 * DAY, now)
-    times = lake.sql(f'select kind, known_time {known}', now - 30 * DAY, now)
-    newest = _newest_messages(lake, log, now - DAY, now)
-    messages = select_readable(newest, lake.schema)
-    found = checks(DayTables(recent=recent, times=times, messages=messages, now=now))
-    return [*found, *_check_clocks(lake)]
+    recent = lake.recent_events.between(lake, now - 8 * DAY, now)
+    times = lake.recent_events.between(lake, now - 30 * DAY, now)
+    newest = _newest_messages(recent, log, now - DAY)
+    tables = DayTables(
+        recent=recent.select(list(lake.schema.columns)),
+        times=times.select('kind', 'known_time'),
+        messages=select_readable(newest, lake.schema),
+        now=now,
+    )
+    return [*checks(tables), *_check_clocks(lake)]
 
 # %% ../nbs/05a_ingest.ipynb #da5a0034
 def quality_rows(

@@ -66,17 +66,26 @@ def _time_text(time: 'pl.Expr', zoned: bool) -> 'pl.Expr':
     text = text.str.strip_chars_end('0').str.strip_chars_end('.')
     return text + 'Z' if zoned else text.str.strip_suffix(' 00:00:00')
 
-
-def _text_of(frame: 'pl.DataFrame', key: str, escape: bool) -> 'pl.Expr':
+# %% ../nbs/06a_keys.ipynb #06a00050
+def _find_special(frame: 'pl.DataFrame', keys: Iterable[str]) -> set[str]:
+    "The columns of text that have a separator in some row, or what escapes it"
     import polars as pl
 
-    dtype = frame.schema[key]
+    asked = [key for key in dict.fromkeys(keys) if key_family(key, frame.schema[key]) == 'text']
+    if not asked:
+        return set()
+    found = frame.select(pl.col(asked).cast(pl.String).str.contains(r'[|\\]').any())
+    return {key for key in asked if found[key][0]}
+
+
+def _text_of(key: str, dtype: 'ColumnType', escape: bool) -> 'pl.Expr':
+    import polars as pl
+
     family = key_family(key, dtype)
     if isinstance(dtype, pl.Datetime):
         return _time_text(pl.col(key), family == 'moment')
     text = pl.col(key).cast(pl.String)
-    special = r'[|\\]'
-    if not (escape and family == 'text' and frame[key].cast(pl.String).str.contains(special).any()):
+    if not escape:
         return text
     text = text.str.replace_all('\\', '\\\\', literal=True)
     return text.str.replace_all('|', '\\|', literal=True)
@@ -93,20 +102,33 @@ def _check_keys(columns: Iterable[str], entities: Iterable[Entity]) -> None:
                 f' {", ".join(columns)}'
             )
 
+# %% ../nbs/06a_keys.ipynb #06a00051
+def _key_frame(frame: 'pl.DataFrame', entities: Iterable[Entity]) -> 'pl.DataFrame':
+    "A column of keys for each entity, all in one pass; null where a part is null"
+    import polars as pl
+
+    entities = list(entities)
+    _check_keys(frame.columns, entities)
+    joined = [key for entity in entities if len(entity.keys) > 1 for key in entity.keys]
+    special = _find_special(frame, joined)
+    made = []
+    for entity in entities:
+        several = len(entity.keys) > 1
+        texts = [
+            _text_of(key, frame.schema[key], escape=several and key in special)
+            for key in entity.keys
+        ]
+        text = pl.concat_str(texts, separator='|') if texts else pl.repeat('*', pl.len())
+        made.append(text.alias(entity.name))
+    return frame.select(made)
+
 
 def key_series(
     frame: 'pl.DataFrame',  # Has the entity's columns
     entity: Entity,
 ) -> 'pl.Series':  # One text per row, null where a part is null
     "The key of each row, as a column; raises `MlrefError` when a column of it is missing"
-    import polars as pl
-
-    if not entity.keys:
-        return pl.repeat('*', frame.height, dtype=pl.String, eager=True)
-    _check_keys(frame.columns, (entity,))
-    several = len(entity.keys) > 1
-    texts = [_text_of(frame, key, escape=several) for key in entity.keys]
-    return frame.select(pl.concat_str(texts, separator='|')).to_series()
+    return _key_frame(frame, (entity,)).to_series()
 
 # %% ../nbs/06a_keys.ipynb #06a00034
 def check_same_keys(
@@ -217,8 +239,7 @@ def key_texts(
         count = frame.height if is_frame(frame) else len(next(iter(frame.values())))
         return {entity.name: _join_parts(lists, entity, count) for entity in entities}
     table = frame if is_frame(frame) else _as_frame(frame, keys)
-    texts = {entity.name: key_series(table, entity) for entity in entities}
-    return {name: text.fill_null('').to_list() for name, text in texts.items()}
+    return _key_frame(table, entities).fill_null('').to_dict(as_series=False)
 
 # %% ../nbs/06a_keys.ipynb #06a00020
 def key_text(frame: Columns, entity: Entity) -> list[str]:

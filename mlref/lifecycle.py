@@ -44,7 +44,7 @@ from mlref.daily import (
 from .gates import all_passed
 from .ingest import quality_rows
 from .judging import StaleFeeds
-from .lake import Lake, insert_rows
+from .lake import Lake, fetch_rows, insert_rows
 from .monitor import METRICS, find_alarms, label_days
 from mlref.policy import (
     Decision,
@@ -108,11 +108,11 @@ class Attempts:
 
 def past_attempts(lake: Lake) -> Attempts:
     "When the first model and the last challenger were trained"
-    first, last = lake.sql(
+    query = (
         "select min(day), max(day) filter (action = 'retrain') from decisions"
         " where action in ('promote', 'retrain')"
-    ).row(0)
-    return Attempts(first, last)
+    )
+    return Attempts(*fetch_rows(lake, query)[0])
 
 # %% ../nbs/22d_lifecycle.ipynb #22d70002
 def explain_alarms(
@@ -328,7 +328,7 @@ class Stretch:
 
 def missing_days(lake: Lake, stretch: Stretch, calendar: Calendar) -> list[int]:  # Scoring days
     "The days of a stretch that are not committed yet"
-    committed = set(lake.sql('select day from days')['day'])
+    committed = {day for (day,) in fetch_rows(lake, 'select day from days')}
     days = range(calendar.day_of(stretch.start), calendar.day_of(stretch.end))
     return [day for day in days if day not in committed]
 

@@ -13,40 +13,48 @@ import numpy as np
 import polars as pl
 
 from .core import MlrefError, check_minute
-from .features import FeatureSet, FeatureView
+from .features import Entity, FeatureSet, Source
 from .feed_times import FEEDS_KEY, FeedTimes, decode_feeds, encode_feeds
-from .keys import check_names, is_plain_key, key_text
+from .keys import check_names, is_plain_key, key_texts
 from .online import Facts, FedStore, find_layout, merge_facts
 from .records import pack_record, trim_record, unpack_record
 from .sources import read_source
 
 # %% ../nbs/08c_materialize.ipynb #0c8c0006
-def _find_histories(features: FeatureSet) -> Iterable[FeatureView]:
-    "One view for each history, source by source"
-    views = {(view.source.name, view.entity.name): view for view in features.views}
-    return views.values()
+def _find_histories(features: FeatureSet) -> dict[str, tuple[Source, dict[str, Entity]]]:
+    "The sources, and the entities that each has histories of, by their names"
+    found: dict[str, tuple[Source, dict[str, Entity]]] = {}
+    for view in features.views:
+        _, entities = found.setdefault(view.source.name, (view.source, {}))
+        entities[view.entity.name] = view.entity
+    return found
 
-
+# %% ../nbs/08c_materialize.ipynb #0c8c0019
 _FEW = 200  # rows; for so few, keys are made without a frame
 
 
 def _read_facts(
-    rows: pl.DataFrame,  # Of the view's source
-    view: FeatureView,
-) -> Facts:
-    "The rows of a source as facts about the view's entity"
-    source = view.source
+    rows: pl.DataFrame,  # Of the source
+    source: Source,
+    entities: Iterable[Entity],
+) -> dict[str, Facts]:  # Entity name -> the rows of the source as facts about it
+    "What is new in the histories of a source; what they share is made once"
+    entities = list(entities)
     is_last = source.kind == 'last'
     kind = np.float64 if is_last else np.int64
     columns = [rows[name].cast(pl.Float64 if is_last else pl.Int64) for name in source.values]
     values = np.empty((rows.height, len(columns)), kind)
     for place, column in enumerate(columns):
         values[:, place] = column.to_numpy()
-    keyed: pl.DataFrame | dict[str, np.ndarray] = rows
-    plain = all(is_plain_key(rows.schema[name]) for name in view.entity.keys)
-    if view.entity.keys and rows.height < _FEW and plain:
-        keyed = {name: np.array(rows[name].to_list(), object) for name in view.entity.keys}
-    return Facts(key_text(keyed, view.entity), rows['t'].to_numpy(), values)
+    t = rows['t'].to_numpy()
+    order = np.lexsort((*values.T[::-1], t))
+    names = list(dict.fromkeys(name for entity in entities for name in entity.keys))
+    asked = rows.select('t', *names)[order]
+    keyed: pl.DataFrame | dict[str, np.ndarray] = asked
+    if names and rows.height < _FEW and all(is_plain_key(rows.schema[name]) for name in names):
+        keyed = {name: np.array(asked[name].to_list(), object) for name in names}
+    texts = key_texts(keyed, entities)
+    return {name: Facts(keys, t[order], values[order], True) for name, keys in texts.items()}
 
 # %% ../nbs/08c_materialize.ipynb #0e5c35eb
 def _find_features(store: FedStore) -> FeatureSet:
@@ -107,16 +115,14 @@ def prepare_records(
     features = _find_features(store)
     clocks = _advance_clocks(store, events)
     own = {} if tables is None else tables
-    sources: dict[str, pl.DataFrame] = {}
     records: dict[bytes, bytes | None] = {}
-    for view in _find_histories(features):
-        source = view.source
-        if source.name not in sources:
-            sources[source.name] = read_source(own.get(source.name, events), source)
-        rows = sources[source.name]
-        if rows.height:
-            layout = find_layout(store.layouts, f'{source.name}/{view.entity.name}')
-            records |= merge_facts(store, layout, _read_facts(rows, view), clocks.all)
+    for name, (source, entities) in _find_histories(features).items():
+        rows = read_source(own.get(name, events), source)
+        if not rows.height:
+            continue
+        for entity, facts in _read_facts(rows, source, entities.values()).items():
+            layout = find_layout(store.layouts, f'{name}/{entity}')
+            records |= merge_facts(store, layout, facts, clocks.all)
     check_names(records)
     return records | clocks.notes()
 

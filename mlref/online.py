@@ -28,7 +28,7 @@ from mlref.records import (
     SEAL,
     RecordLayout,
     empty_record,
-    extend_record,
+    extend_records,
     pack_record,
     read_record,
     seal,
@@ -364,11 +364,12 @@ class FedStore(OnlineReader):
 # %% ../nbs/08_online.ipynb #0de5100b
 @dataclass(frozen=True)
 class Facts:
-    "Facts for one history, in any order"
+    "Facts for one history"
 
     keys: Sequence[str]  # Whom each is about; '' is about nobody and left out
     t: np.ndarray  # int64 (facts,): minutes UTC
     values: np.ndarray  # (facts, values)
+    ordered: bool = False  # By time, and then by the values; False: in any order
 
 
 @dataclass(frozen=True)
@@ -383,8 +384,10 @@ class _FactGroups:
 
 def _group_facts(facts: Facts) -> _FactGroups:
     number: dict[str, int] = {}
-    codes = np.array([number.setdefault(key, len(number)) for key in facts.keys], np.int64)
-    order = np.lexsort((*facts.values.T[::-1], facts.t, codes))
+    kind = np.uint16 if len(facts.keys) < 2**16 else np.int64  # numpy sorts the short by digits
+    codes = np.array([number.setdefault(key, len(number)) for key in facts.keys], kind)
+    within = () if facts.ordered else (*facts.values.T[::-1], facts.t)
+    order = np.lexsort((*within, codes))
     edges = np.searchsorted(codes[order], np.arange(len(number) + 1))
     return _FactGroups(list(number), edges, facts.t[order], facts.values[order])
 
@@ -480,18 +483,20 @@ class _Append:
 _FEW_KEYS = 12  # for so few, one by one is quicker
 
 
-def _extend_one(
+def _extend_late(
     layout: RecordLayout,
     groups: _FactGroups,
-    record: Record | None,
-    place: int,  # Of its key among the groups
+    records: Sequence[Record | None],
+    places: Sequence[int],  # Of their keys among the groups, at least one
     clock: int,
-) -> bytes:
+) -> dict[int, bytes]:  # Place -> the new record
     "The careful way"
-    facts = slice(groups.edges[place], groups.edges[place + 1])
-    have = None if record is None else bytes(record)
-    key = groups.keys[place]
-    return extend_record(layout, have, groups.t[facts], groups.values[facts], clock, key)
+    counts = np.diff(groups.edges)
+    asked = np.isin(np.arange(len(counts)), places)
+    facts = np.repeat(asked, counts)
+    rows = (groups.t[facts], groups.values[facts], counts[asked])
+    made = extend_records(layout, records, *rows, clock, [groups.keys[i] for i in places])
+    return dict(zip(places, made, strict=True))
 
 # %% ../nbs/08_online.ipynb #0de51020
 def _extend_records(
@@ -501,7 +506,8 @@ def _extend_records(
     clock: int,
 ) -> list[bytes]:  # The new record of each key
     if len(records) < _FEW_KEYS:
-        return [_extend_one(layout, groups, record, i, clock) for i, record in enumerate(records)]
+        every = range(len(records))
+        return list(_extend_late(layout, groups, records, every, clock).values())
     empty = pack_record(layout, *empty_record(layout), clock)
     have = [empty if record is None else record for record in records]
     sound = [_is_sound(layout, record) for record in have]
@@ -516,13 +522,12 @@ def _extend_records(
         clock=clock.to_bytes(8, 'little', signed=True),
     )
     newer = _is_newer(layout, groups, base, rows)
-    out = []
-    for i, (start, end) in enumerate(pairwise(groups.edges.tolist())):
-        if sound[i] and newer[i]:
-            out.append(append.extend(have[i], start, end))
-        else:
-            out.append(_extend_one(layout, groups, records[i], i, clock))
-    return out
+    late = [i for i, fits in enumerate(zip(sound, newer, strict=True)) if not all(fits)]
+    moved = _extend_late(layout, groups, [records[i] for i in late], late, clock) if late else {}
+    return [
+        moved[i] if i in moved else append.extend(have[i], start, end)
+        for i, (start, end) in enumerate(pairwise(groups.edges.tolist()))
+    ]
 
 # %% ../nbs/08_online.ipynb #0de51012
 def merge_facts(

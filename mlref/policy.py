@@ -19,7 +19,7 @@ from .checks import CheckResult
 from .compress import ENGINES
 from .core import DAY, Calendar, digest
 from .gates import Gate, all_passed, refusal_reason
-from .lake import Lake
+from .lake import Lake, fetch_rows
 from .monitor import AlarmPolicy
 from .recipes import RECIPES
 from .verdicts import REFIT_MARGIN, ChangePolicy, check_confidence
@@ -87,6 +87,8 @@ def open_decision(
     named: str,  # In the evidence of the decision that ends it: what holds the id of the first
 ) -> Decision | None:
     "The newest decision of an action that none has ended; None = there is none"
+    if not fetch_rows(lake, 'select 1 from decisions where action = ? limit 1', action):
+        return None  # nearly every day: nothing was ever begun
     found = lake.sql(_OPEN, action, named)
     return Decision(**found.row(0, named=True)) if found.height else None
 

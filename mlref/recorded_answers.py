@@ -140,7 +140,7 @@ def give_answer(
     now: int,  # Minute UTC at which a scoring day begins or ends
 ) -> bool:  # Whether the challenger that waits has its answer
     "Answer the question that stands as it was answered before; again is harmless"
-    waiting = waiting_challenger(workspace.lake)
+    waiting = waiting_challenger(workspace.lake) if answers else None
     if waiting is None or waiting.decision not in answers:
         return False
     answer = answers[waiting.decision]

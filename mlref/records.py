@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FORMAT', 'KEEP_MINUTES', 'NO_TIME', 'HEADER', 'FIRST_TIME', 'SEAL', 'SEALED', 'RecordLayout', 'DamagedRecord', 'seal',
            'is_sealed', 'are_sealed', 'pack_record', 'why_foreign', 'unpack_record', 'empty_record', 'trim_record',
-           'extend_record', 'read_record', 'record_layouts', 'pack_redo', 'unpack_redo']
+           'extend_record', 'extend_records', 'read_record', 'record_layouts', 'pack_redo', 'unpack_redo']
 
 # %% ../nbs/07a_records.ipynb #02d51816
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -258,9 +258,26 @@ def trim_record(
     return t[first:], table[first:]
 
 # %% ../nbs/07a_records.ipynb #07a0000c
+def _close_record(
+    layout: RecordLayout,
+    t: np.ndarray,  # int64 (rows,), sorted
+    table: np.ndarray,  # (rows, 1 + values)
+    clock: int,
+    key: str,
+) -> bytes:
+    "Rows as they are written: without those that no read can reach"
+    times, table = trim_record(layout, t, table, clock)
+    if not layout.newest and max(map(abs, table[-1].tolist())) > LARGEST_SUM:
+        raise MlrefError(
+            f'expected sums of {layout.name}/{key} below 2^62, got {table[-1].tolist()}; give the'
+            ' source a coarser unit'
+        )
+    return pack_record(layout, times, table, clock)
+
+
 def extend_record(
     layout: RecordLayout,
-    record: bytes | None,  # A key's record, or None for a new key
+    record: bytes | memoryview | None,  # A key's record, or None for a new key
     t: np.ndarray,  # Times of new facts, int64 minutes, sorted
     values: np.ndarray,  # Their values, (facts, values)
     clock: int,  # The newest known time of the store, minutes UTC
@@ -269,13 +286,86 @@ def extend_record(
     "Put facts in their place in time, in whatever order they come; raises `MlrefError` on overflow"
     rows = empty_record(layout) if record is None else unpack_record(layout, record, key)
     merge = _merge_rows if layout.newest else _merge_sums
-    times, table = trim_record(layout, *merge(*rows, t, values), clock)
-    if not layout.newest and max(map(abs, table[-1].tolist())) > LARGEST_SUM:
-        raise MlrefError(
-            f'expected sums of {layout.name}/{key} below 2^62, got {table[-1].tolist()}; give the'
-            ' source a coarser unit'
-        )
-    return pack_record(layout, times, table, clock)
+    return _close_record(layout, *merge(*rows, t, values), clock, key)
+
+# %% ../nbs/07a_records.ipynb #07a00032
+@dataclass(frozen=True)
+class _Opened:
+    "A record of sums that facts come into the middle of"
+
+    known: np.ndarray  # Times of its rows
+    table: np.ndarray  # Their running count and sums
+    kept: int  # Rows before the earliest new fact, at least one
+
+    @property
+    def base(self) -> np.ndarray:
+        "The sums before what moves"
+        return self.table[self.kept - 1]
+
+
+def _merge_opened(
+    opened: Sequence[_Opened],
+    t: np.ndarray,  # Times of new facts, by record, sorted within each
+    values: np.ndarray,
+    counts: np.ndarray,  # New facts of each record
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # Times and sums of each, as of `_merge_sums`
+    "Running sums of several records with new facts in their places"
+    tails = [len(each.known) - each.kept for each in opened]
+    moved = [np.diff(each.table[each.kept - 1 :], axis=0) for each in opened]
+    added = np.column_stack([np.ones(len(t), np.int64), values])
+    facts = np.concatenate([*moved, added])
+    when = np.concatenate([*(each.known[each.kept :] for each in opened), t])
+    number = np.arange(len(opened))
+    whose = np.concatenate([number.repeat(tails), number.repeat(counts)])
+    order = np.lexsort((*facts.T[:0:-1], when, whose))
+    sums = np.cumsum(facts[order], axis=0)
+    ends = np.cumsum(tails + counts)
+    before = 0
+    for each, end in zip(opened, ends.tolist(), strict=True):
+        so_far = sums[before - 1] if before else 0
+        later = sums[before:end] + (each.base - so_far)
+        times = np.concatenate([each.known[: each.kept], when[order[before:end]]])
+        yield times, np.concatenate([each.table[: each.kept], later])
+        before = end
+
+# %% ../nbs/07a_records.ipynb #07a00033
+def _open_records(
+    layout: RecordLayout,
+    records: Sequence[bytes | memoryview | None],  # Of each key
+    first: np.ndarray,  # Minute of the earliest new fact of each
+    keys: Sequence[str],
+) -> list[_Opened] | None:  # None: some fact is from before all that its record has
+    "Records, and where new facts begin to move their rows"
+    opened = []
+    for key, record, minute in zip(keys, records, first.tolist(), strict=True):
+        rows = empty_record(layout) if record is None else unpack_record(layout, record, key)
+        known, table = rows
+        if minute <= known[0]:
+            return None
+        opened.append(_Opened(known, table, max(int(known.searchsorted(minute)), 1)))
+    return opened
+
+
+def extend_records(
+    layout: RecordLayout,
+    records: Sequence[bytes | memoryview | None],  # Of each key; None for a new key
+    t: np.ndarray,  # Times of new facts, int64 minutes: key by key, sorted within each
+    values: np.ndarray,  # Their values, (facts, values)
+    counts: np.ndarray,  # How many facts each key has, at least one
+    clock: int,  # The newest known time of the store, minutes UTC
+    keys: Sequence[str],  # Named in a message
+) -> list[bytes]:  # The new record of each key
+    "`extend_record` for several keys, their sums in one pass; raises `MlrefError` as it does"
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    opened = None if layout.newest else _open_records(layout, records, t[starts], keys)
+    if opened is not None:
+        merged = zip(_merge_opened(opened, t, values, counts), keys, strict=True)
+        return [_close_record(layout, *rows, clock, key) for rows, key in merged]
+    return [
+        extend_record(layout, record, t[start:end], values[start:end], clock, key)
+        for key, record, start, end in zip(keys, records, starts, ends, strict=True)
+    ]
 
 # %% ../nbs/07a_records.ipynb #fc2e31cc
 _FEW = 8  # minutes

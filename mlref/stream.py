@@ -29,7 +29,7 @@ from .core import DAY, MlrefError, wall_clock
 from .dead_letters import LETTERS, PoisonPolicy, explain_failure, is_poison, work_in_parts
 from .events import encode_events
 from .ingest import commit_batch, count_skipped, ingest, read_position
-from .lake import DEAD_LETTERS, Lake
+from .lake import DEAD_LETTERS, Lake, fetch_rows
 from .log import Log
 from .log_position import LogPosition, check_position, position_at
 from .materialize import prepare_records
@@ -468,7 +468,7 @@ def _follow_lake(
 # %% ../nbs/09_stream.ipynb #09092030
 def _released_events(lake: Lake) -> pl.DataFrame:
     "Wide events that were let in to a lake behind the others, with `_i`, in order of arrival"
-    if not lake.sql('select count(*) from released').item():
+    if not fetch_rows(lake, 'select 1 from released limit 1'):
         return pl.DataFrame()
     rest = 'commit_id in (select commit_id from released) order by commit_id, topic, part, off'
     return _wide_events(lake, rest).drop('off').with_row_index('_i')

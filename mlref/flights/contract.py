@@ -148,14 +148,29 @@ class _Feed:
     now: int  # Minute UTC at which the day ends
 
 
+_CHECKED = (
+    'known_time',
+    'event_time',
+    'flight_id',
+    'tailnum',
+    'carrier',
+    'origin',
+    'temp',
+    'pressure',
+)
+
+
 def _split_feeds(tables: DayTables) -> dict[str, _Feed]:
     "The events of a day by their kind"
     today = pl.col('known_time') >= tables.now - DAY
+    rows = tables.recent.select('kind', *_CHECKED, today=today)
+    recent = rows.partition_by('kind', 'today', as_dict=True)
+    times = tables.times.partition_by('kind', as_dict=True)
+    none = rows.clear()
     feeds = {}
     for kind in MAX_FEED_AGE:
-        events = tables.recent.filter(pl.col('kind') == kind)
-        times = tables.times.filter(pl.col('kind') == kind)['known_time']
-        feeds[kind] = _Feed(events.filter(today), events.filter(~today), times, tables.now)
+        day, before = (recent.get((kind, of_today), none) for of_today in (True, False))
+        feeds[kind] = _Feed(day, before, times.get((kind,), none)['known_time'], tables.now)
     return feeds
 
 # %% ../../nbs/41_flights_contract.ipynb #da410011
