@@ -313,3 +313,22 @@ def _verify_logs(log: LogPlace = None, data: DataFolder = None) -> CommandResult
     is_damaged = any(damage for _, _, damage in found)
     status = Status.FAILED if is_damaged else Status.OK
     return CommandResult(told, '\n'.join(lines) or 'no messages yet', status)
+
+# %% ../nbs/49d_cli_log.ipynb #49cd4002
+@command(log_app, 'abandon-journal', 'mlref log abandon-journal --log data/current/served')
+def _abandon_journals(log: LogPlace = None, data: DataFolder = None) -> CommandResult:
+    "Let logs go on whose journal is lost, without what was in it alone."
+    from mlref.journaled_log import abandon_journal, journal_is_lost
+    from mlref.log_care import summarize_log
+
+    folder = _log_folder(log, data)
+    with open_logs(folder, readonly=False) as logs:
+        lost = {name: each for name, each in logs.items() if journal_is_lost(each)}
+        for each in lost.values():
+            abandon_journal(each)
+        parts = [(name, part) for name, each in lost.items() for part in summarize_log(each)]
+    if not lost:
+        raise MlrefError(f'expected a log that lost its journal in {folder}, found none')
+    told = {f'{name}{part.name}': part.end for name, part in parts}
+    lines = [f'{name} goes on at {end:,}' for name, end in told.items()]
+    return CommandResult(told, '\n'.join(lines) or 'goes on, without a message')

@@ -220,7 +220,10 @@ def _write_all(file: int, data: bytes, at: int) -> None:
         at += written
 
 # %% ../nbs/02e_journal.ipynb #02e0002c
-_ADVICE = 'messages that were accepted may be in it alone: put it back'
+_ADVICE = (
+    'messages that were accepted may be in it alone: put it back, or give them up with `mlref log'
+    ' abandon-journal`'
+)
 
 
 def _open_file(path: Path, must_exist: bool) -> int:

@@ -23,10 +23,10 @@ from mlref.core import MlrefError
 from mlref.dead_letters import Outage
 from mlref.group_commit import GroupCommit
 from mlref.journal import JOURNAL, PAGE_BYTES, JournalFile
-from mlref.journaled_log import JournaledLog
+from mlref.journaled_log import JournaledLog, abandon_journal
 from mlref.log import LocalLog, append_batches
 from mlref.log_care import Retention, trim_log, verify_log
-from mlref.log_position import check_log
+from mlref.log_position import check_log, check_position, position_at
 from mlref.partitions import check_partition
 
 TOPIC, OTHER = check_partition('t', 0), check_partition('u', 0)
@@ -35,7 +35,7 @@ SMALL = 8 * PAGE_BYTES  # a journal that is full after a few batches
 WRITER = f"""
 import sys
 from pathlib import Path
-from mlref.journaled_log import JournaledLog
+from mlref.journaled_log import JournaledLog, abandon_journal
 log = JournaledLog(Path(sys.argv[1]), journal_bytes={SMALL})
 at = log.end('t')
 for i in range(int(sys.argv[2])):
@@ -329,6 +329,27 @@ def test_a_journal_that_is_not_the_one_it_was_is_missed(written, tmp_path):
     assert read_numbers(written) == end
     with closing(JournaledLog(written)) as log:
         assert check_numbers(log) == end
+
+
+def test_what_a_lost_journal_held_is_given_up_by_a_person_alone(written):
+    "And whoever had read it is told, also when as many messages have come again"
+    with closing(LocalLog(written)) as log:
+        end = check_numbers(log)
+        kept = position_at(log, 't', end)
+        with pytest.raises(MlrefError, match='moved aside'):
+            abandon_journal(log)
+    (written / JOURNAL).unlink()
+    with closing(LocalLog(written)) as log:
+        abandon_journal(log)
+        with pytest.raises(MlrefError, match='moved aside'):
+            abandon_journal(log)
+        with pytest.raises(MlrefError, match='it holds 0 to 0'):
+            check_position(log, 't', kept)
+    with closing(JournaledLog(written)) as log:
+        assert log.append('t', [b'%d' % i for i in range(end + 1)]) == 0
+        with pytest.raises(MlrefError, match='went on differently'):
+            check_position(log, 't', kept)
+    assert read_numbers(written) == end + 1
 
 
 def test_a_journal_that_was_closed_in_order_may_be_replaced(written):
