@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from test_outputs import PAGES as SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = 3
+WORKERS = 2
 IMPORTED = (
     *('matplotlib.pyplot', 'nbdev.test', 'lightgbm', 'sklearn', 'nannyml', 'papermill'),
     *('torch', 'torch._dynamo'),  # of the first optimizer
@@ -145,7 +145,7 @@ def describe_failures(
 def main(
     words: list[str],  # of the command line
 ) -> int:
-    "Run some pages at a time, and those that wait beside them; 1 when one failed"
+    "Run the pages two at a time, and those that wait beside them; 1 when one failed"
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--limit', type=float, default=600, help='seconds of a page')
     parser.add_argument('--without', default='', help='names to leave out, a regular expression')

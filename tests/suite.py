@@ -52,7 +52,7 @@ WAITING = tuple(
 )
 TESTS = (
     *PYTEST,
-    *('-n', '3'),
+    *('-n', '2'),
     # long ones that would come late begin first, so that no worker is left with one at the end
     *('tests/test_pipeline.py', 'tests/test_site.py', 'tests/test_train.py'),
     *('tests/test_steps.py', 'tests', *(f'--ignore={path}' for path in WAITING)),
@@ -214,7 +214,7 @@ def main(
     if unknown := [word for word in words if word != '--deep']:
         sys.exit(f'expected nothing or --deep, got {" ".join(unknown)}')
     deep = '--deep' in words
-    # three pages, then three files of tests, run side by side: much of their time they wait
+    # two pages, then two files of tests, run side by side on two cores
     os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')
     # what one process of this run made of the raw files, the others map
     with TemporaryDirectory(prefix='mlref-cache-') as cache:
