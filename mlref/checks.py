@@ -299,34 +299,29 @@ _CAME: dict[type, ColumnType] = {
 }
 
 
-def select_readable(
-    messages: Iterable[bytes],  # As they came
-    schema: EventSchema,  # Whose limits count
-) -> list[bytes]:
-    "The messages that are objects within the limits"
-    readable = []
-    for message in messages:
-        try:
-            read_fields(message, schema.limits)
-        except MlrefError:
-            continue
-        readable.append(message)
-    return readable
-
-# %% ../nbs/04a_checks.ipynb #8987f330
-def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
-    fits = expected is not None and type(value) in COLUMN_RULES[str(expected)].types
-    return expected if fits else _CAME[type(value)]
-
-
-def _read_all(messages: list[bytes], schema: EventSchema) -> Iterator[dict[str, Any]]:
-    "What those of some messages say that are objects within the limits"
+def _read_objects(
+    messages: Iterable[bytes], schema: EventSchema
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    "The messages that are objects within the limits, and what they say"
     for message in messages:
         try:
             fields = read_fields(message, schema.limits)
         except MlrefError:
             continue
-        yield fields
+        yield message, fields
+
+
+def select_readable(
+    messages: Iterable[bytes],  # As they came
+    schema: EventSchema,  # Whose limits count
+) -> list[bytes]:
+    "The messages that are objects within the limits"
+    return [message for message, _ in _read_objects(messages, schema)]
+
+# %% ../nbs/04a_checks.ipynb #8987f330
+def _type_of(value: Any, expected: ColumnType | None) -> ColumnType:
+    fits = expected is not None and type(value) in COLUMN_RULES[str(expected)].types
+    return expected if fits else _CAME[type(value)]
 
 # %% ../nbs/04a_checks.ipynb #8987f331
 def message_fields(
@@ -336,7 +331,7 @@ def message_fields(
 ) -> dict[str, ColumnType]:
     "Which fields some messages have; what is no object within limits is left to the quarantine"
     came: dict[str, Counter[ColumnType]] = defaultdict(Counter)
-    for fields in _read_all(messages, schema):
+    for _, fields in _read_objects(messages, schema):
         for name, value in fields.items():
             if value is not None:
                 came[name][_type_of(value, schema.columns.get(name))] += 1

@@ -232,6 +232,8 @@ def _check_logs(logs: Sequence['LocalLog'], topic: str, policy: 'Retention') -> 
     from mlref.log import read_clock
     from mlref.log_care import check_steps, log_times, stored_blocks
 
+    if not policy.asks:  # the times of all logs need not be read
+        return
     now = max([read_clock(log) for log in logs])
     times = [at for log in logs for at in log_times(log, now)]
     for log in logs:

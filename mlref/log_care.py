@@ -41,6 +41,11 @@ class Retention:
         if self.size is not None:
             check_number(self.size, 'bytes that are kept', 1, 2**63 - 1, whole=True)
 
+    @property
+    def asks(self) -> bool:
+        "Is a step of the clock asked about before anything goes by its age?"
+        return self.seconds is not None and not self.anyway
+
 
 @dataclass(frozen=True)
 class StoredBlock:
@@ -130,7 +135,7 @@ def check_steps(
     now: float,  # Seconds since 1970-01-01 UTC
 ) -> None:
     "Raise `MlrefError` when a block is too old only by a step of the clock"
-    if policy.seconds is None or policy.anyway:
+    if policy.seconds is None or not policy.asks:
         return
     known = [block.appended_at for block in _known_times(blocks[:-1], now)]
     sure = surely_older(times, policy.seconds, now)
@@ -197,7 +202,8 @@ def trim_log(
         check_number(unread, 'the first offset that is unread', 0, whole=True)
     now = read_clock(log)
     blocks = stored_blocks(log, topic, partition)
-    check_steps(blocks, log_times(log, now), policy, now)
+    if policy.asks:
+        check_steps(blocks, log_times(log, now), policy, now)
     first = retained_from(blocks, policy, now)
     if unread is not None:
         first = min(first, unread)
