@@ -23,7 +23,7 @@ from .addresses import split_address
 from .arguments import check_choice
 from .balance import RENDERERS, Backend, HealthCheck, LoadBalancer
 from .core import MlrefError
-from .edges import find_program
+from .edges import find_program, shield_from_interrupts
 
 # %% ../nbs/34a_balance_process.ipynb #58bf18e3
 def find_balancer(
@@ -156,7 +156,8 @@ class BalancerProcess:
         file = self.write()
         options = [word.format(folder=self.folder) for word in _OPTIONS[program]]
         self.said = (self.folder / 'said').open('w+')
-        self.process = subprocess.Popen([found, *options, str(file)], stderr=self.said)
+        with shield_from_interrupts():  # of the cell that is running
+            self.process = subprocess.Popen([found, *options, str(file)], stderr=self.said)
         if not _wait_listening(self.process, balancer.listen, 20):
             said = (self.folder / 'said').read_text()
             self.stop()

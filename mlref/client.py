@@ -20,7 +20,12 @@ import numpy as np
 import polars as pl
 
 from .core import MlrefError
-from .edges import child_command, child_environment, describe_error
+from mlref.edges import (
+    child_command,
+    child_environment,
+    describe_error,
+    shield_from_interrupts,
+)
 from .protocols import RequestError
 from .request_fields import entity_rows, request_fields
 from .task import Task, load_task
@@ -216,13 +221,14 @@ def start_server(
         )
     about = {'task': found.address, 'home': str(folder), 'folder': str(served)}
     options = json.dumps({**about, 'workers': workers, 'port': 0})
-    process = subprocess.Popen(
-        child_command('workers', 'serve_main', options),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-    )
+    with shield_from_interrupts():  # of the cell that is running
+        process = subprocess.Popen(
+            child_command('workers', 'serve_main', options),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+        )
     line = process.stdout.readline() if process.stdout else ''
     if ' at ' not in line:
         raise MlrefError(

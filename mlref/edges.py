@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'LIBRARIES', 'describe_error', 'explain_errors', 'blame_library', 'parse_json', 'read_json_object',
-           'check_writable', 'hold_file_lock', 'retry', 'child_command', 'child_environment', 'find_program']
+           'check_writable', 'hold_file_lock', 'retry', 'child_command', 'child_environment', 'shield_from_interrupts',
+           'find_program']
 
 # %% ../nbs/01d_edges.ipynb #01d00005
 import fcntl
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -250,6 +252,16 @@ def child_environment(
     names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
     limits = {} if threads is None else dict.fromkeys(names, str(threads))
     return {**limits, **os.environ, 'PYTHONPATH': path}
+
+# %% ../nbs/01d_edges.ipynb #01d00047
+@contextmanager
+def shield_from_interrupts() -> Iterator[None]:
+    "Processes started inside do not hear Ctrl-C, from their first moment on"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../nbs/01d_edges.ipynb #01d00041
 def find_program(

@@ -29,7 +29,13 @@ from .arguments import check_distinct
 from .bundle import open_bundle
 from .core import MlrefError, need_extra
 from .cores import CoreKeeper, is_pinned
-from .edges import child_command, child_environment, explain_errors, hold_file_lock
+from mlref.edges import (
+    child_command,
+    child_environment,
+    explain_errors,
+    hold_file_lock,
+    shield_from_interrupts,
+)
 from .engines import open_online_store
 from .followers import StateFollower
 from .heartbeats import Watchdog, beat
@@ -185,12 +191,13 @@ def _start_child(
     watchdog = Watchdog(timeout, now)
     given = (*inherited, watchdog.given)
     try:
-        process = subprocess.Popen(
-            child_command('workers', 'worker_main', *words, *map(str, given)),
-            stdin=subprocess.DEVNULL,
-            pass_fds=given,
-            env=child_environment(threads=1),
-        )
+        with shield_from_interrupts():  # Ctrl-C is the supervisor's to pass on
+            process = subprocess.Popen(
+                child_command('workers', 'worker_main', *words, *map(str, given)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=given,
+                env=child_environment(threads=1),
+            )
     except OSError:
         watchdog.close()
         raise
@@ -420,6 +427,15 @@ def wait_ready(
         return ''
     raise MlrefError(f'expected workers that serve within {seconds:g} s, some do not; start again')
 
+# %% ../nbs/17f_workers.ipynb #d883622e
+def _hear_signals() -> threading.Event:
+    "Set when this process is told to stop, if it is the main thread that asks"
+    stopping = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
 # %% ../nbs/17f_workers.ipynb #5c23b74a
 def supervise(
     options: ServeOptions,
@@ -427,10 +443,9 @@ def supervise(
 ) -> None:
     "Serve until told to stop; raises `MlrefError` when that cannot begin"
     need_extra('httptools', extra='serve')
+    stopping = _hear_signals()
     supervisor = Supervisor(options)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: supervisor.stop())
+    supervisor.stopping = stopping
     try:
         prepare(supervisor.options)
         supervisor.meters = open_restart_meters(supervisor.folder)

@@ -79,6 +79,10 @@ class MockCluster:
             'push_request_errors_array', request, len(codes), (ctypes.c_int * len(codes))(*codes)
         )
 
+    def forgive(self, request):
+        "No request of a kind gets an error any more"
+        self.tell('clear_request_errors', request)
+
     def stop(self):
         for broker in range(1, self.count + 1):
             self.tell('broker_set_down', broker)

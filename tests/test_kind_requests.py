@@ -448,23 +448,41 @@ def test_two_who_add_a_key_at_once_both_have_it(tmp_path, capsys):
     assert len(read_keys(tmp_path / 'keys.json')) == 24
 
 
-def test_a_server_that_is_told_to_stop_while_it_starts_ends_quietly(served, tmp_path):
+@pytest.mark.parametrize(
+    ('process', 'wait'),  # seconds
+    [('supervisor', 0.0), ('supervisor', 1.0), ('worker', 0.0), ('worker', 0.03)],
+)
+def test_a_server_that_is_told_to_stop_while_it_starts_ends_quietly(
+    process, wait, served, tmp_path
+):
     options = ServeOptions('small:TASK', str(served.home), str(tmp_path), port=0)
-    for wait in (0.0, 1.0):
-        (tmp_path / '.server.lock').unlink(missing_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, '-c', CHILD, encode_options(options), '1'],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=child_environment(threads=1),
-            start_new_session=True,
-        )
-        wait_for(lambda: (tmp_path / '.server.lock').exists())
-        time.sleep(wait)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, said = process.communicate(timeout=40)
-        assert (process.returncode, said) == (0, ''), said
+    server = subprocess.Popen(
+        [sys.executable, '-c', CHILD, encode_options(options), '1'],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(threads=1),
+        start_new_session=True,
+    )
+    started = {
+        'supervisor': lambda: (tmp_path / '.server.lock').exists(),
+        'worker': lambda: 'worker_main' in commands_of_children(server.pid),
+    }
+    wait_for(started[process])
+    time.sleep(wait)
+    os.killpg(server.pid, signal.SIGINT)  # as a terminal does
+    _, said = server.communicate(timeout=40)
+    assert (server.returncode, said) == (0, ''), said
+
+
+def commands_of_children(pid):
+    "The command lines of a process's children, as one text"
+    found = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    lines = []
+    for child in found:
+        with suppress(OSError):  # it has ended
+            lines.append(Path(f'/proc/{child}/cmdline').read_text())
+    return ' '.join(lines)
 
 
 def test_a_worker_that_stands_still_for_seconds_costs_its_own_clients_that_time(served):

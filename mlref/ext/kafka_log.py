@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DeliveryCallback', 'mark_message', 'PartitionReader', 'mark_of', 'check_fetched', 'check_consecutive', 'KafkaLog',
            'find_edge', 'fetch_messages', 'check_topic', 'check_count', 'find_reader', 'why_out_of_range',
-           'first_offset', 'send_batch', 'open_producer', 'wait_for_all', 'begin_again', 'mark_at']
+           'first_offset', 'parts_in_order', 'send_batch', 'open_producer', 'wait_for_all', 'begin_again', 'mark_at']
 
 # %% ../../nbs/30_kafka.ipynb #df366573
 import logging
@@ -154,6 +154,7 @@ class KafkaLog:
         self.wanted = partitions
         self.counts: dict[str, int] = {}
         self.readers: dict[str, PartitionReader] = {}
+        self.acknowledged: dict[str, float] = {}  # TOPIC/N -> when, seconds
         self.cluster = find_cluster(self.metadata)
         self.producer = open_producer(self.metadata)
 
@@ -183,9 +184,7 @@ class KafkaLog:
 
     def identity(self, topic: str) -> str:
         "Of the cluster and the topic, with the number of its partitions"
-        name = check_topic(self, topic, 0)
-        count = self.counts[name]
-        return f'{self.cluster}/{name} of {count} partition{"s" if count > 1 else ""}'
+        return _identify(self, check_topic(self, topic, 0))
 
     def epoch_of(self, topic: str, offset: int, partition: int = 0) -> int:
         "The mark of a message"
@@ -253,6 +252,11 @@ def check_count(log: KafkaLog, name: str) -> int:
     return found
 
 
+def _identify(log: KafkaLog, name: str) -> str:
+    count = log.counts[name]
+    return f'{log.cluster}/{name} of {count} partition{"s" if count > 1 else ""}'
+
+
 def find_reader(log: KafkaLog, name: str, partition: int) -> PartitionReader:
     "Who reads a partition of the topic `name`; made when it is first asked for"
     where = f'{name}/{partition}'
@@ -307,7 +311,8 @@ class _Delivery:
     def is_hopeless(self, heard: Sequence[KafkaError]) -> bool:
         "Whether nothing more is to be expected, by what the connections heard"
         silent = time.monotonic() - self.since > _PATIENCE
-        return silent and any(is_lasting(each, heard) for each in heard)
+        refused = bool(self.failed) or any(is_lasting(each, heard) for each in heard)
+        return silent and refused
 
 # %% ../../nbs/30_kafka.ipynb #0321e98e
 def first_offset(
@@ -316,22 +321,38 @@ def first_offset(
     "The offset of the first message of a batch; what stands between two of them is not ours"
     return min([at - i for i, at in enumerate(offsets) if at is not None], default=None)
 
+# %% ../../nbs/30_kafka.ipynb #0321e991
+_REMEMBERED = 600.0  # seconds; brokers forget after a day unless they are told otherwise
+
+
+def parts_in_order(
+    messages: list[bytes],  # Of a batch, at least one
+    acknowledged: float | None,  # When the broker last heard the producer, seconds; None = never
+    now: float,  # Seconds
+) -> list[list[bytes]]:
+    "The messages in parts, each to be sent when the one before is acknowledged"
+    if acknowledged is not None and now - acknowledged < _REMEMBERED:
+        return [messages]
+    return [part for part in (messages[:1], messages[1:]) if part]
+
 # %% ../../nbs/30_kafka.ipynb #0321e985
 def send_batch(log: KafkaLog, name: str, messages: list[bytes], partition: int) -> int:
     "Send `messages` to the topic `name`: the first offset; raises `Outage` unless all are accepted"
+    where = f'{name}/{partition}'
     delivery = _Delivery()
     wait = log.metadata.settings.delivery + 1
-    broken = _hand_over(log.producer, name, messages, partition, delivery.told)
-    broken += wait_for_all(log.producer, wait, lambda: delivery.is_hopeless(log.metadata.heard))
-    if len(delivery.offsets) < len(messages):
-        known = [*delivery.failed, *broken, *log.metadata.heard]
-        cause = find_cause(KafkaError(KafkaError._MSG_TIMED_OUT), known)
-        begin_again(log)
-        raise explain_kafka(cause, log.metadata.settings.brokers, f'{name}/{partition}')
+    sent = 0
+    for part in parts_in_order(messages, log.acknowledged.get(where), time.monotonic()):
+        broken = _hand_over(log.producer, name, part, partition, delivery.told)
+        broken += wait_for_all(log.producer, wait, lambda: delivery.is_hopeless(log.metadata.heard))
+        sent += len(part)
+        if len(delivery.offsets) < sent:
+            raise _give_up(log, where, [*delivery.failed, *broken])
+    log.acknowledged[where] = time.monotonic()
     log.metadata.heard.clear()
     first = first_offset(delivery.offsets)
     if first is None:
-        said = f'{name}/{partition} took {len(messages):,} messages and did not say where'
+        said = f'{where} took {len(messages):,} messages and did not say where'
         raise Outage(f'expected offsets, {said}; send them again with the same ids')
     return first
 
@@ -369,13 +390,22 @@ def wait_for_all(
         more = len(producer) > 0 and time.monotonic() < end and not is_hopeless()
     return broken
 
-
+# %% ../../nbs/30_kafka.ipynb #0321e993
 def begin_again(log: KafkaLog) -> None:
     "Another producer, after a batch that was not accepted whole"
     log.producer.purge()
     wait_for_all(log.producer, 1)
     log.metadata.heard.clear()
+    log.acknowledged.clear()
     log.producer = open_producer(log.metadata)
+
+
+def _give_up(log: KafkaLog, where: str, known: list[KafkaError]) -> MlrefError:
+    "Begin again; what to say of a batch that was not accepted whole"
+    timed_out = KafkaError(KafkaError._MSG_TIMED_OUT)
+    cause = find_cause(timed_out, [*known, *log.metadata.heard])
+    begin_again(log)
+    return explain_kafka(cause, log.metadata.settings.brokers, where)
 
 # %% ../../nbs/30_kafka.ipynb #1d293c44
 def _produce(

@@ -18,7 +18,7 @@ from pathlib import Path
 import redis
 
 from ..core import MlrefError
-from ..edges import find_program
+from ..edges import find_program, shield_from_interrupts
 
 # %% ../../nbs/31a_redis_process.ipynb #779c06a2
 def free_port() -> int:
@@ -56,7 +56,8 @@ class RedisProcess:
         command = [self.program, '--port', str(self.port), '--bind', '127.0.0.1', '--save', '']
         log = self.folder / 'server.log'
         said = ('--dir', str(self.folder), '--logfile', str(log), *self.options)
-        self.process = subprocess.Popen([*command, *said], stdout=subprocess.DEVNULL)
+        with shield_from_interrupts():  # of the cell that is running
+            self.process = subprocess.Popen([*command, *said], stdout=subprocess.DEVNULL)
         if not wait_for_port(self.process, self.port):
             lines = log.read_text(errors='replace').splitlines() if log.exists() else []
             self.stop()
