@@ -363,12 +363,15 @@ def _won_pairs(
 ) -> np.ndarray:  # float64 (days of the positives, days of the negatives)
     "Pairs in which a positive of one day lies above a negative of another, ties counted half"
     positive = y > 0.5
+    order = np.argsort(p[positive])  # scores in order are found several times as fast
+    scores = p[positive][order]
+    of_day = place[positive][order]
     won = np.zeros((days, days))
     for j in np.unique(place[~positive]):
         negatives = np.sort(p[~positive & (place == j)])
-        below = np.searchsorted(negatives, p[positive], 'left')
-        not_above = np.searchsorted(negatives, p[positive], 'right')
-        won[:, j] = np.bincount(place[positive], (below + not_above) / 2, days)
+        below = np.searchsorted(negatives, scores, 'left')
+        not_above = np.searchsorted(negatives, scores, 'right')
+        won[:, j] = np.bincount(of_day, (below + not_above) / 2, days)
     return won
 
 # %% ../nbs/12_evaluate.ipynb #835d9d73

@@ -6,6 +6,7 @@
 __all__ = ['parity_gates', 'export_gates', 'refit_challenger']
 
 # %% ../nbs/22ba_refit.ipynb #22ba0004
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from .challenger import Challenger, find_start, past_rows
@@ -27,10 +28,12 @@ def parity_gates(
     holdout: TrainingSet,  # Rows that judged, and that the refit has learnt from
 ) -> list[Gate]:
     "Gates that ask whether a refit is the model that was judged, only newer"
-    stretches = {'stop': stop, 'holdout': holdout}
+    with ThreadPoolExecutor() as pool:  # they share no sum
+        scores = [pool.map(model.predict, (stop.X, holdout.X)) for model in (refit, judged)]
+    rows = {'stop': stop.y, 'holdout': holdout.y}
     return [
-        as_judged(name, rows.y, refit.predict(rows.X), judged.predict(rows.X))
-        for name, rows in stretches.items()
+        as_judged(name, y, *both)
+        for (name, y), both in zip(rows.items(), zip(*scores, strict=True), strict=True)
     ]
 
 
@@ -40,10 +43,13 @@ def export_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask whether a model is served as it was trained, and is small enough"
-    trained = getattr(model, 'source', model).predict(rows.X)
+    with ThreadPoolExecutor() as pool:
+        served, trained = pool.map(
+            lambda each: each.predict(rows.X), (model, getattr(model, 'source', model))
+        )
     # a network of eight bits differs from the one it was made of by its rounding
     largest = 0.02 if 'int8' in policy.engine else 1e-5
-    return [parity(model.predict(rows.X), trained, largest), size_within(model.size())]
+    return [parity(served, trained, largest), size_within(model.size())]
 
 # %% ../nbs/22ba_refit.ipynb #22ba000d
 def refit_challenger(
