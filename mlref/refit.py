@@ -6,7 +6,6 @@
 __all__ = ['parity_gates', 'export_gates', 'refit_challenger']
 
 # %% ../nbs/22ba_refit.ipynb #22ba0004
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from .challenger import Challenger, find_start, past_rows
@@ -28,12 +27,10 @@ def parity_gates(
     holdout: TrainingSet,  # Rows that judged, and that the refit has learnt from
 ) -> list[Gate]:
     "Gates that ask whether a refit is the model that was judged, only newer"
-    with ThreadPoolExecutor() as pool:  # they share no sum
-        scores = [pool.map(model.predict, (stop.X, holdout.X)) for model in (refit, judged)]
-    rows = {'stop': stop.y, 'holdout': holdout.y}
+    stretches = {'stop': stop, 'holdout': holdout}
     return [
-        as_judged(name, y, *both)
-        for (name, y), both in zip(rows.items(), zip(*scores, strict=True), strict=True)
+        as_judged(name, rows.y, refit.predict(rows.X), judged.predict(rows.X))
+        for name, rows in stretches.items()
     ]
 
 
@@ -43,13 +40,10 @@ def export_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask whether a model is served as it was trained, and is small enough"
-    with ThreadPoolExecutor() as pool:
-        served, trained = pool.map(
-            lambda each: each.predict(rows.X), (model, getattr(model, 'source', model))
-        )
+    trained = getattr(model, 'source', model).predict(rows.X)
     # a network of eight bits differs from the one it was made of by its rounding
     largest = 0.02 if 'int8' in policy.engine else 1e-5
-    return [parity(served, trained, largest), size_within(model.size())]
+    return [parity(model.predict(rows.X), trained, largest), size_within(model.size())]
 
 # %% ../nbs/22ba_refit.ipynb #22ba000d
 def refit_challenger(

@@ -70,7 +70,6 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from small import SCHEMA
 from mlref.consumer import assigned_partitions
-from mlref.ext import kafka_log
 from mlref.ext.kafka_log import KafkaLog
 from mlref.ingest import ingest
 from mlref.lake import Lake

@@ -457,7 +457,7 @@ def test_a_server_that_is_told_to_stop_while_it_starts_ends_quietly(
 ):
     options = ServeOptions('small:TASK', str(served.home), str(tmp_path), port=0)
     server = subprocess.Popen(
-        [sys.executable, '-c', CHILD, encode_options(options), '1'],
+        [sys.executable, '-c', CHILD, encode_options(options), str(os.getpid())],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
