@@ -1,14 +1,17 @@
 "The benchmark of serving sees all processes of a server, their cost, and its last words"
 
+import ast
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 STEPS = Path(__file__).parent.parent / 'nbs' / 'steps'
@@ -210,6 +213,41 @@ def test_packages_are_pinned():
         assert all('==' in package for package in each.packages), each.name
     assert (STEPS / 'peers' / 'serve.lua').exists()
     assert all((STEPS / 'peers' / each.script).exists() for each in (*CONTENDERS, FEAST))
+
+
+def names_of(source):
+    "What can be imported from a module"
+    found = set()
+    for each in ast.parse(source).body:
+        if isinstance(each, ast.FunctionDef | ast.ClassDef):
+            found.add(each.name)
+        elif isinstance(each, ast.Assign):
+            found |= {target.id for target in each.targets if isinstance(target, ast.Name)}
+        elif isinstance(each, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in each.names}
+    return found
+
+
+def test_the_release_before_has_all_that_makes_a_run_to_serve():
+    page = nbformat.read(STEPS / 'bench_serve.ipynb', 4)
+    given = next(cell for cell in page.cells if 'parameters' in cell.metadata.get('tags', ()))
+    commit = re.search(r"before: str = '(\w+)'", given.source)[1]
+    script = ast.parse((STEPS / 'peers' / 'serve_home.py').read_text())
+    taken = [each for each in script.body if isinstance(each, ast.ImportFrom)]
+    taken = [each for each in taken if each.module.startswith('mlref.')]
+    assert len(taken) > 10
+    for each in taken:
+        file = each.module.replace('.', '/') + '.py'
+        shown = subprocess.run(
+            ['git', 'show', f'{commit}:{file}'],
+            cwd=STEPS.parents[1],
+            capture_output=True,
+            text=True,
+        )
+        if 'invalid object name' in shown.stderr or 'not a git' in shown.stderr:
+            pytest.skip(f'commit {commit} is not here')
+        assert shown.returncode == 0, f'{commit} has no {file}'
+        assert {alias.name for alias in each.names} <= names_of(shown.stdout), each.module
 
 
 ABANDONS = """

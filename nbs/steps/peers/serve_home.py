@@ -1,7 +1,8 @@
 """A run to serve: FOLDER
 
 A network of a week as ONNX file, champion of a registry, a second one beside it to swap with, and
-the online store of a morning. Each release of mlref makes its own, so that it reads what it wrote.
+the online store of a morning. Each release of mlref makes its own, so that it reads what it wrote:
+only what both have is imported (tests/test_bench_serve.py).
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlref.addresses import sqlite_uri
 from mlref.compress import build_engine
 from mlref.contracts import validate
 from mlref.core import DAY, known_by, parse_time
@@ -23,7 +25,6 @@ from mlref.recipes import fit_recipe
 from mlref.registry import Registry, TrainingRun, register_model
 from mlref.request_fields import entity_rows, request_fields
 from mlref.task import select_requests
-from mlref.tracking_store import local_uri
 from mlref.training_set import training_set
 from mlref.vectors import compute_vectors
 
@@ -38,7 +39,8 @@ events = validate(stretch, task.contract).good
 past = known_by(training_set(events, task, now - 7 * DAY, now), now)
 edge = now - 2 * DAY
 train = known_by(past.take(past.cutoff < edge), edge)
-registry = Registry(home / 'registry', local_uri(home / 'registry'), name=task.name)
+own = sqlite_uri((home / 'registry' / 'mlflow.db').resolve())
+registry = Registry(home / 'registry', own, name=task.name)
 numbers = []
 models = []
 for seed in (0, 1):
