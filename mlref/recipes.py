@@ -179,13 +179,14 @@ def out_of_fold_teacher_scores(
 ) -> np.ndarray:  # float64 (rows,)
     """The scores of trees, each row's by trees that have not seen its day
 
-    Raises `MlrefError` for fewer than three days.
+    Raises `MlrefError` for days of one fold alone, such as fewer than three.
     """
     fold = cross_fit_folds(fit, k)
     folds = np.unique(fold)
     if len(folds) < 2:
         raise MlrefError(
-            f'expected at least 3 days to deal, got {len(np.unique(fit.day))}; take more days'
+            f'expected days of at least 2 of {k} folds, two days each, got'
+            f' {len(np.unique(fit.day))} of one fold; take more days'
         )
     params = TEACHER | {'seed': seed}
     rows = _bin_rows(fit, params)
