@@ -22,7 +22,7 @@ POLICY = AutoscalingConfig(
     metrics_interval_s=0.2,
     look_back_period_s=0.6,
     upscale_delay_s=0.4,
-    downscale_delay_s=1.0,
+    downscale_delay_s=3.0,  # longer than a busy machine keeps the crowd from asking
 )
 
 
@@ -107,8 +107,7 @@ def test_workers_follow_the_load_and_nothing_is_dropped(server):
         few = ask(server, 6, FEW)
         many = crowd.result()
         wait_until(lambda: len(read_notes(server.folder)) == 1, 'one worker again')
-    # once; more often where other processes take the crowd its time
-    assert controller.changes == [2, 1] * max(1, len(controller.changes) // 2)
+    assert controller.changes == [2, 1]
     assert many.errors == few.errors == 0
     # what was answered was written down, also by the worker that has gone
     assert len(server.rows()) - before >= 0.8 * (CROWD * many.rate + FEW * few.rate)
