@@ -108,12 +108,14 @@ class Detector(Protocol):
     "What every detector is"
 
     @property
-    def limit(self) -> float: ...  # rings from here on
+    def limit(self) -> float:
+        "Rings from here on"
 
     def statistic(
         self,
         deviations: np.ndarray,  # (..., days), bad is positive; NaN = not measured
-    ) -> np.ndarray: ...  # (..., days)
+    ) -> np.ndarray:  # (..., days)
+        "What is compared with the limit, day by day"
 
 # %% ../nbs/19a_alarms.ipynb #19a00018
 @dataclass(frozen=True)

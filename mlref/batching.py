@@ -53,11 +53,22 @@ _FLOAT32 = np.dtype(np.float32)
 class Told(Protocol):
     "What gets the scores of a request: a future, or what has these methods of one"
 
-    def done(self) -> bool: ...  # Whether they are no longer wanted
+    def done(self) -> bool:
+        "Whether they are no longer wanted"
 
-    def set_result(self, result: Any, /) -> None: ...  # Scores, float64
+    def set_result(
+        self,
+        result: Any,  # Scores, float64
+        /,
+    ) -> None:
+        "Give the scores"
 
-    def set_exception(self, exception: Any, /) -> None: ...  # Why there are none
+    def set_exception(
+        self,
+        exception: Any,  # An exception
+        /,
+    ) -> None:
+        "Say why there are none"
 
 
 @dataclass(slots=True, eq=False)

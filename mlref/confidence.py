@@ -50,13 +50,16 @@ class _LabelledRows(Protocol):
     "Rows whose label may be known; parallel arrays"
 
     @property
-    def cutoff(self) -> np.ndarray: ...  # int64 minutes UTC
+    def cutoff(self) -> np.ndarray:
+        "int64 minutes UTC"
 
     @property
-    def y(self) -> np.ndarray: ...  # 0 or 1; NaN = not known
+    def y(self) -> np.ndarray:
+        "0 or 1; NaN = not known"
 
     @property
-    def label_time(self) -> np.ndarray: ...  # int64 minutes UTC; -1 = never
+    def label_time(self) -> np.ndarray:
+        "int64 minutes UTC; -1 = never"
 
 
 def mature_rows(

@@ -123,9 +123,14 @@ class Consumer:
 class PartitionedLog(Log, Protocol):
     "A log that knows which partitions a topic has"
 
-    def partitions(self, topic: str) -> list[int]: ...  # Sorted
+    def partitions(
+        self,
+        topic: str,
+    ) -> list[int]:  # Sorted
+        "Numbers of the partitions of a topic that exist"
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        "Give back what reading took"
 
 
 def list_topics(
