@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['first_cutoff', 'past_rows', 'train_challenger', 'find_start', 'with_recorded_engine', 'Challenger',
            'reference_scores', 'register_challenger', 'promotion_record', 'sync_registry', 'check_slices', 'bootstrap',
-           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'newest_events', 'find_feeds', 'collect_evidence',
+           'Holdout', 'ServedFeatures', 'Evidence', 'logged_scores', 'newest_events', 'collect_evidence',
            'maturity_gates', 'data_gates', 'quality_gates', 'serving_gates', 'run_gates', 'judge_challenger',
            'TooFewLabels', 'run_challenge']
 
 # %% ../nbs/22b_challenger.ipynb #8ce4b58b
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ from mlref.judging import (
     MadeBy,
     challenge_kind,
     change_gates,
+    find_feeds,
     fresh_feeds,
     refit_gates,
     require_fresh,
@@ -65,8 +66,9 @@ from .modelcard import ModelRecord, SliceScore, render_model_card
 from .monitor import label_days, monitored_columns
 from .policy import RetrainPolicy, decision_rows, make_decision
 from .promotion import promote
-from .recipes import WARM_KINDS, can_refresh, fit_cached, out_of_fold_scores
+from .recipes import WARM_KINDS, can_refresh, fit_cached
 from .registry import Registry, TrainingRun, register_model, version_by_alias
+from .side_by_side import fit_beside_scores, predict_side_by_side
 from .slices import Comparison, compare_models
 from .task import Task
 from .train import day_blocks
@@ -147,6 +149,7 @@ class Challenger:
     recipe: str = ''  # Kind of model, one of `recipes.RECIPES`; '' = not known
     challenge: str = 'change'  # What it is to the champion; or 'refit'
     judged: str = ''  # Version of the model that was judged in its place; '' = itself
+    rows: TrainingSet | None = None  # All of its evening, known or not; None = not kept
 
 
 def reference_scores(
@@ -279,8 +282,8 @@ def bootstrap(
         return number
     past = mature_by(past_rows(lake, task, until, workspace.vectors), until)
     check_slices(task, past)
-    p = out_of_fold_scores(policy.kind, past, 3, policy.seed)
-    model = train_challenger(past, until, policy, workspace.cache)
+    fit = partial(train_challenger, past, until, policy, workspace.cache)
+    model, p = fit_beside_scores(fit, policy.kind, past, policy.seed)
     reference = reference_scores(past, p, task, fold=day_blocks(past, 3))
     first = Challenger(model, past, reference)
     evidence = {
@@ -356,15 +359,6 @@ def newest_events(
     "How far the events of each kind have come"
     query = 'select kind, max(known_time) from events where known_time <= ? group by kind'
     return dict(lake.sql(query, now).iter_rows())
-
-
-def find_feeds(
-    newest: Mapping[str, int],  # From `newest_events`
-    task: Task,
-) -> tuple[Feed, ...]:  # Those that ever came
-    "The kinds of event that a task expects to go on"
-    limits = {kind: max(DAY, lag) for kind, lag in task.max_feed_lag.items()}
-    return tuple(Feed(kind, newest[kind], limits[kind]) for kind in limits if kind in newest)
 
 # %% ../nbs/22b_challenger.ipynb #9f146535
 def collect_evidence(
@@ -491,8 +485,7 @@ def judge_challenger(
     model = challenger.model
     serving = workspace.load_champion(version_by_alias(registry))
     models = (model, serving, getattr(model, 'source', model))
-    with ThreadPoolExecutor() as pool:  # they share no sum
-        p, champion, trained = pool.map(lambda each: each.predict(rows.X), models)
+    p, champion, trained = predict_side_by_side([(each, rows.X) for each in models])
     comparison = compare_models(rows, p, champion, task.slices(rows), policy.level)
     evidence = collect_evidence(challenger, holdout, champion, trained, lake, registry, task)
     return replace(
@@ -542,5 +535,5 @@ def run_challenge(
     model = train_challenger(past, begin, policy, workspace.cache, start)
     check_predictor(model, holdout.rows.X[:100])
     begun = '' if start is None else start.version
-    challenger = Challenger(model, past, pl.DataFrame(), start=begun, recipe=policy.kind)
+    challenger = Challenger(model, past, pl.DataFrame(), start=begun, recipe=policy.kind, rows=rows)
     return judge_challenger(challenger, holdout, policy, workspace)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFIT_TOLERANCE', 'MadeBy', 'challenge_kind', 'served_scores', 'not_credibly_worse', 'with_detectable',
            'change_gates', 'not_worse_than_champion', 'better_than_chance', 'no_slice_worse_by', 'refit_gates', 'Feed',
-           'fresh_feeds', 'StaleFeeds', 'require_fresh', 'split_refit', 'as_judged']
+           'fresh_feeds', 'StaleFeeds', 'require_fresh', 'find_feeds', 'split_refit', 'as_judged']
 
 # %% ../nbs/22ab_judging.ipynb #22ab0004
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ from mlref.gates import (
 from .intervals import DailyDifferences, minimum_detectable_effect, paired_losses
 from .policy import RetrainPolicy
 from .slices import Comparison
+from .task import Task
 from .verdicts import SLICE_MARGIN, judge_refit, slice_verdicts
 
 # %% ../nbs/22ab_judging.ipynb #22ab000c
@@ -202,6 +203,15 @@ def require_fresh(
             f'expected feeds that go on, got: {gate.why}; mend the feed, or wait until all days'
             ' that judge are without it'
         )
+
+# %% ../nbs/22ab_judging.ipynb #22ab0041
+def find_feeds(
+    newest: Mapping[str, int],  # Kind of event -> when the newest became known, minute UTC
+    task: Task,
+) -> tuple[Feed, ...]:  # Those that ever came
+    "The kinds of event that a task expects to go on"
+    limits = {kind: max(DAY, lag) for kind, lag in task.max_feed_lag.items()}
+    return tuple(Feed(kind, newest[kind], limits[kind]) for kind in limits if kind in newest)
 
 # %% ../nbs/22ab_judging.ipynb #22ab001c
 def split_refit(

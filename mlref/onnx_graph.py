@@ -13,6 +13,7 @@ import pickle
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,6 @@ def net_structure(
     return NetStructure(features, settings, tuple(type(part) for part in net.modules()), net)
 
 # %% ../nbs/12e_onnx_graph.ipynb #12ee0016
-@lru_cache(maxsize=8)
 def _trace(structure: NetStructure) -> bytes:  # An ONNX model that is not simplified
     "The operations of a network; the number of rows stays free"
     import torch
@@ -69,9 +69,29 @@ def _trace(structure: NetStructure) -> bytes:  # An ONNX model that is not simpl
         raise MlrefError('expected the exporter to return a model, got none; update PyTorch')
     return exported.model_proto.SerializeToString()
 
+# %% ../nbs/12e_onnx_graph.ipynb #12ee0041
+def _is_versioned(classes: tuple[type, ...]) -> bool:
+    "Whether the code of all of them belongs to PyTorch or to this package"
+    return all(each.__module__.partition('.')[0] in ('torch', 'mlref') for each in classes)
+
+
+@lru_cache(maxsize=8)
+def _find_graph(structure: NetStructure) -> bytes:  # As `_trace` gives it
+    "The operations of a network, traced by the first process that asks"
+    from mlref.file_cache import cache_folder, cached_file  # reads with Polars, a server has none
+
+    folder = cache_folder()
+    if folder is None or not _is_versioned(structure.classes):
+        return _trace(structure)
+    inputs = [structure.features, structure.settings, *map(version, ('torch', 'onnxscript'))]
+    file = cached_file(
+        folder, 'graph.onnx', inputs, lambda path: path.write_bytes(_trace(structure))
+    )
+    return file.read_bytes()
+
 # %% ../nbs/12e_onnx_graph.ipynb #12ee0019
 def _fill(
-    graph: bytes,  # From `_trace`
+    graph: bytes,  # From `_find_graph`
     net: 'nn.Module',  # Of the structure that was traced
 ) -> Any:  # An onnx.ModelProto
     "The operations with the weights of a network, simplified"
@@ -110,7 +130,7 @@ def to_onnx(
     Raises `MlrefError` where the exporter of PyTorch returns nothing.
     """
     net = model.net.to('cpu')
-    proto = _fill(_trace(net_structure(net, len(model.names))), net)
+    proto = _fill(_find_graph(net_structure(net, len(model.names))), net)
     model.net.to(model.device)
     _drop_origins(proto)
     return write_bytes(out, proto.SerializeToString())

@@ -129,9 +129,11 @@ _LIMITS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
 @contextmanager
-def _kernel_environment(threads: int) -> Iterator[None]:
+def _kernel_environment(threads: int, cache: Path | None) -> Iterator[None]:
     "What a kernel that is started meanwhile finds; afterwards it is as it was"
     usual = {'JUPYTER_PREFER_ENV_PATH': '1', 'OMP_WAIT_POLICY': 'passive'}  # of this environment
+    if cache is not None:
+        usual['MLREF_CACHE'] = str(cache)
     before = dict(os.environ)
     os.environ.update({**usual, **os.environ, **dict.fromkeys(_LIMITS, str(threads))})
     try:
@@ -157,6 +159,7 @@ def run_step(
     given: Mapping[str, object],  # Its parameters
     echo: TextIO | None = None,  # Gets what the step prints, as it comes
     threads: int = THREADS,  # Of each library, whatever this process was told
+    cache: Path | None = None,  # For files that are costly to make, unless MLREF_CACHE names one
 ) -> StepCost:
     "Execute one step in a kernel of its own; raises `StepFailed`"
     import papermill
@@ -169,7 +172,7 @@ def run_step(
     start = time.perf_counter()
     cpu = _cpu_of_children()
     try:
-        with _kernel_environment(threads):
+        with _kernel_environment(threads, cache):
             papermill.execute_notebook(
                 str(notebook),
                 str(out),
@@ -507,15 +510,19 @@ def execute_run(
             continue
         where = f'[{place}/{len(run.given)}] {step}'
         _say(echo, where)
-        out = run.report_folder / f'{step}.ipynb'
         try:
-            cost = run_step(
-                run.steps / f'{step}.ipynb', out, run.parameters(step), echo, run.threads
+            run.done[step] = run_step(
+                run.steps / f'{step}.ipynb',
+                run.report_folder / f'{step}.ipynb',
+                run.parameters(step),
+                echo,
+                run.threads,
+                run.folder / 'cache' / 'files',
             )
-            run.done[step] = cost
             save_run(run)
         except MlrefError as error:
             raise StepFailed(f'{error}; mend it and go on with: {resume_command(run)}') from None
+        cost = run.done[step]
         _say(echo, f'{where}: {cost.seconds:.0f} s, {cost.cpu_seconds:.0f} CPU s')
     write_bytes(run.data / 'current', f'{run.id}\n'.encode())
 

@@ -17,6 +17,7 @@ from .monitor import label_days
 from .policy import RetrainPolicy
 from .recipes import fit_cached
 from .registry import version_by_alias
+from .side_by_side import predict_side_by_side
 from .workspace import Workspace
 
 # %% ../nbs/22ba_refit.ipynb #22ba000b
@@ -28,10 +29,9 @@ def parity_gates(
 ) -> list[Gate]:
     "Gates that ask whether a refit is the model that was judged, only newer"
     stretches = {'stop': stop, 'holdout': holdout}
-    return [
-        as_judged(name, rows.y, refit.predict(rows.X), judged.predict(rows.X))
-        for name, rows in stretches.items()
-    ]
+    asked = [(model, rows.X) for rows in stretches.values() for model in (refit, judged)]
+    scores = iter(predict_side_by_side(asked))
+    return [as_judged(name, rows.y, next(scores), next(scores)) for name, rows in stretches.items()]
 
 
 def export_gates(
@@ -40,10 +40,11 @@ def export_gates(
     policy: RetrainPolicy,
 ) -> list[Gate]:
     "Gates that ask whether a model is served as it was trained, and is small enough"
-    trained = getattr(model, 'source', model).predict(rows.X)
+    trained = getattr(model, 'source', model)
+    served, expected = predict_side_by_side([(model, rows.X), (trained, rows.X)])
     # a network of eight bits differs from the one it was made of by its rounding
     largest = 0.02 if 'int8' in policy.engine else 1e-5
-    return [parity(model.predict(rows.X), trained, largest), size_within(model.size())]
+    return [parity(served, expected, largest), size_within(model.size())]
 
 # %% ../nbs/22ba_refit.ipynb #22ba000d
 def refit_challenger(
@@ -59,7 +60,10 @@ def refit_challenger(
     task, registry = workspace.task, workspace.registry
     end = now - label_days(task.calendar) * DAY
     begin = end - policy.block * DAY
-    every = mature_by(past_rows(workspace.lake, task, end, workspace.vectors), now)
+    rows = judged.rows
+    if rows is None:
+        rows = past_rows(workspace.lake, task, end, workspace.vectors)
+    every = mature_by(rows, now)
     learn, stop = split_refit(every, begin, policy.stop)
     champion = workspace.load_champion(version_by_alias(registry))
     start = find_start(champion, every, policy) if judged.start else None
@@ -75,4 +79,6 @@ def refit_challenger(
     ]
     named = [replace(gate, name=f'refit_{gate.name}') for gate in gates]
     asked = (judged.gates or []) + named
-    return replace(judged, model=model, past=every, gates=asked, judged=judged.model.version)
+    return replace(
+        judged, model=model, past=every, rows=None, gates=asked, judged=judged.model.version
+    )
