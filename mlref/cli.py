@@ -300,7 +300,12 @@ def _card(
     reports = find_folders().reports
     if run is not None:
         return _compare_run(reports, run)
-    text = render_card(reports / 'results')
+    results = reports / 'results'
+    if not read_results(results):
+        raise MlrefError(
+            f'expected result files in {results}, found none; call it in a checkout, or publish a run'
+        )
+    text = render_card(results)
     card = write_bytes(reports / 'card.md', text.encode())
     return CommandResult({'card': card}, str(card))
 
