@@ -40,7 +40,7 @@ def _extras() -> dict[str, set[str]]:
             members.setdefault(parts[2], set()).add(normalize_package(parts[1]))
     return members
 
-
+# %% ../nbs/00b_extras.ipynb #00be0109
 def find_extra(
     module: str,  # That could not be imported, e.g. 'lightgbm.basic'
 ) -> str:  # e.g. 'train'; '' when none brings it
@@ -83,8 +83,8 @@ class ExtraFinder(MetaPathFinder):
 
     def find_spec(
         self,
-        fullname: str,
-        path: Sequence[str] | None,
+        fullname: str,  # Of the module that is wanted, e.g. 'lightgbm.basic'
+        path: Sequence[str] | None,  # Of its package; not looked at
         target: ModuleType | None = None,
     ) -> None:
         "Raise `MissingPackage` when a module of this library wants what an extra brings"
