@@ -289,7 +289,7 @@ def _compare_run(reports: Path, run: str) -> CommandResult:
     file = write_bytes(folder / 'comparison.md', text.encode())
     return CommandResult({'comparison': file, 'compared': both}, text)
 
-
+# %% ../nbs/50_cli.ipynb #610de780
 @command(app, 'card', 'mlref card', 'mlref card --run quick-20260102-101500')
 def _card(
     run: Annotated[
@@ -300,7 +300,13 @@ def _card(
     reports = find_folders().reports
     if run is not None:
         return _compare_run(reports, run)
-    text = render_card(reports / 'results')
+    results = reports / 'results'
+    if not read_results(results):
+        raise MlrefError(
+            f'expected result files in {results}, found none; call it in a checkout, or publish a'
+            ' run'
+        )
+    text = render_card(results)
     card = write_bytes(reports / 'card.md', text.encode())
     return CommandResult({'card': card}, str(card))
 

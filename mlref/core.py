@@ -34,23 +34,21 @@ from mlref.arguments import (
     check_number,
     check_probabilities,
 )
+from .extras import missing_package
 
 # %% ../nbs/01_core.ipynb #5e4a0002
 def need_extra(
     package: str,  # As it is imported, e.g. 'mlflow'
     extra: str,  # The extra of mlref that brings it, e.g. 'serve'
 ) -> None:
-    "Raise `MlrefError` naming the extra when an optional package is not installed"
+    "Raise `MissingPackage` naming the extra when an optional package is not installed"
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         # a package that is there and misses one of its own says so itself
         if not f'{package}.'.startswith(f'{error.name}.'):
             raise
-        raise MlrefError(
-            f'expected the package {package}, it is not installed; run: pip install'
-            f" 'mlref[{extra}]'"
-        ) from None
+        raise missing_package(package, extra) from None
 
 # %% ../nbs/01_core.ipynb #74802a9a
 DAY = 1440  # minutes

@@ -23,8 +23,8 @@ from mlref.environment import (
     lock_file,
     locked_packages,
     mismatched_packages,
-    normalize_package,
 )
+from .extras import normalize_package
 from .pipeline import Layout
 
 # %% ../nbs/46_doctor.ipynb #e4600009

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Labels', 'Cuts', 'EventReader', 'no_checks', 'no_slices', 'Task', 'select_requests', 'read_labels', 'check_task',
-           'load_task', 'require_source', 'read_stream']
+           'load_task', 'require_source', 'read_stream', 'vector_task']
 
 # %% ../nbs/06c_task.ipynb #e06c0005
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from .checks import CheckResult, DayTables
 from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
-from .features import FeatureSet
+from .features import FeatureSet, OnDemand
 from .keys import key_family
 from .limits import with_limits
 from .schema import EVENT_COLUMNS, EventSchema, check_frame
@@ -271,3 +271,43 @@ def read_stream(
     "All events of a task as they arrive; raises `MlrefError` when it has no source"
     events = disturb_delivery(require_source(task)(), seed, twice=0.01)
     return drop_feed(events, lost, lost_from, task.schema) if lost else events
+
+# %% ../nbs/06c_task.ipynb #e06c0041
+def _empty_labels(events: pl.DataFrame, now: int) -> pl.DataFrame:
+    nothing = pl.lit(None, pl.Int64)
+    return events.head(0).with_columns(y=nothing, label_time=nothing)
+
+
+def vector_task(
+    name: str,  # Registered model and URL segment, e.g. 'tumours'
+    columns: Sequence[str],  # The numbers that each request brings, in the order of the model
+    entity: str = 'row',  # What one row is called; its id is the column of that name
+    outcome: str = 'is 1',  # What y = 1 means
+) -> Task:
+    """A task for a model that is only served: each request brings its numbers, an id and a `time`
+
+    Raises `MlrefError` for a column that is named twice, or like the id or the time.
+    """
+    check_distinct(columns, f'columns of {name}')
+    check_distinct((entity, 'time', *columns), f'the columns of a request of {name}')
+    given = OnDemand(
+        name='given',
+        outputs=tuple(columns),
+        reads=tuple(columns),
+        make=lambda request, inputs, lookups: [request[column] for column in columns],
+    )
+    payload = {entity: pl.Int64, 'time': pl.Int64, **dict.fromkeys(columns, pl.Float64)}
+    schema = EventSchema(payload, kinds=('request',), entity_id=entity, partition_by=(entity,))
+    return Task(
+        name=name,
+        entity=entity,
+        outcome=outcome,
+        schema=schema,
+        contract=(),
+        features=FeatureSet(name=name, views=(), on_demand=(given,)),
+        calendar=Calendar(),
+        request_kind='request',
+        request_time='time',
+        labels=_empty_labels,
+        label_kinds=('request',),
+    )

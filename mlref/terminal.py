@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATUS_HELP', 'COMMAND_NAMES', 'DEFAULT_TASK', 'DataFolder', 'RunFolder', 'LAKE_FILE', 'TaskAddress', 'AsJson',
            'Status', 'program_name', 'as_typed', 'CommandResult', 'print_answer', 'print_progress', 'align_columns',
-           'find_extra', 'explain_missing', 'command_parameters', 'check_option', 'command', 'require_path',
-           'require_folder', 'data_folder', 'run_folder', 'run_cli']
+           'explain_missing', 'command_parameters', 'check_option', 'command', 'require_path', 'require_folder',
+           'data_folder', 'run_folder', 'run_cli']
 
 # %% ../nbs/45_terminal.ipynb #e4500005
 import inspect
@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import IntEnum
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -29,7 +28,7 @@ import typer
 from .addresses import local_file
 from .core import MlrefError, text_fault
 from .edges import blame_library, describe_error
-from .environment import normalize_package
+from .extras import MissingPackage, missing_package
 from .markup import escape_terminal
 from .pipeline import current_run, find_folders
 
@@ -132,41 +131,13 @@ def _pad(row: Sequence[str], widths: Sequence[int]) -> str:
     cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
     return '  '.join(cells).rstrip()
 
-# %% ../nbs/45_terminal.ipynb #e4500017
-_DISTRIBUTIONS = {'sklearn': 'scikit-learn'}  # modules whose package has another name
-
-
-def _extras() -> dict[str, set[str]]:
-    "Extra -> the packages it names"
-    members: dict[str, set[str]] = {}
-    try:
-        lines = requires('mlref') or []
-    except PackageNotFoundError:  # run from a folder of files
-        lines = []
-    for line in lines:
-        parts = re.match(r'([\w.-]+).*extra == [\'"](\w+)[\'"]', line)
-        if parts:
-            members.setdefault(parts[2], set()).add(normalize_package(parts[1]))
-    return members
-
-
-def find_extra(
-    module: str,  # That could not be imported, e.g. 'lightgbm.basic'
-) -> str:  # e.g. 'train'; '' when none brings it
-    "The smallest extra of mlref that brings a module"
-    wanted = normalize_package(_DISTRIBUTIONS.get(module, module.split('.')[0]))
-    members = _extras()
-    having = [extra for extra, names in members.items() if wanted in names]
-    return min(having, key=lambda extra: len(members[extra]), default='')
-
 # %% ../nbs/45_terminal.ipynb #e4500038
 def explain_missing(
     error: ModuleNotFoundError,
 ) -> str:
     "One sentence about a package that is not installed"
-    extra = find_extra(error.name or '')
-    package = f"'mlref[{extra}]'" if extra else str(error.name)
-    return f'expected the package {error.name}, found none; run: pip install {package}'
+    told = isinstance(error, MissingPackage)
+    return str(error if told else missing_package(error.name or ''))
 
 # %% ../nbs/45_terminal.ipynb #e4500020
 DEFAULT_TASK = 'mlref.flights.task:flights_task'
@@ -283,7 +254,7 @@ def command(
 ) -> Callable[[Callable[..., CommandResult]], Callable[..., CommandResult]]:
     "Decorator: make a function that returns a `CommandResult` a command of an app"
     # typer keeps paragraphs apart and joins lines
-    epilog = '\n\n'.join(['Examples:', *map(as_typed, examples)])
+    epilog = '\n\n'.join(['Examples:', *map(as_typed, examples), STATUS_HELP])
 
     def register(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
         app.command(name, epilog=epilog)(_wrap(function))
@@ -375,12 +346,12 @@ def run_cli(
     except typer.TyperException as error:
         _say(_explain_usage(error))
         return Status.USAGE
-    except MlrefError as error:
-        _say(str(error))
-        return Status.REFUSED
     except ModuleNotFoundError as error:
         _say(explain_missing(error))
         return Status.MISSING
+    except MlrefError as error:
+        _say(str(error))
+        return Status.REFUSED
     except (KeyboardInterrupt, typer.Abort):
         _say('interrupted')
         return Status.INTERRUPTED

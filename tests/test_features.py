@@ -90,7 +90,8 @@ def filled(april):
             )
         )
         and not re.search(
-            r'_(delay|late|over)_(60|180|360)m$|_spare_(360|1440)m$|^(flight|route|slot)_arr_delay_1440m$',
+            r'_(delay|late|over)_(60|180|360)m$|_spare_(360|1440)m$'
+            r'|^(flight|route|slot)_arr_delay_1440m$',
             n,
         )
     ]

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,37 @@ def test_what_is_shown_needs_nothing_that_is_hidden(guide):
     text = ''.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
     missing -= {name for name in EXPLAINED if f'`{name}`' in text}
     assert not missing, f'{guide.stem}: hidden, or not there: {sorted(missing)}'
+
+
+def lines_of_sections(cells: list[dict]) -> dict[str, int]:
+    "Lines of code that are typed under each heading of a guide, without blank ones and comments"
+    lines: dict[str, int] = {}
+    section = ''
+    for cell in cells:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            section = next(iter(re.findall(r'^## (.+)', source, re.MULTILINE)), section)
+        elif not source.startswith('#| hide'):
+            typed = [line.strip() for line in source.splitlines()]
+            count = sum(bool(line) and not line.startswith(('#', '"')) for line in typed)
+            lines[section] = lines.get(section, 0) + count
+    return lines
+
+
+def test_each_part_alone_is_under_twenty_lines_and_shows_what_came_out():
+    cells = json.loads(next(each for each in GUIDES if each.stem == 'take_a_part').read_text())
+    lines = lines_of_sections(cells['cells'])
+    alone = {section: count for section, count in lines.items() if section.endswith('alone')}
+    assert len(alone) == 6
+    assert {section: count for section, count in alone.items() if count >= 20} == {}
+    shown = [cell for cell in cells['cells'] if cell.get('outputs')]
+    assert len(shown) == len(alone)
+
+
+def test_a_long_part_is_seen():
+    heading = {'cell_type': 'markdown', 'source': ['text\n', '\n', '## The log alone']}
+    code = {'cell_type': 'code', 'source': ['x = 1\n', '\n', '# why\n', 'y = 2']}
+    assert lines_of_sections([heading, code, code]) == {'The log alone': 4}
 
 
 def test_a_hidden_import_is_found():

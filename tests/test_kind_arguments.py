@@ -47,7 +47,7 @@ from mlref.policy import RetrainPolicy, make_decision, retrain_reason
 from mlref.recipes import cross_fit_folds, epochs_for, fit_lightgbm, fit_recipe, out_of_fold_scores
 from mlref.registry import Registry, TrainingRun, register_model
 from mlref.schema import EVENT_COLUMNS, EventSchema, TableSchema, check_frame
-from mlref.task import Task, load_task, read_labels, select_requests
+from mlref.task import Task, load_task, read_labels, select_requests, vector_task
 from mlref.train import day_blocks, validate_tables
 from mlref.training_set import corrupt_future, find_leaks, training_set
 from mlref.training_state import TrainConfig
@@ -185,6 +185,7 @@ CALLS = [
         Task,
         **{name: value for name, value in vars(TASK).items() if name not in ('lookups', 'address')},
     ),
+    call(vector_task, name='tumours', columns=('radius', 'texture'), entity='sample'),
     call(select_requests, task=TASK, events=EVENTS, start=0, end=DAY),
     call(read_labels, 'now', task=TASK, events=EVENTS, now=DAY),
     call(load_task, address='small:TASK'),

