@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -195,6 +195,21 @@ def name_steps(
     }
 
 
+@contextmanager
+def measured(
+    folder: Path,  # gets what each process has reached
+) -> Iterator[None]:
+    "Count the lines of the library that are reached meanwhile, and show them; `kill -9` loses some"
+    config = str(ROOT / 'tests' / 'coverage.ini')
+    os.environ.update(COVERAGE_PROCESS_START=config, COVERAGE_FILE=str(folder / 'coverage'))
+    yield
+    del os.environ['COVERAGE_PROCESS_START']  # what follows is not measured
+    coverage = (sys.executable, '-m', 'coverage')
+    print('== lines of the library that pages and tests have reached', flush=True)
+    run_command((*coverage, 'combine', '-q', f'--rcfile={config}', folder), limit=600)
+    run_command((*coverage, 'report', f'--rcfile={config}'), limit=600)
+
+
 def describe_end(
     failed: list[str],  # names of steps
     failures: Path,  # of run_pages
@@ -220,7 +235,9 @@ def main(
     with TemporaryDirectory(prefix='mlref-cache-') as cache:
         os.environ['MLREF_CACHE'] = cache
         failures = Path(cache) / 'failures'
-        failed = run_steps(name_steps(deep, failures))
+        # measuring takes processor time, so a usual run does without
+        with measured(Path(cache)) if deep else nullcontext():
+            failed = run_steps(name_steps(deep, failures))
         print(describe_end(failed, failures))
     return int(bool(failed))
 
