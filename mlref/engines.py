@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .core import MlrefError
+from .extras import missing_package
 from .features import FeatureSet
 from .lmdb_store import LmdbStore
 from .log import LocalLog
@@ -121,16 +122,13 @@ def find_engine(
 
 
 def load_opener(engine: Engine) -> Callable[..., object]:
-    "The function that opens it; raises `MlrefError` when its extra is not installed"
+    "The function that opens it; raises `MissingPackage` when its extra is not installed"
     try:
         return getattr(import_module(engine.module), engine.opener)
     except ModuleNotFoundError as error:
         if error.name and error.name.split('.')[0] == 'mlref':
             raise
-        raise MlrefError(
-            f'expected the package {error.name}, which an address asks for, it is not installed;'
-            f" pip install 'mlref[{engine.extra}]'"
-        ) from None
+        raise missing_package(error.name or engine.module, engine.extra) from None
 
 # %% ../nbs/08e_engines.ipynb #b7988da0
 def open_online_store(

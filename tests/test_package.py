@@ -222,6 +222,18 @@ except MlrefError as error:
 else:
     raise AssertionError('a cluster was joined where nobody listens')
 """,
+    'ray,train,serve': """
+import mlref.ext.ray_serve, mlref.ext.ray_train, mlref.recipes
+import ray.serve, ray.train.torch
+from mlref.core import MlrefError
+from mlref.ext.ray_cluster import connect_ray
+try:
+    connect_ray('127.0.0.1:1')
+except MlrefError as error:
+    assert 'start one with ray start --head' in str(error), error
+else:
+    raise AssertionError('a cluster was joined where nobody listens')
+""",
     'serve,trace': """
 import asyncio
 import os

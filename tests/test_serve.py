@@ -598,5 +598,5 @@ except MlrefError as error:
 def test_a_package_that_is_missing_is_one_sentence_with_its_extra(package):
     command = [sys.executable, '-c', WITHOUT, package]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = f"expected the package {package}, it is not installed; run: pip install 'mlref[serve]'\n"
+    said = f"expected the package {package}, found none; run: pip install 'mlref[serve]'\n"
     assert done.stdout == said, done.stderr
