@@ -352,9 +352,7 @@ def raise_alarms(
     rules: Sequence[AlarmRule],
 ) -> pl.DataFrame:  # Of the columns ALARMS, by day and rule
     "Every alarm of every rule; raises `MlrefError` for two rules of one name"
-    names = [rule.name for rule in rules]
-    if len(set(names)) < len(names):
-        raise MlrefError(f'expected rules with names of their own, got {", ".join(names)}')
+    check_distinct([rule.name for rule in rules], 'names of alarm rules')
     rows = []
     for rule in rules:
         series = metric_series(metrics, rule.metric, rule.feature)

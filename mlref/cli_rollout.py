@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -124,10 +124,15 @@ def _name_share(share: float) -> str:
     return f'{100 * share:.3g}%' if share else 'a shadow'
 
 
+_MOST_REQUESTS = 200  # of a step; a shadow sees all requests, and waits for as many
+
+
 def _requests_for(share: float) -> int:
-    "Requests that a step waits for; raises `MlrefError` for what is no share"
+    "Requests that a step waits for, fewer at a small share; raises `MlrefError` for no share"
     check_number(share, 'the share of a step', 0, 1)
-    return min(200, round(400 * share) or 200)
+    if share == 0:
+        return _MOST_REQUESTS
+    return max(1, min(_MOST_REQUESTS, round(2 * _MOST_REQUESTS * share)))
 
 
 @dataclass(frozen=True)
@@ -142,9 +147,13 @@ class Pace:
         float, typer.Option(help='Worsening of the squared error that would not matter.')
     ] = 0.005
     spread: Annotated[
-        float, typer.Option(help='Deviation of the difference from day to day, as expected.')
+        float,
+        typer.Option(help='Standard deviation expected of the daily difference in squared error.'),
     ] = 0.01
-    days: Annotated[int, typer.Option(min=1, help='Then the champion stays.')] = 60
+    days: Annotated[
+        int,
+        typer.Option(min=1, help='Days after which an undecided rollout ends; the champion stays.'),
+    ] = 60
 
     def policy(self) -> 'RolloutPolicy':
         "The policy; raises `MlrefError` for steps that are none"
@@ -166,8 +175,11 @@ class Pace:
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a00014
 @contextmanager
-def _at_work(place: RegistryPlace, rollout: RolloutPlace) -> Iterator['Registry']:
-    "The registry; behind the work the routers follow the log, also when there was none to do"
+def _open_and_sync_routing(place: RegistryPlace, rollout: RolloutPlace) -> Iterator['Registry']:
+    """The open registry; afterwards the server's routing follows the promotion log
+
+    Also after a refusal: it may be the retry of a command that was cut off between the two.
+    """
     from mlref.rollout_state import sync_routing
 
     with open_model(place) as registry:
@@ -199,7 +211,7 @@ def _start(
 
     why, who = reason.require('rollout')
     policy = pace.policy()
-    with _at_work(place, rollout) as registry:
+    with _open_and_sync_routing(place, rollout) as registry:
         begun = begin_rollout(registry, version, rollout.now(), why, who, policy)
     shares = ', then '.join(_name_share(step.share) for step in policy.steps)
     found = {'candidate': version, 'champion': begun.rollout.champion, 'row': begun.row}
@@ -297,7 +309,7 @@ def _decide(place: RegistryPlace, rollout: RolloutPlace) -> CommandResult:
     from mlref.rollout_state import require_rollout, take_decision
     from mlref.task import load_task
 
-    with _at_work(place, rollout) as registry:
+    with _open_and_sync_routing(place, rollout) as registry:
         standing = require_rollout(registry)
         evidence = collect_rollout_evidence(standing, rollout, registry, load_task(place.task))
         decision = decide_rollout(standing.rollout, evidence)
@@ -306,7 +318,7 @@ def _decide(place: RegistryPlace, rollout: RolloutPlace) -> CommandResult:
 
 # %% ../nbs/49a_cli_rollout.ipynb #49a0001a
 def _by_person(
-    action: str,  # Of a decision
+    action: Literal['promote', 'roll back'],  # Of the decision
     reason: Reason,
     place: RegistryPlace,
     rollout: RolloutPlace,
@@ -314,12 +326,12 @@ def _by_person(
     from mlref.rollout import RolloutDecision
     from mlref.rollout_state import require_rollout, take_decision
 
-    why, who = reason.require(action)
-    with _at_work(place, rollout) as registry:
+    why, who = reason.require('promotion' if action == 'promote' else 'abort')
+    with _open_and_sync_routing(place, rollout) as registry:
         standing = require_rollout(registry)
-        decision = RolloutDecision('promote' if action == 'promotion' else 'roll back', why)
+        decision = RolloutDecision(action, why)
         after = take_decision(registry, standing, decision, rollout.now(), who)
-    live = after.rollout.candidate if action == 'promotion' else after.rollout.champion
+    live = after.rollout.candidate if action == 'promote' else after.rollout.champion
     found = {'champion': live, 'status': after.rollout.status, 'row': after.row, 'who': who}
     return CommandResult(
         found, f'version {live} is champion; row {after.row[:12]}, by {who}: {why}'
@@ -329,10 +341,10 @@ def _by_person(
 @command(rollout_app, 'promote', 'mlref rollout promote --why "good enough, and it is Friday"')
 def _promote(reason: Reason, place: RegistryPlace, rollout: RolloutPlace) -> CommandResult:
     "Make the candidate champion now, whatever the evidence."
-    return _by_person('promotion', reason, place, rollout)
+    return _by_person('promote', reason, place, rollout)
 
 
 @command(rollout_app, 'abort', 'mlref rollout abort --why "complaints from Newark"')
 def _abort(reason: Reason, place: RegistryPlace, rollout: RolloutPlace) -> CommandResult:
     "Stop the rollout; the champion stays."
-    return _by_person('abort', reason, place, rollout)
+    return _by_person('roll back', reason, place, rollout)

@@ -36,8 +36,8 @@ from mlref.terminal import (
     Status,
     TaskAddress,
     command,
-    print_answer,
     print_progress,
+    print_result,
     require_folder,
     require_path,
     run_folder,
@@ -372,7 +372,7 @@ def _serve(settings: ServeSettings, as_json: bool = False) -> CommandResult:
     def tell(supervisor: 'Supervisor', version: str) -> None:
         if as_json:
             with redirect_stdout(out):
-                print_answer(CommandResult({'url': supervisor.url, 'model': version}, ''), as_json)
+                print_result(CommandResult({'url': supervisor.url, 'model': version}, ''), as_json)
 
     # with --json the server's own words are progress
     with redirect_stdout(sys.stderr if as_json else out):

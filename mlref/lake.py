@@ -236,7 +236,8 @@ class EventIds:
 
     def __init__(
         self,
-        max_events: int = 2**25,  # Events; of more, which would take 256 MB, every id may be known
+        max_events: int = 2
+        ** 25,  # Ids kept, 8 bytes each (256 MB); in a larger lake all are asked for
     ):
         self.max_events = max_events
         self._forget()

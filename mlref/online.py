@@ -289,10 +289,6 @@ class SnapshotReader(ABC):
         note = self.note(b'!position')
         return 0 if note is None else int(note)
 
-    def is_fed(self) -> bool:
-        "Whether events were ever applied; what a store without them gives is nobody's"
-        return self.clock() > 0
-
     def clock(self) -> int:
         "The newest known time of all that was applied, minutes UTC; 0 before the first"
         note = self.note(b'!newest')

@@ -99,13 +99,20 @@ def _read_skops(data: bytes) -> Any:
     return skops.io.loads(data, trusted=list(TRUSTED_TYPES))
 
 
+def _forget_names(estimator: Any) -> Any:
+    "The same, without names of columns: it is given arrays, and would warn at each of them"
+    for part in (estimator, *dict(getattr(estimator, 'steps', ())).values()):
+        getattr(part, '__dict__', {}).pop('feature_names_in_', None)
+    return estimator
+
+
 def _from_skops(
     data: bytes,
     names: tuple[str, ...],
     trained_until: int,
 ) -> OwnModel:
     "What was saved is what scores, also before it is saved"
-    estimator = _read_skops(data)
+    estimator = _forget_names(_read_skops(data))
     return OwnModel(
         kind='sklearn',
         score=lambda X: estimator.predict_proba(X)[:, 1],
@@ -116,8 +123,8 @@ def _from_skops(
     )
 
 # %% ../nbs/10c_own_model.ipynb #10cc0043
-def _check_estimator(estimator: Any, features: int) -> None:
-    "Raise `MlrefError` unless it is fitted, to so many columns and to the outcomes 0 and 1"
+def _check_estimator(estimator: Any, names: tuple[str, ...]) -> None:
+    "Raise `MlrefError` unless it is fitted, to these columns and to the outcomes 0 and 1"
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
@@ -132,11 +139,18 @@ def _check_estimator(estimator: Any, features: int) -> None:
     except (NotFittedError, TypeError):
         name = type(estimator).__name__
         raise MlrefError(f'expected a fitted estimator, {name} is not; {advice}') from None
-    columns = getattr(estimator, 'n_features_in_', features)
-    classes = np.asarray(getattr(estimator, 'classes_', [0, 1])).tolist()
-    if columns != features or classes != [0, 1]:
+    fitted = getattr(estimator, 'feature_names_in_', names)  # of a table with names
+    if list(fitted) != list(names) and len(fitted) == len(names):
+        place = next(k for k, name in enumerate(names) if fitted[k] != name)
         raise MlrefError(
-            f'expected an estimator of {features} columns and the classes 0 and 1, got {columns}'
+            f'expected an estimator fitted to the columns {", ".join(names):.80} in this order, got'
+            f' {fitted[place]} and not {names[place]} as number {place + 1}; fit it to these names'
+        )
+    columns = getattr(estimator, 'n_features_in_', len(names))
+    classes = np.asarray(getattr(estimator, 'classes_', [0, 1])).tolist()
+    if columns != len(names) or classes != [0, 1]:
+        raise MlrefError(
+            f'expected an estimator of {len(names)} columns and the classes 0 and 1, got {columns}'
             f' and {classes!r:.60}; {advice}'
         )
 
@@ -149,7 +163,7 @@ def sklearn_model(
     "A scikit-learn estimator as a Predictor; raises `MlrefError` on one that holds other code"
     import skops.io
 
-    _check_estimator(estimator, len(names))
+    _check_estimator(estimator, names)
     return _from_skops(skops.io.dumps(estimator), names, trained_until)
 
 # %% ../nbs/10c_own_model.ipynb #10cc0045

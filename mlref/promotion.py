@@ -11,7 +11,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .core import MlrefError, digest
+from .arguments import check_type
+from .core import MlrefError, check_minute, digest
 from .environment import lock_hash
 from .features import FeatureSet
 from .gates import Gate, all_passed
@@ -250,6 +251,8 @@ def promote(
     Raises `MlrefError` without a reason, when it may not be or cannot be loaded, and when another
     process was first.
     """
+    check_type(version, str, 'the version to promote')
+    at = check_minute(at, 'the minute of the promotion')
     if not why.strip():
         raise MlrefError('expected a reason for the promotion, got none; say why')
     sync_aliases(registry)
@@ -276,6 +279,7 @@ def rollback(
     Raises `MlrefError` without a reason, when there is none or it cannot be loaded, and when
     another process was first.
     """
+    at = check_minute(at, 'the minute of the rollback')
     if not why.strip():
         raise MlrefError('expected a reason for the rollback, got none; say why')
     was_cut_off = sync_aliases(registry)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from mlref.contracts import (
+    CLOCK_RULES,
     CheckedBatch,
     Rule,
     at_clock,
@@ -438,7 +439,7 @@ def _take_in_both(
     return counts
 
 # %% ../nbs/09_stream.ipynb #09090030
-def _lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def _rules_at_lake_clock(lake: Lake, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     "The contract as of the latest clock by which the lake accepted anything"
     now = clock_of(rules)
     readings = [wall_clock() if now is None else now]
@@ -454,10 +455,10 @@ def _follow_lake(
     policy: PoisonPolicy,
 ) -> StreamCounts:
     "Apply what the lake has; what it refused for its time is refused"
-    late = (
-        "select off from dead_letters where topic = ? and part = 0 and reasons like '%by the clock'"
-    )
-    refused = lake.sql(late, topic)['off'].implode()
+    letters = lake.sql('select off, reasons from dead_letters where topic = ? and part = 0', topic)
+    reasons = pl.col('reasons').str.split('; ')
+    by_clock = reasons.list.set_intersection(list(CLOCK_RULES)).list.len() > 0
+    refused = letters.filter(by_clock)['off'].implode()
     counts = StreamCounts()
     for batch, after in batches:
         offset = pl.col('_i').cast(pl.Int64) + store.position()
@@ -508,7 +509,7 @@ def deliver_log(
     in_step = position.offset == store.position()
     if not in_step:
         ingest(lake, log, topic, rules, batch)
-        rules = _lake_clock(lake, rules)
+        rules = _rules_at_lake_clock(lake, rules)
     waiting = _read_batches(store, log, topic, lake.schema, rules, batch)
     follow = _take_in_both if in_step else _follow_lake
     counts = follow(lake, store, topic, waiting, policy)

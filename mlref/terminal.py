@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUS_HELP', 'COMMAND_NAMES', 'DEFAULT_TASK', 'DataFolder', 'RunFolder', 'LAKE_FILE', 'TaskAddress', 'AsJson',
-           'Status', 'program_name', 'as_typed', 'CommandResult', 'print_answer', 'print_progress', 'align_columns',
+           'Status', 'program_name', 'as_typed', 'CommandResult', 'print_result', 'print_progress', 'align_columns',
            'explain_missing', 'command_parameters', 'check_option', 'command', 'require_path', 'require_folder',
            'data_folder', 'run_folder', 'run_cli']
 
@@ -37,7 +37,7 @@ class Status(IntEnum):
     "Exit statuses of every command"
 
     OK = 0  # Done
-    REFUSED = 1  # Nothing done: the sentence says what was expected, what came, what to do
+    REFUSED = 1  # Stopped: what was expected, what came, what to do; steps before it may be done
     USAGE = 2  # No such command or option, or a value of another type
     MISSING = 3  # A package is not installed; the sentence names the extra that brings it
     FAILED = 4  # Done, and the answer is no: all messages refused, a check of `doctor` failed
@@ -96,13 +96,13 @@ class CommandResult:
     status: Status = Status.OK
 
 
-def _shown(answer: CommandResult) -> str:
-    return escape_terminal(as_typed(answer.text))
+def _shown(result: CommandResult) -> str:
+    return escape_terminal(as_typed(result.text))
 
 
-def print_answer(answer: CommandResult, as_json: bool) -> None:
-    "Print an answer on standard output: its text, or its data as one JSON value"
-    text = json.dumps(answer.data, default=str) if as_json else _shown(answer)
+def print_result(result: CommandResult, as_json: bool) -> None:
+    "Print a result on standard output: its text, or its data as one JSON value"
+    text = json.dumps(result.data, default=str) if as_json else _shown(result)
     encoding = sys.stdout.encoding or 'utf-8'  # of a terminal it may be one without umlauts
     try:
         print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
@@ -237,7 +237,7 @@ def _wrap(function: Callable[..., CommandResult]) -> Callable[..., int]:
         for name, value in values.items():
             check_option(name, value)
         answer = function(**_arguments(function, values))
-        print_answer(answer, bool(values['as_json']))
+        print_result(answer, bool(values['as_json']))
         return answer.status
 
     parameters = command_parameters(function)

@@ -18,7 +18,7 @@ import polars as pl
 from .checked_files import check_checksum, write_checksum
 from .consumer import PartitionedLog
 from .contracts import at_clock
-from .core import Calendar, MlrefError, Predictor, write_bytes
+from .core import Calendar, MlrefError, Predictor, check_minute, check_minutes, write_bytes
 from .engines import open_online_store, open_run_log
 from .events import encode_events
 from .ingest import read_position
@@ -28,7 +28,7 @@ from .log_position import LogPosition, check_position
 from .model_versions import load_champion
 from .monitor import METRICS, Monitor
 from .registry import Registry
-from .schema import TableSchema
+from .schema import TableSchema, check_frame
 from .stream import StreamCounts, deliver_log
 from .task import Task
 from .tracking_store import local_uri
@@ -248,6 +248,18 @@ def check_run_log(
         raise _why_shared(log, f'message {have - 1:,} is another')
 
 # %% ../nbs/22_workspace.ipynb #27b72e25
+def _check_events(events: pl.DataFrame, task: Task) -> None:
+    "Raise `MlrefError` unless these are events of a task in the order in which they became known"
+    check_frame(events, task.schema.columns, 'the events')
+    known = events['known_time']
+    if known.null_count() or not known.is_sorted():
+        raise MlrefError(
+            'expected the events in order of known_time, none without one, got another order; sort'
+            ' them: sort_events(events, task.schema)'
+        )
+    check_minutes(known[[0, -1]] if len(known) else known, 'known_time of the events')
+
+
 def deliver_events(
     workspace: Workspace,
     events: pl.DataFrame,  # In order of known_time, always the same ones
@@ -255,9 +267,12 @@ def deliver_events(
 ) -> StreamCounts:  # What became of the messages in the online store
     """Everything known before `until` into log, lake and online store; again is harmless
 
-    Raises `MlrefError` for a log that others reach and that holds more than this run's events.
+    Raises `MlrefError` for events that are not in order, and for a log that others reach and that
+    holds more than this run's events.
     """
     task = workspace.task
+    until = check_minute(until, 'until')
+    _check_events(events, task)
     want = int(events['known_time'].search_sorted(until, 'left'))
     if not isinstance(workspace.log, LocalLog):
         check_run_log(workspace.log, read_position(workspace.lake, TOPIC), events, want)

@@ -24,7 +24,7 @@ from mlref.cli_serving import ServeSettings, serve_options
 from mlref.core import parse_time, wall_clock
 from mlref.edges import LIBRARIES
 from mlref.registry import Registry
-from mlref.terminal import COMMAND_NAMES, CommandResult, check_option, print_answer, run_cli
+from mlref.terminal import COMMAND_NAMES, CommandResult, check_option, print_result, run_cli
 from small import TASK
 
 TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
@@ -190,7 +190,7 @@ def test_who_has_no_login_is_asked_for_a_name(monkeypatch):
 def test_umlauts_reach_a_terminal_that_has_none(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, 'ascii'))
-    print_answer(CommandResult(None, 'Zürich \udcff'), False)
+    print_result(CommandResult(None, 'Zürich \udcff'), False)
     assert written.getvalue() == b'Z\\xfcrich \\udcff\n'
 
 

@@ -44,7 +44,7 @@ from mlref.results import render_card, result_row, write_results
 from mlref.run_report import plot_run
 from mlref.slices import plot_rolling_origin, plot_slices
 from mlref.status import parse_samples
-from mlref.terminal import CommandResult, align_columns, print_answer, print_progress, run_cli
+from mlref.terminal import CommandResult, align_columns, print_progress, print_result, run_cli
 
 HOSTILE = (
     '<script>alert(1)</script>',
@@ -372,8 +372,8 @@ def test_a_terminal_shows_text_and_obeys_none(text, order):
 
 def test_what_a_command_says_of_hostile_data_does_not_act(tmp_path, capsys, monkeypatch):
     hostile = ''.join(OBEYED)
-    print_answer(CommandResult(None, align_columns([['id', 'n'], [f'{hostile}\nx', 7]])), False)
-    print_answer(CommandResult(None, hostile), False)
+    print_result(CommandResult(None, align_columns([['id', 'n'], [f'{hostile}\nx', 7]])), False)
+    print_result(CommandResult(None, hostile), False)
     print_progress(hostile)
     log = LocalLog(tmp_path / 'log')
     log.append('events', [f'one{hostile}\ntwo'.encode()])

@@ -135,8 +135,9 @@ def is_predecessor(value: bytes | None, snapshot: RedisSnapshot) -> bool:
     "Whether `value` (None = nothing) is what a snapshot's moment has under a name"
     if value is not None:
         return not is_after(value, snapshot.commit)
-    # nothing: there was none then, unless it is gone by now
-    return time.monotonic() - snapshot.began < KEEP / 2000
+    # nothing: there was none then, unless what there was has expired by now
+    half = KEEP / 1000 / 2  # seconds; half the time one is kept, for a clock that runs slow
+    return time.monotonic() - snapshot.began < half
 
 # %% ../../nbs/31c_redis_store.ipynb #b34788cc
 def why_too_old(store: 'RedisStore') -> Outage:
