@@ -179,7 +179,7 @@ def fresh_feeds(
 ) -> Gate:
     "Events still come, and no feed has stopped during the days that judge"
     gate = is_fresh('events', newest_event, now, DAY)
-    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age >= 0]
+    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age]
     during = [feed for feed in stopped if feed.newest >= begin]
     if during:
         feed = during[0]
@@ -233,7 +233,7 @@ def split_refit(
     return every.take(~stop), every.take(stop)
 
 # %% ../nbs/22ab_judging.ipynb #22ab001f
-REFIT_TOLERANCE = 0.005  # of log-loss; honest refits stay below it, spoilt ones lie far above
+REFIT_TOLERANCE = 0.005  # of log-loss; honest refits lie below; new days shuffled, just above
 
 
 def as_judged(
