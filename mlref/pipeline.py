@@ -131,7 +131,8 @@ _LIMITS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 @contextmanager
 def _kernel_environment(threads: int, cache: Path | None) -> Iterator[None]:
     "What a kernel that is started meanwhile finds; afterwards it is as it was"
-    usual = {'JUPYTER_PREFER_ENV_PATH': '1', 'OMP_WAIT_POLICY': 'passive'}  # of this environment
+    # kernels of this virtual environment come before a user's own
+    usual = {'JUPYTER_PREFER_ENV_PATH': '1', 'OMP_WAIT_POLICY': 'passive'}
     if cache is not None:
         usual['MLREF_CACHE'] = str(cache)
     before = dict(os.environ)
@@ -182,7 +183,8 @@ def run_step(
                 cwd=str(notebook.parent),
                 stdout_file=echo,
                 stderr_file=echo,
-                extra_arguments=['--log-level=50'],  # a kernel told to end calls that an error
+                # otherwise ipykernel logs its own orderly shutdown as an error
+                extra_arguments=['--log-level=50'],
             )
     except Exception as error:  # papermill, nbclient, jupyter_client, zmq, or the disk
         raise StepFailed(f'{notebook.stem} {_why_stopped(error)}; executed so far: {out}') from None
