@@ -53,7 +53,7 @@ def _read_cells(notebook: Path) -> list[dict[str, Any]]:
 def read_parameters(
     notebook: Path,  # A step
 ) -> dict[str, Parameter]:  # By name, in order
-    "What the cell tagged `parameters` declares; raises `MlrefError` when there is none"
+    "What the cell tagged `parameters` declares; raises `MlrefError` for none and other lines"
     notebook = Path(notebook)
     cells = _read_cells(notebook)
     tagged = [cell for cell in cells if 'parameters' in cell['metadata'].get('tags', [])]
@@ -65,9 +65,13 @@ def read_parameters(
     wanted = f'lines such as `name: int = 3` in the cell of parameters of {notebook.name}'
     with explain_errors(wanted, 'mend the cell', (SyntaxError, ValueError)):
         for line in ast.parse(''.join(tagged[0]['source'])).body:
-            if isinstance(line, ast.AnnAssign) and line.value is not None:
-                default = ast.literal_eval(line.value)
-                found[ast.unparse(line.target)] = Parameter(ast.unparse(line.annotation), default)
+            if not isinstance(line, ast.AnnAssign) or line.value is None:
+                got = ast.unparse(line).splitlines()[0]
+                raise MlrefError(
+                    f'expected {wanted}, got `{got:.80}`; give it a type and a default'
+                )
+            default = ast.literal_eval(line.value)
+            found[ast.unparse(line.target)] = Parameter(ast.unparse(line.annotation), default)
     return found
 
 # %% ../nbs/24_pipeline.ipynb #a5acda6f
