@@ -21,6 +21,7 @@ from .evaluate import Estimate, log_loss
 from mlref.gates import (
     Gate,
     better_than_champion,
+    describe_slices,
     is_fresh,
     no_slice_worse,
     well_calibrated,
@@ -131,14 +132,9 @@ def no_slice_worse_by(
     if not verdicts.height:
         raise MlrefError('expected slices to compare in, got none; take more days')
     worse = verdicts.filter(pl.col('kind') == 'refuse')
-    nearest = verdicts.sort('low', descending=True).row(0, named=True)
-    found = f'in none of {verdicts.height}; nearest to it {nearest["by"]} {nearest["slice"]}'
-    if worse.height:
-        rows = worse.select('by', 'slice', 'difference').iter_rows()
-        names = ', '.join(f'{by} {name} {value:+.3f}' for by, name, value in rows)
-        found = f'in {worse.height} of {verdicts.height}: {names}'
-    why = f'log-loss worse by more than {margin:g} {found}'
-    return Gate('no_slice_worse_by_margin', not worse.height, nearest['low'], margin, why)
+    compared = verdicts.sort('low', descending=True)
+    why = f'log-loss worse by more than {margin:g} {describe_slices(compared, worse)}'
+    return Gate('no_slice_worse_by_margin', not worse.height, compared['low'][0], margin, why)
 
 # %% ../nbs/22ab_judging.ipynb #22ab0017
 def refit_gates(
