@@ -465,7 +465,7 @@ def run_gates(
     evidence: Evidence,
     policy: RetrainPolicy,
 ) -> list[Gate]:
-    "Every gate a challenger must pass; all are run, all are recorded"
+    "All gates are run and recorded; latency only where the policy has recorded timings"
     return [
         *data_gates(evidence),
         *quality_gates(comparison, evidence, policy),

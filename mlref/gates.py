@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Gate', 'all_passed', 'same_features', 'trained_before_judged', 'no_leak', 'mature_labels', 'label_age_skew',
-           'no_age_skew', 'is_fresh', 'better_than_champion', 'well_calibrated', 'no_slice_worse', 'parity',
-           'latency_within', 'size_within', 'no_serving_skew', 'format_gate_value', 'format_gates', 'refusal_reason']
+           'no_age_skew', 'is_fresh', 'better_than_champion', 'well_calibrated', 'describe_slices', 'no_slice_worse',
+           'parity', 'latency_within', 'size_within', 'no_serving_skew', 'format_gate_value', 'format_gates',
+           'refusal_reason']
 
 # %% ../nbs/12c_gates.ipynb #fd78fad0
 from dataclasses import dataclass
@@ -236,6 +237,19 @@ def well_calibrated(
     )
 
 # %% ../nbs/12c_gates.ipynb #e356b3c6
+def describe_slices(
+    compared: pl.DataFrame,  # by, slice, difference of each; the nearest to being worse first
+    worse: pl.DataFrame,  # Those of them that are worse, in the order in which they are named
+) -> str:  # e.g. 'in none of 21; nearest to it hour 13-16'
+    "How many slices are worse and which; when none is, which is nearest to it"
+    if worse.height:
+        rows = worse.select('by', 'slice', 'difference').iter_rows()
+        names = ', '.join(f'{by} {name} {value:+.3f}' for by, name, value in rows)
+        return f'in {worse.height} of {compared.height}: {names}'
+    nearest = compared.row(0, named=True)
+    return f'in none of {compared.height}; nearest to it {nearest["by"]} {nearest["slice"]}'
+
+
 def no_slice_worse(
     differences: pl.DataFrame,  # From `slice_differences`, challenger minus champion
 ) -> Gate:
@@ -245,13 +259,9 @@ def no_slice_worse(
         raise MlrefError('expected slices to compare in, got none; take more days')
     # an interval that is no number has shown nothing
     worse = differences.filter(~(pl.col('high') >= 0).fill_null(False) | pl.col('high').is_nan())
-    nearest = differences.sort('high').row(0, named=True)
-    found = f'in none of {differences.height}; nearest to it {nearest["by"]} {nearest["slice"]}'
-    if worse.height:
-        rows = worse.select('by', 'slice', 'difference').iter_rows()
-        names = ', '.join(f'{by} {name} {value:+.3f}' for by, name, value in rows)
-        found = f'in {worse.height} of {differences.height}: {names}'
-    return Gate('no_slice_worse', not worse.height, nearest['high'], 0.0, f'worse {found}')
+    compared = differences.sort('high')
+    why = f'worse {describe_slices(compared, worse)}'
+    return Gate('no_slice_worse', not worse.height, compared['high'][0], 0.0, why)
 
 # %% ../nbs/12c_gates.ipynb #f2ef3191
 def parity(

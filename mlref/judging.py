@@ -21,6 +21,7 @@ from .evaluate import Estimate, log_loss
 from mlref.gates import (
     Gate,
     better_than_champion,
+    describe_slices,
     is_fresh,
     no_slice_worse,
     well_calibrated,
@@ -131,14 +132,9 @@ def no_slice_worse_by(
     if not verdicts.height:
         raise MlrefError('expected slices to compare in, got none; take more days')
     worse = verdicts.filter(pl.col('kind') == 'refuse')
-    nearest = verdicts.sort('low', descending=True).row(0, named=True)
-    found = f'in none of {verdicts.height}; nearest to it {nearest["by"]} {nearest["slice"]}'
-    if worse.height:
-        rows = worse.select('by', 'slice', 'difference').iter_rows()
-        names = ', '.join(f'{by} {name} {value:+.3f}' for by, name, value in rows)
-        found = f'in {worse.height} of {verdicts.height}: {names}'
-    why = f'log-loss worse by more than {margin:g} {found}'
-    return Gate('no_slice_worse_by_margin', not worse.height, nearest['low'], margin, why)
+    compared = verdicts.sort('low', descending=True)
+    why = f'log-loss worse by more than {margin:g} {describe_slices(compared, worse)}'
+    return Gate('no_slice_worse_by_margin', not worse.height, compared['low'][0], margin, why)
 
 # %% ../nbs/22ab_judging.ipynb #22ab0017
 def refit_gates(
@@ -179,7 +175,7 @@ def fresh_feeds(
 ) -> Gate:
     "Events still come, and no feed has stopped during the days that judge"
     gate = is_fresh('events', newest_event, now, DAY)
-    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age >= 0]
+    stopped = [feed for feed in feeds if now - feed.newest > feed.max_age]
     during = [feed for feed in stopped if feed.newest >= begin]
     if during:
         feed = during[0]
@@ -233,7 +229,7 @@ def split_refit(
     return every.take(~stop), every.take(stop)
 
 # %% ../nbs/22ab_judging.ipynb #22ab001f
-REFIT_TOLERANCE = 0.005  # of log-loss; honest refits stay below it, spoilt ones lie far above
+REFIT_TOLERANCE = 0.005  # of log-loss; honest refits lie below; new days shuffled, just above
 
 
 def as_judged(

@@ -275,6 +275,23 @@ def _act_on(decisions: list[Decision], workspace: Workspace, now: int, answers: 
         sync_registry(workspace.registry, workspace.lake, workspace.task)
     _settle(workspace, now, answers)
 
+# %% ../nbs/22d_lifecycle.ipynb #22d7a003
+def _evening_rows(
+    lake: Lake,
+    day: int,  # Scoring day
+    metrics: pl.DataFrame,
+    decisions: list[Decision],
+    results: list[CheckResult],
+    end: int,  # Minute UTC at which the day ends
+) -> dict[str, pl.DataFrame]:  # Table -> rows to commit
+    "What was measured, decided and checked at the end of a day, and that it is done"
+    return {
+        'metrics': metrics,
+        'decisions': decision_rows(decisions),
+        'days': pl.DataFrame({'day': [day]}),
+        **quality_rows(lake, results, end),
+    }
+
 # %% ../nbs/22d_lifecycle.ipynb #4520fbed
 def run_day(
     workspace: Workspace,
@@ -298,10 +315,10 @@ def run_day(
     results, trusted, decisions = _judge_tables(workspace, day, model.version, metrics)
     rang = alarms_of_day(lake, metrics, scored, policy)
     shadow = shadow_day(standing_trial(lake), scored, workspace)
-    tables |= {} if shadow is None else {'trial_predictions': shadow.rows}
+    if shadow is not None:
+        tables['trial_predictions'] = shadow.rows
     decisions = decisions + decide_day(workspace, policy, rang, scored, trusted, shadow)
-    tables |= {'metrics': metrics, 'decisions': decision_rows(decisions)}
-    tables |= {'days': pl.DataFrame({'day': [day]}), **quality_rows(lake, results, end)}
+    tables.update(_evening_rows(lake, day, metrics, decisions, results, end))
     insert_rows(lake, tables)
     told = name_measures(rang[0], policy.rules)
     publish_health(workspace.store, lake, task, day - ALARM_MEMORY, told)

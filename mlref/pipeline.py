@@ -53,7 +53,7 @@ def _read_cells(notebook: Path) -> list[dict[str, Any]]:
 def read_parameters(
     notebook: Path,  # A step
 ) -> dict[str, Parameter]:  # By name, in order
-    "What the cell tagged `parameters` declares; raises `MlrefError` when there is none"
+    "What the cell tagged `parameters` declares; raises `MlrefError` for none and other lines"
     notebook = Path(notebook)
     cells = _read_cells(notebook)
     tagged = [cell for cell in cells if 'parameters' in cell['metadata'].get('tags', [])]
@@ -65,9 +65,13 @@ def read_parameters(
     wanted = f'lines such as `name: int = 3` in the cell of parameters of {notebook.name}'
     with explain_errors(wanted, 'mend the cell', (SyntaxError, ValueError)):
         for line in ast.parse(''.join(tagged[0]['source'])).body:
-            if isinstance(line, ast.AnnAssign) and line.value is not None:
-                default = ast.literal_eval(line.value)
-                found[ast.unparse(line.target)] = Parameter(ast.unparse(line.annotation), default)
+            if not isinstance(line, ast.AnnAssign) or line.value is None:
+                got = ast.unparse(line).splitlines()[0]
+                raise MlrefError(
+                    f'expected {wanted}, got `{got:.80}`; give it a type and a default'
+                )
+            default = ast.literal_eval(line.value)
+            found[ast.unparse(line.target)] = Parameter(ast.unparse(line.annotation), default)
     return found
 
 # %% ../nbs/24_pipeline.ipynb #a5acda6f
@@ -131,7 +135,8 @@ _LIMITS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 @contextmanager
 def _kernel_environment(threads: int, cache: Path | None) -> Iterator[None]:
     "What a kernel that is started meanwhile finds; afterwards it is as it was"
-    usual = {'JUPYTER_PREFER_ENV_PATH': '1', 'OMP_WAIT_POLICY': 'passive'}  # of this environment
+    # kernels of this virtual environment come before a user's own
+    usual = {'JUPYTER_PREFER_ENV_PATH': '1', 'OMP_WAIT_POLICY': 'passive'}
     if cache is not None:
         usual['MLREF_CACHE'] = str(cache)
     before = dict(os.environ)
@@ -182,7 +187,8 @@ def run_step(
                 cwd=str(notebook.parent),
                 stdout_file=echo,
                 stderr_file=echo,
-                extra_arguments=['--log-level=50'],  # a kernel told to end calls that an error
+                # otherwise ipykernel logs its own orderly shutdown as an error
+                extra_arguments=['--log-level=50'],
             )
     except Exception as error:  # papermill, nbclient, jupyter_client, zmq, or the disk
         raise StepFailed(f'{notebook.stem} {_why_stopped(error)}; executed so far: {out}') from None

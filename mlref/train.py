@@ -134,7 +134,7 @@ def validate_tables(
 def latest_label(
     *tables: TrainingSet,  # At least one
 ) -> int:  # Minutes UTC
-    "When the youngest label of all became known: until then a model knows"
+    "When the newest label of the tables became known; a model's `trained_until`"
     return int(max(table.label_time.max() for table in tables))
 
 # %% ../nbs/11_train.ipynb #0ea88f38
@@ -155,8 +155,8 @@ def suspect_features(
     return f'no infinite value; furthest out are {found}'
 
 # %% ../nbs/11_train.ipynb #11dd0002
-def _buffers_stay() -> dict[str, Any]:
-    "Scaling is the same in all ranks and is never sent; PyTorch 2.11 has another word"
+def _keep_buffers_local() -> dict[str, Any]:
+    "Keyword that stops DDP from sending buffers, equal in all ranks; PyTorch 2.11 has the old name"
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     word = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
     return {word: False}
@@ -170,7 +170,7 @@ def wrap_ddp(
     if rank_and_size()[1] == 1:
         return net
     wrap = nn.parallel.DistributedDataParallel
-    return wrap(net, bucket_cap_mb=bucket_mb, **_buffers_stay())
+    return wrap(net, bucket_cap_mb=bucket_mb, **_keep_buffers_local())
 
 
 @dataclass(frozen=True)

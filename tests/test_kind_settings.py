@@ -41,22 +41,17 @@ from mlref.watch import read_rules
 
 RULE = AlarmRule('low', 'realized_auc', 'falls', Baseline(0.7, 0.01, 90), Cusum())
 APRIL = 22_744_800  # minute UTC of 2013-04-01T00:00
-STEP = {
-    'cells': [
-        {
-            'cell_type': 'code',
-            'metadata': {'tags': ['parameters']},
-            'source': 'rows: int = 3\nshare: float = 0.5\n',
-        }
-    ],
-    'metadata': {},
-    'nbformat': 4,
-    'nbformat_minor': 5,
-}
+DECLARED = 'rows: int = 3\nshare: float = 0.5\n'
 
 
-def write_step(folder: Path) -> None:
-    write_json(folder / 'count.ipynb', STEP)
+def write_step(folder: Path, declared: str = DECLARED) -> None:
+    cell = {
+        'cell_type': 'code',
+        'metadata': {'tags': ['parameters']},
+        'source': declared,
+    }
+    notebook = {'cells': [cell], 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}
+    write_json(folder / 'count.ipynb', notebook)
 
 
 def read_run(file: Path) -> Any:
@@ -308,6 +303,13 @@ def test_a_parameter_that_is_no_number_is_refused_before_a_step_runs(text, tmp_p
     with pytest.raises(MlrefError, match=r'expected count\.') as error:
         check_parameters(tmp_path / 'count.ipynb', given['count'])
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize('line', ['rows = 3', 'rows: int', 'rows += 1', 'import os', "'three'"])
+def test_a_line_that_declares_no_parameter_is_refused_before_a_step_runs(line, tmp_path):
+    write_step(tmp_path, f'share: float = 0.5\n{line}\n')
+    with pytest.raises(MlrefError, match='expected lines such as .* got .*; give it a type'):
+        check_parameters(tmp_path / 'count.ipynb', {'share': 0.25})
 
 
 @pytest.mark.parametrize('threads', [0, -1, '2', 1.5, None, 10**9])
