@@ -151,6 +151,16 @@ def select_requests(
         )
     return asked.sort(task.request_time, 'event_id')
 
+# %% ../nbs/06c_task.ipynb #e06c0035
+def _check_complete(labels: pl.DataFrame, columns: Sequence[str], task: Task) -> None:
+    for name in columns:
+        missing = labels[name].null_count()
+        if missing:
+            raise MlrefError(
+                f'expected {", ".join(columns)} in every label of {task.name}, got {missing:,} of'
+                f' {labels.height:,} without {name}; leave out what is not known yet'
+            )
+
 # %% ../nbs/06c_task.ipynb #e06c0016
 def read_labels(
     task: Task,
@@ -163,6 +173,7 @@ def read_labels(
     entity_id = task.schema.entity_id
     columns = {entity_id: task.schema.columns[entity_id], 'y': None, 'label_time': None}
     check_frame(labels, columns, f'labels of {task.name}')
+    _check_complete(labels, [*columns], task)
     if labels[entity_id].n_unique() != labels.height:
         raise MlrefError(
             f'expected one label for each {task.entity}, got several for some; keep one'
