@@ -29,10 +29,11 @@ from .checks import CheckResult, DayTables
 from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
-from .features import FeatureSet, OnDemand
-from .keys import key_family
+from .features import FeatureSet, FeatureView, OnDemand, Source
+from .keys import check_same_keys, key_family
 from .limits import with_limits
 from .schema import EVENT_COLUMNS, EventSchema, check_frame
+from .sources import read_source
 
 # %% ../nbs/06c_task.ipynb #e06c0009
 Labels = Callable[[pl.DataFrame, int], pl.DataFrame]
@@ -212,12 +213,48 @@ def _check_label_times(task: Task, asked: pl.DataFrame, labels: pl.DataFrame) ->
             ' both outcomes can be known'
         )
 
+# %% ../nbs/06c_task.ipynb #e06c0037
+def _check_view_keys(task: Task, view: FeatureView, rows: pl.DataFrame) -> None:
+    "Raise `MlrefError` unless rows and requests can meet by the keys of the entity"
+    keys = view.entity.keys
+    held = {f'the rows of {view.source.name}': rows.columns}
+    if task.features.asks is None:  # which may derive further keys from a request
+        held['a request'] = [*task.schema.columns]
+    for where, columns in held.items():
+        missing = [key for key in keys if key not in columns]
+        if missing:
+            raise MlrefError(
+                f'expected the key {missing[0]} of the entity {view.entity.name} among the columns'
+                f' of {where}, got {", ".join(columns)}; name a column that is there'
+            )
+    empty = [key for key in keys if rows.height and rows[key].null_count() == rows.height]
+    if empty:
+        raise MlrefError(
+            f'expected the key {empty[0]} of the entity {view.entity.name} in rows of'
+            f' {view.source.name}, got null in all {rows.height:,}; choose the kinds that have it'
+        )
+    check_same_keys(task.schema.columns, rows.schema, view.entity)
+
+# %% ../nbs/06c_task.ipynb #e06c0039
+def _check_features(task: Task, events: pl.DataFrame) -> None:
+    "Raise `MlrefError` unless every view finds in the events what it is computed from"
+    read: dict[Source, pl.DataFrame] = {}
+    for view in task.features.views:
+        try:
+            if view.source not in read:
+                read[view.source] = read_source(events, view.source)
+            _check_view_keys(task, view, read[view.source])
+        except MlrefError as error:
+            raise MlrefError(
+                f'{error}; the view {view.name} is computed from the rows of {view.source.name}'
+            ) from None
+
 # %% ../nbs/06c_task.ipynb #e06c0030
 def check_task(
     task: Task,
     events: pl.DataFrame,  # Some of its events, any order
 ) -> None:
-    "Raise `MlrefError` unless contract, requests and labels of a task fit its events"
+    "Raise `MlrefError` unless contract, requests, features and labels of a task fit its events"
     good = raise_for_failed(validate(events, task.contract)).good
     if not good.height:
         raise MlrefError(f'expected events that the contract of {task.name} accepts, got none')
@@ -227,6 +264,7 @@ def check_task(
             f'expected each {task.entity} announced once by a {task.request_kind}, got some twice;'
             ' give each request an id of its own'
         )
+    _check_features(task, good.sort('known_time', maintain_order=True))
     now = good.select(pl.col('known_time').max()).item()
     labels = read_labels(task, good, now)
     _check_label_times(task, asked, labels)

@@ -8,8 +8,9 @@ import pytest
 
 from mlref.arguments import MlrefError
 from mlref.core import DAY
+from mlref.features import Entity
 from mlref.task import check_task, read_labels
-from small import TASK, find_labels, make_events
+from small import FEATURES, SALES, TASK, WEEK, find_labels, make_events
 
 EVENTS = make_events()
 
@@ -46,3 +47,41 @@ def test_a_null_among_the_labels_is_refused(columns, says):
         read_labels(wrong, EVENTS, 9 * DAY)
     with pytest.raises(MlrefError, match=says):
         check_task(wrong, EVENTS)
+
+
+def sales(**columns: Any):
+    "The rows of the sales, with other columns"
+    return replace(SALES, rows=lambda events: SALES.rows(events).with_columns(**columns))
+
+
+def without(*names: str):
+    return replace(SALES, rows=lambda events: SALES.rows(events).drop(names))
+
+
+SOME_NULL = pl.when(pl.col('price') > 0).then('price')
+
+
+@pytest.mark.parametrize(
+    ('changed', 'says'),
+    [
+        ({'source': without('price')}, 'expected sales.price among the columns of its rows'),
+        ({'source': without('t')}, 'expected the rows of sales to say in t the minute'),
+        ({'source': sales(price=SOME_NULL)}, 'expected sales.price in every row, 58 missing'),
+        ({'source': without('shop')}, 'the key shop of the entity shop among the columns of the r'),
+        ({'source': sales(shop=pl.lit(None, pl.String))}, 'the key shop .* null in all 400'),
+        ({'source': sales(shop=pl.lit(7.5))}, 'the key shop of shop as Float64'),
+        ({'entity': Entity(name='account', keys=('acc',))}, 'the key acc of the entity account'),
+        (
+            {
+                'entity': Entity(name='account', keys=('acc',)),
+                'source': sales(acc=pl.col('shop')),
+            },
+            'the key acc of the entity account among the columns of a request',
+        ),
+    ],
+)
+def test_a_feature_that_cannot_be_computed_is_told_by_its_view(changed, says):
+    wrong = replace(FEATURES, views=(replace(WEEK, **changed),))
+    with pytest.raises(MlrefError, match=says) as told:
+        check_task(task(features=wrong), EVENTS)
+    assert 'the view week is computed from the rows of sales' in str(told.value)
