@@ -249,15 +249,32 @@ def _check_features(task: Task, events: pl.DataFrame) -> None:
                 f'{error}; the view {view.name} is computed from the rows of {view.source.name}'
             ) from None
 
+# %% ../nbs/06c_task.ipynb #e06c0044
+_LEAST_ACCEPTED = 0.5  # share of the events of a sound source
+
+
+def _accepted_events(task: Task, events: pl.DataFrame) -> pl.DataFrame:
+    "What the contract accepts; raises `MlrefError` when that is less than half"
+    got = raise_for_failed(validate(events, task.contract))
+    if got.good.height and got.good.height >= _LEAST_ACCEPTED * events.height:
+        return got.good
+    refusing = [rule for rule in got.metrics if rule.action in ('quarantine', 'fail')]
+    worst = max(refusing, key=lambda rule: rule.broken, default=None)
+    said = 'give some events'
+    if worst is not None and worst.broken:
+        said = f'the rule {worst.name!r} refuses {worst.broken:,}; mend the rule or the events'
+    raise MlrefError(
+        f'expected events that the contract of {task.name} accepts, got'
+        f' {got.good.height or "none"} of {events.height:,}: {said}'
+    )
+
 # %% ../nbs/06c_task.ipynb #e06c0030
 def check_task(
     task: Task,
     events: pl.DataFrame,  # Some of its events, any order
 ) -> None:
     "Raise `MlrefError` unless contract, requests, features and labels of a task fit its events"
-    good = raise_for_failed(validate(events, task.contract)).good
-    if not good.height:
-        raise MlrefError(f'expected events that the contract of {task.name} accepts, got none')
+    good = _accepted_events(task, events)
     asked = good.filter(pl.col('kind') == task.request_kind)
     if asked[task.schema.entity_id].n_unique() != asked.height:
         raise MlrefError(

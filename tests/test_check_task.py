@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from mlref.arguments import MlrefError
+from mlref.contracts import Rule
 from mlref.core import DAY
 from mlref.features import Entity
 from mlref.task import check_task, read_labels
@@ -85,3 +86,19 @@ def test_a_feature_that_cannot_be_computed_is_told_by_its_view(changed, says):
     with pytest.raises(MlrefError, match=says) as told:
         check_task(task(features=wrong), EVENTS)
     assert 'the view week is computed from the rows of sales' in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ('holds', 'says'),
+    [
+        (pl.lit(False), "got none of 800: the rule 'dear' refuses 800; mend the rule or the"),
+        (pl.col('price') > 4, "got 228 of 800: the rule 'dear' refuses 572; mend the rule or"),
+    ],
+)
+def test_a_contract_that_refuses_most_events_names_the_rule(holds, says):
+    rules = (Rule(name='a visit', holds=pl.col('visit') != 'v0'), Rule(name='dear', holds=holds))
+    with pytest.raises(MlrefError, match=says):
+        check_task(task(contract=rules), EVENTS)
+    check_task(task(contract=rules[:1]), EVENTS)
+    with pytest.raises(MlrefError, match='got none of 0: give some events'):
+        check_task(TASK, EVENTS.head(0))
