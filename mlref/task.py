@@ -268,6 +268,35 @@ def _accepted_events(task: Task, events: pl.DataFrame) -> pl.DataFrame:
         f' {got.good.height or "none"} of {events.height:,}: {said}'
     )
 
+# %% ../nbs/06c_task.ipynb #e06c0046
+def _labels_with(task: Task, events: pl.DataFrame, now: int, kind: str) -> pl.DataFrame | None:
+    "The labels of a task that is given one more kind; None when it cannot read them"
+    wider = replace(task, label_kinds=(*task.label_kinds, kind))
+    try:
+        return read_labels(wider, events, now)
+    except (MlrefError, pl.exceptions.PolarsError):
+        return None
+
+
+def _sort_labels(labels: pl.DataFrame, task: Task) -> pl.DataFrame:
+    return labels.select(task.schema.entity_id, 'y', 'label_time').sort(task.schema.entity_id)
+
+
+def _check_label_kinds(task: Task, events: pl.DataFrame, labels: pl.DataFrame, now: int) -> None:
+    "Raise `MlrefError` when a kind that is not among `label_kinds` changes the labels"
+    own = _sort_labels(labels, task)
+    changing = []
+    for kind in [kind for kind in task.schema.kinds if kind not in task.label_kinds]:
+        wider = _labels_with(task, events, now, kind)
+        if wider is not None and not _sort_labels(wider, task).equals(own):
+            changing.append(kind)
+    if changing:
+        raise MlrefError(
+            f'expected labels that depend on {", ".join(task.label_kinds)} alone, got others with'
+            f' events of {", ".join(changing)}; add them to label_kinds, or let labels leave them'
+            ' out'
+        )
+
 # %% ../nbs/06c_task.ipynb #e06c0030
 def check_task(
     task: Task,
@@ -284,6 +313,7 @@ def check_task(
     _check_features(task, good.sort('known_time', maintain_order=True))
     now = good.select(pl.col('known_time').max()).item()
     labels = read_labels(task, good, now)
+    _check_label_kinds(task, good, labels, now)
     _check_label_times(task, asked, labels)
     late = labels.filter(pl.col('label_time') > now)
     if late.height:

@@ -102,3 +102,19 @@ def test_a_contract_that_refuses_most_events_names_the_rule(holds, says):
     check_task(task(contract=rules[:1]), EVENTS)
     with pytest.raises(MlrefError, match='got none of 0: give some events'):
         check_task(TASK, EVENTS.head(0))
+
+
+def came_home(events: pl.DataFrame, now: int) -> pl.DataFrame:
+    "Whether a visit has ended by now; needs both kinds"
+    ended = events.filter(kind='end')['visit'].implode()
+    visits = events.filter(kind='visit')
+    y = pl.col('visit').is_in(ended).cast(pl.Int64)
+    labels = visits.select('visit', y=y, label_time=pl.col('known_time') + 60)
+    return labels.filter(pl.col('label_time') <= now)
+
+
+def test_a_kind_that_is_missing_from_label_kinds_is_named():
+    right = task(labels=came_home, label_kinds=('visit', 'end'))
+    check_task(right, EVENTS)
+    with pytest.raises(MlrefError, match='alone, got others with events of end; add them'):
+        check_task(replace(right, label_kinds=('visit',)), EVENTS)
