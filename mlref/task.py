@@ -297,13 +297,30 @@ def _check_label_kinds(task: Task, events: pl.DataFrame, labels: pl.DataFrame, n
             ' out'
         )
 
+# %% ../nbs/06c_task.ipynb #e06c0048
+def _check_minutes(task: Task, good: pl.DataFrame) -> None:
+    "Raise `MlrefError` unless accepted events have an id and times in minutes"
+    for name in ('event_id', 'event_time', 'known_time'):
+        missing = good[name].null_count()
+        if missing:
+            raise MlrefError(
+                f'expected {name} in every event that the contract of {task.name} accepts, got'
+                f' {missing:,} without; put contracts.base_rules into the contract'
+            )
+    asked = good.filter(pl.col('kind') == task.request_kind)
+    for name in ('event_time', 'known_time', task.request_time):
+        frame = asked if name == task.request_time else good
+        check_minutes(frame[name].drop_nulls(), f'{name} of events of {task.name}')
+
 # %% ../nbs/06c_task.ipynb #e06c0030
 def check_task(
     task: Task,
     events: pl.DataFrame,  # Some of its events, any order
 ) -> None:
     "Raise `MlrefError` unless contract, requests, features and labels of a task fit its events"
+    check_frame(events, task.schema.columns, f'events of {task.name}')
     good = _accepted_events(task, events)
+    _check_minutes(task, good)
     asked = good.filter(pl.col('kind') == task.request_kind)
     if asked[task.schema.entity_id].n_unique() != asked.height:
         raise MlrefError(

@@ -118,3 +118,23 @@ def test_a_kind_that_is_missing_from_label_kinds_is_named():
     check_task(right, EVENTS)
     with pytest.raises(MlrefError, match='alone, got others with events of end; add them'):
         check_task(replace(right, label_kinds=('visit',)), EVENTS)
+
+
+SECONDS = pl.col('event_time', 'known_time') * 60 + 1_790_000_000
+
+
+@pytest.mark.parametrize(
+    ('events', 'says'),
+    [
+        (EVENTS.lazy(), 'expected events of late-visits as a polars frame, got LazyFrame'),
+        ({'visit': ['v0']}, 'expected events of late-visits as a polars frame, got dict'),
+        (EVENTS.drop('shop'), 'got shop not among'),
+        (EVENTS.cast({'price': pl.Float64}), 'expected price of events of late-visits as Int64'),
+        (EVENTS.cast({'event_time': pl.Float64}), 'expected event_time of events of late-visits'),
+        (EVENTS.with_columns(SECONDS), 'event_time of events of late-visits in whole minutes'),
+        (EVENTS.with_columns(event_id=pl.lit(None, pl.String)), 'got 800 without; put contracts'),
+    ],
+)
+def test_events_that_are_none_are_refused_in_a_sentence(events, says):
+    with pytest.raises(MlrefError, match=says):
+        check_task(TASK, events)
