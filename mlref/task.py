@@ -321,6 +321,7 @@ def check_task(
     check_frame(events, task.schema.columns, f'events of {task.name}')
     good = _accepted_events(task, events)
     _check_minutes(task, good)
+    good = good.unique('event_id', keep='first', maintain_order=True)
     asked = good.filter(pl.col('kind') == task.request_kind)
     if asked[task.schema.entity_id].n_unique() != asked.height:
         raise MlrefError(

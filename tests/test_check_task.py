@@ -138,3 +138,11 @@ SECONDS = pl.col('event_time', 'known_time') * 60 + 1_790_000_000
 def test_events_that_are_none_are_refused_in_a_sentence(events, says):
     with pytest.raises(MlrefError, match=says):
         check_task(TASK, events)
+
+
+def test_an_event_that_is_delivered_twice_is_one():
+    twice = pl.concat([EVENTS, EVENTS.sample(fraction=0.1, seed=0)])
+    check_task(TASK, twice)
+    renamed = EVENTS.filter(kind='visit').with_columns(event_id=pl.format('again-{}', 'event_id'))
+    with pytest.raises(MlrefError, match='expected each visit announced once'):
+        check_task(TASK, pl.concat([EVENTS, renamed]))
