@@ -10,6 +10,7 @@ __all__ = ['Labels', 'Cuts', 'EventReader', 'no_checks', 'no_slices', 'Task', 's
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -118,9 +119,11 @@ def _check_columns(task: Task) -> None:
             key_family(name, columns[name])  # raises for a type that is no key
     missing = [name for name in task.monitored if name not in task.features.names]
     if missing:
+        close = get_close_matches(missing[0], task.features.names) or task.features.names[:3]
         raise MlrefError(
             f'expected monitored features among the {len(task.features.names)} of'
-            f' {task.features.name}, got {", ".join(missing)}; watch what is computed'
+            f' {task.features.name}, got {", ".join(missing)}; watch what is computed, such as'
+            f' {", ".join(close)}'
         )
 
 # %% ../nbs/06c_task.ipynb #e06c0013

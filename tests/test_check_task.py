@@ -146,3 +146,10 @@ def test_an_event_that_is_delivered_twice_is_one():
     renamed = EVENTS.filter(kind='visit').with_columns(event_id=pl.format('again-{}', 'event_id'))
     with pytest.raises(MlrefError, match='expected each visit announced once'):
         check_task(TASK, pl.concat([EVENTS, renamed]))
+
+
+def test_an_unknown_feature_is_answered_with_those_of_like_names():
+    with pytest.raises(MlrefError, match='got week_mean_price; .* such as week_mean_price_10080m'):
+        task(monitored=('week_mean_price',))
+    with pytest.raises(MlrefError, match='got xyz; watch what is computed, such as week_count'):
+        task(monitored=('xyz',))
