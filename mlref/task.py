@@ -10,6 +10,7 @@ __all__ = ['Labels', 'Cuts', 'EventReader', 'no_checks', 'no_slices', 'Task', 's
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,11 @@ from .checks import CheckResult, DayTables
 from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, TrainingSet, check_minutes, format_time
 from .events import disturb_delivery, drop_feed
-from .features import FeatureSet, OnDemand
-from .keys import key_family
+from .features import FeatureSet, FeatureView, OnDemand, Source
+from .keys import check_same_keys, key_family
 from .limits import with_limits
 from .schema import EVENT_COLUMNS, EventSchema, check_frame
+from .sources import read_source
 
 # %% ../nbs/06c_task.ipynb #e06c0009
 Labels = Callable[[pl.DataFrame, int], pl.DataFrame]
@@ -117,9 +119,11 @@ def _check_columns(task: Task) -> None:
             key_family(name, columns[name])  # raises for a type that is no key
     missing = [name for name in task.monitored if name not in task.features.names]
     if missing:
+        close = get_close_matches(missing[0], task.features.names) or task.features.names[:3]
         raise MlrefError(
             f'expected monitored features among the {len(task.features.names)} of'
-            f' {task.features.name}, got {", ".join(missing)}; watch what is computed'
+            f' {task.features.name}, got {", ".join(missing)}; watch what is computed, such as'
+            f' {", ".join(close)}'
         )
 
 # %% ../nbs/06c_task.ipynb #e06c0013
@@ -151,6 +155,16 @@ def select_requests(
         )
     return asked.sort(task.request_time, 'event_id')
 
+# %% ../nbs/06c_task.ipynb #e06c0035
+def _check_complete(labels: pl.DataFrame, columns: Sequence[str], task: Task) -> None:
+    for name in columns:
+        missing = labels[name].null_count()
+        if missing:
+            raise MlrefError(
+                f'expected {", ".join(columns)} in every label of {task.name}, got {missing:,} of'
+                f' {labels.height:,} without {name}; leave out what is not known yet'
+            )
+
 # %% ../nbs/06c_task.ipynb #e06c0016
 def read_labels(
     task: Task,
@@ -163,6 +177,7 @@ def read_labels(
     entity_id = task.schema.entity_id
     columns = {entity_id: task.schema.columns[entity_id], 'y': None, 'label_time': None}
     check_frame(labels, columns, f'labels of {task.name}')
+    _check_complete(labels, [*columns], task)
     if labels[entity_id].n_unique() != labels.height:
         raise MlrefError(
             f'expected one label for each {task.entity}, got several for some; keep one'
@@ -201,23 +216,125 @@ def _check_label_times(task: Task, asked: pl.DataFrame, labels: pl.DataFrame) ->
             ' both outcomes can be known'
         )
 
+# %% ../nbs/06c_task.ipynb #e06c0037
+def _check_view_keys(task: Task, view: FeatureView, rows: pl.DataFrame) -> None:
+    "Raise `MlrefError` unless rows and requests can meet by the keys of the entity"
+    keys = view.entity.keys
+    held = {f'the rows of {view.source.name}': rows.columns}
+    if task.features.asks is None:  # which may derive further keys from a request
+        held['a request'] = [*task.schema.columns]
+    for where, columns in held.items():
+        missing = [key for key in keys if key not in columns]
+        if missing:
+            raise MlrefError(
+                f'expected the key {missing[0]} of the entity {view.entity.name} among the columns'
+                f' of {where}, got {", ".join(columns)}; name a column that is there'
+            )
+    empty = [key for key in keys if rows.height and rows[key].null_count() == rows.height]
+    if empty:
+        raise MlrefError(
+            f'expected the key {empty[0]} of the entity {view.entity.name} in rows of'
+            f' {view.source.name}, got null in all {rows.height:,}; choose the kinds that have it'
+        )
+    check_same_keys(task.schema.columns, rows.schema, view.entity)
+
+# %% ../nbs/06c_task.ipynb #e06c0039
+def _check_features(task: Task, events: pl.DataFrame) -> None:
+    "Raise `MlrefError` unless every view finds in the events what it is computed from"
+    read: dict[Source, pl.DataFrame] = {}
+    for view in task.features.views:
+        try:
+            if view.source not in read:
+                read[view.source] = read_source(events, view.source)
+            _check_view_keys(task, view, read[view.source])
+        except MlrefError as error:
+            raise MlrefError(
+                f'{error}; the view {view.name} is computed from the rows of {view.source.name}'
+            ) from None
+
+# %% ../nbs/06c_task.ipynb #e06c0044
+_LEAST_ACCEPTED = 0.5  # share of the events of a sound source
+
+
+def _accepted_events(task: Task, events: pl.DataFrame) -> pl.DataFrame:
+    "What the contract accepts; raises `MlrefError` when that is less than half"
+    got = raise_for_failed(validate(events, task.contract))
+    if got.good.height and got.good.height >= _LEAST_ACCEPTED * events.height:
+        return got.good
+    refusing = [rule for rule in got.metrics if rule.action in ('quarantine', 'fail')]
+    worst = max(refusing, key=lambda rule: rule.broken, default=None)
+    said = 'give some events'
+    if worst is not None and worst.broken:
+        said = f'the rule {worst.name!r} refuses {worst.broken:,}; mend the rule or the events'
+    raise MlrefError(
+        f'expected events that the contract of {task.name} accepts, got'
+        f' {got.good.height or "none"} of {events.height:,}: {said}'
+    )
+
+# %% ../nbs/06c_task.ipynb #e06c0046
+def _labels_with(task: Task, events: pl.DataFrame, now: int, kind: str) -> pl.DataFrame | None:
+    "The labels of a task that is given one more kind; None when it cannot read them"
+    wider = replace(task, label_kinds=(*task.label_kinds, kind))
+    try:
+        return read_labels(wider, events, now)
+    except (MlrefError, pl.exceptions.PolarsError):
+        return None
+
+
+def _sort_labels(labels: pl.DataFrame, task: Task) -> pl.DataFrame:
+    return labels.select(task.schema.entity_id, 'y', 'label_time').sort(task.schema.entity_id)
+
+
+def _check_label_kinds(task: Task, events: pl.DataFrame, labels: pl.DataFrame, now: int) -> None:
+    "Raise `MlrefError` when a kind that is not among `label_kinds` changes the labels"
+    own = _sort_labels(labels, task)
+    changing = []
+    for kind in [kind for kind in task.schema.kinds if kind not in task.label_kinds]:
+        wider = _labels_with(task, events, now, kind)
+        if wider is not None and not _sort_labels(wider, task).equals(own):
+            changing.append(kind)
+    if changing:
+        raise MlrefError(
+            f'expected labels that depend on {", ".join(task.label_kinds)} alone, got others with'
+            f' events of {", ".join(changing)}; add them to label_kinds, or let labels leave them'
+            ' out'
+        )
+
+# %% ../nbs/06c_task.ipynb #e06c0048
+def _check_minutes(task: Task, good: pl.DataFrame) -> None:
+    "Raise `MlrefError` unless accepted events have an id and times in minutes"
+    for name in ('event_id', 'event_time', 'known_time'):
+        missing = good[name].null_count()
+        if missing:
+            raise MlrefError(
+                f'expected {name} in every event that the contract of {task.name} accepts, got'
+                f' {missing:,} without; put contracts.base_rules into the contract'
+            )
+    asked = good.filter(pl.col('kind') == task.request_kind)
+    for name in ('event_time', 'known_time', task.request_time):
+        frame = asked if name == task.request_time else good
+        check_minutes(frame[name].drop_nulls(), f'{name} of events of {task.name}')
+
 # %% ../nbs/06c_task.ipynb #e06c0030
 def check_task(
     task: Task,
     events: pl.DataFrame,  # Some of its events, any order
 ) -> None:
-    "Raise `MlrefError` unless contract, requests and labels of a task fit its events"
-    good = raise_for_failed(validate(events, task.contract)).good
-    if not good.height:
-        raise MlrefError(f'expected events that the contract of {task.name} accepts, got none')
+    "Raise `MlrefError` unless contract, requests, features and labels of a task fit its events"
+    check_frame(events, task.schema.columns, f'events of {task.name}')
+    good = _accepted_events(task, events)
+    _check_minutes(task, good)
+    good = good.unique('event_id', keep='first', maintain_order=True)
     asked = good.filter(pl.col('kind') == task.request_kind)
     if asked[task.schema.entity_id].n_unique() != asked.height:
         raise MlrefError(
             f'expected each {task.entity} announced once by a {task.request_kind}, got some twice;'
             ' give each request an id of its own'
         )
+    _check_features(task, good.sort('known_time', maintain_order=True))
     now = good.select(pl.col('known_time').max()).item()
     labels = read_labels(task, good, now)
+    _check_label_kinds(task, good, labels, now)
     _check_label_times(task, asked, labels)
     late = labels.filter(pl.col('label_time') > now)
     if late.height:

@@ -47,7 +47,7 @@ from mlref.policy import RetrainPolicy, make_decision, retrain_reason
 from mlref.recipes import cross_fit_folds, epochs_for, fit_lightgbm, fit_recipe, out_of_fold_scores
 from mlref.registry import Registry, TrainingRun, register_model
 from mlref.schema import EVENT_COLUMNS, EventSchema, TableSchema, check_frame
-from mlref.task import Task, load_task, read_labels, select_requests, vector_task
+from mlref.task import Task, check_task, load_task, read_labels, select_requests, vector_task
 from mlref.train import day_blocks, validate_tables
 from mlref.training_set import corrupt_future, find_leaks, training_set
 from mlref.training_state import TrainConfig
@@ -188,6 +188,7 @@ CALLS = [
     call(vector_task, name='tumours', columns=('radius', 'texture'), entity='sample'),
     call(select_requests, task=TASK, events=EVENTS, start=0, end=DAY),
     call(read_labels, 'now', task=TASK, events=EVENTS, now=DAY),
+    call(check_task, task=TASK, events=EVENTS),
     call(load_task, address='small:TASK'),
     call(
         point_in_time_join,
@@ -638,7 +639,6 @@ EXEMPT = {
     'with_squares': 'refused by name in its page',
     'lookup_feature': 'refused by name in its page',
     'TableLookup': 'made by `lookup_feature`',
-    'check_task': 'takes what `read_labels` and `validate` take (test_second_task)',
     'read_stream': 'takes what `disturb_delivery` takes',
     'slice_differences': 'takes what `compare_models` takes, with a slice that is large enough',
     'plot_reliability': 'a plot of what `reliability_table` takes',
