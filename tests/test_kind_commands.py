@@ -7,6 +7,8 @@ where nobody asked for one.
 import inspect
 import io
 import re
+import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from mlref.registry import Registry
 from mlref.terminal import COMMAND_NAMES, CommandResult, check_option, print_answer, run_cli
 from small import TASK
 
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {'docs': 'nbs/_site/build.py', 'test': 'tests/suite.py', 'check': 'tests/check.py'}
 TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
 TEXTS += ('$(x)', '\udcff', 'x' * 5000)
 PATHS = ('s3://bucket/x', 'redis://h/0', 'md:x', 'file/x', '/dev/null')
@@ -260,3 +264,28 @@ def test_a_server_is_not_begun_in_a_file(place, folder):
     with pytest.raises(MlrefError, match='--log|expected log as a file of this machine'):
         check_option('log', Path(place))
         serve_options(ServeSettings(log=Path(place)), folder / 'run')
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_command_of_the_checkout_has_help_and_refuses_what_it_does_not_know(name, tmp_path):
+    script = [sys.executable, str(ROOT / SCRIPTS[name])]
+    asked = {}
+    for word in ('--help', '--wrong'):
+        words = [*script, word]
+        asked[word] = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert [each.returncode for each in asked.values()] == [0, 2]
+    assert asked['--help'].stdout.startswith(f'usage: ./run {name} ')
+    assert 'unrecognized arguments: --wrong' in asked['--wrong'].stderr
+    assert not [*tmp_path.iterdir()] and not list(ROOT.glob('--*'))
+
+
+def test_a_check_of_a_page_that_is_not_there_is_refused():
+    words = [sys.executable, str(ROOT / 'tests/check.py'), '--only', 'glossary', 'nopage', 'index']
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected part of the name of a page, got 'nopage'\n" in done.stderr
+
+
+def test_an_unknown_command_of_the_checkout_ends_as_that_of_the_package(capsys):
+    assert runpy.run_path(str(ROOT / 'run'))['main'](['fly']) == run_cli(cli.app, ['fly']) == 2
+    assert "got 'fly'; see ./run --help" in capsys.readouterr().err
