@@ -229,6 +229,27 @@ def test_a_group_without_a_command_says_what_is_missing(group, capsys):
     assert 'Commands' in said.out
 
 
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_help_of_a_group_ends_with_the_exit_statuses(group, capsys):
+    assert run_cli(cli.app, [group, '--help']) == 0
+    assert 'Exit status: 0 done' in capsys.readouterr().out
+
+
+def test_a_seed_a_profile_or_a_change_that_cannot_be_is_refused_and_makes_nothing(folder, capsys):
+    places = ['--data', str(folder / 'new'), '--reports', str(folder / 'reports')]
+    for status, words, said in (
+        (2, ['run', '--quick', '--seed', '-1', *places], "Invalid value for '--seed'"),
+        (1, ['run', '--quick', '--profile', 'year', *places], 'got --quick and --profile year;'),
+        (1, ['run', '--quick', '--profile', 'quick', *places], 'expected one profile'),
+        (1, ['bench', 'serve', '--set', 'foo'], "expected --set NAME=VALUE, got 'foo'"),
+        (1, ['bench', 'serve', '--set', 'a=\n'], r"expected --set NAME=VALUE, got 'a=\n'"),
+        (1, ['bench', 'serve', '--set', 'a.b=1'], "expected --set NAME=VALUE, got 'a.b=1'"),
+    ):
+        assert run_cli(cli.app, words) == status
+        assert said in capsys.readouterr().err
+    assert not [*folder.iterdir()]
+
+
 def test_each_command_is_named_as_it_is_typed(monkeypatch, capsys):
     assert sorted(COMMAND_NAMES) == sorted(typer.main.get_command(cli.app).commands)
     monkeypatch.setenv('MLREF_COMMAND', './run')
