@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from mlref.cli_rollout import RolloutPlace
 from mlref.cli_serving import ServeSettings, serve_options
 from mlref.core import parse_time, wall_clock
 from mlref.edges import LIBRARIES
+from mlref.log import LocalLog
 from mlref.registry import Registry
 from mlref.terminal import COMMAND_NAMES, CommandResult, check_option, print_answer, run_cli
 from small import TASK
@@ -277,6 +279,22 @@ def test_a_folder_of_a_server_that_is_a_file_or_a_slip_is_told(command, folder, 
         )
     made = run_cli(cli.app, ['keys', *command.split(), '--log', 'servd'])
     assert (made == 0) == (command == 'add gate') == Path('servd').exists()
+    assert ('The folder servd is new' in capsys.readouterr().out) == Path('servd').exists()
+    run_cli(cli.app, ['keys', *command.split(), '--log', 'servd'])
+    assert 'is new' not in capsys.readouterr().out
+
+
+def test_a_number_that_no_message_has_is_told_with_those_that_are_there(folder, capsys):
+    with closing(LocalLog(folder / 'log')) as log:
+        log.append('events', [b'1', b'2'])
+    place = ['events', '--log', str(folder / 'log')]
+    assert run_cli(cli.app, ['log', 'read', *place, '--offset', '99999999']) == 1
+    said = capsys.readouterr().err
+    assert 'expected --offset from 0 to 2, which events/0 holds, got 99,999,999; ' in said
+    assert 'restore' not in said
+    assert run_cli(cli.app, ['log', 'trim', *place, '--days', '-1']) == 1
+    said = capsys.readouterr().err
+    assert 'expected --days as a number' in said and 'seconds' not in said
 
 
 @pytest.mark.parametrize('place', ['file', 'file/x', '/dev/null', 's3://bucket/x'])
