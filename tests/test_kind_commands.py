@@ -252,6 +252,12 @@ def test_a_seed_a_profile_or_a_change_that_cannot_be_is_refused_and_makes_nothin
     assert not [*folder.iterdir()]
 
 
+@pytest.mark.parametrize('group', GROUPS)
+def test_where_commands_are_listed_a_group_is_no_command(group):
+    for text in ((ROOT / 'README.md').read_text(), runpy.run_path(str(ROOT / 'run'))['__doc__']):
+        assert re.findall(rf'^.*\./run {group}\b(.*)', text, re.MULTILINE)[0].startswith(' ...')
+
+
 def test_each_command_is_named_as_it_is_typed(monkeypatch, capsys):
     assert sorted(COMMAND_NAMES) == sorted(typer.main.get_command(cli.app).commands)
     monkeypatch.setenv('MLREF_COMMAND', './run')
