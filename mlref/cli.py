@@ -6,6 +6,7 @@
 __all__ = ['app', 'Publish', 'Changes', 'main', 'RunSettings', 'make_run']
 
 # %% ../nbs/50_cli.ipynb #c1000003
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -94,7 +95,9 @@ def main(
 class RunSettings:
     "What a run is told"
 
-    profile: Annotated[str, typer.Option(help='Which steps, told what.')] = 'year'
+    profile: Annotated[
+        str | None, typer.Option(help='Which steps, told what.', show_default='year')
+    ] = None
     quick: Annotated[bool, typer.Option('--quick', help='Short for --profile quick.')] = False
     resume: Annotated[
         str | None, typer.Option(metavar='ID', help='Go on with a run that stopped.')
@@ -102,7 +105,7 @@ class RunSettings:
     anyway: Annotated[
         bool, typer.Option('--anyway', help='Go on although the code is another; it is noted.')
     ] = False
-    seed: Annotated[int, typer.Option(help='What is random is drawn from it.')] = 0
+    seed: Annotated[int, typer.Option(min=0, help='What is random is drawn from it.')] = 0
     changes: Annotated[
         list[str] | None,
         typer.Option('--set', metavar='STEP.NAME=VALUE', help='Another parameter of a step.'),
@@ -163,6 +166,17 @@ def _resume_run(settings: RunSettings, layout: Layout, run_id: str) -> PipelineR
     return run
 
 # %% ../nbs/50_cli.ipynb #c1000033
+def _profile_of(settings: RunSettings) -> str:
+    "The profile of a new run; raises `MlrefError` for two"
+    if not settings.quick:
+        return 'year' if settings.profile is None else settings.profile
+    if settings.profile is not None:
+        raise MlrefError(
+            f'expected one profile, got --quick and --profile {settings.profile}; leave one out'
+        )
+    return 'quick'
+
+
 def make_run(
     settings: RunSettings,
     layout: Layout,
@@ -172,7 +186,7 @@ def make_run(
     if settings.resume is not None:
         run = _resume_run(settings, layout, settings.resume)
     else:
-        profile = 'quick' if settings.quick else settings.profile
+        profile = _profile_of(settings)
         common = {'profile': profile, 'seed': settings.seed, 'task': settings.task}
         given = read_profile(layout.steps, profile, **common)
         run_id = f'{profile}-{now:%Y%m%d-%H%M%S}'
@@ -225,6 +239,13 @@ def _run(settings: RunSettings) -> CommandResult:
         publish_results(run.report_folder / 'results', layout.reports)
     return answer
 
+# %% ../nbs/50_cli.ipynb #c1000117
+def _check_change(text: str) -> str:
+    "A change of a benchmark, whose step is not named; raises `MlrefError` for another text"
+    if re.fullmatch(r'\w+=.*', text) is None:
+        raise MlrefError(f'expected --set NAME=VALUE, got {text!r}')
+    return text
+
 # %% ../nbs/50_cli.ipynb #c1000018
 Publish = Annotated[bool, typer.Option('--publish', help="Make its results the repository's.")]
 Changes = Annotated[
@@ -254,7 +275,7 @@ def _bench(
     folder = layout.reports / 'runs' / step.stem
     given: dict[str, object] = {'reports': str(folder.resolve()), 'publish': publish}
     wanted = {key: value for key, value in given.items() if key in read_parameters(step)}
-    texts = [f'{step.stem}.{text}' for text in changes or []]
+    texts = [f'{step.stem}.{_check_change(text)}' for text in changes or []]
     wanted = set_parameters({step.stem: wanted}, texts)[step.stem]
     cost = run_step(step, folder / step.name, wanted, sys.stderr)
     if publish:
@@ -323,11 +344,11 @@ def _doctor() -> CommandResult:
 
 # commands of other pages, under the same name
 app.add_typer(serving_app)
-app.add_typer(features_app, name='features')
-app.add_typer(models_app, name='models')
-app.add_typer(rollout_app, name='rollout')
-app.add_typer(keys_app, name='keys')
-app.add_typer(log_app, name='log')
-app.add_typer(letters_app, name='dead-letters')
-app.add_typer(balance_app, name='balance')
+app.add_typer(features_app, name='features', epilog=STATUS_HELP)
+app.add_typer(models_app, name='models', epilog=STATUS_HELP)
+app.add_typer(rollout_app, name='rollout', epilog=STATUS_HELP)
+app.add_typer(keys_app, name='keys', epilog=STATUS_HELP)
+app.add_typer(log_app, name='log', epilog=STATUS_HELP)
+app.add_typer(letters_app, name='dead-letters', epilog=STATUS_HELP)
+app.add_typer(balance_app, name='balance', epilog=STATUS_HELP)
 app.add_typer(observe_app)

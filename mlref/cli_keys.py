@@ -75,11 +75,16 @@ def _add_key(
     file = _keys_file(log, data, make=True)
     scopes = ('predict',) if scope is None else tuple(scope)
     token, key = make_key(name, scopes, rows)
+    is_new = not file.parent.exists()
     file.parent.mkdir(parents=True, exist_ok=True)
     with _changed_keys(file) as keys:
         keys[key.id] = key
     found = {'id': key.id, 'client': key.client, 'scopes': key.scopes, 'key': token}
-    return CommandResult(found, f'{token}\nKeep it: it is not shown again. Its hash is in {file}')
+    text = f'{token}\nKeep it: it is not shown again. Its hash is in {file}'
+    if is_new:
+        place = file.parent
+        text += f'\nThe folder {place} is new: begin the server with mlref serve --log {place}'
+    return CommandResult(found, text)
 
 # %% ../nbs/49c_cli_keys.ipynb #e4900052
 @command(keys_app, 'list', 'mlref keys list')

@@ -17,6 +17,7 @@ import typer
 
 # %% ../nbs/49d_cli_log.ipynb #49cd0005
 from .addresses import local_file
+from .arguments import check_number
 from .core import DAY_S, MlrefError
 from .markup import escape_terminal
 from mlref.terminal import (
@@ -145,9 +146,14 @@ def _read_some(
             f'expected a partition among {", ".join(known) or "none"}, got {topic}/{partition};'
             ' give the topic alone, and its partition with --partition'
         )
-    first = offset
-    if first is None:
-        first = max(log.start(topic, partition), log.end(topic, partition) - count)
+    start = log.start(topic, partition)
+    end = log.end(topic, partition)
+    first = max(start, end - count) if offset is None else offset
+    if not start <= first <= end:
+        raise MlrefError(
+            f'expected --offset from {start:,} to {end:,}, which {topic}/{partition} holds, got'
+            f' {first:,}; give one of these'
+        )
     return log.read(topic, first, count, partition), first
 
 # %% ../nbs/49d_cli_log.ipynb #49cd1010
@@ -205,6 +211,8 @@ class TrimSettings:
 
         if self.days is None and self.size is None:
             raise MlrefError('expected --days or --size, got neither; say what is kept')
+        if self.days is not None:
+            check_number(self.days, '--days', 1e-6, 1e9)
         seconds = None if self.days is None else self.days * DAY_S
         return Retention(seconds=seconds, size=self.size, anyway=self.anyway)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from checks.glossary import check_glossary
-from checks.notebooks import Finding
+from checks.notebooks import ROOT, Finding
 from checks.pages import check_pages
 from checks.parts import check_parts
 from checks.ratchet import lower_baseline, over_baseline, read_baseline, write_baseline
@@ -84,6 +84,16 @@ def summarize(
     return text
 
 
+def unknown_parts(
+    parts: list[str],  # of file names
+) -> list[str]:
+    "Those that are part of no name"
+    folders = ('nbs', 'mlref', 'tests')
+    found = [*ROOT.glob('*'), *(path for name in folders for path in (ROOT / name).rglob('*'))]
+    names = [path.relative_to(ROOT).as_posix() for path in found if path.is_file()]
+    return [part for part in parts if not any(part in name for name in names)]
+
+
 def main(
     words: list[str],  # of the command line
 ) -> int:
@@ -96,6 +106,9 @@ def main(
     only = given.only.split(',') if given.only else None
     if unknown := set(only or []) - set(STEPS):
         parser.error(f'expected steps of {",".join(STEPS)}, got {",".join(sorted(unknown))}')
+    if unnamed := unknown_parts(given.files):
+        said = ', '.join(map(repr, unnamed))
+        parser.error(f'expected part of the name of a page, got {said}')
     if given.lower and only:
         parser.error('expected --lower with all steps: the others would lose their lines')
     start = time.perf_counter()

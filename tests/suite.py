@@ -1,5 +1,6 @@
 """Everything that must hold before a change lands: ./run test [--deep]"""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -226,9 +227,10 @@ def main(
     words: list[str],  # of the command line
 ) -> int:
     "Run the steps one after the other, all of them, and say which failed"
-    if unknown := [word for word in words if word != '--deep']:
-        sys.exit(f'expected nothing or --deep, got {" ".join(unknown)}')
-    deep = '--deep' in words
+    about = 'Everything that must hold: checks, every page, tests, the quick run'
+    parser = argparse.ArgumentParser(prog='./run test', description=about, allow_abbrev=False)
+    parser.add_argument('--deep', action='store_true', help='with large counts, for hours')
+    deep = parser.parse_args(words).deep
     # two pages, then two files of tests, run side by side on two cores
     os.environ.update(MLREF_DEEP=str(int(deep)), MPLBACKEND='agg', OMP_NUM_THREADS='1')
     # what one process of this run made of the raw files, the others map

@@ -7,8 +7,11 @@ where nobody asked for one.
 import inspect
 import io
 import re
+import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,10 +26,13 @@ from mlref.cli_rollout import RolloutPlace
 from mlref.cli_serving import ServeSettings, serve_options
 from mlref.core import parse_time, wall_clock
 from mlref.edges import LIBRARIES
+from mlref.log import LocalLog
 from mlref.registry import Registry
 from mlref.terminal import COMMAND_NAMES, CommandResult, check_option, print_result, run_cli
 from small import TASK
 
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {'docs': 'nbs/_site/build.py', 'test': 'tests/suite.py', 'check': 'tests/check.py'}
 TEXTS = ('/', '../x', "a'b", 'a%20b', 'a?b#c', 'ä€𝄞', 'nan', '-1', '01', '١', '²', '*', 'a\nb')
 TEXTS += ('$(x)', '\udcff', 'x' * 5000)
 PATHS = ('s3://bucket/x', 'redis://h/0', 'md:x', 'file/x', '/dev/null')
@@ -225,6 +231,33 @@ def test_a_group_without_a_command_says_what_is_missing(group, capsys):
     assert 'Commands' in said.out
 
 
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_help_of_a_group_ends_with_the_exit_statuses(group, capsys):
+    assert run_cli(cli.app, [group, '--help']) == 0
+    assert 'Exit status: 0 done' in capsys.readouterr().out
+
+
+def test_a_seed_a_profile_or_a_change_that_cannot_be_is_refused_and_makes_nothing(folder, capsys):
+    places = ['--data', str(folder / 'new'), '--reports', str(folder / 'reports')]
+    for status, words, said in (
+        (2, ['run', '--quick', '--seed', '-1', *places], "Invalid value for '--seed'"),
+        (1, ['run', '--quick', '--profile', 'year', *places], 'got --quick and --profile year;'),
+        (1, ['run', '--quick', '--profile', 'quick', *places], 'expected one profile'),
+        (1, ['bench', 'serve', '--set', 'foo'], "expected --set NAME=VALUE, got 'foo'"),
+        (1, ['bench', 'serve', '--set', 'a=\n'], r"expected --set NAME=VALUE, got 'a=\n'"),
+        (1, ['bench', 'serve', '--set', 'a.b=1'], "expected --set NAME=VALUE, got 'a.b=1'"),
+    ):
+        assert run_cli(cli.app, words) == status
+        assert said in capsys.readouterr().err
+    assert not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_where_commands_are_listed_a_group_is_no_command(group):
+    for text in ((ROOT / 'README.md').read_text(), runpy.run_path(str(ROOT / 'run'))['__doc__']):
+        assert re.findall(rf'^.*\./run {group}\b(.*)', text, re.MULTILINE)[0].startswith(' ...')
+
+
 def test_each_command_is_named_as_it_is_typed(monkeypatch, capsys):
     assert sorted(COMMAND_NAMES) == sorted(typer.main.get_command(cli.app).commands)
     monkeypatch.setenv('MLREF_COMMAND', './run')
@@ -252,6 +285,22 @@ def test_a_folder_of_a_server_that_is_a_file_or_a_slip_is_told(command, folder, 
         )
     made = run_cli(cli.app, ['keys', *command.split(), '--log', 'servd'])
     assert (made == 0) == (command == 'add gate') == Path('servd').exists()
+    assert ('The folder servd is new' in capsys.readouterr().out) == Path('servd').exists()
+    run_cli(cli.app, ['keys', *command.split(), '--log', 'servd'])
+    assert 'is new' not in capsys.readouterr().out
+
+
+def test_a_number_that_no_message_has_is_told_with_those_that_are_there(folder, capsys):
+    with closing(LocalLog(folder / 'log')) as log:
+        log.append('events', [b'1', b'2'])
+    place = ['events', '--log', str(folder / 'log')]
+    assert run_cli(cli.app, ['log', 'read', *place, '--offset', '99999999']) == 1
+    said = capsys.readouterr().err
+    assert 'expected --offset from 0 to 2, which events/0 holds, got 99,999,999; ' in said
+    assert 'restore' not in said
+    assert run_cli(cli.app, ['log', 'trim', *place, '--days', '-1']) == 1
+    said = capsys.readouterr().err
+    assert 'expected --days as a number' in said and 'seconds' not in said
 
 
 @pytest.mark.parametrize('place', ['file', 'file/x', '/dev/null', 's3://bucket/x'])
@@ -260,3 +309,28 @@ def test_a_server_is_not_begun_in_a_file(place, folder):
     with pytest.raises(MlrefError, match='--log|expected log as a file of this machine'):
         check_option('log', Path(place))
         serve_options(ServeSettings(log=Path(place)), folder / 'run')
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_command_of_the_checkout_has_help_and_refuses_what_it_does_not_know(name, tmp_path):
+    script = [sys.executable, str(ROOT / SCRIPTS[name])]
+    asked = {}
+    for word in ('--help', '--wrong'):
+        words = [*script, word]
+        asked[word] = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert [each.returncode for each in asked.values()] == [0, 2]
+    assert asked['--help'].stdout.startswith(f'usage: ./run {name} ')
+    assert 'unrecognized arguments: --wrong' in asked['--wrong'].stderr
+    assert not [*tmp_path.iterdir()] and not list(ROOT.glob('--*'))
+
+
+def test_a_check_of_a_page_that_is_not_there_is_refused():
+    words = [sys.executable, str(ROOT / 'tests/check.py'), '--only', 'glossary', 'nopage', 'index']
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected part of the name of a page, got 'nopage'\n" in done.stderr
+
+
+def test_an_unknown_command_of_the_checkout_ends_as_that_of_the_package(capsys):
+    assert runpy.run_path(str(ROOT / 'run'))['main'](['fly']) == run_cli(cli.app, ['fly']) == 2
+    assert "got 'fly'; see ./run --help" in capsys.readouterr().err

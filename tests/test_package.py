@@ -271,6 +271,25 @@ def test_every_extra_has_a_use():
     assert {*read_extras()} - {'tensorrt'} == {*','.join(USES).split(',')}
 
 
+def test_the_readme_names_every_extra_and_installs_it_from_the_checkout():
+    text = (ROOT / 'README.md').read_text()
+    listed = re.search(r'extras bring the rest by use: (.*)', text)[1]
+    assert {*re.findall(r'`([a-z]+)`', listed)} == {*read_extras(), 'all'} - {''}
+    installed = re.findall(r"`pip install '(\S*)\[([a-z,]+)\]'`", text)
+    assert len(installed) > 3 and {place for place, _ in installed} == {'.'}
+    assert {*','.join(names for _, names in installed).split(',')} <= {*read_extras()}
+
+
+def test_the_kills_that_the_readme_counts_are_those_of_the_results():
+    "Its cell reads them from there; a number that is typed would stay behind"
+    rows = json.loads((ROOT / 'reports' / 'results' / 'crashes.json').read_text())['rows']
+    count = next(row['ours'] for row in rows if row['name'] == 'crash points')
+    assert f'| messages lost in {count} kills | 0 |' in (ROOT / 'README.md').read_text()
+    assert (
+        str(count) not in (ROOT / 'nbs' / 'index.ipynb').read_text().split('HEADLINES = ')[1][:2000]
+    )
+
+
 @pytest.mark.parametrize('extra', USES)
 def test_an_extra_brings_all_that_its_use_needs(extra):
     "Packages that pip would not install with it are hidden; --deep installs it"

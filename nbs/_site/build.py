@@ -3,6 +3,7 @@
 nbdev's pages become Markdown, and mkdocs-material makes the site of them.
 """
 
+import argparse
 import base64
 import gc
 import importlib
@@ -401,5 +402,22 @@ def build(
     print(f'{len(list(out.rglob("*.html")))} pages: {out / "index.html"}')
 
 
+def main(
+    words: list[str],  # of the command line
+) -> None:
+    "Build the site where the words say"
+    about = 'The docs site, built without a network'
+    parser = argparse.ArgumentParser(prog='./run docs', description=about, allow_abbrev=False)
+    parser.add_argument(
+        'folder',
+        nargs='?',
+        default=ROOT / '_docs',
+        type=Path,
+        metavar='FOLDER',
+        help='of the site, made if need be; default: _docs',
+    )
+    build(parser.parse_args(words).folder.resolve())
+
+
 if __name__ == '__main__':
-    build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / '_docs').resolve())
+    main(sys.argv[1:])
