@@ -163,14 +163,10 @@ def no_age_skew(
     "Which outcome a label has does not depend on how old its row is; raises `MlrefError`"
     check_number(limit, 'limit', 0, 1)
     skew = label_age_skew(rows, as_of)
-    return Gate(
-        f'no_age_skew_{what}',
-        skew <= limit,
-        skew,
-        limit,
-        f'the age of the rows moves the share of positives by up to {skew:.3f}, because one'
-        ' outcome becomes known sooner than the other',
-    )
+    why = f'the age of the rows moves the share of positives by up to {skew:.3f}'
+    if skew > limit:
+        why += ': one outcome becomes known sooner than the other, or there is one alone'
+    return Gate(name=f'no_age_skew_{what}', passed=skew <= limit, value=skew, limit=limit, why=why)
 
 # %% ../nbs/12c_gates.ipynb #8b92f546
 def is_fresh(
