@@ -151,5 +151,5 @@ def test_an_event_that_is_delivered_twice_is_one():
 def test_an_unknown_feature_is_answered_with_those_of_like_names():
     with pytest.raises(MlrefError, match='got week_mean_price; .* such as week_price_10080m'):
         task(monitored=('week_mean_price',))
-    with pytest.raises(MlrefError, match='got xyz; watch what is computed, such as week_count'):
+    with pytest.raises(MlrefError, match='got xyz; watch what is computed, such as week_n_10080m'):
         task(monitored=('xyz',))
