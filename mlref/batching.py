@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Overloaded', 'DeadlineExceeded', 'Told', 'ScoreRequest', 'check_float_rows', 'FairQueue', 'score_parts', 'TurnClock',
-           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'take_parts', 'TurnRunner', 'Batcher']
+           'is_wanted', 'next_rows', 'keep_slice', 'tell_request', 'count_run', 'TurnRunner', 'Batcher']
 
 # %% ../nbs/16b_batching.ipynb #16bc0005
 import asyncio
@@ -289,7 +289,7 @@ def count_run(
             work.wait.add(now - request.came)
 
 
-def take_parts(
+def _take_parts(
     runner: Any,  # `TurnRunner`
     batch: Sequence[ScoreRequest],
 ) -> list[np.ndarray]:
@@ -355,7 +355,7 @@ class TurnRunner:
             self.loaded = self.busy = False
             return
         try:
-            parts = take_parts(self, batch)
+            parts = _take_parts(self, batch)
         except Exception as error:
             self._end(batch, None, error)
             return

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['encode_row', 'ServerSettings', 'read_deadline', 'ServedModel', 'check_fed', 'check_ahead', 'ChampionOnly',
            'ModelServer', 'count_cache', 'set_versions', 'choose_version', 'read_counted_vectors', 'read_rows',
-           'count_statuses', 'score_before_deadline', 'PredictionRow', 'VectorRow', 'find_troubles', 'measure_model',
-           'measure_feeds', 'measure_champion', 'measure_store']
+           'count_statuses', 'not_a_number', 'score_before_deadline', 'PredictionRow', 'VectorRow', 'find_troubles',
+           'measure_model', 'measure_feeds', 'measure_champion', 'measure_store']
 
 # %% ../nbs/16g_model_server.ipynb #3d6ef68f
 import asyncio
@@ -349,6 +349,14 @@ def count_statuses(
                 server.metrics.count_values(server.task.name, view, STATUS_NAMES[code], n)
 
 
+def not_a_number(
+    version: str,  # Of the model
+) -> RequestError:
+    "What a request is told whose model gave a score that is no number"
+    said = f'expected numbers from model {version}, got NaN or infinity; nothing was written down'
+    return RequestError(500, said)
+
+
 async def score_before_deadline(
     served: ServedModel,
     X: np.ndarray,  # float32 (rows, features)
@@ -357,11 +365,7 @@ async def score_before_deadline(
     "Scores; raises `RequestError` when the model gives one that is no number"
     p = await served.submit(X, deadline)
     if not np.isfinite(p).all():
-        raise RequestError(
-            500,
-            f'expected numbers from model {served.version}, got NaN or infinity; nothing was'
-            ' written down',
-        )
+        raise not_a_number(served.version)
     return p
 
 # %% ../nbs/16g_model_server.ipynb #7cee3b8a
@@ -370,7 +374,7 @@ class PredictionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     entity_id: str  # Whose score it is
     cutoff: int  # Minutes UTC
-    scored_at: int  # The same
+    scored_at: int  # Minutes UTC that the score counts as of; of a server, the cut-off
     p: float  # Score as the model gave it, a probability
     version: str  # Digest of the model
     trained_until: int  # Minutes UTC
@@ -463,10 +467,7 @@ async def find_troubles(
     "Why requests should not be sent here now"
     if server.draining:
         return ['expected a server that goes on, this one is told to stop; ask another']
-    try:
-        found = [_store_trouble(server), await _log_trouble(server), *server.troubles.values()]
-    except RequestError as error:
-        found = [str(error)]
+    found = [_store_trouble(server), await _log_trouble(server), *server.troubles.values()]
     return [said for said in found if said]
 
 # %% ../nbs/16g_model_server.ipynb #16d1001d

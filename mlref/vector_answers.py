@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['GroupedRequest', 'VectorRequest', 'fail_all', 'fail_unanswered', 'drop_broken', 'count_group', 'count_beyond',
-           'make_row', 'shadow_vectors', 'encode_group', 'add_scored', 'write_scored', 'begin_reading', 'end_writing',
-           'write_group', 'read_arrived', 'add_arrived', 'answer_vectors', 'answer_oip', 'answer_mlflow']
+           'shadow_vectors', 'begin_reading', 'write_group', 'read_arrived', 'answer_oip', 'answer_mlflow']
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f00005
 import asyncio
@@ -33,11 +32,12 @@ from mlref.model_server import (
     VectorRow,
     choose_version,
     encode_row,
+    not_a_number,
     read_deadline,
 )
 from .observe import count_out_of_range
 from .oip import decode_oip, encode_oip
-from .protocols import Answer, RequestError, Scores
+from .protocols import Answer, Scores
 from .requests import Request
 from .traces import trace_group
 
@@ -106,14 +106,16 @@ class VectorRequest(GroupedRequest):
     def set_result(self, p: np.ndarray) -> None:
         "Its scores are there: `p`, float64 (rows,)"
         self.p = p
-        add_scored(self)
+        _add_scored(self)
 
     def start_shadows(self) -> None:
         "Have others score its vectors"
         shadow_vectors(self.server, self.request, self.assigned, self.X)
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f0000c
-_FEW = 8  # rows of a request that a request is judged by
+# rows; a larger request says nothing about how long a usual one takes, so admission does not
+# learn from it
+_USUAL_ROWS = 8
 
 
 def fail_all(group: Sequence[GroupedRequest], error: BaseException | None) -> None:
@@ -156,8 +158,7 @@ def drop_broken(
             whole.append(each)
             continue
         version = '' if each.served is None else each.served.version
-        said = f'expected numbers from model {version}, got NaN or infinity; nothing was'
-        each.set_exception(RequestError(500, f'{said} written down'))
+        each.set_exception(not_a_number(version))
     return whole
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f2000c
@@ -187,7 +188,7 @@ def count_beyond(server: ModelServer, group: Sequence[GroupedRequest]) -> None:
             count_out_of_range(server.metrics, server.task.name, count_outside(X, ranges))
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f0000e
-def make_row(
+def _make_row(
     request: Request,
     chosen: Chosen,  # Who answers
     p: np.ndarray,  # float64
@@ -208,7 +209,7 @@ def make_row(
 
 
 def _vector_row(each: VectorRequest, calibration: str, now: float) -> bytes:
-    row = make_row(each.request, (each.assigned, each.served), each.p, now)
+    row = _make_row(each.request, (each.assigned, each.served), each.p, now)
     row.calibration = calibration
     if each.unit != each.request.id:
         row.id = each.unit
@@ -226,7 +227,7 @@ async def _score_shadow(
         p = await score_counted(server, chosen, X, deadline)
     finally:
         served.users -= 1
-    row = make_row(request, chosen, p, round(server.clock(), 3))
+    row = _make_row(request, chosen, p, round(server.clock(), 3))
     await server.log.append('vector_shadows', [encode_row(row)])
 
 
@@ -241,7 +242,7 @@ def shadow_vectors(
         start_beside(server, role, partial(_score_shadow, server, request, X))
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f0000d
-def encode_group(
+def _encode_group(
     server: ModelServer,
     group: list[VectorRequest],
 ) -> tuple[list[VectorRequest], list[bytes]]:  # With answers, and the row of each
@@ -270,20 +271,20 @@ def encode_group(
     return kept, rows
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f0000b
-def add_scored(each: VectorRequest) -> None:
+def _add_scored(each: VectorRequest) -> None:
     "Answer a request with those that are told their scores in the same turn"
     scored = each.server.scored
     if not scored:
-        asyncio.get_running_loop().call_soon(write_scored, each.server)
+        asyncio.get_running_loop().call_soon(_write_scored, each.server)
     scored.append(each)
 
 
-def write_scored(server: ModelServer) -> None:
+def _write_scored(server: ModelServer) -> None:
     "Encode the answers of a group, then append it to the log"
     group = server.scored
     server.scored = []
     with fail_unanswered(group):
-        kept, rows = encode_group(server, group)
+        kept, rows = _encode_group(server, group)
         write_group(server, 'vectors', kept, rows)
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f5000b
@@ -298,7 +299,7 @@ def begin_reading(
         asyncio.get_running_loop().call_soon(read, server)
 
 
-def end_writing(server: ModelServer) -> None:
+def _end_writing(server: ModelServer) -> None:
     "Let the next group begin, once the clients of this one had a turn of the loop to ask again"
     server.writing -= 1
     loop = asyncio.get_running_loop()
@@ -338,14 +339,14 @@ def _start_shadows(kept: Sequence[GroupedRequest]) -> None:
 # %% ../nbs/16gab_vector_answers.ipynb #16f1000b
 def _answer_group(kept: Sequence[GroupedRequest], begun: float, appended: asyncio.Future) -> None:
     "They are on disk, or will never be"
-    end_writing(kept[0].server)
+    _end_writing(kept[0].server)
     error = None if appended.cancelled() else appended.exception()
     if error is not None or appended.cancelled():
         fail_all(kept, error)
         return
     now = time.perf_counter()
     last = kept[-1]
-    if len(last.X) <= _FEW:
+    if len(last.X) <= _USUAL_ROWS:
         last.server.admission.learn(last.inside, now - last.request.start, now - begun)
     if last.server.traces is not None:
         trace_group(last.server.traces, kept, begun, now)
@@ -383,7 +384,7 @@ def read_arrived(server: ModelServer) -> None:
                 each.set_exception(error)
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f10010
-def add_arrived(each: VectorRequest) -> None:
+def _add_arrived(each: VectorRequest) -> None:
     "Read a request together with those that wait, or are the next to come"
     server = each.server
     server.arrived.append(each)
@@ -391,7 +392,7 @@ def add_arrived(each: VectorRequest) -> None:
         begin_reading(server, read_arrived)
 
 
-def answer_vectors(
+def _answer_vectors(
     server: ModelServer,
     request: Request,
     read: Callable[[], tuple[Any, np.ndarray, str]],  # What was asked, its rows, its unit
@@ -403,7 +404,7 @@ def answer_vectors(
     inside = server.admission.enter(deadline - now)
     told = asyncio.get_running_loop().create_future()
     each = VectorRequest(server, request, told, inside, deadline, read=read, encode=encode)
-    add_arrived(each)
+    _add_arrived(each)
     return told
 
 # %% ../nbs/16gab_vector_answers.ipynb #16f00011
@@ -418,7 +419,7 @@ def answer_oip(server: ModelServer, request: Request) -> asyncio.Future:
     def encode(asked: Any, scores: Scores, version: str) -> Answer:
         return encode_oip(asked, scores, server.task.name, version)
 
-    return answer_vectors(server, request, read, encode)
+    return _answer_vectors(server, request, read, encode)
 
 
 def answer_mlflow(server: ModelServer, request: Request) -> asyncio.Future:
@@ -433,4 +434,4 @@ def answer_mlflow(server: ModelServer, request: Request) -> asyncio.Future:
     def encode(asked: Any, scores: Scores, version: str) -> Answer:
         return encode_mlflow(asked, scores)
 
-    return answer_vectors(server, request, read, encode)
+    return _answer_vectors(server, request, read, encode)

@@ -179,6 +179,7 @@ class _Child:
     quick_deaths: int = 0  # In a row
     again_at: float = 0.0  # When another may take its place
     killed: str = ''  # Why, by the supervisor; '' = it was not
+    told_to_end: bool = False  # It is one too many
 
 
 def _start_child(
@@ -235,7 +236,7 @@ class Supervisor:
             raise
         self.options = replace(options, port=self.listening.getsockname()[1])
         self.folder = Path(options.folder)
-        self.alive, self.told = os.pipe()  # the end of the second is how workers learn of ours
+        self.parent_reader, self.parent_writer = os.pipe()  # it closes when we die; workers see it
         self.children: dict[int, _Child] = {}
         self.restarts = 0
         self.meters = Meters()
@@ -250,7 +251,7 @@ class Supervisor:
     def start_worker(self, index: int, quick_deaths: int = 0) -> None:
         "Start worker `index`, after `quick_deaths` in a row that ended right after their start"
         words = [encode_options(self.options), str(index)]
-        inherited = (self.listening.fileno(), self.alive)
+        inherited = (self.listening.fileno(), self.parent_reader)
         child = _start_child(words, inherited, self.options.worker_timeout, quick_deaths)
         self.forget_worker(index)
         self.children[index] = child
@@ -271,8 +272,8 @@ class Supervisor:
         for index in list(self.children):
             self.forget_worker(index)
         self._let_go()
-        os.close(self.told)
-        os.close(self.alive)
+        os.close(self.parent_writer)
+        os.close(self.parent_reader)
 
     def _let_go(self) -> None:
         self.listening.close()
@@ -313,9 +314,9 @@ def tend_workers(
             _replace_worker(supervisor, index, child, now)
     for index in [index for index in supervisor.children if index >= wanted]:
         child = supervisor.children[index]
-        if child.process.poll() is None and not child.again_at:
+        if child.process.poll() is None and not child.told_to_end:
             child.process.terminate()
-            child.again_at = now
+            child.told_to_end = True
         elif child.process.poll() is not None:
             supervisor.forget_worker(index)
 
@@ -337,8 +338,11 @@ def _tend_on(supervisor: Supervisor) -> None:
             print(f'mlref: {said}', file=sys.stderr)
             supervisor.stopping.wait(1.0)
 
-
+# %% ../nbs/17f_workers.ipynb #17fa0075
 def _replace_worker(supervisor: Supervisor, index: int, child: _Child, now: float) -> None:
+    if child.told_to_end and not child.killed:  # one too many until more were wanted: no restart
+        supervisor.start_worker(index)
+        return
     if not child.again_at:
         deaths = child.quick_deaths + 1 if now - child.started < 2 else 0
         child.quick_deaths = deaths

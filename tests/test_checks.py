@@ -146,6 +146,7 @@ PAGES = {
     'module-lines': [exported('# why\n' * 501), Cell('markdown', 'm1', 'word ' * 500)],
     'docstring': [exported('def load(): return\n'), code('load()')],
     'shown': [exported('def load():\n    "Load"')],
+    'shown ': [exported('def load():\n    "Load"'), code('assert load.__doc__')],
 }
 
 
