@@ -315,6 +315,22 @@ def _check_minutes(task: Task, good: pl.DataFrame) -> None:
         frame = asked if name == task.request_time else good
         check_minutes(frame[name].drop_nulls(), f'{name} of events of {task.name}')
 
+# %% ../nbs/06c_task.ipynb #e06c0050
+def _check_requests(task: Task, asked: pl.DataFrame) -> None:
+    "Raise `MlrefError` when a request lacks what nothing may be without"
+    needed = [task.schema.entity_id, task.request_time]
+    if task.features.asks is None:  # which may derive the keys
+        needed += [key for view in task.features.views for key in view.entity.keys]
+    for name in needed:
+        may_be_null = name in task.nullable or name not in asked.columns
+        missing = 0 if may_be_null else asked[name].null_count()
+        if missing:
+            raise MlrefError(
+                f'expected {name} in every {task.request_kind}, got {missing:,} of'
+                f' {asked.height:,} without; refuse them by a rule of the contract, or name'
+                f' {name} in nullable'
+            )
+
 # %% ../nbs/06c_task.ipynb #e06c0030
 def check_task(
     task: Task,
@@ -326,6 +342,7 @@ def check_task(
     _check_minutes(task, good)
     good = good.unique('event_id', keep='first', maintain_order=True)
     asked = good.filter(pl.col('kind') == task.request_kind)
+    _check_requests(task, asked)
     if asked[task.schema.entity_id].n_unique() != asked.height:
         raise MlrefError(
             f'expected each {task.entity} announced once by a {task.request_kind}, got some twice;'

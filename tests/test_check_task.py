@@ -153,3 +153,13 @@ def test_an_unknown_feature_is_answered_with_those_of_like_names():
         task(monitored=('week_mean_price',))
     with pytest.raises(MlrefError, match='got xyz; watch what is computed, such as week_n_10080m'):
         task(monitored=('xyz',))
+
+
+def test_a_request_without_its_key_is_refused_unless_it_may_be_null():
+    some = pl.when(pl.col('price') > 0).then('shop')
+    without_shop = EVENTS.with_columns(shop=some)
+    with pytest.raises(MlrefError, match='expected shop in every visit, got 58 of 400 without'):
+        check_task(TASK, without_shop)
+    check_task(task(nullable=('shop',)), without_shop)
+    with pytest.raises(MlrefError, match='expected visit in every visit, got 400 of 400 without'):
+        check_task(TASK, EVENTS.with_columns(visit=pl.lit(None, pl.String)))
