@@ -77,10 +77,14 @@ def check_type(
     if isinstance(value, kinds):
         return
     wanted = kinds if isinstance(kinds, tuple) else (kinds,)
-    names = ' or '.join(kind.__name__ for kind in wanted)
+    names = [kind.__name__ for kind in wanted]
+    got = describe_value(value)
+    if got in names:  # of another library, as the DataFrame of pandas is
+        names = [f'{kind.__module__.split(".")[0]}.{kind.__name__}' for kind in wanted]
+        got = f'{type(value).__module__.split(".")[0]}.{got}'
     raise MlrefError(
-        f'expected {name} as {names}, got {describe_value(value)}; convert it, or look at the order'
-        ' of the arguments'
+        f'expected {name} as {" or ".join(names)}, got {got}; convert it, or look at the order of'
+        ' the arguments'
     )
 
 

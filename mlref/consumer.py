@@ -15,7 +15,7 @@ from typing import Protocol
 
 import polars as pl
 
-from .arguments import check_number
+from .arguments import check_number, check_type
 from .core import MlrefError, encode_text
 from .events import encode_events
 from .lmdb_files import begin_read
@@ -95,6 +95,7 @@ class Consumer:
         position: LogPosition,  # Where its owner got to
     ) -> None:
         "Read a partition too; raises `MlrefError` when the log does not go on there"
+        check_type(position, LogPosition, 'the position of a consumer')
         check_position(self.log, self.topic, position, part)
         self.at[part] = position
 
@@ -117,6 +118,7 @@ class Consumer:
 
     def done(self, batch: MessageBatch) -> None:
         "Move on behind a batch that is committed"
+        check_type(batch, MessageBatch, 'the batch that is done')
         self.at[batch.part] = batch.after
 
 # %% ../nbs/03b_consumer.ipynb #111f632f

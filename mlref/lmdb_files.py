@@ -267,6 +267,8 @@ def explain_lmdb(
             f'expected at most {settings.tables} tables in {what}, this is one more; use another'
             ' folder'
         )
+    if 'closed/deleted/dropped' in str(error):
+        return MlrefError(f'expected {what} open, it was closed; open it again')
     if 'already open in this process' in str(error):
         return MlrefError(
             f'expected {what} not to be open, this process has it open; use that one, or close it'

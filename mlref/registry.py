@@ -206,6 +206,9 @@ def register_model(
 ) -> str | None:  # Number of the version; None = the server is away, the model waits
     "Register the challenger; idempotent; raises `MlrefError` for no `Predictor` or other columns"
     check_type(model, Predictor, 'model')
+    check_type(run, TrainingRun, 'run')
+    check_type(features, (FeatureSet, type(None)), 'features')
+    check_type(gates, (list, tuple, type(None)), 'gates')
     if sample is not None:
         check_predictor(model, sample[:KEPT_ROWS])  # before anything is written
     if features is not None and model.names != features.names:

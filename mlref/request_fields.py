@@ -202,11 +202,19 @@ def _read_column(
         raise RequestError(422, f'expected {name} {field.expected} of 64 bits, got more') from None
 
 # %% ../nbs/15b_request_fields.ipynb #15bf0024
+_ASKED = frozenset({'entities', 'statuses'})  # what a request may say
+
+
 def _read_rows(
     request: Mapping[str, Any],
     task: ServedTask,
 ) -> list[dict[str, Any]]:
     "The objects of a request; raises `RequestError` unless they have known fields"
+    unknown = min(request.keys() - _ASKED, default='')
+    if unknown:
+        raise RequestError(
+            400, f'expected a request of {" and ".join(sorted(_ASKED))}, got also {unknown!r:.40}'
+        )
     rows = request.get('entities')
     if not isinstance(rows, list) or not rows:
         raise RequestError(400, f"expected 'entities' with at least one {task.entity}")

@@ -29,6 +29,7 @@ from mlref.arguments import (
 from .checks import CheckResult, DayTables
 from .contracts import Rule, check_contract, raise_for_failed, validate
 from .core import Calendar, TrainingSet, check_minutes, format_time
+from .edges import describe_error
 from .events import disturb_delivery, drop_feed
 from .features import FeatureSet, FeatureView, OnDemand, Source
 from .keys import check_same_keys, key_family
@@ -373,10 +374,10 @@ def load_task(
         task = found(*given) if callable(found) else found
     except MlrefError:  # of the function that makes it: it says what is wrong
         raise
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a module of the user's own raises
         raise MlrefError(
             f"expected a task at {address!r}, as 'package.module:attribute' of a Task or of a"
-            f' function that makes one without arguments, got: {error}'
+            f' function that makes one without arguments, got: {describe_error(error)}'
         ) from None
     if not isinstance(task, Task):
         raise MlrefError(f'expected a Task at {address}, got {describe_value(task)}; name a Task')

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from .arguments import check_type
 from .checked_files import check_checksum, write_checksum
 from .consumer import PartitionedLog
 from .contracts import at_clock
@@ -108,6 +109,7 @@ class Workspace:
         folder: Path,  # Made when missing
         task: Task,
     ):
+        check_type(task, Task, 'task')  # and not its address
         self.folder = Path(folder)
         self.task = task
         with ExitStack() as opened:  # what fails holds nothing

@@ -10,7 +10,8 @@ from mlref.arguments import MlrefError
 from mlref.contracts import Rule
 from mlref.core import DAY
 from mlref.features import Entity
-from mlref.task import check_task, read_labels
+from mlref.log import LocalLog
+from mlref.task import check_task, load_task, read_labels
 from small import FEATURES, SALES, TASK, WEEK, find_labels, make_events
 
 EVENTS = make_events()
@@ -163,3 +164,28 @@ def test_a_request_without_its_key_is_refused_unless_it_may_be_null():
     check_task(task(nullable=('shop',)), without_shop)
     with pytest.raises(MlrefError, match='expected visit in every visit, got 400 of 400 without'):
         check_task(TASK, EVENTS.with_columns(visit=pl.lit(None, pl.String)))
+
+
+@pytest.mark.parametrize(
+    ('code', 'says'),
+    [
+        ('x = = 2', 'SyntaxError: invalid syntax'),
+        ("{}['X']", "KeyError: 'X'"),
+        ('1 / 0', 'division'),
+    ],
+)
+def test_a_module_that_is_broken_is_one_sentence(code, says, tmp_path, monkeypatch):
+    name = f'broken_{abs(hash(code))}'
+    (tmp_path / f'{name}.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MlrefError, match=f"expected a task at '{name}:X'.*{says}"):
+        load_task(f'{name}:X')
+
+
+def test_a_log_that_was_closed_says_so(tmp_path):
+    log = LocalLog(tmp_path / 'log')
+    log.append('orders', [b'{}'])
+    log.close()
+    for call in (lambda: log.append('orders', [b'{}']), lambda: log.read('orders', 0, 1)):
+        with pytest.raises(MlrefError, match='it was closed; open it again'):
+            call()
