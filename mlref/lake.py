@@ -236,8 +236,7 @@ class EventIds:
 
     def __init__(
         self,
-        max_events: int = 2
-        ** 25,  # Ids kept, 8 bytes each (256 MB); in a larger lake all are asked for
+        max_events: int = 2**25,  # Ids kept, 8 bytes each (256 MB); of more, all are asked for
     ):
         self.max_events = max_events
         self._forget()

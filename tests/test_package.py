@@ -118,6 +118,16 @@ else:
 """
 
 # What each extra is there for: code that runs when mlref, the extra and nothing else is installed
+NO_CLUSTER = """
+from mlref.core import MlrefError
+from mlref.ext.ray_cluster import connect_ray
+try:
+    connect_ray('127.0.0.1:1')
+except MlrefError as error:
+    assert 'start one with ray start --head' in str(error), error
+else:
+    raise AssertionError('a cluster was joined where nobody listens')
+"""
 USES = {
     '': """
 import mlref.catalog, mlref.ingest, mlref.lake, mlref.offline, mlref.online, mlref.stream
@@ -211,29 +221,12 @@ except MlrefError as error:
 else:
     raise AssertionError('a store was opened where nobody listens')
 """,
-    'ray': """
-from mlref.core import MlrefError
-from mlref.ext import ray_backfill
-from mlref.ext.ray_cluster import connect_ray
-try:
-    connect_ray('127.0.0.1:1')
-except MlrefError as error:
-    assert 'start one with ray start --head' in str(error), error
-else:
-    raise AssertionError('a cluster was joined where nobody listens')
-""",
+    'ray': 'from mlref.ext import ray_backfill\n' + NO_CLUSTER,
     'ray,train,serve': """
 import mlref.ext.ray_serve, mlref.ext.ray_train, mlref.recipes
 import ray.serve, ray.train.torch
-from mlref.core import MlrefError
-from mlref.ext.ray_cluster import connect_ray
-try:
-    connect_ray('127.0.0.1:1')
-except MlrefError as error:
-    assert 'start one with ray start --head' in str(error), error
-else:
-    raise AssertionError('a cluster was joined where nobody listens')
-""",
+"""
+    + NO_CLUSTER,
     'serve,trace': """
 import asyncio
 import os
