@@ -36,6 +36,7 @@ class Cell:
     source: str
     outputs: list[dict] = field(default_factory=list)
     count: int | None = None  # the execution count that is stored
+    metadata: dict = field(default_factory=dict)
 
     @cached_property
     def exported(self) -> bool:
@@ -96,6 +97,7 @@ def read_page(
                 source=source if isinstance(source, str) else ''.join(source),
                 outputs=cell.get('outputs', []),
                 count=cell.get('execution_count'),
+                metadata=cell.get('metadata', {}),
             )
         )
     return Page(path.relative_to(root).as_posix(), tuple(cells))
