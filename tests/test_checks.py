@@ -33,6 +33,12 @@ MODULE = Cell('code', 'exp', '#| default_exp store')
 NUMBERS = itertools.count()
 
 
+ASKED = Cell('markdown', 'asked', '## What to change\n\n1. Why?\n2. When?\n3. Where?')
+FOLDED = {'jupyter': {'source_hidden': True}}
+ANSWER = '#| code-fold: true\n# 1: so\n# 2: now\n# 3: here\nassert answer() == 1'
+ANSWERED = (ASKED, Cell('code', 'answers', ANSWER, metadata=FOLDED))
+
+
 def code(source: str, **more) -> Cell:
     "A cell of a page, shown only"
     return Cell('code', f'c{next(NUMBERS)}', source, **more)
@@ -45,7 +51,7 @@ def exported(source: str) -> Cell:
 
 def rules(*cells: Cell, file: str = 'nbs/05_store.ipynb') -> list[str]:
     "Rules that a page of these cells breaks"
-    return [finding.rule for finding in check_pages([Page(file, (TOP, *cells))])]
+    return [finding.rule for finding in check_pages([Page(file, (TOP, *cells, *ANSWERED))])]
 
 
 SHAPES = {
@@ -155,6 +161,28 @@ def test_a_page_out_of_shape_is_found(rule, cells):
     assert rule.strip() in rules(*cells)
 
 
+def exercise_rules(*cells: Cell, file: str = 'nbs/05_store.ipynb') -> list[str]:
+    "Rules that a page which ends with these cells breaks"
+    return [finding.rule for finding in check_pages([Page(file, (TOP, *cells))])]
+
+
+def test_an_exercise_has_an_answer_that_is_run():
+    assert exercise_rules(*ANSWERED) == []
+    assert exercise_rules() == ['exercises']
+    assert exercise_rules(file='nbs/guides/roll_back.ipynb') == []
+    few = Cell('markdown', 'few', '## What to change\n\n1. Why?\n2. When?')
+    assert exercise_rules(few, ANSWERED[1]) == ['exercises']
+    assert exercise_rules(ASKED) == ['answer'] * 3
+    open_cell = Cell('code', 'open', ANSWER.removeprefix('#| code-fold: true\n'))
+    assert exercise_rules(ASKED, open_cell) == ['answer'] * 3
+    words = Cell('code', 'words', ANSWER.replace('assert answer() == 1', 'x = 1'), metadata=FOLDED)
+    assert exercise_rules(ASKED, words) == ['answer'] * 3
+    one = Cell('code', 'one', ANSWER.replace('# 2: now\n', ''), metadata=FOLDED)
+    assert exercise_rules(ASKED, one) == ['answer']
+    assert exercise_rules(ASKED, Cell('code', 'seen', ANSWER)) == ['answer']
+    assert exercise_rules(*reversed(ANSWERED)) == ['answer'] * 3
+
+
 def test_a_public_name_means_one_thing():
     top = Cell('markdown', 'm1', '# A\n\n> A page')
     pages = [Page(f'nbs/{n}.ipynb', (top, exported('Step = int\n_own = 1'))) for n in 'ab']
@@ -169,7 +197,7 @@ def test_a_page_needs_a_title():
 def test_the_first_line_of_a_module_is_not_too_long():
     for words, found in ((18, []), (19, ['columns'])):
         top = Cell('markdown', 'm0', '# A\n\n> ' + 'word ' * words + '.')
-        cells = (top, code('#| default_exp a'))
+        cells = (top, code('#| default_exp a'), *ANSWERED)
         assert [f.rule for f in check_pages([Page('nbs/05_a.ipynb', cells)])] == found
 
 
@@ -196,8 +224,9 @@ def test_a_general_page_does_not_know_the_flights():
 
 
 def test_imports_go_one_way():
-    later = Page('nbs/07_late.ipynb', (TOP, code('#| default_exp late')))
-    early = Page('nbs/05_store.ipynb', (TOP, MODULE, exported('from mlref.late import x')))
+    later = Page('nbs/07_late.ipynb', (TOP, code('#| default_exp late'), *ANSWERED))
+    cells = (TOP, MODULE, exported('from mlref.late import x'), *ANSWERED)
+    early = Page('nbs/05_store.ipynb', cells)
     assert [f.rule for f in check_pages([early, later])] == ['order']
 
 

@@ -168,6 +168,15 @@ def test_a_telephone_does_not_scroll_sideways(page, url):
         assert page.evaluate('document.documentElement.scrollWidth') <= 390, f
 
 
+def test_an_answer_is_folded_until_a_reader_opens_it(page, url):
+    page.goto(url + 'arguments.html')
+    answer = page.locator('article details.fold').first
+    code = answer.locator('pre').first
+    assert not code.is_visible()
+    answer.locator('summary', has_text='Answer').click()
+    code.wait_for()
+
+
 def letters(text):
     "What is read of a text, without marks and spaces"
     return re.sub(r'[\W_]+', '', text)

@@ -41,6 +41,7 @@ GROUPS = (  # of the menu: title, first and last number of its pages
     ('Command line', 45, 99),
 )
 FOLDERS = (('Guides', 'guides'), ('Pipeline steps', 'steps'), ('Decisions', 'decisions'))
+FOLDED = 'code-fold: true'  # directive of a cell that shows its title until a reader opens it
 HIDDEN = ('include: false', 'hide')  # directives of cells of which nothing is shown
 IMAGES = (('image/svg+xml', 'svg'), ('image/png', 'png'))
 MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
@@ -179,7 +180,19 @@ def show_code(
     if code.startswith('show_doc('):
         return [f'<div class="api" markdown>\n\n{api_text(text, "")}\n\n</div>' for text in outputs]
     blocks = [f'```python\n{code}\n```'] if code and 'echo: false' not in said else []
-    return blocks if 'output: false' in said else blocks + outputs
+    blocks += [] if 'output: false' in said else outputs
+    return [fold(code, blocks)] if FOLDED in said else blocks
+
+
+def fold(
+    code: str,  # of the cell, which says which exercises it answers in comments `# 2: ...`
+    blocks: list[str],  # of Markdown
+) -> str:
+    "Blocks that a reader opens, such as the answer to an exercise"
+    numbers = re.findall(r'^# (\d+): ', code, re.MULTILINE)
+    title = f'Answer {" and ".join(numbers)}' if numbers else 'Code'
+    inside = '\n\n'.join(blocks)
+    return f'<details class="fold" markdown>\n<summary>{title}</summary>\n\n{inside}\n\n</details>'
 
 
 def write_page(

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from checks.comments import check_comments
-from checks.exercises import is_folded
+from checks.exercises import check_exercises, is_folded
 from checks.notebooks import DIRECTIVE, LIBRARY, ROOT, Cell, Finding, Page, read_pages
 from checks.shapes import COLUMNS, FUNCTIONS, Found, check_shape
 from checks.truth import check_truth
@@ -80,7 +80,7 @@ def check_page(
     own: set[str],  # classes that may not be patched
 ) -> Iterator[tuple[str, str, str]]:
     "(where, rule, message) of everything out of bounds"
-    for check in (check_top, check_stored, check_prose, check_module, check_defined_once):
+    for check in CHECKS:
         for rule, message in check(page):
             yield '', rule, message
     for cell in page.text:
@@ -150,6 +150,16 @@ def check_defined_once(page: Page) -> Found:
     for name, count in Counter(defined_names(page)).items():
         if count > 1:
             yield 'defined-once', f'`{name}` is defined {count} times'
+
+
+CHECKS = (
+    check_top,
+    check_stored,
+    check_prose,
+    check_module,
+    check_defined_once,
+    check_exercises,
+)
 
 
 def defined_names(page: Page) -> list[str]:
