@@ -33,7 +33,7 @@ from mlref.core import (
     write_json,
 )
 from .definitions import decode_features, encode_features
-from .edges import child_environment, read_json_object
+from .edges import child_environment, make_folder, read_json_object
 from .environment import SCORE_TOLERANCE, max_score_change
 from .feature_ranges import FeatureRanges, decode_ranges, encode_ranges
 from .features import FeatureSet
@@ -241,7 +241,7 @@ def write_bundle(
     "Put a model and its task into a bundle, and try it out; raises `MlrefError` when it fails"
     bundle = make_bundle(task, model, ranges)
     rows = made_up_rows(task.features) if sample is None else sample
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(folder), 'bundles')
     aside = Path(tempfile.mkdtemp(dir=folder, prefix='.aside-'))
     try:
         about = _write_parts(aside, bundle, rows)

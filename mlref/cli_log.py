@@ -117,7 +117,7 @@ def _show_log(log: LogPlace = None, data: DataFolder = None) -> CommandResult:
     folder = _log_folder(log, data)
     with open_logs(folder) as logs:
         found = {name: summarize_log(each) for name, each in logs.items()}
-        ids = {name: each.id for name, each in logs.items()}
+        ids = {name: each.file.id for name, each in logs.items()}
     parts = [(name, each) for name, some in found.items() for each in some]
     rows = [summary_row(name + each.name, each) for name, each in parts]
     told = [{'log': ids[name], **asdict(each), 'name': name + each.name} for name, each in parts]
@@ -242,7 +242,7 @@ def _check_logs(logs: Sequence['LocalLog'], topic: str, policy: 'Retention') -> 
 
     if not policy.asks:  # the times of all logs need not be read
         return
-    now = max([read_clock(log) for log in logs])
+    now = max([read_clock(log.writer.clock) for log in logs])
     times = [at for log in logs for at in log_times(log, now)]
     for log in logs:
         for part in list_partitions(log, topic):

@@ -139,7 +139,7 @@ def list_topics(
     log: LocalLog,
 ) -> dict[str, list[int]]:  # Topic -> its partitions; both sorted
     "The topics and partitions of a log in files"
-    with begin_read(log.env) as txn:
+    with begin_read(log.file.env) as txn:
         names = [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
     topics: dict[str, list[int]] = {}
     for topic, part in sorted(split_partition(name) for name in names if '/' in name):

@@ -29,6 +29,7 @@ from torch import nn
 from .checked_files import read_checked_json, write_checked_json
 from .checkpoint import load_checkpoint
 from .core import Calendar, MlrefError, TrainingSet, write_json
+from .edges import make_folder
 from .model import TorchPredictor, load_model, save_model
 from .networks import TabularNet
 from .train import Runtime, fit_torch, wrap_ddp
@@ -61,7 +62,7 @@ def write_job(
     "Write a job and its tables, for `read_job`"
     for name, table in (('fit', fit), ('stop', stop)):
         at = Path(folder) / name
-        at.mkdir(parents=True, exist_ok=True)
+        make_folder(at, 'a job of training')
         for column in _COLUMNS:
             np.save(at / f'{column}.npy', getattr(table, column), allow_pickle=False)
     rows = {'names': fit.names, 'categories': fit.categories, 'calendar': asdict(fit.calendar)}

@@ -20,6 +20,7 @@ import polars as pl
 from .addresses import begin_file, check_place, local_file, note_place
 from .core import DAY, MlrefError
 from .duckdb_files import connect_duckdb
+from .edges import make_folder
 from .events import sort_events
 from .schema import ColumnType, EventSchema, TableSchema
 
@@ -365,7 +366,7 @@ class Lake:
         self.event_ids = EventIds()
         self.recent_events = RecentEvents()
         self.tables: dict[str, TableSchema] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent, 'a lake')
         new = not self.path.exists()
         try:
             begin_file(self.path, lambda file: _connect(file).close())

@@ -10,6 +10,7 @@ __all__ = ['MetaPage', 'read_meta_pages', 'LmdbSettings', 'find_damaged_page', '
 import os
 import struct
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -304,8 +305,9 @@ def _map_file(folder: Path, settings: LmdbSettings) -> lmdb.Environment:
         raise explain_lmdb(error, folder, settings) from None
     except (lmdb.Error, OSError) as error:
         if new and not settings.readonly:
-            file.unlink(missing_ok=True)
-            (folder / 'lock.mdb').unlink(missing_ok=True)
+            for each in (file, folder / 'lock.mdb'):
+                with suppress(OSError):  # such as a file in the place of the folder
+                    each.unlink()
         if 'already open in this process' in str(error):
             raise explain_lmdb(error, folder, settings) from None
         raise MlrefError(

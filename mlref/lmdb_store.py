@@ -25,6 +25,7 @@ from zlib_ng.zlib_ng import crc32
 from .addresses import FilePlace, check_place, local_file, note_place
 from .core import MlrefError, write_bytes
 from .dead_letters import Outage
+from .edges import make_folder
 from .features import FeatureSet
 from .keys import LONGEST, check_names
 from mlref.lmdb_files import (
@@ -95,7 +96,7 @@ def _lock_folder(folder: Path) -> IO[str]:
 
 def _claim_folder(folder: Path, shards: int) -> IO[str]:
     "The folder of a store, made when it is missing, for its one writer"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, 'a store')
     lock = _lock_folder(folder)
     if not (folder / 'store.json').exists():
         write_manifest(folder, 1, shards, {})

@@ -23,7 +23,7 @@ from .blocks import pack_offset, read_head, unpack_offset
 from .consumer import list_partitions, list_topics
 from .core import MlrefError
 from .lmdb_files import LmdbSettings, begin_read, open_lmdb
-from .log import LocalLog, find_table, read_clock, read_moment, write_atomically
+from .log import LocalLog, read_clock
 from .partitions import check_partition, split_partition
 
 # %% ../nbs/03c_log_care.ipynb #03c0000a
@@ -163,7 +163,7 @@ def stored_blocks(
     "The blocks of a partition, by their heads alone"
     where = check_partition(topic, partition)
     found: list[StoredBlock] = []
-    with read_moment(log, where) as (txn, table):
+    with log.file.read_moment(where) as (txn, table):
         if table is None:
             return found
         for key, block in txn.cursor(table):
@@ -200,7 +200,7 @@ def trim_log(
     """
     if unread is not None:
         check_number(unread, 'the first offset that is unread', 0, whole=True)
-    now = read_clock(log)
+    now = read_clock(log.writer.clock)
     blocks = stored_blocks(log, topic, partition)
     if policy.asks:
         check_steps(blocks, log_times(log, now), policy, now)
@@ -209,8 +209,8 @@ def trim_log(
         first = min(first, unread)
     # a block goes when the one after it begins at or before that offset
     old = [block.offset for block, after in pairwise(blocks) if after.offset <= first]
-    table = find_table(log, check_partition(topic, partition))
-    write_atomically(log, _delete_blocks, old, table)
+    table = log.file.tables.find(check_partition(topic, partition).name)
+    log.file.write(_delete_blocks, old, table)
     return log.start(topic, partition)
 
 # %% ../nbs/03c_log_care.ipynb #03c0200e

@@ -420,8 +420,8 @@ def _room_left(server: ModelServer) -> str:
             f'expected {least:,} bytes free on the disk of {log.folder}, {left:,} are left; make'
             ' room, or trim with: mlref log trim predictions --days 90'
         )
-    info = log.env.info()
-    used = info['last_pgno'] * log.env.stat()['psize']
+    info = log.file.env.info()
+    used = info['last_pgno'] * log.file.env.stat()['psize']
     if info['map_size'] - used < least:
         return (
             f'expected {least:,} bytes left in the log {log.folder}, it is full at'

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .edges import make_folder
+
 # %% ../nbs/17da_publisher.ipynb #17da0006
 from .core import MlrefError
 from .edges import child_command, child_environment, hold_file_lock
@@ -111,7 +113,7 @@ def publish_champion(
     task = load_task(options.task)
     registry = Registry(Path(options.home) / 'registry', options.uri, name=task.name)
     folder = Path(options.folder)
-    (folder / 'bundles').mkdir(parents=True, exist_ok=True)
+    make_folder(folder / 'bundles', 'a server')
     with hold_file_lock(folder / '.publish.lock'):  # one publisher: it also prunes
         try:
             state = _publish_bundles(task, registry, folder)

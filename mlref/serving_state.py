@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .edges import make_folder
+
 # %% ../nbs/16h_serving_state.ipynb #43f33327
 from .arguments import check_fields
 from .checked_files import check_digest, read_checked_json, write_checked_json
@@ -132,7 +134,7 @@ def publish_state(
     clock: Callable[[], float] = time.time,  # Seconds since 1970-01-01 UTC
 ) -> ServingState:  # As published, with the next epoch
     "Change what shall be served; nothing is published when nothing is different"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, 'a server')
     with hold_file_lock(folder / '.state.lock'):
         now = read_state(folder)
         wanted = replace(change(now), epoch=now.epoch, published_at=now.published_at)

@@ -25,6 +25,7 @@ import polars as pl
 from .addresses import check_place, local_file, note_place
 from .core import MlrefError, digest, file_digest, write_bytes, write_json
 from .duckdb_files import connect_duckdb, parquet_query
+from .edges import make_folder
 from .events import sort_events
 from .lake import Lake, as_of_query
 from .schema import EventSchema
@@ -48,7 +49,7 @@ class _Manifest(TypedDict):
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     "One process at a time publishes or clears, in a folder that stays where it is"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, 'snapshots')
     with open(folder / 'lock', 'w') as file:
         place = note_place(folder / 'lock')
         fcntl.flock(file, fcntl.LOCK_EX)

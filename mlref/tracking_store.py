@@ -25,7 +25,7 @@ from mlref.addresses import (
 )
 from .arguments import MlrefError
 from .core import need_extra
-from .edges import describe_error, explain_errors, hold_file_lock, retry
+from .edges import describe_error, explain_errors, hold_file_lock, make_folder, retry
 from .registry_file import make_tables, mlflow_errors
 
 # %% ../nbs/13e_tracking_store.ipynb #13ee0006
@@ -153,8 +153,7 @@ class TrackingStore:
         uri: str | None = None,  # Any tracking URI of MLflow
     ):
         self.folder = local_file(folder, 'the folder of a registry').resolve()
-        with explain_errors(f'a folder for the registry at {self.folder}', 'choose another'):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, 'a registry')
         own = local_uri(self.folder)
         file = self.folder / 'mlflow.db'
         found = '' if file.exists() else os.environ.get('MLFLOW_TRACKING_URI', '')  # '' = none

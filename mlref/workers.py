@@ -32,8 +32,8 @@ from .cores import CoreKeeper, is_pinned
 from mlref.edges import (
     child_command,
     child_environment,
-    explain_errors,
     hold_file_lock,
+    make_folder,
     shield_from_interrupts,
 )
 from .engines import open_online_store
@@ -209,8 +209,7 @@ def _start_child(
 # %% ../nbs/17f_workers.ipynb #17fa0031
 def _hold_folder(folder: Path) -> AbstractContextManager[None]:
     "Keep other servers out of a folder; raises `MlrefError` when one is in it"
-    with explain_errors(f'to serve from {folder}', 'choose another folder with --log'):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, 'a server', 'choose another with --log')
     busy = (
         f'expected no other server over {folder}, one runs; stop it, or give this one another'
         ' folder with --log'

@@ -715,8 +715,8 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from mlref.log import LocalLog
-log = LocalLog(Path(sys.argv[1])); db = log.env.open_db(b't/0')
-with log.env.begin(write=True) as txn:
+log = LocalLog(Path(sys.argv[1])); db = log.file.env.open_db(b't/0')
+with log.file.env.begin(write=True) as txn:
     txn.put(b'\\0' * 8, b'half', db=db)
     print('holds', flush=True)
     time.sleep(60)
@@ -802,8 +802,8 @@ class LogMachine(RuleBasedStateMachine):
         topic,
         part,  # a batch that did not come to its end
     ):
-        db = self.log.env.open_db(f'{topic}/{part}'.encode())
-        txn = self.log.env.begin(write=True)
+        db = self.log.file.env.open_db(f'{topic}/{part}'.encode())
+        txn = self.log.file.env.begin(write=True)
         txn.put(b'\0' * 8, b'half', db=db, overwrite=False)
         txn.abort()
 

@@ -17,15 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mlref.journaled_log
-import mlref.log
 from mlref.core import MlrefError
 from mlref.dead_letters import Outage
 from mlref.group_commit import GroupCommit
 from mlref.journal import JOURNAL, PAGE_BYTES, JournalFile
 from mlref.journaled_log import JournaledLog, abandon_journal
-from mlref.log import LocalLog, append_batches
+from mlref.log import LocalLog
 from mlref.log_care import Retention, trim_log, verify_log
+from mlref.log_file import LogFile
 from mlref.log_position import check_log, check_position, position_at
 from mlref.partitions import check_partition
 
@@ -116,14 +115,14 @@ class Steps:
         self.pass_one()
         return written
 
-    def commit(self, commit, log, work, *inputs):
+    def commit(self, commit, file, work, *inputs):
         def watched(*some):
             self.pass_one()
             found = work(*some)
             self.pass_one()
             return found
 
-        found = commit(log, watched, *inputs)
+        found = commit(file, watched, *inputs)
         self.pass_one()
         return found
 
@@ -132,8 +131,8 @@ def write_until(folder, last, told):
     "The child of a fork: one life of a writer, which ends at a step"
     steps = Steps(last)
     os.pwrite = partial(steps.write, os.pwrite)
-    for module in (mlref.log, mlref.journaled_log):
-        module.write_atomically = partial(steps.commit, module.write_atomically)
+    write = LogFile.write
+    LogFile.write = lambda file, work, *inputs: steps.commit(write, file, work, *inputs)
     log = JournaledLog(folder, journal_bytes=2 * PAGE_BYTES)
     for size in (1, 900, 1, 1, 2_000, 1, 700):
         at = log.end('t')
@@ -271,11 +270,11 @@ def test_what_was_moved_is_found_without_the_journal(written):
     with closing(JournaledLog(written)) as log:
         log.append('t', [b'%d' % end])
         (written / JOURNAL).rename(written / 'aside')
-        assert log.epoch_of('t', end - 1) == log.epoch_of('t', 0) != log.epoch
+        assert log.epoch_of('t', end - 1) == log.epoch_of('t', 0) != log.writer.epoch
         with pytest.raises(MlrefError, match='put it back'):
             log.epoch_of('t', end)
         (written / 'aside').rename(written / JOURNAL)
-        assert log.epoch_of('t', end) == log.epoch
+        assert log.epoch_of('t', end) == log.writer.epoch
         with pytest.raises(MlrefError, match=f'up to its end at {end + 1:,}'):
             log.epoch_of('t', end + 1)
 
@@ -542,7 +541,7 @@ def test_a_log_without_a_journal_is_continued_and_given_back(tmp_path):
     with closing(LocalLog(tmp_path)) as log:
         for i in range(0, 900, 3):
             log.append('t', [b'%d' % j for j in range(i, i + 3)])
-        epoch = log.epoch
+        epoch = log.writer.epoch
     with writer(tmp_path) as process:
         for _ in range(40):
             process.stdout.readline()
@@ -690,7 +689,7 @@ def test_an_error_behind_the_commit_moves_nothing_twice(tmp_path, monkeypatch):
         for i in range(4):
             log.append('t', [b'%d' % i])
         with monkeypatch.context() as broken:
-            broken.setattr(log.sweep, 'after_commit', lambda: 1 / 0)
+            broken.setattr(log.file.sweep, 'after_commit', lambda: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 log.empty_journal()
         assert check_numbers(log) == 4
@@ -721,8 +720,8 @@ def test_a_reader_that_is_held_up_sees_no_damage(tmp_path, monkeypatch):
         def held_up(path):
             data = read(path)
             if len(rounds) < 2:
-                rounds.append(log.held.at)
-                passed = PAGE_BYTES + log.held.at + PAGE_BYTES
+                rounds.append(log.accepted.at)
+                passed = PAGE_BYTES + log.accepted.at + PAGE_BYTES
                 end = 1 + 2 * len(rounds)
                 log.append('t', [b'%d' % (end - 2)])
                 log.append('t', [b'%d' % (end - 1)])
@@ -827,7 +826,7 @@ def test_batches_without_messages_are_refused(tmp_path):
                 log.append_batches({other: [b'1'], where: wrong})
         with closing(LocalLog(tmp_path / 'plain')) as plain:
             with pytest.raises(MlrefError, match='leave it out'):
-                append_batches(plain, {other: [b'1'], where: []})
+                plain.append_batches({other: [b'1'], where: []})
             assert (plain.end('t'), plain.end('u')) == (0, 0)
         for _ in range(30):
             assert log.append_batches({}) == []

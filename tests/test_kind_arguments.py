@@ -567,6 +567,7 @@ WHOLE_MODULES = {
     'lmdb_store': 'a store: folders and sizes (test_online)',
     'feature_ranges': 'rows that check_predictor has checked, and a hot path (test_bundle)',
     'log': 'messages of bytes (test_ingest, test_kind_falsy)',
+    'log_file': 'the file of a log, which the log opens (test_journal, test_kind_log)',
     'materialize': 'takes an open store and events of the contract',
     'model_server': 'bodies of requests (test_serve)',
     'model_versions': 'reads a registry by its versions (test_registry)',

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -27,14 +28,20 @@ from mlref.connections import listen
 from mlref.core import MlrefError
 from mlref.edges import blame_library, check_writable, read_json_object, retry
 from mlref.flights.task import flights_task
+from mlref.journaled_log import JournaledLog
+from mlref.lake import Lake
+from mlref.lmdb_store import LmdbStore
+from mlref.log import LocalLog
 from mlref.model_versions import _load_kind
 from mlref.pipeline import PipelineRun
 from mlref.protocols import RequestError
 from mlref.registry import Registry, TrainingRun, check_noted_names
 from mlref.report import read_facts
+from mlref.serving_state import publish_state
 from mlref.terminal import Status, run_cli
 from mlref.tracking_store import local_uri
 from programs import FORK, MLREF
+from small import SCHEMA, TASK
 
 ROOT = Path(__file__).parent.parent
 
@@ -239,10 +246,29 @@ def test_a_file_that_is_no_registry_is_a_sentence(tmp_path, data):
     assert '\n' not in str(error.value)
 
 
+KEEPERS = {  # what keeps something in a folder, and how it is opened
+    'log': LocalLog,
+    'journaled log': JournaledLog,
+    'lake': lambda folder: Lake(folder / 'lake.duckdb', SCHEMA),
+    'store': lambda folder: LmdbStore(folder, TASK.features),
+    'registry': lambda folder: Registry(folder, name='late'),
+    'server': lambda folder: publish_state(folder, replace),
+}
+
+
+@pytest.mark.parametrize('keeper', KEEPERS)
+def test_a_file_in_the_place_of_a_folder_is_a_sentence(tmp_path, keeper):
+    (tmp_path / 'file').touch()
+    for folder in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(MlrefError, match=f'{folder}.*(File exists|Not a directory|is a file)'):
+            KEEPERS[keeper](folder)
+    assert (tmp_path / 'file').read_bytes() == b''
+
+
 def test_a_registry_whose_folder_is_a_file_is_a_sentence(tmp_path):
     (tmp_path / 'file').touch()
     for folder in (tmp_path / 'file', tmp_path / 'file' / 'registry'):
-        with pytest.raises(MlrefError, match='a folder for the registry'):
+        with pytest.raises(MlrefError, match='a folder for a registry'):
             Registry(folder, name='late')
     for name in ('', ' ', 'a/b', 'a:b', '../late', "la'te"):
         with pytest.raises(MlrefError, match='a name of a model'):

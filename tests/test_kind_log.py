@@ -66,7 +66,7 @@ def test_the_position_of_a_log_is_kept_with_what_was_made_of_it(log, tmp_path):
     ingest(lake, log, 't', (), batch=1000)
     kept = read_position(lake, 't')
     assert kept == position_at(log, 't', 3000)
-    assert (kept.log, kept.epoch) == (log.id, log.epoch)
+    assert (kept.log, kept.epoch) == (log.file.id, log.writer.epoch)
     lake.close()
 
 
@@ -285,9 +285,9 @@ def test_small_appends_of_several_writers_are_the_lists_they_were_given(tmp_path
 READER = """
 import os, sys
 from pathlib import Path
-from mlref.log import LocalLog, check_partition, read_moment
+from mlref.log import LocalLog, check_partition
 log = LocalLog(Path(sys.argv[1]), readonly=True)
-with read_moment(log, check_partition('t', 0)):
+with log.file.read_moment(check_partition('t', 0)):
     print('reads', flush=True)
     sys.stdin.read()
 """
@@ -298,16 +298,16 @@ def test_a_dead_reader_does_not_let_the_log_grow(log, tmp_path):
     reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     reader.stdout.readline()
     log.append('t', MESSAGES)
-    assert measure_readers(log.env).reading == 1
+    assert measure_readers(log.file.env).reading == 1
     os.kill(reader.pid, signal.SIGKILL)
     reader.wait()
     lags = []
     for _ in range(16):
         log.append('t', MESSAGES[:1])
-        lags.append(measure_readers(log.env).lag)
+        lags.append(measure_readers(log.file.env).lag)
     assert max(lags) > 10
-    assert (measure_readers(log.env).reading, measure_readers(log.env).lag) == (0, 0)
-    assert log.sweep.freed == 1
+    assert (measure_readers(log.file.env).reading, measure_readers(log.file.env).lag) == (0, 0)
+    assert log.file.sweep.freed == 1
 
 
 def test_slots_that_are_all_taken_by_the_living_are_a_sentence_of_their_own(tmp_path):
@@ -318,7 +318,7 @@ def test_slots_that_are_all_taken_by_the_living_are_a_sentence_of_their_own(tmp_
     held = []
     with pytest.raises(MlrefError, match='expected a free slot to read a log .*close some'):
         for _ in range(600):
-            held.append(log.env.begin())
+            held.append(log.file.env.begin())
             log.read('t', 0, 3)
     held.clear()
     assert log.read('t', 0, 3) == MESSAGES[:3]
@@ -326,7 +326,7 @@ def test_slots_that_are_all_taken_by_the_living_are_a_sentence_of_their_own(tmp_
 
 
 def test_one_partition_too_many_blames_the_partitions(tmp_path, monkeypatch):
-    monkeypatch.setattr('mlref.log.PARTITIONS', 5)
+    monkeypatch.setattr('mlref.log_file.PARTITIONS', 5)
     log = LocalLog(tmp_path / 'log')
     for part in range(5, 20):
         log.read('t', 0, 1, part)  # reading makes none
@@ -497,7 +497,7 @@ def test_what_is_removed_before_the_first_commit_is_counted_with_it(log, tmp_pat
     oldest = trim_log(log, 't', Retention(size=1))
     with pytest.raises(MlrefError, match='from its first message on, .*begins at .*retention'):
         check_position(log, 't', LogPosition())
-    assert start_position(lake, log, 't') == LogPosition(oldest, log.id)
+    assert start_position(lake, log, 't') == LogPosition(oldest, log.file.id)
     assert ingest(lake, log, 't', ()).skipped == oldest
     trim_log(log, 't', Retention(size=1))
     log.append('t', MESSAGES)
@@ -584,7 +584,7 @@ def test_a_number_that_is_too_large_is_refused_where_it_comes_in(log):
 @pytest.mark.parametrize('kind', [np.int64, np.int32, np.uint8])
 def test_numbers_of_numpy_are_numbers(kind, log):
     assert log.read('t', kind(3), kind(2), kind(0)) == MESSAGES[3:5]
-    assert log.epoch_of('t', kind(3)) == log.epoch
+    assert log.epoch_of('t', kind(3)) == log.writer.epoch
     assert log.append('n', MESSAGES[:2], kind(1)) == 0
     assert list_partitions(log, 'n') == [1]
     assert trim_log(log, 't', Retention(size=1), unread=kind(0)) == 0

@@ -144,7 +144,7 @@ def test_a_head_without_end_is_cut_off_wherever_it_stands(own, ask, where):
         if where != 'as trailers':
             log = LocalLog(prediction_log(folder, 0))
             stack.callback(log.close)
-            stack.enter_context(log.env.begin(write=True))  # the request has to wait for it
+            stack.enter_context(log.file.env.begin(write=True))  # the request has to wait for it
             begin = ask + b'GET / HTTP/1.1\r\nhost: localhost\r\nx: '
         client = stack.enter_context(socket.create_connection(server.address, timeout=20))
         client.sendall(begin)

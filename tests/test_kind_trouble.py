@@ -104,7 +104,7 @@ import sys, time
 from pathlib import Path
 from mlref.log import LocalLog
 log = LocalLog(Path(sys.argv[1]))
-with log.env.begin(write=True):
+with log.file.env.begin(write=True):
     print('held', flush=True)
     time.sleep(600)
 """

@@ -19,7 +19,7 @@ from mlref.ext.redis_cluster import ClusterProcesses, copy_store, wait_for_clust
 from mlref.ext.redis_process import RedisProcess
 from mlref.ext.redis_records import COMMIT, record_key
 from mlref.ext.redis_server import RedisSettings
-from mlref.ext.redis_store import RedisStore, open_store
+from mlref.ext.redis_store import RedisStore
 from mlref.last_values import check_store, get_online_features, push
 from mlref.lmdb_store import LmdbStore
 from mlref.records import RecordLayout, seal
@@ -222,7 +222,7 @@ def test_a_batch_cut_short_is_finished_by_the_next_writer(cluster, space):
         store.write({name: seal(b'2') for name in NAMES} | {b'!position': b'2'})
     store.server.each = real
     assert read_all(store) == ({b'1'}, b'1')  # half of it is there, and nobody sees it
-    open_store(store)
+    store.writer.begin()
     assert read_all(store) == ({b'2'}, b'2')
     store.close()
 
@@ -236,7 +236,7 @@ def test_what_nobody_published_is_taken_back(cluster, space):
         store.server.client.set(place, COMMIT.pack(9) + seal(b'9'))
     store.server.client.set(record_key(space.encode(), NAMES[0], b'p'), COMMIT.pack(1) + seal(b'1'))
     assert read_all(store) == ({b'1'}, b'1')
-    open_store(store)
+    store.writer.begin()
     assert store.server.read([orphan]) == [None]
     assert read_all(store) == ({b'1'}, b'1')
     store.close()

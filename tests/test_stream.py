@@ -345,7 +345,7 @@ class Follower(RuleBasedStateMachine):
         finally:
             self.store.close()
             rebuilt.close()
-            self.log.env.close()
+            self.log.file.env.close()
             self.tmp.cleanup()
 
 

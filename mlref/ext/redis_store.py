@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RedisSnapshot', 'find_records', 'is_after', 'is_predecessor', 'why_too_old', 'why_gone', 'unpack_values',
-           'store_keys', 'RedisStore', 'open_store', 'claim_store', 'release_store', 'is_guarded', 'is_note',
-           'notes_of', 'records_of', 'apply_slots', 'send_in_parts', 'write_batch', 'finish', 'recover', 'list_names']
+           'store_keys', 'RedisStore', 'read_layouts', 'match_layouts', 'claim_lease', 'is_guarded', 'is_note',
+           'notes_of', 'records_of', 'SlotSender', 'RedisWriter', 'list_names']
 
 # %% ../../nbs/31c_redis_store.ipynb #44ad0e99
 import json
@@ -206,12 +206,9 @@ class RedisStore(FedStore):
         self.readonly = readonly
         self.keys = store_keys(self.space)
         self.key_of = lru_cache(_REMEMBERED)(partial(record_key, self.space))
-        self.token = name_writer()
-        self.base = -1  # The last commit that this writer knows
-        self.recent = RecentBatches()
-        expected = more if features is None else (*record_layouts(features), *more)
-        self.layouts = {layout.name: replace(layout) for layout in expected}
-        open_store(self)
+        held = read_layouts(self)
+        self.layouts = held | match_layouts(features, more, held)
+        self.writer = None if readonly else _begin_writing(self, held)
 
     def snapshot(self) -> RedisSnapshot:
         "A moment to read at"
@@ -223,12 +220,21 @@ class RedisStore(FedStore):
             return [None if note is None else bytes(note[:-SEAL]) for note in lookup(names)]
 
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
-        "All or nothing, to be seen when this returns; None deletes; raises `Outage`"
-        write_batch(self, records)
+        """All or nothing, to be seen when this returns; None deletes
+
+        Raises `MlrefError` for odd names and for a store that is open for reading, `Outage` when
+        the batch was not accepted; readers are where they were.
+        """
+        check_names(records)
+        if self.writer is None:
+            raise MlrefError(
+                f'expected a store opened for writing, {self.place} is open with readonly=True'
+            )
+        self.writer.write(records)
 
     def names(self, prefix: bytes = b'') -> list[bytes]:
         "Every name there is that begins so, sorted"
-        return list_names(self, prefix)
+        return list_names(self.server, self.space, prefix)
 
     def moment(self) -> tuple[int, ...]:
         "The last commit, and its era"
@@ -236,7 +242,8 @@ class RedisStore(FedStore):
 
     def close(self) -> None:
         "Let another process have it"
-        release_store(self)
+        if self.writer:
+            self.writer.release()
         self.server.close()
 
 # %% ../../nbs/31c_redis_store.ipynb #2b093ba0
@@ -264,45 +271,40 @@ def _write_about(store: RedisStore) -> None:
     store.server.run("return redis.call('SET', KEYS[1], ARGV[1])", [store.keys['about']], [text])
 
 # %% ../../nbs/31c_redis_store.ipynb #e3c81e99
-_MAKE_HEAD = """#!lua
-redis.call('SET', KEYS[1], 0, 'NX')
-redis.call('SET', KEYS[2], ARGV[1])
-return redis.call('GET', KEYS[1])
-"""
-
-
-def open_store(store: RedisStore) -> None:
-    """Read what there is, and make what is missing when it is opened for writing
-
-    Raises `MlrefError` for a store that is not there, or of another format or definition, or that
-    has another writer.
-    """
+def read_layouts(
+    store: RedisStore,  # Of which nothing but the server and its keys is known yet
+) -> dict[str, RecordLayout]:  # Empty for a new store
+    "The histories that a store has; raises `MlrefError` without one that can be read"
     text, head = store.server.read([store.keys['about'], store.keys['head']])
     if head is None and store.readonly:
         raise MlrefError(f'expected an online store {store.place}, found none; ingest first')
-    held = {} if text is None else _read_about(store, text)
-    layouts = dict(held)
-    for name, layout in store.layouts.items():
-        layouts[name] = match_layout(layout, held.get(name, layout), store.features)
-    store.layouts = layouts
-    if store.readonly:
-        return
-    claim_store(store)
-    if layouts != held:
-        _write_about(store)
-    own = [store.keys['head'], store.keys['era']]
-    store.base = int(store.server.run(_MAKE_HEAD, own, [secrets.randbits(62)]))
-    recover(store)
+    return {} if text is None else _read_about(store, text)
+
+
+def match_layouts(
+    features: FeatureSet | None,  # Whose histories the store is to hold
+    more: Sequence[RecordLayout],  # Further records that it is to hold
+    held: Mapping[str, RecordLayout],  # That it has
+) -> dict[str, RecordLayout]:
+    "The layouts of what is to be held; raises `MlrefError` where another definition wrote it"
+    found = {}
+    for expected in (*more, *(record_layouts(features) if features else ())):
+        layout = replace(expected)
+        found[layout.name] = match_layout(layout, held.get(layout.name, layout), features)
+    return found
 
 # %% ../../nbs/31c_redis_store.ipynb #486e70be
-def claim_store(store: RedisStore) -> None:
+def claim_lease(
+    store: RedisStore,
+    token: bytes,  # Name of the writer
+) -> None:
     "Become the writer; raises `MlrefError` while there is another"
-    words: list[Any] = [store.token, int(1000 * store.server.settings.lease), b'']
+    words: list[Any] = [token, int(1000 * store.server.settings.lease), b'']
     end = time.monotonic() + store.server.settings.lease + 1
     least = None
     while True:
         owner, left = store.server.run(CLAIM, [store.keys['writer']], words)
-        if owner == store.token:
+        if owner == token:
             return
         if is_dead(owner):
             words[2] = owner
@@ -315,15 +317,6 @@ def claim_store(store: RedisStore) -> None:
             )
         least = left
         time.sleep(min(0.2, left / 1000 + 0.01))
-
-# %% ../../nbs/31c_redis_store.ipynb #1e003569
-def release_store(store: RedisStore) -> None:
-    "Let another be the writer at once, and say that nothing is half done"
-    if store.readonly:
-        return
-    keys = [store.keys['writer'], store.keys['clean']]
-    with suppress(MlrefError):  # its lease ends by itself
-        store.server.run(RELEASE, keys, [store.token, store.base])
 
 # %% ../../nbs/31c_redis_store.ipynb #71c80a2a
 def _seal_notes(records: Mapping[bytes, bytes | None]) -> Batch:
@@ -364,32 +357,82 @@ def records_of(batch: Batch) -> Batch:
 _AT_ONCE = 2000  # commands
 
 
-def apply_slots(
-    store: RedisStore,
-    batch: Batch,
-    commit: int,  # Number of the batch
-) -> None:
-    "Every record of a batch into its slot; again is harmless"
-    tags: dict[bytes, Batch] = {}
-    for name, record in batch.items():
-        tag = record_key(store.space, name).partition(b'}')[0]
-        tags.setdefault(tag, {})[name] = record
-    commands: list[Command] = []
-    for some in tags.values():
-        keys, words = _words_of(store, some, commit)
-        head = ('EVAL', APPLY_SLOT, len(keys), *keys)
-        commands.append((keys[0], (*head, commit - 1, commit, KEEP, *words)))
-    send_in_parts(store, commands)
+class SlotSender:
+    "Sends the records of batches into their slots; raises `Outage` when a server does not answer"
 
-# %% ../../nbs/31c_redis_store.ipynb #2d2544bb
-def send_in_parts(store: RedisStore, commands: Iterable[Command]) -> None:
-    "Many commands, some thousand at a time"
-    rest = iter(commands)
-    while some := list(islice(rest, _AT_ONCE)):
-        store.server.each(some)
+    def __init__(self, store: RedisStore):
+        self.store = store
+        self.recent = RecentBatches()
+
+    def apply(
+        self,
+        batch: Batch,
+        commit: int,  # Number of the batch
+    ) -> None:
+        "Every record of a batch into its slot; again is harmless"
+        tags: dict[bytes, Batch] = {}
+        for name, record in batch.items():
+            tag = record_key(self.store.space, name).partition(b'}')[0]
+            tags.setdefault(tag, {})[name] = record
+        commands: list[Command] = []
+        for some in tags.values():
+            keys, words = _words_of(self.store, some, commit)
+            head = ('EVAL', APPLY_SLOT, len(keys), *keys)
+            commands.append((keys[0], (*head, commit - 1, commit, KEEP, *words)))
+        self._send(commands)
+
+    def apply_surely(
+        self,
+        batch: Batch,
+        commit: int,  # Number of the batch
+    ) -> None:
+        "A batch, and those before it when a server may have forgotten them"
+        self.apply(records_of(batch), commit)
+        server = self.store.server
+        while self.recent.troubles != server.troubles:
+            troubles = server.troubles
+            for earlier, sent in [*self.recent.batches.items(), (commit, batch)]:
+                self.apply(records_of(sent), earlier)
+            self.recent.troubles = troubles
+
+    def revert(
+        self,
+        base: int,  # The last commit that was published
+    ) -> None:
+        "Take back what nobody published"
+        space = self.store.space
+        keys = self.store.server.scan(space + b':r:*')
+        before = [record_key(space, record_name(space, key), b'p') for key in keys]
+        pairs = zip(keys, before, strict=True)
+        self._send([(key, ('EVAL', REVERT, 2, key, p, base)) for key, p in pairs])
+
+    def _send(self, commands: Iterable[Command]) -> None:
+        rest = iter(commands)
+        while some := list(islice(rest, _AT_ONCE)):
+            self.store.server.each(some)
+
+# %% ../../nbs/31c_redis_store.ipynb #31cf0002
+def _read_redo(store: RedisStore, redo: bytes, commit: int) -> Batch:
+    "The batch that a redo tells of; raises `Outage` unless it is that of a commit"
+    found = COMMIT.unpack_from(redo)[0]
+    if found != commit:
+        raise Outage(
+            f'expected the redo of commit {commit:,} in {store.place}, found that of {found:,}: the'
+            ' server lost commits; delete the store and feed it from the log'
+        )
+    return unpack_redo(redo[COMMIT.size :])
+
+
+def _begin_writing(store: RedisStore, held: Mapping[str, RecordLayout]) -> 'RedisWriter':
+    "The writer of a store that has some histories, which learns of those it is to hold"
+    writer = RedisWriter(store)
+    if store.layouts != held:
+        _write_about(store)
+    writer.begin()
+    return writer
 
 # %% ../../nbs/31c_redis_store.ipynb #59cb61fd
-def _owned(store: RedisStore, answer: int) -> int:
+def _owned(store: RedisStore, base: int, answer: int) -> int:
     "The answer of the writer's scripts; raises `Outage` when another has taken over"
     if answer == -1:
         raise Outage(
@@ -398,104 +441,90 @@ def _owned(store: RedisStore, answer: int) -> int:
         )
     if answer == -2:
         raise Outage(
-            f'expected {store.place} at commit {store.base:,}, it is at another: the server lost'
+            f'expected {store.place} at commit {base:,}, it is at another: the server lost'
             ' commits, or another process wrote; open it again, and feed it from its position'
         )
     return answer
 
-
-def _writer_call(
-    store: RedisStore,
-    script: str,
-    keys: Sequence[bytes],  # Of records and predecessors
-    words: Sequence[Any],
-) -> int:
-    own = [store.keys['head'], store.keys['writer'], store.keys['redo'], *keys]
-    known = [store.token, int(1000 * store.server.settings.lease), store.base]
-    return _owned(store, store.server.run(script, own, [*known, *words]))
-
 # %% ../../nbs/31c_redis_store.ipynb #fc97c96e
-def write_batch(
-    store: RedisStore,
-    records: Mapping[bytes, bytes | None],  # Name -> record; None deletes
-) -> None:
-    """A batch as the next commit
+_MAKE_HEAD = """#!lua
+redis.call('SET', KEYS[1], 0, 'NX')
+redis.call('SET', KEYS[2], ARGV[1])
+return redis.call('GET', KEYS[1])
+"""
 
-    Raises `MlrefError` for odd names and for a store that is open for reading, `Outage` when it
-    was not accepted; readers are where they were.
-    """
-    check_names(records)
-    if store.readonly:
-        raise MlrefError(
-            f'expected a store opened for writing, {store.place} is open with readonly=True'
-        )
-    batch = _seal_notes(records)
-    if store.server.cluster:
-        finish(store)
-    commit = store.base + 1
-    if store.server.cluster:
-        _writer_call(store, BEGIN, (), [COMMIT.pack(commit) + pack_redo(batch)])
-        _apply_all(store, batch, commit)
-        store.recent.add(commit, batch)
-        batch = notes_of(batch)
-    keys, words = _words_of(store, batch, commit)
-    store.base = _writer_call(store, PUBLISH, keys, [KEEP, *words])
 
-# %% ../../nbs/31c_redis_store.ipynb #5740600b
-def _apply_all(store: RedisStore, batch: Batch, commit: int) -> None:
-    "A batch, and those before it when a server may have forgotten them"
-    apply_slots(store, records_of(batch), commit)
-    recent = store.recent
-    while recent.troubles != store.server.troubles:
-        troubles = store.server.troubles
-        for earlier, sent in [*recent.batches.items(), (commit, batch)]:
-            apply_slots(store, records_of(sent), earlier)
-        recent.troubles = troubles
+class RedisWriter:
+    "The one writer of a store; raises `MlrefError` while there is another"
 
-# %% ../../nbs/31c_redis_store.ipynb #dc78ca16
-def finish(store: RedisStore) -> None:
-    "Complete the batch that a redo tells of, if there is one; raises `Outage` when it is another's"
-    redo = store.server.read([store.keys['redo']])[0]
-    if redo is None:
-        return
-    commit = COMMIT.unpack_from(redo)[0]
-    batch = unpack_redo(redo[COMMIT.size :])
-    if commit != store.base + 1:
-        raise Outage(
-            f'expected the redo of commit {store.base + 1:,} in {store.place}, found that of'
-            f' {commit:,}: the server lost commits; delete the store and feed it from the log'
-        )
-    _apply_all(store, batch, commit)
-    keys, words = _words_of(store, notes_of(batch), commit)
-    store.base = _writer_call(store, PUBLISH, keys, [KEEP, *words])
+    def __init__(self, store: RedisStore):
+        self.store = store
+        self.token = name_writer()
+        self.base = -1  # The last commit that it knows
+        self.slots = SlotSender(store)
+        claim_lease(store, self.token)
 
-# %% ../../nbs/31c_redis_store.ipynb #f6b22ff8
-def recover(store: RedisStore) -> None:
-    "What a killed writer left: finish it, and take back what nobody published"
-    if not store.server.cluster:
-        return
-    clean = store.server.read([store.keys['clean']])[0]
-    finish(store)
-    if store.base == 0 or (clean is not None and int(clean) == store.base):
-        return
-    keys = store.server.scan(store.space + b':r:*')
-    names = [record_name(store.space, key) for key in keys]
-    before = [record_key(store.space, name, b'p') for name in names]
-    pairs = zip(keys, before, strict=True)
-    send_in_parts(store, [(key, ('EVAL', REVERT, 2, key, p, store.base)) for key, p in pairs])
+    def begin(self) -> None:
+        "Make a new store, or go on with one: finish what a killed writer left; raises `Outage`"
+        store = self.store
+        own = [store.keys['head'], store.keys['era']]
+        self.base = int(store.server.run(_MAKE_HEAD, own, [secrets.randbits(62)]))
+        if not store.server.cluster:
+            return
+        clean = store.server.read([store.keys['clean']])[0]
+        self.finish()
+        if self.base > 0 and (clean is None or int(clean) != self.base):
+            self.slots.revert(self.base)
+
+    def write(self, records: Mapping[bytes, bytes | None]) -> None:
+        "Name -> record as the next commit, None deletes; raises `Outage` when it was not accepted"
+        batch = _seal_notes(records)
+        if self.store.server.cluster:
+            self.finish()
+            commit = self.base + 1
+            self._call(BEGIN, (), [COMMIT.pack(commit) + pack_redo(batch)])
+            self.slots.apply_surely(batch, commit)
+            self.slots.recent.add(commit, batch)
+            batch = notes_of(batch)
+        self._publish(batch)
+
+    def finish(self) -> None:
+        "Complete the batch that a redo tells of; raises `Outage` when it is not the next one"
+        redo = self.store.server.read([self.store.keys['redo']])[0]
+        if redo is not None:
+            batch = _read_redo(self.store, redo, self.base + 1)
+            self.slots.apply_surely(batch, self.base + 1)
+            self._publish(notes_of(batch))
+
+    def release(self) -> None:
+        "Let another be the writer at once, and say that nothing is half done"
+        keys = [self.store.keys['writer'], self.store.keys['clean']]
+        with suppress(MlrefError):  # its lease ends by itself
+            self.store.server.run(RELEASE, keys, [self.token, self.base])
+
+    def _publish(self, batch: Batch) -> None:
+        keys, words = _words_of(self.store, batch, self.base + 1)
+        self.base = self._call(PUBLISH, keys, [KEEP, *words])
+
+    def _call(self, script: str, keys: Sequence[bytes], words: Sequence[Any]) -> int:
+        store = self.store
+        own = [store.keys['head'], store.keys['writer'], store.keys['redo'], *keys]
+        known = [self.token, int(1000 * store.server.settings.lease), self.base]
+        return _owned(store, self.base, store.server.run(script, own, [*known, *words]))
 
 # %% ../../nbs/31c_redis_store.ipynb #c67fa369
 def list_names(
-    store: RedisStore,
+    server: RedisServer,
+    space: bytes,  # Of the store
     prefix: bytes,  # That they begin with; b'' = all
 ) -> list[bytes]:
-    "Names that begin so, without those that were deleted a moment ago"
-    pattern = store.space + b':r:*'
+    "Names that begin so, sorted, without those that were deleted a moment ago"
+    pattern = space + b':r:*'
     if prefix[:1] == b'!':
-        pattern = store.space + b':r:{!' + store.space + b'}*'
-    keys = store.server.scan(pattern)
-    names = [record_name(store.space, key) for key in keys]
+        pattern = space + b':r:{!' + space + b'}*'
+    keys = server.scan(pattern)
+    names = [record_name(space, key) for key in keys]
     wanted = [(name, key) for name, key in zip(names, keys, strict=True) if name.startswith(prefix)]
-    sizes = store.server.each([(key, ('STRLEN', key)) for _, key in wanted])
+    sizes = server.each([(key, ('STRLEN', key)) for _, key in wanted])
     pairs = zip(wanted, sizes, strict=True)
     return sorted(name for (name, _), size in pairs if size > COMMIT.size)
