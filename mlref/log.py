@@ -22,6 +22,7 @@ from mlref.block_tables import (
     end_offset,
     held_offsets,
     read_blocks,
+    read_epoch,
     start_offset,
 )
 from mlref.blocks import (
@@ -30,7 +31,6 @@ from mlref.blocks import (
     Partition,
     pack_block,
     pack_offset,
-    read_head,
     split_batch,
 )
 from .journal import JournalRecord, accepted_records, journal_seed, messages_of, read_records
@@ -174,8 +174,7 @@ class LogReader:
         with self.file.read_moment(where) as (txn, table):
             held = held_offsets(txn, table, where)
             if offset in held:  # the journal need not be read
-                key, block = next(blocks_from(txn, table, offset))
-                return read_head(block, where, key).epoch
+                return read_epoch(blocks_from(txn, table, offset), where, offset)
             records = read_tail(self.file, txn)
             epoch = _epoch_in_journal(records, where, held, offset)
             if epoch is None:
