@@ -267,7 +267,7 @@ def digest(
     # Values; also polars frames and anything JSON can hold
     *parts: Any,
 ) -> str:  # 64 hexadecimal digits
-    "sha256 over the values, in order"
+    "sha256 over the values, in order; a text counts as it stands, so `'7'` and `7` have the same"
     found = hashlib.sha256()
     for part in parts:
         for piece in _value_bytes(part):

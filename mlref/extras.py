@@ -44,11 +44,11 @@ def _extras() -> dict[str, set[str]]:
 def find_extra(
     module: str,  # That could not be imported, e.g. 'lightgbm.basic'
 ) -> str:  # e.g. 'train'; '' when none brings it
-    "The smallest extra of mlref that brings a module"
+    "The smallest extra of mlref that brings a module; of equals the first by name"
     wanted = normalize_package(_DISTRIBUTIONS.get(module, module.split('.')[0]))
     members = _extras()
     having = [extra for extra, names in members.items() if wanted in names]
-    return min(having, key=lambda extra: len(members[extra]), default='')
+    return min(having, key=lambda extra: (len(members[extra]), extra), default='')
 
 # %% ../nbs/00b_extras.ipynb #00be000c
 class MissingPackage(MlrefError, ModuleNotFoundError):

@@ -141,7 +141,7 @@ def _go_on(second: SecondLevel, scores_first: bool = False) -> None:
 # %% ../nbs/16bb_shared_scores.ipynb #16bb0011
 def _end_call(second: SecondLevel, error: BaseException | None) -> None:
     second.busy_since = 0.0
-    said = '' if error is None else str(error)
+    said = '' if error is None else str(error) or type(error).__name__
     if said:
         second.rests_until = time.monotonic() + second.rest
         second.unsent = {}

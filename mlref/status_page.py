@@ -298,7 +298,8 @@ function about(status) {
     (status.processes.length ? `, up ${age(status.at - began)}, ${size(memory)} of memory` : '') +
     `. Answers that belong to no model: ${count(nobody)}. ` +
     (restarted ? `Counted anew since ${date(restarted)} UTC: the server was restarted. ` : '') +
-    `Plots hold what this page saw, at most 10 minutes; asked every ${EVERY / 1000} s.`;
+    `Plots hold what this page saw, at most ${EVERY * KEPT / 60000} minutes; asked every`
+    + ` ${EVERY / 1000} s.`;
 }
 
 function choose(status) {
