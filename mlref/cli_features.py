@@ -24,6 +24,7 @@ from mlref.terminal import (
     DEFAULT_TASK,
     CommandResult,
     DataFolder,
+    RunFolder,
     TaskAddress,
     align_columns,
     command,
@@ -197,19 +198,20 @@ def _read_vector(
 def _get_features(
     entity: Annotated[str, typer.Argument(help='Id of what is scored.')],
     task: TaskAddress = DEFAULT_TASK,
+    home: RunFolder = None,
     data: DataFolder = None,
 ) -> CommandResult:
-    "The vector of one entity of the last run, as the server would read it."
+    "The vector of one entity of a run, as the server would read it."
     from mlref.task import load_task
 
-    home = run_folder(None, data)
+    folder = run_folder(home, data)
     about = load_task(task)
-    lake = _open_lake(home, about)
+    lake = _open_lake(folder, about)
     try:
         request = _find_request(lake, about, entity)
     finally:
         lake.close()
-    vector = _read_vector(home, about, request)
+    vector = _read_vector(folder, about, request)
     known = format_time(request[about.request_time][0] - about.calendar.horizon)
     values = dict(zip(about.features.names, vector.tolist(), strict=True))
     text = [f'{name:32} {value:g}' for name, value in values.items()]
@@ -267,6 +269,7 @@ class _MaterializeSettings:
         typer.Option(help='Last cut-off, UTC, excluded.', show_default='after the last'),
     ] = None
     task: TaskAddress = DEFAULT_TASK
+    home: RunFolder = None
     data: DataFolder = None
 
     def stretch(self) -> tuple[int | None, int | None]:
@@ -335,12 +338,12 @@ def _compute_rows(
     'mlref features materialize --since 2013-04-01 --until 2013-05-01',
 )
 def _materialize_features(settings: _MaterializeSettings) -> CommandResult:
-    "Point-in-time features and labels of the last run, as a Parquet file."
+    "Point-in-time features and labels of a run, as a Parquet file."
     import polars as pl
 
     from mlref.task import load_task
 
-    home = run_folder(None, settings.data)
+    home = run_folder(settings.home, settings.data)
     task = load_task(settings.task)
     rows = _compute_rows(home, task, settings.stretch())
     keys = {

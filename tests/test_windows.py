@@ -562,6 +562,7 @@ def test_the_command_answers_and_refuses_in_one_sentence(capsys, tmp_path):
         (['lineage', 'nope'], 1, 'expected a feature among'),
         (['show'], 2, 'Missing argument'),
         (['get', 'X', '--data', str(tmp_path)], 1, 'expected a finished run'),
+        (['get', 'X', '--home', str(tmp_path / 'none')], 1, 'the folder of a run'),
     ):
         assert main(['features', *ask]) == status
         err = capsys.readouterr().err
@@ -618,7 +619,10 @@ def test_materialize_and_get_over_a_run(capsys, tmp_path):
     made = pl.read_parquet(next((home / 'features').glob('*.parquet')))
     capsys.readouterr()
     assert main(['features', 'get', made['flight_id'][100], '--data', str(tmp_path)]) == 0
-    shown = dict(line.split() for line in capsys.readouterr().out.splitlines()[:132])
+    out = capsys.readouterr().out
+    assert main(['features', 'get', made['flight_id'][100], '--home', str(home)]) == 0
+    assert capsys.readouterr().out == out
+    shown = dict(line.split() for line in out.splitlines()[:132])
     assert tuple(shown) == FLIGHTS.names and all(f'{made[n][100]:g}' == v for n, v in shown.items())
 
 
