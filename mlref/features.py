@@ -214,7 +214,7 @@ def view_definition(view: FeatureView) -> dict[str, Any]:
 # %% ../nbs/06_features.ipynb #e374b885
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OnDemand:
-    "Columns computed when asked; raises `MlrefError` for a name that is given twice"
+    "Columns computed when asked; raises `MlrefError` for a name given twice, and without outputs"
 
     name: str  # Unique in a feature set
     outputs: tuple[str, ...]  # Names of its columns, in order
@@ -228,6 +228,8 @@ class OnDemand:
     def __post_init__(self):
         check_fields(self)
         check_distinct(self.outputs, f'outputs of {self.name}')
+        if not self.outputs:
+            raise MlrefError(f'expected outputs of {self.name}, got none; name at least one column')
         check_distinct(self.inputs, f'inputs of {self.name}')
         check_distinct(self.reads, f'reads of {self.name}')
 
