@@ -96,7 +96,7 @@ def read_blocks(
             break
     return messages
 
-
+# %% ../nbs/02ba_block_tables.ipynb #02baf001
 def read_epoch(
     blocks: Iterator[_Entry],  # From `blocks_from` the same offset
     where: Partition,

@@ -196,7 +196,8 @@ def better_than_champion(
     "Credibly better than the champion; raises `MlrefError`"
     check_type(difference, Estimate, 'difference')
     check_number(level, 'level', 0, 1)
-    passed = difference.low > 0
+    # an interval without width comes of days that are too few to tell anything apart
+    passed = 0 < difference.low < difference.high
     verdict = 'credibly better' if passed else 'not credibly better'
     return Gate(
         'better_than_champion',

@@ -22,8 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from .edges import make_folder
-
 # %% ../nbs/24_pipeline.ipynb #54553649
 from .arguments import check_fields, check_number, describe_value
 from .checked_files import read_checked_json, write_checked_json
@@ -174,7 +172,8 @@ def run_step(
     check_parameters(notebook, given)
     notebook = Path(notebook).resolve()
     out = Path(out).resolve()
-    make_folder(out.parent, 'reports', 'choose another with --reports')
+    with explain_errors(f'to make the folder {out.parent}', 'choose another with --reports'):
+        out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     cpu = _cpu_of_children()
     try:

@@ -108,10 +108,8 @@ def _check_row(row: Mapping) -> None:
     numbers = [row['ours'], *(row[name] for name in ('low', 'high') if 'low' in row)]
     if not all(isinstance(row[name], str) for name in _TEXTS) or not all(map(_is_number, numbers)):
         raise TypeError(f'the row {row["name"]!r:.60}')
-    if row['held'] is not None and not isinstance(row['held'], bool):
-        raise TypeError(f'held of {row["name"]!r:.60}')
-    if row['goal']:
-        _read_goal(row['goal'])
+    if row['held'] is not goal_held(row['ours'], row['goal']):
+        raise TypeError(f'held of {row["name"]!r:.60}, which is not what its goal says')
 
 # %% ../nbs/23_results.ipynb #e2300118
 def _check_result(found: Mapping, name: str) -> None:

@@ -175,7 +175,8 @@ def _differences_table(
     # a slice whose difference never moves would be divided by 0
     spread = np.maximum(np.nanstd(resampled, axis=1), 1e-12)
     strayed = np.abs(resampled - point[:, None]) / spread[:, None]
-    margin = np.quantile(np.nanmax(strayed, axis=0), 0.95) * spread
+    known = ~np.isnan(strayed).all(axis=0)  # a draw of days with one outcome says nothing
+    margin = np.quantile(np.nanmax(strayed[:, known], axis=0), 0.95) * spread
     columns = np.stack([point, point - margin, point + margin], axis=1).tolist()
     rows = [(*name, *values) for name, values in zip(names, columns, strict=True)]
     return pl.DataFrame(rows, schema=SLICE_DIFFERENCES, orient='row')

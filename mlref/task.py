@@ -421,7 +421,7 @@ def vector_task(
 ) -> Task:
     """A task for a model that is only served: each request brings its numbers, an id and a `time`
 
-    Raises `MlrefError` without columns, and for one that is named twice, or like the id or the time.
+    Raises `MlrefError` without columns, and for one named twice, or like the id or the time.
     """
     check_distinct(columns, f'columns of {name}')
     check_distinct((entity, 'time', *columns), f'the columns of a request of {name}')

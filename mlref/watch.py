@@ -84,9 +84,15 @@ def watched_metrics(
 ) -> pl.DataFrame:  # ALARM_COLUMNS
     """The rows that alarm rules look at, under the names that rules use
 
-    Raises `MlrefError` for a table with other columns.
+    Raises `MlrefError` for a table with other columns or of several model versions.
     """
     check_frame(metrics, METRICS.columns, 'metrics')
+    versions = metrics['version'].unique().sort().to_list()
+    if len(versions) > 1:
+        raise MlrefError(
+            f'expected metrics of one model version, got those of {", ".join(versions)}; select one:'
+            ' a detector that goes on from one to the other adds up what neither did'
+        )
     name = pl.col('name')
     enough = pl.col('n') >= FEWEST_LABELS
     missing = metrics.filter(name.str.starts_with(_MISSING))
