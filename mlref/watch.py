@@ -90,8 +90,8 @@ def watched_metrics(
     versions = metrics['version'].unique().sort().to_list()
     if len(versions) > 1:
         raise MlrefError(
-            f'expected metrics of one model version, got those of {", ".join(versions)}; select one:'
-            ' a detector that goes on from one to the other adds up what neither did'
+            f'expected metrics of one model version, got those of {", ".join(versions)}; select'
+            ' one: a detector that goes on from one to the other adds up what neither did'
         )
     name = pl.col('name')
     enough = pl.col('n') >= FEWEST_LABELS
