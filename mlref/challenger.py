@@ -66,7 +66,7 @@ from .modelcard import ModelRecord, SliceScore, render_model_card
 from .monitor import label_days, monitored_columns
 from .policy import RetrainPolicy, decision_rows, make_decision
 from .promotion import promote
-from .recipes import WARM_KINDS, can_refresh, fit_cached
+from .recipes import BLOCKS_OF_PAST, WARM_KINDS, can_refresh, fit_cached
 from .registry import Registry, TrainingRun, register_model, version_by_alias
 from .side_by_side import fit_beside_scores, predict_side_by_side
 from .slices import Comparison, compare_models
@@ -284,7 +284,7 @@ def bootstrap(
     check_slices(task, past)
     fit = partial(train_challenger, past, until, policy, workspace.cache)
     model, p = fit_beside_scores(fit, policy.kind, past, policy.seed)
-    reference = reference_scores(past, p, task, fold=day_blocks(past, 3))
+    reference = reference_scores(past, p, task, fold=day_blocks(past, BLOCKS_OF_PAST))
     first = Challenger(model, past, reference)
     evidence = {
         'number': register_challenger(first, policy, registry, lake, task),

@@ -295,6 +295,7 @@ class FeatureSet:
         for name, size in self.categories.items():
             check_number(size, f'codes of {name}', low=1, whole=True)
         _check_columns(self)
+        _check_former(self)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -344,6 +345,19 @@ def _check_columns(features: FeatureSet) -> None:
         raise MlrefError(
             f'expected the column {missing[0]} from some view of {features.name}, found none'
         )
+
+
+def _check_former(features: FeatureSet) -> None:
+    "Raise `MlrefError` where earlier versions lead back to where they began"
+    for version in features.former:
+        at = version
+        for _ in features.former:
+            at = features.former.get(at, '')
+        if at in features.former:
+            raise MlrefError(
+                f'expected earlier versions of {features.name} that lead to a newer one, got'
+                f' {version:.12} in a circle; leave out the line that leads back'
+            )
 
 # %% ../nbs/06_features.ipynb #06fe000a
 def _histories(features: FeatureSet) -> dict[tuple[str, str], int]:

@@ -25,7 +25,15 @@ from mlref.core import (
 from .features import MAX_EXACT
 from .online import Facts, Lookup, OnlineStore, find_layout, merge_facts
 from .record_search import Record
-from .records import FIRST_TIME, NO_TIME, SEAL, RecordLayout, seal, why_foreign
+from mlref.records import (
+    FIRST_TIME,
+    NO_TIME,
+    SEAL,
+    RecordLayout,
+    seal,
+    unpack_record,
+    why_foreign,
+)
 from .vectors import EXPIRED, MISSING, PRESENT
 
 # %% ../nbs/08a_last_values.ipynb #7acc4689
@@ -364,6 +372,29 @@ def _newer_rows(
     newer = (best['t'] > have[:, 0]) | same
     return dict(compress(zip(names, _cut_rows(best), strict=True), newer.tolist()))
 
+# %% ../nbs/08a_last_values.ipynb #08af0002
+def _check_no_known(layout: RecordLayout, known: np.ndarray | None) -> None:
+    if known is not None:
+        raise MlrefError(
+            f'expected no known times for {layout.name}, which keeps its rows of {layout.keep}'
+            ' minutes by one time; leave known out, or push to a history that keeps the newest'
+        )
+
+
+def _new_facts(store: OnlineStore, layout: RecordLayout, facts: Facts) -> Facts:
+    "Those that a history does not hold yet, each once"
+    _check_texts(facts.keys)
+    names = [layout.prefix + key.encode() for key in facts.keys]
+    rows = np.column_stack([facts.t, facts.values])
+    held: set[tuple[bytes, bytes]] = set()
+    with store.snapshot() as lookup:
+        for name, record in zip(names, lookup(names), strict=True):
+            table = [] if record is None else unpack_record(layout, record)[1]
+            held.update((name, row.tobytes()) for row in table)
+    new = {(name, row.tobytes()): i for i, (name, row) in enumerate(zip(names, rows, strict=True))}
+    places = [i for mark, i in new.items() if mark not in held]
+    return Facts([facts.keys[i] for i in places], facts.t[places], facts.values[places])
+
 # %% ../nbs/08a_last_values.ipynb #ee550072
 def push(
     store: OnlineStore,
@@ -374,9 +405,10 @@ def push(
     known: np.ndarray | None = None,  # int64 minutes UTC: when learnt; decides equal t; default t
     now: int | None = None,  # Minute UTC by which all of it is known; default: the wall clock
 ) -> int:  # Keys that were written
-    """Write last values; what is older than the store's is left out, so again is harmless
+    """Write last values; what is older than the store's, or there, is left out: again is harmless
 
-    Raises `MlrefError` for another number of rows or values, for times that are none, or ahead.
+    Raises `MlrefError` for another number of rows or values, for times that are none, or ahead, and
+    for known times of a history that keeps earlier rows.
     """
     layout = find_layout(store.layouts, name)
     times = np.asarray(t)
@@ -386,7 +418,9 @@ def push(
     _check_times(times, learnt, len(keys))
     _check_known(learnt, now)
     if layout.keep:
+        _check_no_known(layout, known)
         facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
+        facts = _new_facts(store, layout, facts)
         new = merge_facts(store, layout, facts, int(times.max(initial=NO_TIME)))
     else:
         new = _newer_rows(store, layout, keys, _pack_rows(layout, times, learnt, rows))

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from .core import Predictor, TrainingSet
-from .recipes import out_of_fold_scores
+from .recipes import BLOCKS_OF_PAST, out_of_fold_scores
 
 # %% ../nbs/11d_side_by_side.ipynb #11bd0009
 def predict_side_by_side(
@@ -79,7 +79,7 @@ def fit_beside_scores(
     rows: int = ASIDE_ROWS,  # From so many on, another process scores them meanwhile
 ) -> tuple[Predictor, np.ndarray]:  # The model; scores of the table, float64 (rows,)
     "A model, and scores of its past by models that had not seen it; raises what either raises"
-    given = (kind, table, 3, seed)
+    given = (kind, table, BLOCKS_OF_PAST, seed)
     if len(table) < rows or (os.cpu_count() or 1) < 2:
         scores = out_of_fold_scores(*given)
         return fit(), scores

@@ -118,7 +118,8 @@ def unpack_state(
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _below(saved.tensors, 'opt.').items():
         number, _, moment = name.partition('.')
-        moments.setdefault(int(number), {})[moment] = tensor
+        # a copy: the optimizer goes on in the tensors that it is given
+        moments.setdefault(int(number), {})[moment] = tensor.clone()
     groups = state.optimizer.state_dict()['param_groups']
     state.optimizer.load_state_dict({'state': moments, 'param_groups': groups})
     state.losses.copy_(saved.tensors['losses'])
