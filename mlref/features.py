@@ -346,7 +346,7 @@ def _check_columns(features: FeatureSet) -> None:
             f'expected the column {missing[0]} from some view of {features.name}, found none'
         )
 
-
+# %% ../nbs/06_features.ipynb #06fef001
 def _check_former(features: FeatureSet) -> None:
     "Raise `MlrefError` where earlier versions lead back to where they began"
     for version in features.former:

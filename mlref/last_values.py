@@ -389,8 +389,9 @@ def _new_facts(store: OnlineStore, layout: RecordLayout, facts: Facts) -> Facts:
     held: set[tuple[bytes, bytes]] = set()
     with store.snapshot() as lookup:
         for name, record in zip(names, lookup(names), strict=True):
-            table = [] if record is None else unpack_record(layout, record)[1]
-            held.update((name, row.tobytes()) for row in table)
+            if record is not None:
+                _, table = unpack_record(layout, record)
+                held.update((name, row.tobytes()) for row in table)
     new = {(name, row.tobytes()): i for i, (name, row) in enumerate(zip(names, rows, strict=True))}
     places = [i for mark, i in new.items() if mark not in held]
     return Facts([facts.keys[i] for i in places], facts.t[places], facts.values[places])

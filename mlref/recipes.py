@@ -303,7 +303,7 @@ BLOCKS_OF_PAST = 3  # of days, each scored by a model that has not seen it
 def out_of_fold_scores(
     kind: str,  # As for `fit_recipe`
     table: TrainingSet,  # Labelled rows
-    k: int = BLOCKS_OF_PAST,
+    k: int = BLOCKS_OF_PAST,  # Of days
     seed: int = 0,
 ) -> np.ndarray:  # Scores, float64, one per row, each by a model that has not seen the row's block
     "Scores of days that the scoring model was not trained on; raises `MlrefError`"
