@@ -373,14 +373,6 @@ def _newer_rows(
     return dict(compress(zip(names, _cut_rows(best), strict=True), newer.tolist()))
 
 # %% ../nbs/08a_last_values.ipynb #08af0002
-def _check_no_known(layout: RecordLayout, known: np.ndarray | None) -> None:
-    if known is not None:
-        raise MlrefError(
-            f'expected no known times for {layout.name}, which keeps its rows of {layout.keep}'
-            ' minutes by one time; leave known out, or push to a history that keeps the newest'
-        )
-
-
 def _new_facts(store: OnlineStore, layout: RecordLayout, facts: Facts) -> Facts:
     "Those that a history does not hold yet, each once"
     _check_texts(facts.keys)
@@ -408,8 +400,9 @@ def push(
 ) -> int:  # Keys that were written
     """Write last values; what is older than the store's, or there, is left out: again is harmless
 
-    Raises `MlrefError` for another number of rows or values, for times that are none, or ahead, and
-    for known times of a history that keeps earlier rows.
+    A history that keeps earlier rows takes older ones too; of two at one time the greater values
+    count there. Raises `MlrefError` for another number of rows or values, for times that are none,
+    or ahead.
     """
     layout = find_layout(store.layouts, name)
     times = np.asarray(t)
@@ -419,7 +412,6 @@ def push(
     _check_times(times, learnt, len(keys))
     _check_known(learnt, now)
     if layout.keep:
-        _check_no_known(layout, known)
         facts = Facts(keys, times.astype(np.int64), rows.astype(np.float64))
         facts = _new_facts(store, layout, facts)
         new = merge_facts(store, layout, facts, int(times.max(initial=NO_TIME)))

@@ -69,7 +69,7 @@ def test_what_is_no_value_may_be_tested(source):
 def test_the_rule_is_part_of_the_check_of_pages():
     top = Cell('markdown', 'top', '# A page\n\n> What it is for')
     for source, found in ((PLANTED['next'], ['truth']), (FINE['is None'], [])):
-        page = Page('nbs/05_store.ipynb', (top, Cell('code', 'c1', source)))
+        page = Page('nbs/store.ipynb', (top, Cell('code', 'c1', source)))
         assert [finding.rule for finding in check_pages([page])] == found
 
 
