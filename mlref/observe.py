@@ -23,6 +23,7 @@ import numpy as np
 # %% ../nbs/15_observe.ipynb #c0f970b4
 SLOTS = 8192  # samples of one worker at most
 OVERFLOW = 'mlref_samples_dropped_total'  # what is counted when there are more
+_SPILL = 64  # numbers behind them that nobody reads: where a group without a place is counted
 
 
 class Meters:
@@ -34,7 +35,7 @@ class Meters:
     ):
         self.places: dict[str, int] = {}
         self.names: int | None = None
-        size = 8 * SLOTS
+        size = 8 * (SLOTS + _SPILL)
         if file is None:
             self.values = memoryview(bytearray(size)).cast('d')
         else:
@@ -51,7 +52,7 @@ class Meters:
     def place(
         self,
         sample: str,  # As a scraper reads it: name{label="value"}
-        more: Iterable[str] = (),  # Samples that stand behind it
+        more: Iterable[str] = (),  # Samples that stand behind it, at most 63
     ) -> int:
         "Where a number stands; it begins at 0"
         found = self.places.get(sample)
@@ -59,13 +60,19 @@ class Meters:
             return found
         wanted = [sample, *more]
         if len(self.places) + len(wanted) > SLOTS:
-            return self.places[OVERFLOW]
+            return self._place_nowhere(len(wanted))
         first = len(self.places)
         for place, name in enumerate(wanted, first):
             self.places[name] = place
         if self.names is not None:
             os.write(self.names, ''.join(f'{name}\n' for name in wanted).encode())
         return first
+
+    def _place_nowhere(self, count: int) -> int:
+        if count == 1:  # what is added there says how much was dropped
+            return self.places[OVERFLOW]
+        self.values[self.places[OVERFLOW]] += 1
+        return SLOTS
 
     def add(self, sample: str, n: float = 1) -> None:
         "Add `n` to the number of a `sample`; one that finds no place counts as dropped"

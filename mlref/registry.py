@@ -13,6 +13,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,9 +243,18 @@ def _note_file(registry: Registry, model: str) -> Path:
     return registry.folder / 'waiting' / f'{model}.json'
 
 
+def _age_of_note(note: Path) -> tuple[float, str]:
+    "Until when its model has learnt, minutes UTC; of one that cannot be read: the last"
+    until = math.inf
+    with suppress(MlrefError, KeyError, TypeError, ValueError):
+        until = int(read_checked_json(note, 'the note of a model', '')['tags']['trained_until'])
+    return until, note.stem
+
+
 def pending_uploads(registry: Registry) -> list[str]:
-    "Models that are kept but not sent yet, by their digest"
-    return sorted(file.stem for file in (registry.folder / 'waiting').glob('*.json'))
+    "Digests of the models that are kept but not sent yet, those that learnt first before others"
+    notes = sorted((registry.folder / 'waiting').glob('*.json'), key=_age_of_note)
+    return [note.stem for note in notes]
 
 # %% ../nbs/14_registry.ipynb #14a0000c
 def _prepare_experiment(registry: Registry) -> str:  # Its id

@@ -55,8 +55,10 @@ class Verdict:
             f'must lie below {self.limit:+.4f}; {self.method}, {format_count(self.days, "day")}'
         )
         shows = f'{self.limit - self.detectable:+.4f} in 4 of 5 cases'
-        said = f'{_SAID[self.kind]}: {found}, {wanted}'
-        return f'{said}, which show a true difference of {shows}'
+        said = _SAID[self.kind]
+        if self.kind == 'refuse' and low <= self.limit:  # its patience ended first
+            said = 'not shown in time'
+        return f'{said}: {found}, {wanted}, which show a true difference of {shows}'
 
 # %% ../nbs/17ba_verdicts.ipynb #17ba000e
 def _kind_of(
