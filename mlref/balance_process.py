@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -130,6 +131,45 @@ def _wait_listening(
             return True
     return False
 
+# %% ../nbs/34a_balance_process.ipynb #34af0002
+_TELL_AGAIN = 0.5  # seconds after which a program that has no new worker is told once more
+
+
+def _find_children(pid: int) -> set[str] | None:
+    "Processes that a process has begun; None where the system does not say"
+    with suppress(OSError):
+        return set(Path(f'/proc/{pid}/task/{pid}/children').read_text().split())
+    return None
+
+
+def _settled_children(pid: int, until: float) -> set[str] | None:
+    "The workers of a program, once there are some and no more come; None as above"
+    found = _find_children(pid)
+    while found is not None and time.monotonic() < until:
+        time.sleep(0.05)
+        before, found = found, _find_children(pid)
+        if found and found == before:
+            break
+    return found
+
+
+def _reload(process: subprocess.Popen, told: signal.Signals, patience: float = 20.0) -> None:
+    "Let a program begin new workers; raises `MlrefError` when it has none after so many seconds"
+    end = time.monotonic() + patience
+    before = _settled_children(process.pid, end)
+    while time.monotonic() < end:
+        process.send_signal(told)
+        again = time.monotonic() + _TELL_AGAIN
+        while time.monotonic() < again:
+            now = _find_children(process.pid)
+            if before is None or now is None or now - before:
+                return
+            time.sleep(0.01)
+    raise MlrefError(
+        f'expected process {process.pid} to go on with another configuration within {patience:g}'
+        ' s, it did not; look at what it says, and start it again'
+    )
+
 # %% ../nbs/34a_balance_process.ipynb #30b6f134
 _RELOAD = {'nginx': signal.SIGHUP, 'haproxy': signal.SIGUSR2}
 _OPTIONS = {'nginx': ('-g', 'daemon off;', '-p', '{folder}', '-c'), 'haproxy': ('-W', '-f')}
@@ -168,11 +208,14 @@ class BalancerProcess:
         return _write_config(self.program, RENDERERS[self.program](self.balancer), self.folder)
 
     def reload(self, balancer: LoadBalancer) -> None:
-        "Go on with another description; what is being answered is finished by the old one"
+        """Go on with another description; what is being answered is finished by the old one
+
+        Raises `MlrefError` for one that the program refuses, or when it does not go on with it.
+        """
         check_config(self.program, RENDERERS[self.program](balancer))
         self.balancer = balancer
         _ = self.write()
-        self.process.send_signal(_RELOAD[self.program])
+        _reload(self.process, _RELOAD[self.program])
 
     def stop(self) -> None:
         "End it, and remove its folder"

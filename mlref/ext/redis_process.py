@@ -16,6 +16,8 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ..core import MlrefError
 from ..edges import find_program, shield_from_interrupts
@@ -26,6 +28,15 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(('127.0.0.1', 0))
         return found.getsockname()[1]
+
+
+def _check_free(port: int) -> None:
+    "Raise `MlrefError` where somebody listens, who would answer in a new server's place"
+    with socket.socket() as tried:
+        if tried.connect_ex(('127.0.0.1', port)) == 0:
+            raise MlrefError(
+                f'expected a free port for redis-server, somebody listens on {port}; choose another'
+            )
 
 # %% ../../nbs/31a_redis_process.ipynb #76eca3a1
 class RedisProcess:
@@ -52,7 +63,8 @@ class RedisProcess:
         return f'redis://127.0.0.1:{self.port}'
 
     def start(self) -> subprocess.Popen:
-        "Start it, also again after `kill`; raises `MlrefError` when it does not answer"
+        "Start it, also again after `kill`; raises `MlrefError` on a busy port or without an answer"
+        _check_free(self.port)
         command = [self.program, '--port', str(self.port), '--bind', '127.0.0.1', '--save', '']
         log = self.folder / 'server.log'
         said = ('--dir', str(self.folder), '--logfile', str(log), *self.options)
@@ -68,7 +80,7 @@ class RedisProcess:
         return self.process
 
     def kill(self) -> None:
-        "What a power cut does"
+        "End it without time to tidy up; what it gave the kernel to write is kept, unlike by a power cut"
         self.process.kill()
         self.process.wait()
 
@@ -93,7 +105,8 @@ def wait_for_port(
     seconds: float = 10.0,  # At most
 ) -> bool:  # False = it ended, or time is over
     "Wait until a server answers"
-    client = redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=1)
+    once = Retry(NoBackoff(), 0)  # the loop below tries again
+    client = redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=1, retry=once)
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         try:
