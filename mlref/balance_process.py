@@ -147,12 +147,13 @@ def _settled_children(pid: int, until: float) -> set[str] | None:
     found = _find_children(pid)
     while found is not None and time.monotonic() < until:
         time.sleep(0.05)
-        before, found = found, _find_children(pid)
+        before = found
+        found = _find_children(pid)
         if found and found == before:
             break
     return found
 
-
+# %% ../nbs/34a_balance_process.ipynb #34af0005
 def _reload(process: subprocess.Popen, told: signal.Signals, patience: float = 20.0) -> None:
     "Let a program begin new workers; raises `MlrefError` when it has none after so many seconds"
     end = time.monotonic() + patience

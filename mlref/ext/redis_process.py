@@ -68,8 +68,10 @@ class RedisProcess:
         command = [self.program, '--port', str(self.port), '--bind', '127.0.0.1', '--save', '']
         log = self.folder / 'server.log'
         said = ('--dir', str(self.folder), '--logfile', str(log), *self.options)
-        with shield_from_interrupts():  # of the cell that is running
-            self.process = subprocess.Popen([*command, *said], stdout=subprocess.DEVNULL)
+        # errors of its options come before it writes there itself
+        with log.open('ab') as errors, shield_from_interrupts():  # of the cell that is running
+            words = [*command, *said]
+            self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
         if not wait_for_port(self.process, self.port):
             lines = log.read_text(errors='replace').splitlines() if log.exists() else []
             self.stop()
@@ -80,7 +82,7 @@ class RedisProcess:
         return self.process
 
     def kill(self) -> None:
-        "End it without time to tidy up; what it gave the kernel to write is kept, unlike by a power cut"
+        "End it at once; what the kernel was given to write is kept, unlike by a power cut"
         self.process.kill()
         self.process.wait()
 
