@@ -142,13 +142,13 @@ def _find_children(pid: int) -> set[str] | None:
     return None
 
 
-def _settled_children(pid: int, until: float) -> set[str] | None:
+def _settled_children(process: subprocess.Popen, until: float) -> set[str] | None:
     "The workers of a program, once there are some and no more come; None as above"
-    found = _find_children(pid)
-    while found is not None and time.monotonic() < until:
+    found = _find_children(process.pid)
+    while found is not None and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
         before = found
-        found = _find_children(pid)
+        found = _find_children(process.pid)
         if found and found == before:
             break
     return found
@@ -157,8 +157,8 @@ def _settled_children(pid: int, until: float) -> set[str] | None:
 def _reload(process: subprocess.Popen, told: signal.Signals, patience: float = 20.0) -> None:
     "Let a program begin new workers; raises `MlrefError` when it has none after so many seconds"
     end = time.monotonic() + patience
-    before = _settled_children(process.pid, end)
-    while time.monotonic() < end:
+    before = _settled_children(process, end)
+    while process.poll() is None and time.monotonic() < end:
         process.send_signal(told)
         again = time.monotonic() + _TELL_AGAIN
         while time.monotonic() < again:
@@ -167,8 +167,9 @@ def _reload(process: subprocess.Popen, told: signal.Signals, patience: float = 2
                 return
             time.sleep(0.01)
     raise MlrefError(
-        f'expected process {process.pid} to go on with another configuration within {patience:g}'
-        ' s, it did not; look at what it says, and start it again'
+        f'expected process {process.pid} to go on with another configuration,'
+        f' {"it did not" if process.poll() is None else "it has ended"}; look at what it says, and'
+        ' start it again'
     )
 
 # %% ../nbs/34a_balance_process.ipynb #30b6f134
@@ -209,14 +210,16 @@ class BalancerProcess:
         return _write_config(self.program, RENDERERS[self.program](self.balancer), self.folder)
 
     def reload(self, balancer: LoadBalancer) -> None:
-        """Go on with another description; what is being answered is finished by the old one
-
-        Raises `MlrefError` for one that the program refuses, or when it does not go on with it.
-        """
-        check_config(self.program, RENDERERS[self.program](balancer))
+        "Go on with another description, once what is being answered is done; raises `MlrefError`"
+        config = RENDERERS[self.program](balancer)
+        check_config(self.program, config)
+        _ = _write_config(self.program, config, self.folder)
+        try:
+            _reload(self.process, _RELOAD[self.program])
+        except MlrefError:
+            _ = self.write()  # as it is served
+            raise
         self.balancer = balancer
-        _ = self.write()
-        _reload(self.process, _RELOAD[self.program])
 
     def stop(self) -> None:
         "End it, and remove its folder"

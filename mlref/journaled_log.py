@@ -85,6 +85,7 @@ def _newest_number(journal: JournalFile, stored: bytes) -> int:
 # %% ../nbs/03ca_journaled_log.ipynb #03ca0024
 def _take_over(writer: LogWriter, journal: JournalFile) -> int:
     "Move what was left; the number of the last record"
+    writer.owns_journal = True
     file = writer.file
     state = _read_state(file)  # again: the process that had the lock may have changed it
     stored = journal.read()
@@ -183,7 +184,6 @@ class JournaledLog(LocalLog):
         journal_bytes: int = JOURNAL_BYTES,  # Of records, until it is emptied
     ):
         super().__init__(folder, size=size, clock=clock)
-        self.writer.owns_journal = True
         self.appending = threading.Lock()
         seed = journal_seed(self.file.id)
         with ExitStack() as undo:

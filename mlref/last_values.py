@@ -373,19 +373,26 @@ def _newer_rows(
     return dict(compress(zip(names, _cut_rows(best), strict=True), newer.tolist()))
 
 # %% ../nbs/08a_last_values.ipynb #08af0002
+def _mark_rows(rows: np.ndarray) -> list[bytes]:
+    "What tells rows apart: equal numbers are equal, and nothing is like nothing"
+    plain = rows + 0.0  # no negative zero
+    plain[np.isnan(plain)] = np.nan
+    return [row.tobytes() for row in plain]
+
+
 def _new_facts(store: OnlineStore, layout: RecordLayout, facts: Facts) -> Facts:
     "Those that a history does not hold yet, each once"
     _check_texts(facts.keys)
-    names = [layout.prefix + key.encode() for key in facts.keys]
-    rows = np.column_stack([facts.t, facts.values])
-    held: set[tuple[bytes, bytes]] = set()
+    held: set[tuple[str, bytes]] = set()
     with store.snapshot() as lookup:
-        for name, record in zip(names, lookup(names), strict=True):
+        records = lookup([layout.prefix + key.encode() for key in facts.keys])
+        for key, record in zip(facts.keys, records, strict=True):
             if record is not None:
-                _, table = unpack_record(layout, record)
-                held.update((name, row.tobytes()) for row in table)
-    new = {(name, row.tobytes()): i for i, (name, row) in enumerate(zip(names, rows, strict=True))}
-    places = [i for mark, i in new.items() if mark not in held]
+                _, table = unpack_record(layout, record, key)
+                held.update((key, mark) for mark in _mark_rows(table))
+    marks = _mark_rows(np.column_stack([facts.t, facts.values]))
+    new = {(key, mark): i for i, (key, mark) in enumerate(zip(facts.keys, marks, strict=True))}
+    places = [i for told, i in new.items() if told not in held]
     return Facts([facts.keys[i] for i in places], facts.t[places], facts.values[places])
 
 # %% ../nbs/08a_last_values.ipynb #ee550072

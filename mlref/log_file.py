@@ -9,7 +9,7 @@ __all__ = ['PARTITIONS', 'LogTables', 'LogFile', 'check_open_for_writing', 'jour
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,8 +138,11 @@ class LogFile:
         self.settings = LmdbSettings(
             'a log', 'restore it from a copy', size, readonly, tables=PARTITIONS + 1
         )
-        self.env, self.id = _open_log(self.folder, self.settings)
-        self.place = note_place(self.folder / 'data.mdb')
+        with ExitStack() as undo:
+            self.env, self.id = _open_log(self.folder, self.settings)
+            undo.callback(self.env.close)
+            self.place = note_place(self.folder / 'data.mdb')
+            undo.pop_all()
         self.tables = LogTables(self.env, readonly)
         self.sweep = ReaderSweep(self.env)
 
@@ -148,8 +151,8 @@ class LogFile:
         "A moment, and the table of a partition (None without one); raises as LMDB and the disk do"
         check_place(self.place, 'the log')
         try:
+            self.tables.find(_ABOUT)  # first: who finds a partition opened goes by this one too
             table = self.tables.find(where.name)
-            self.tables.find(_ABOUT)
             with begin_read(self.env) as txn:
                 yield txn, table
         except lmdb.Error as error:

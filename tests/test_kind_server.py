@@ -451,7 +451,11 @@ def test_what_was_sent_before_sigterm_is_answered_and_half_sent_requests_do_not_
             client.sendall(whole)
         answers = [read_answer(client) for client in clients[:16]]
         assert {answer[:12] for answer in answers} == {b'HTTP/1.1 200'}
-        assert all(b'connection: close' in answer for answer in answers)
+        # one that was answered before the order was noticed does not say so, and ends all the same
+        said = [b'connection: close' in answer for answer in answers]
+        assert any(said)
+        for client, told in zip(clients, said, strict=False):
+            assert told or client.recv(1) == b''
         process.wait(20)
         assert time.monotonic() - start < 12
         assert all(client.recv(65536)[:12] in (b'HTTP/1.1 408', b'') for client in clients[16:])

@@ -102,6 +102,8 @@ def code_cells(path: Path) -> list[dict]:
     for cell in code:
         source = [line for line in cell['source'] if not line.startswith(('%', '!'))]
         cell['tree'] = ast.parse(''.join(source))
+        # an answer shows what its page computes, which that page checks
+        cell['folded'] = source[:1] == ['#| code-fold: true\n']
     return code
 
 
@@ -153,7 +155,9 @@ def result_cells(cells: list[dict]) -> list[int]:
     return [
         at
         for at, cell in enumerate(cells)
-        if cell['outputs'] and (reading[at] or readers & loaded_names(cell['tree']))
+        if cell['outputs']
+        and not cell['folded']
+        and (reading[at] or readers & loaded_names(cell['tree']))
     ]
 
 

@@ -318,7 +318,7 @@ def test_clocks_of_hosts_that_differ_change_nothing(kind, request, monkeypatch):
     first = RedisStore(own.url, 'clocks', more=(LAYOUT,), settings=HASTY)
     first.write(batch(1))
     first.writer.token = b'another-host:1:' + b'0' * 16  # who lives there is not known here
-    first.server.client.set(first.keys['writer'], first.writer.token, px=200)
+    first.server.client.set(first.space.keys['writer'], first.writer.token, px=200)
     second = RedisStore(own.url, 'clocks', more=(LAYOUT,), settings=HASTY)  # its lease is over
     second.write(batch(2))
     with pytest.raises(Outage, match='another process is'):

@@ -174,5 +174,5 @@ def count_keys(
     client = store.server.client
     if not isinstance(client, RedisCluster):
         return Counter({store.server.where: len(list(names))})
-    slots = [find_slot(record_key(store.space, name)) for name in names]
+    slots = [find_slot(record_key(store.space.name, name)) for name in names]
     return Counter(client.nodes_manager.get_node_from_slot(slot).name for slot in slots)

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..core import MlrefError
-from ..edges import find_program, shield_from_interrupts
+from ..edges import find_program, make_folder, shield_from_interrupts
 
 # %% ../../nbs/31a_redis_process.ipynb #779c06a2
 def free_port() -> int:
@@ -33,10 +34,22 @@ def free_port() -> int:
 def _check_free(port: int) -> None:
     "Raise `MlrefError` where somebody listens, who would answer in a new server's place"
     with socket.socket() as tried:
+        tried.settimeout(1)
         if tried.connect_ex(('127.0.0.1', port)) == 0:
             raise MlrefError(
                 f'expected a free port for redis-server, somebody listens on {port}; choose another'
             )
+
+# %% ../../nbs/31a_redis_process.ipynb #31af0001
+def _launch(words: Sequence[str], log: Path) -> subprocess.Popen:
+    "Start a program; what it says before it writes its log stands there too"
+    with log.open('ab') as errors, shield_from_interrupts():  # of the cell that is running
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors='replace').splitlines() if log.exists() else []
+    return lines[-1][:200] if lines else 'nothing'
 
 # %% ../../nbs/31a_redis_process.ipynb #76eca3a1
 class RedisProcess:
@@ -55,7 +68,10 @@ class RedisProcess:
         self.port = port or free_port()
         # not atexit, which the workers of a pool never run; a forked child leaves it alone
         self.at_exit = Finalize(None, self.stop, exitpriority=0)
-        self.process = self.start()
+        with ExitStack() as undo:
+            undo.callback(self.stop)
+            self.process = self.start()
+            undo.pop_all()
 
     @property
     def url(self) -> str:
@@ -65,20 +81,15 @@ class RedisProcess:
     def start(self) -> subprocess.Popen:
         "Start it, also again after `kill`; raises `MlrefError` on a busy port or without an answer"
         _check_free(self.port)
-        command = [self.program, '--port', str(self.port), '--bind', '127.0.0.1', '--save', '']
+        make_folder(self.folder, 'a server of Redis')
         log = self.folder / 'server.log'
-        said = ('--dir', str(self.folder), '--logfile', str(log), *self.options)
-        # errors of its options come before it writes there itself
-        with log.open('ab') as errors, shield_from_interrupts():  # of the cell that is running
-            words = [*command, *said]
-            self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
+        words = [self.program, '--port', str(self.port), '--bind', '127.0.0.1', '--save', '']
+        words += ['--dir', str(self.folder), '--logfile', str(log), *self.options]
+        self.process = _launch(words, log)
         if not wait_for_port(self.process, self.port):
-            lines = log.read_text(errors='replace').splitlines() if log.exists() else []
+            said = _last_line(log)
             self.stop()
-            raise MlrefError(
-                f'expected redis-server to answer on port {self.port}, got:'
-                f' {lines[-1][:200] if lines else "nothing"}'
-            )
+            raise MlrefError(f'expected redis-server to answer on port {self.port}, got: {said}')
         return self.process
 
     def kill(self) -> None:
@@ -89,8 +100,10 @@ class RedisProcess:
     def stop(self) -> None:
         "End it, and remove its folder when it is its own"
         self.at_exit.cancel()
-        self.process.terminate()
-        self.process.wait()
+        process = getattr(self, 'process', None)  # None = it was never started
+        if process is not None:
+            process.terminate()
+            process.wait()
         if self.own:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['RedisSnapshot', 'find_records', 'is_after', 'is_predecessor', 'why_too_old', 'why_gone', 'unpack_values',
-           'store_keys', 'RedisStore', 'read_layouts', 'match_layouts', 'claim_lease', 'is_guarded', 'is_note',
-           'notes_of', 'records_of', 'SlotSender', 'RedisWriter', 'list_names']
+           'RedisStore', 'describe_layouts', 'read_layouts', 'match_layouts', 'list_names']
 
 # %% ../../nbs/31c_redis_store.ipynb #44ad0e99
 import json
-import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from itertools import islice
 from typing import Any
 
 from zlib_ng.zlib_ng import crc32
@@ -23,25 +20,15 @@ from zlib_ng.zlib_ng import crc32
 from ..core import MlrefError, digest
 from ..dead_letters import Outage
 from mlref.ext.redis_records import (
-    APPLY_SLOT,
-    BEGIN,
-    CLAIM,
     COMMIT,
     KEEP,
-    PUBLISH,
-    RELEASE,
-    REVERT,
-    Batch,
-    RecentBatches,
     check_space,
-    is_dead,
-    name_writer,
-    pack_words,
     record_key,
     record_name,
     unpack_value,
 )
-from .redis_server import DEFAULT_SETTINGS, Command, RedisServer, RedisSettings
+from .redis_server import DEFAULT_SETTINGS, RedisServer, RedisSettings
+from .redis_writer import RedisSpace, RedisWriter, SlotSender, is_note
 from ..features import FeatureSet
 from ..keys import check_names
 from ..manifest import match_layout
@@ -52,10 +39,7 @@ from mlref.records import (
     SEALED,
     DamagedRecord,
     RecordLayout,
-    pack_redo,
     record_layouts,
-    seal,
-    unpack_redo,
 )
 
 # %% ../../nbs/31c_redis_store.ipynb #dcf3efca
@@ -79,7 +63,7 @@ class RedisSnapshot:
     def moment(self) -> tuple[int, ...]:
         "The commit, and the era in which its number is no other's"
         if self.commit < 0:
-            keys = self.store.keys
+            keys = self.store.space.keys
             self.read_head(*self.store.server.read([keys['head'], keys['era']]))
         return (self.commit, self.era)
 
@@ -96,7 +80,9 @@ class RedisSnapshot:
         store = self.store
         keys = list(map(store.key_of, names))
         if self.commit < 0 and not store.server.cluster:
-            head, era, *values = store.server.read([store.keys['head'], store.keys['era'], *keys])
+            head, era, *values = store.server.read(
+                [store.space.keys['head'], store.space.keys['era'], *keys]
+            )
             self.read_head(head, era)  # nothing that came with it is newer
         else:
             values = find_records(self, names, keys)
@@ -115,7 +101,7 @@ def find_records(
         commit = snapshot.moment[0]
         values = server.read(keys)
         late = [place for place, value in enumerate(values) if is_after(value, commit)]
-        before = [record_key(snapshot.store.space, names[place], b'p') for place in late]
+        before = [record_key(snapshot.store.space.name, names[place], b'p') for place in late]
         older = server.read(before)
         if all(is_predecessor(value, snapshot) for value in older):
             for place, value in zip(late, older, strict=True):
@@ -178,15 +164,8 @@ def unpack_values(
 _REMEMBERED = 100_000  # names whose keys need not be made again
 
 
-def store_keys(space: bytes) -> dict[str, bytes]:
-    "What the store of a `space` keeps about itself, by its use: keys in the slot of its notes"
-    tag = b'%s:{!%s}' % (space, space)
-    names = ('head', 'era', 'writer', 'redo', 'about', 'clean')
-    return {name: tag + name.encode() for name in names}
-
-
 class RedisStore(FedStore):
-    "Histories in Redis or a Redis Cluster: one writer at a time, any number of readers"
+    "Histories in Redis or a cluster; raises `MlrefError` for none to read, another writer or form"
 
     remote = True
 
@@ -199,16 +178,17 @@ class RedisStore(FedStore):
         more: tuple[RecordLayout, ...] = (),  # Further records, for `push`
         settings: RedisSettings = DEFAULT_SETTINGS,
     ):
-        self.space = check_space(space)
-        self.server = RedisServer(url, settings)
-        self.place = f'{space} in {self.server.where}'
         self.features = features
-        self.readonly = readonly
-        self.keys = store_keys(self.space)
-        self.key_of = lru_cache(_REMEMBERED)(partial(record_key, self.space))
-        held = read_layouts(self)
-        self.layouts = held | match_layouts(features, more, held)
-        self.writer = None if readonly else _begin_writing(self, held)
+        self.space = RedisSpace(RedisServer(url, settings), check_space(space))
+        self.server = self.space.server
+        self.place = self.space.where
+        self.key_of = lru_cache(_REMEMBERED)(partial(record_key, self.space.name))
+        with ExitStack() as undo:
+            undo.callback(self.server.close)
+            held = read_layouts(self.space, readonly)
+            self.layouts = held | match_layouts(features, more, held)
+            self.writer = None if readonly else _begin_writing(self.space, self.layouts, held)
+            undo.pop_all()
 
     def snapshot(self) -> RedisSnapshot:
         "A moment to read at"
@@ -220,11 +200,7 @@ class RedisStore(FedStore):
             return [None if note is None else bytes(note[:-SEAL]) for note in lookup(names)]
 
     def write(self, records: Mapping[bytes, bytes | None]) -> None:
-        """All or nothing, to be seen when this returns; None deletes
-
-        Raises `MlrefError` for odd names and for a store that is open for reading, `Outage` when
-        the batch was not accepted; readers are where they were.
-        """
+        "All or nothing, seen when this returns; None deletes; raises `Outage`, `MlrefError`"
         check_names(records)
         if self.writer is None:
             raise MlrefError(
@@ -234,7 +210,7 @@ class RedisStore(FedStore):
 
     def names(self, prefix: bytes = b'') -> list[bytes]:
         "Every name there is that begins so, sorted"
-        return list_names(self.server, self.space, prefix)
+        return list_names(self.space, prefix)
 
     def moment(self) -> tuple[int, ...]:
         "The last commit, and its era"
@@ -247,7 +223,7 @@ class RedisStore(FedStore):
         self.server.close()
 
 # %% ../../nbs/31c_redis_store.ipynb #2b093ba0
-def _read_about(store: RedisStore, text: bytes) -> dict[str, RecordLayout]:
+def _read_about(space: RedisSpace, text: bytes) -> dict[str, RecordLayout]:
     "The histories that the store has; raises `MlrefError` for another format"
     about: dict[str, Any] = {}
     with suppress(ValueError):
@@ -255,30 +231,31 @@ def _read_about(store: RedisStore, text: bytes) -> dict[str, RecordLayout]:
     found = about.pop('digest', None) if isinstance(about, dict) else None
     if found is None or found != digest(about) or about.get('format') != FORMAT:
         raise MlrefError(
-            f'expected an online store of format {FORMAT} in {store.place}, found another; give it'
+            f'expected an online store of format {FORMAT} in {space.where}, found another; give it'
             ' another space, or delete it and feed it from the log'
         )
     layouts = [RecordLayout(**fields) for fields in about['layouts'].values()]
     return {layout.name: replace(layout, values=tuple(layout.values)) for layout in layouts}
 
 
-def _write_about(store: RedisStore) -> None:
-    about = {
-        'format': FORMAT,
-        'layouts': {name: asdict(layout) for name, layout in store.layouts.items()},
-    }
-    text = json.dumps(about | {'digest': digest(about)})
-    store.server.run("return redis.call('SET', KEYS[1], ARGV[1])", [store.keys['about']], [text])
+def describe_layouts(
+    layouts: Mapping[str, RecordLayout],  # By name
+) -> str:
+    "What a store with these histories says of itself"
+    shown = {name: asdict(layout) for name, layout in layouts.items()}
+    about = {'format': FORMAT, 'layouts': shown}
+    return json.dumps(about | {'digest': digest(about)})
 
 # %% ../../nbs/31c_redis_store.ipynb #e3c81e99
 def read_layouts(
-    store: RedisStore,  # Of which nothing but the server and its keys is known yet
+    space: RedisSpace,
+    must_exist: bool,  # Is a store that is not there an error?
 ) -> dict[str, RecordLayout]:  # Empty for a new store
     "The histories that a store has; raises `MlrefError` without one that can be read"
-    text, head = store.server.read([store.keys['about'], store.keys['head']])
-    if head is None and store.readonly:
-        raise MlrefError(f'expected an online store {store.place}, found none; ingest first')
-    return {} if text is None else _read_about(store, text)
+    text, head = space.server.read([space.keys['about'], space.keys['head']])
+    if head is None and must_exist:
+        raise MlrefError(f'expected an online store {space.where}, found none; ingest first')
+    return {} if text is None else _read_about(space, text)
 
 
 def match_layouts(
@@ -287,244 +264,34 @@ def match_layouts(
     held: Mapping[str, RecordLayout],  # That it has
 ) -> dict[str, RecordLayout]:
     "The layouts of what is to be held; raises `MlrefError` where another definition wrote it"
-    found = {}
-    for expected in (*more, *(record_layouts(features) if features else ())):
-        layout = replace(expected)
-        found[layout.name] = match_layout(layout, held.get(layout.name, layout), features)
-    return found
-
-# %% ../../nbs/31c_redis_store.ipynb #486e70be
-def claim_lease(
-    store: RedisStore,
-    token: bytes,  # Name of the writer
-) -> None:
-    "Become the writer; raises `MlrefError` while there is another"
-    words: list[Any] = [token, int(1000 * store.server.settings.lease), b'']
-    end = time.monotonic() + store.server.settings.lease + 1
-    least = None
-    while True:
-        owner, left = store.server.run(CLAIM, [store.keys['writer']], words)
-        if owner == token:
-            return
-        if is_dead(owner):
-            words[2] = owner
-            continue
-        renewed = least is not None and left > least
-        if renewed or time.monotonic() > end:
-            raise MlrefError(
-                f'expected no other writer of {store.place}, there is one; close it, or open the'
-                ' store with readonly=True'
-            )
-        least = left
-        time.sleep(min(0.2, left / 1000 + 0.01))
-
-# %% ../../nbs/31c_redis_store.ipynb #71c80a2a
-def _seal_notes(records: Mapping[bytes, bytes | None]) -> Batch:
-    batch = dict(records)
-    for name, record in records.items():
-        if record is not None and is_note(name):
-            batch[name] = seal(record, name)
-    return batch
+    of_features = record_layouts(features) if features else ()
+    expected = {layout.name: replace(layout) for layout in (*of_features, *more)}
+    return {
+        name: match_layout(layout, held.get(name, layout), features)
+        for name, layout in expected.items()
+    }
 
 
-def is_guarded(store: RedisStore, name: bytes) -> bool:
-    "Whether the record `name` holds nothing but a newest row, which no older one may replace"
-    layout = store.layouts.get(b'/'.join(name.split(b'/', 2)[:2]).decode(errors='replace'))
-    return layout is not None and layout.newest and not layout.keep
-
-
-def _words_of(
-    store: RedisStore, batch: Batch, commit: int
-) -> tuple[list[bytes], list[bytes]]:  # Keys and words, two a record
-    return pack_words(store.space, batch, commit, [is_guarded(store, name) for name in batch])
-
-# %% ../../nbs/31c_redis_store.ipynb #65b2ddf3
-def is_note(name: bytes) -> bool:
-    "Whether `name` is that of a note"
-    return name[:1] == b'!'
-
-
-def notes_of(batch: Batch) -> Batch:
-    "What is published with the head"
-    return {name: record for name, record in batch.items() if is_note(name)}
-
-
-def records_of(batch: Batch) -> Batch:
-    "What goes into the slots"
-    return {name: record for name, record in batch.items() if not is_note(name)}
-
-# %% ../../nbs/31c_redis_store.ipynb #05aaf813
-_AT_ONCE = 2000  # commands
-
-
-class SlotSender:
-    "Sends the records of batches into their slots; raises `Outage` when a server does not answer"
-
-    def __init__(self, store: RedisStore):
-        self.store = store
-        self.recent = RecentBatches()
-
-    def apply(
-        self,
-        batch: Batch,
-        commit: int,  # Number of the batch
-    ) -> None:
-        "Every record of a batch into its slot; again is harmless"
-        tags: dict[bytes, Batch] = {}
-        for name, record in batch.items():
-            tag = record_key(self.store.space, name).partition(b'}')[0]
-            tags.setdefault(tag, {})[name] = record
-        commands: list[Command] = []
-        for some in tags.values():
-            keys, words = _words_of(self.store, some, commit)
-            head = ('EVAL', APPLY_SLOT, len(keys), *keys)
-            commands.append((keys[0], (*head, commit - 1, commit, KEEP, *words)))
-        self._send(commands)
-
-    def apply_surely(
-        self,
-        batch: Batch,
-        commit: int,  # Number of the batch
-    ) -> None:
-        "A batch, and those before it when a server may have forgotten them"
-        self.apply(records_of(batch), commit)
-        server = self.store.server
-        while self.recent.troubles != server.troubles:
-            troubles = server.troubles
-            for earlier, sent in [*self.recent.batches.items(), (commit, batch)]:
-                self.apply(records_of(sent), earlier)
-            self.recent.troubles = troubles
-
-    def revert(
-        self,
-        base: int,  # The last commit that was published
-    ) -> None:
-        "Take back what nobody published"
-        space = self.store.space
-        keys = self.store.server.scan(space + b':r:*')
-        before = [record_key(space, record_name(space, key), b'p') for key in keys]
-        pairs = zip(keys, before, strict=True)
-        self._send([(key, ('EVAL', REVERT, 2, key, p, base)) for key, p in pairs])
-
-    def _send(self, commands: Iterable[Command]) -> None:
-        rest = iter(commands)
-        while some := list(islice(rest, _AT_ONCE)):
-            self.store.server.each(some)
-
-# %% ../../nbs/31c_redis_store.ipynb #31cf0002
-def _read_redo(store: RedisStore, redo: bytes, commit: int) -> Batch:
-    "The batch that a redo tells of; raises `Outage` unless it is that of a commit"
-    found = COMMIT.unpack_from(redo)[0]
-    if found != commit:
-        raise Outage(
-            f'expected the redo of commit {commit:,} in {store.place}, found that of {found:,}: the'
-            ' server lost commits; delete the store and feed it from the log'
-        )
-    return unpack_redo(redo[COMMIT.size :])
-
-
-def _begin_writing(store: RedisStore, held: Mapping[str, RecordLayout]) -> 'RedisWriter':
+def _begin_writing(
+    space: RedisSpace, layouts: Mapping[str, RecordLayout], held: Mapping[str, RecordLayout]
+) -> RedisWriter:
     "The writer of a store that has some histories, which learns of those it is to hold"
-    writer = RedisWriter(store)
-    if store.layouts != held:
-        _write_about(store)
-    writer.begin()
+    writer = RedisWriter(SlotSender(space, layouts))
+    writer.begin('' if layouts == held else describe_layouts(layouts))
     return writer
-
-# %% ../../nbs/31c_redis_store.ipynb #59cb61fd
-def _owned(store: RedisStore, base: int, answer: int) -> int:
-    "The answer of the writer's scripts; raises `Outage` when another has taken over"
-    if answer == -1:
-        raise Outage(
-            f'expected to be the writer of {store.place}, another process is; open it again, or'
-            ' end the other'
-        )
-    if answer == -2:
-        raise Outage(
-            f'expected {store.place} at commit {base:,}, it is at another: the server lost'
-            ' commits, or another process wrote; open it again, and feed it from its position'
-        )
-    return answer
-
-# %% ../../nbs/31c_redis_store.ipynb #fc97c96e
-_MAKE_HEAD = """#!lua
-redis.call('SET', KEYS[1], 0, 'NX')
-redis.call('SET', KEYS[2], ARGV[1])
-return redis.call('GET', KEYS[1])
-"""
-
-
-class RedisWriter:
-    "The one writer of a store; raises `MlrefError` while there is another"
-
-    def __init__(self, store: RedisStore):
-        self.store = store
-        self.token = name_writer()
-        self.base = -1  # The last commit that it knows
-        self.slots = SlotSender(store)
-        claim_lease(store, self.token)
-
-    def begin(self) -> None:
-        "Make a new store, or go on with one: finish what a killed writer left; raises `Outage`"
-        store = self.store
-        own = [store.keys['head'], store.keys['era']]
-        self.base = int(store.server.run(_MAKE_HEAD, own, [secrets.randbits(62)]))
-        if not store.server.cluster:
-            return
-        clean = store.server.read([store.keys['clean']])[0]
-        self.finish()
-        if self.base > 0 and (clean is None or int(clean) != self.base):
-            self.slots.revert(self.base)
-
-    def write(self, records: Mapping[bytes, bytes | None]) -> None:
-        "Name -> record as the next commit, None deletes; raises `Outage` when it was not accepted"
-        batch = _seal_notes(records)
-        if self.store.server.cluster:
-            self.finish()
-            commit = self.base + 1
-            self._call(BEGIN, (), [COMMIT.pack(commit) + pack_redo(batch)])
-            self.slots.apply_surely(batch, commit)
-            self.slots.recent.add(commit, batch)
-            batch = notes_of(batch)
-        self._publish(batch)
-
-    def finish(self) -> None:
-        "Complete the batch that a redo tells of; raises `Outage` when it is not the next one"
-        redo = self.store.server.read([self.store.keys['redo']])[0]
-        if redo is not None:
-            batch = _read_redo(self.store, redo, self.base + 1)
-            self.slots.apply_surely(batch, self.base + 1)
-            self._publish(notes_of(batch))
-
-    def release(self) -> None:
-        "Let another be the writer at once, and say that nothing is half done"
-        keys = [self.store.keys['writer'], self.store.keys['clean']]
-        with suppress(MlrefError):  # its lease ends by itself
-            self.store.server.run(RELEASE, keys, [self.token, self.base])
-
-    def _publish(self, batch: Batch) -> None:
-        keys, words = _words_of(self.store, batch, self.base + 1)
-        self.base = self._call(PUBLISH, keys, [KEEP, *words])
-
-    def _call(self, script: str, keys: Sequence[bytes], words: Sequence[Any]) -> int:
-        store = self.store
-        own = [store.keys['head'], store.keys['writer'], store.keys['redo'], *keys]
-        known = [self.token, int(1000 * store.server.settings.lease), self.base]
-        return _owned(store, self.base, store.server.run(script, own, [*known, *words]))
 
 # %% ../../nbs/31c_redis_store.ipynb #c67fa369
 def list_names(
-    server: RedisServer,
-    space: bytes,  # Of the store
+    space: RedisSpace,
     prefix: bytes,  # That they begin with; b'' = all
 ) -> list[bytes]:
     "Names that begin so, sorted, without those that were deleted a moment ago"
-    pattern = space + b':r:*'
+    pattern = space.name + b':r:*'
     if prefix[:1] == b'!':
-        pattern = space + b':r:{!' + space + b'}*'
-    keys = server.scan(pattern)
-    names = [record_name(space, key) for key in keys]
+        pattern = space.name + b':r:{!' + space.name + b'}*'
+    keys = space.server.scan(pattern)
+    names = [record_name(space.name, key) for key in keys]
     wanted = [(name, key) for name, key in zip(names, keys, strict=True) if name.startswith(prefix)]
-    sizes = server.each([(key, ('STRLEN', key)) for _, key in wanted])
+    sizes = space.server.each([(key, ('STRLEN', key)) for _, key in wanted])
     pairs = zip(wanted, sizes, strict=True)
     return sorted(name for (name, _), size in pairs if size > COMMIT.size)

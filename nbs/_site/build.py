@@ -46,7 +46,7 @@ HIDDEN = ('include: false', 'hide')  # directives of cells of which nothing is s
 IMAGES = (('image/svg+xml', 'svg'), ('image/png', 'png'))
 MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.MULTILINE)
 PUBLIC_LINK = r'([\w/.-]+?)\.html'
-PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+\)')
+PRIVATE_LINK = re.compile(r'\[([^]]+)\]\([\w/.-]+\.md#(?:\w+\.)?_\w+(?:\.\w+)?\)')
 NESTED_LINK = re.compile(r'\[((?:[^][]|\[[^][]*\]\([^)]*\))*)\](?=\()')
 INNER_LINK = re.compile(r'\[([^][]*)\]\([^)]*\)')
 METHOD_LINK = re.compile(r'(\.md#\w+)\.\w+\)')
