@@ -214,7 +214,11 @@ def _put_blocks(
     for some in split_batch(messages):
         key = pack_offset(at)
         block = pack_block(some, where, key, epoch, now)
-        txn.put(key, block, append=True, db=table)
+        if not txn.put(key, block, append=True, db=table):  # it is not behind all others
+            raise MlrefError(
+                f'expected offset {at:,} of {where.name} behind all that are there, found a later'
+                ' one: the file is damaged; restore it from a copy'
+            )
         at += len(some)
     return GrowingBlock(where, key, block)
 
