@@ -36,7 +36,7 @@ from .definitions import decode_features, encode_features
 from .edges import child_environment, make_folder, read_json_object
 from .environment import SCORE_TOLERANCE, max_score_change
 from .feature_ranges import FeatureRanges, decode_ranges, encode_ranges
-from .features import FeatureSet
+from .features import FeatureSet, check_columns
 from .messages import MessageLimits
 from .model import LOADERS, load_model, save_model
 from .named_values import decode_value, encode_value
@@ -88,11 +88,7 @@ def make_bundle(
     ranges: FeatureRanges | None = None,  # Of its training rows; None = not known
 ) -> ServingBundle:
     "A bundle for this process; raises `MlrefError` for a model of other columns"
-    if model.names != task.features.names:
-        raise MlrefError(
-            f'expected a model of the {len(task.features.names)} columns of {task.features.name},'
-            f' got one of {len(model.names)}; train it on vectors of that feature set'
-        )
+    check_columns(model.names, task.features)
     return ServingBundle(
         task=make_served_task(task),
         model=model,

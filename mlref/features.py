@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SourceKind', 'LARGEST_SUM', 'LARGEST_SUM_ROOT', 'MAX_EXACT', 'SUM_STATS', 'ROW_STATS', 'Entity', 'Source',
            'FeatureView', 'Column', 'view_columns', 'view_definition', 'OnDemand', 'TableLookup', 'lookup_feature',
-           'FeatureSet']
+           'FeatureSet', 'check_columns']
 
 # %% ../nbs/06_features.ipynb #51fdddd5
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -367,3 +368,17 @@ def _histories(features: FeatureSet) -> dict[tuple[str, str], int]:
         back = max(view.windows, default=view.ttl or 0) - min(view.ahead, 0)
         needed[name] = max(needed.get(name, 0), back)
     return needed
+
+# %% ../nbs/06_features.ipynb #06fef011
+def check_columns(
+    names: Sequence[str],  # Columns of a model, in order
+    features: FeatureSet,
+) -> None:
+    "Raise `MlrefError` unless a model's columns are those of a feature set"
+    for place, (wanted, got) in enumerate(zip_longest(features.names, names, fillvalue='nothing')):
+        if wanted != got:
+            raise MlrefError(
+                f'expected a model of the {len(features.names)} columns of {features.name}, got one'
+                f' of {len(names)} with {got} in place of {wanted} (column {place}); train it on'
+                ' vectors of that feature set'
+            )

@@ -33,7 +33,7 @@ from mlref.core import (
 from .edges import explain_errors
 from .environment import capture_environment
 from .feature_ranges import encode_ranges, measure_ranges
-from .features import FeatureSet
+from .features import FeatureSet, check_columns
 from .gates import Gate
 from .model import save_model
 from .tracking_store import RegistryUnreachable, TrackingStore
@@ -212,11 +212,8 @@ def register_model(
     check_type(gates, (list, tuple, type(None)), 'gates')
     if sample is not None:
         check_predictor(model, sample[:KEPT_ROWS])  # before anything is written
-    if features is not None and model.names != features.names:
-        raise MlrefError(
-            f'expected a model of the {len(features.names)} columns of {features.name}, got one of'
-            f' {len(model.names)}; train it on vectors of that feature set'
-        )
+    if features is not None:
+        check_columns(model.names, features)
     files = _write_files(registry, model, features, sample)
     note = {
         'tags': _version_tags(model, run, features, gates, files),
