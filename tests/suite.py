@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (sys.executable, 'tests/run_pages.py')
 NEEDS = {  # program, or package of an extra -> beginnings of the pages that use it
     'program redis-server': '31|move_to_redis',
-    'program nginx': '34a|49b_cli_balance',
+    'program nginx': '34|49b_cli_balance',
     'program haproxy': '32c|34a|49b_cli_balance',
     'program prometheus': 'observe_it',
     'package confluent_kafka': '29a|30|move_to_kafka',
