@@ -26,7 +26,13 @@ from typing import Any, TextIO
 from .arguments import check_fields, check_number, describe_value
 from .checked_files import read_checked_json, write_checked_json
 from .core import MlrefError, digest, git_commit, write_bytes
-from .edges import check_writable, describe_error, explain_errors, read_json_object
+from mlref.edges import (
+    check_writable,
+    describe_error,
+    explain_errors,
+    make_folder,
+    read_json_object,
+)
 from .environment import lock_hash
 
 # %% ../nbs/24_pipeline.ipynb #a5acda6c
@@ -172,8 +178,7 @@ def run_step(
     check_parameters(notebook, given)
     notebook = Path(notebook).resolve()
     out = Path(out).resolve()
-    with explain_errors(f'to make the folder {out.parent}', 'choose another with --reports'):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, 'reports', 'choose another with --reports')
     start = time.perf_counter()
     cpu = _cpu_of_children()
     try:

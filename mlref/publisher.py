@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .edges import make_folder
-
 # %% ../nbs/17da_publisher.ipynb #17da0006
 from .core import MlrefError
-from .edges import child_command, child_environment, hold_file_lock
+from .edges import child_command, child_environment, hold_file_lock, make_folder
 from .group_commit import Durability
 from .model_server import ServerSettings
 from .protocols import Limits

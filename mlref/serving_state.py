@@ -19,13 +19,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .edges import make_folder
-
 # %% ../nbs/16h_serving_state.ipynb #43f33327
 from .arguments import check_fields
 from .checked_files import check_digest, read_checked_json, write_checked_json
 from .core import MlrefError
-from .edges import hold_file_lock, parse_json
+from .edges import hold_file_lock, make_folder, parse_json
 from .log import LocalLog
 
 # %% ../nbs/16h_serving_state.ipynb #c2922efc

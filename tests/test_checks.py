@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import check
+from checks.exercises import FOLD
 from checks.glossary import check_glossary
 from checks.notebooks import ROOT, Cell, Finding, Page
 from checks.pages import check_pages
@@ -35,7 +36,7 @@ NUMBERS = itertools.count()
 
 ASKED = Cell('markdown', 'asked', '## What to change\n\n1. Why?\n2. When?\n3. Where?')
 FOLDED = {'jupyter': {'source_hidden': True}}
-ANSWER = '#| code-fold: true\n# 1: so\n# 2: now\n# 3: here\nassert answer() == 1'
+ANSWER = f'{FOLD}# 1: so\n# 2: now\n# 3: here\nassert answer() == 1'
 ANSWERED = (ASKED, Cell('code', 'answers', ANSWER, metadata=FOLDED))
 
 
@@ -49,9 +50,14 @@ def exported(source: str) -> Cell:
     return Cell('code', f'c{next(NUMBERS)}', f'#| export\n{source}')
 
 
+def exercise_rules(*cells: Cell, file: str = 'nbs/05_store.ipynb') -> list[str]:
+    "Rules that a page which ends with these cells breaks"
+    return [finding.rule for finding in check_pages([Page(file, (TOP, *cells))])]
+
+
 def rules(*cells: Cell, file: str = 'nbs/05_store.ipynb') -> list[str]:
-    "Rules that a page of these cells breaks"
-    return [finding.rule for finding in check_pages([Page(file, (TOP, *cells, *ANSWERED))])]
+    "Rules that a page of these cells breaks, which has its exercises behind them"
+    return exercise_rules(*cells, *ANSWERED, file=file)
 
 
 SHAPES = {
@@ -161,11 +167,6 @@ def test_a_page_out_of_shape_is_found(rule, cells):
     assert rule.strip() in rules(*cells)
 
 
-def exercise_rules(*cells: Cell, file: str = 'nbs/05_store.ipynb') -> list[str]:
-    "Rules that a page which ends with these cells breaks"
-    return [finding.rule for finding in check_pages([Page(file, (TOP, *cells))])]
-
-
 def test_an_exercise_has_an_answer_that_is_run():
     assert exercise_rules(*ANSWERED) == []
     assert exercise_rules() == ['exercises']
@@ -173,7 +174,7 @@ def test_an_exercise_has_an_answer_that_is_run():
     few = Cell('markdown', 'few', '## What to change\n\n1. Why?\n2. When?')
     assert exercise_rules(few, ANSWERED[1]) == ['exercises']
     assert exercise_rules(ASKED) == ['answer'] * 3
-    open_cell = Cell('code', 'open', ANSWER.removeprefix('#| code-fold: true\n'))
+    open_cell = Cell('code', 'open', ANSWER.removeprefix(FOLD))
     assert exercise_rules(ASKED, open_cell) == ['answer'] * 3
     words = Cell('code', 'words', ANSWER.replace('assert answer() == 1', 'x = 1'), metadata=FOLDED)
     assert exercise_rules(ASKED, words) == ['answer'] * 3

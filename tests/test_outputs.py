@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from checks.exercises import FOLD
 from checks.notebooks import page_paths
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +104,7 @@ def code_cells(path: Path) -> list[dict]:
         source = [line for line in cell['source'] if not line.startswith(('%', '!'))]
         cell['tree'] = ast.parse(''.join(source))
         # an answer shows what its page computes, which that page checks
-        cell['folded'] = source[:1] == ['#| code-fold: true\n']
+        cell['folded'] = source[:1] == [FOLD]
     return code
 
 
